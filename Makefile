@@ -1,0 +1,53 @@
+# `make` alone lists what there is.
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+# reinstalled when something it is built from has changed
+SOURCES := pyproject.toml CMakeLists.txt $(shell find native third_party/patches third_party/*.py third_party/*.json pyfastv -type f \
+	-not -path '*/__pycache__/*' -not -path 'pyfastv/lib/*' -not -name '*.so' 2>/dev/null)
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "pyfastv needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)" >&2; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || { echo "pyfastv needs a C++ compiler: none found as $${CXX:-c++} (Debian: apt install g++; macOS: xcode-select --install)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# -v: a compiler is quiet for minutes otherwise
+$(VENV)/.installed: $(BIN)/python $(SOURCES)
+	@echo "pyfastv: compiling llama.cpp; this takes a few minutes"
+	$(BIN)/python -m pip install --disable-pip-version-check -q '.[test]' --config-settings=build-dir=build/{wheel_tag}
+	@touch $@
+
+.PHONY: install
+install: $(VENV)/.installed ## build everything into .venv
+
+.PHONY: demo
+demo: install ## ask the bundled model about a bundled picture, with and without FastV
+	$(BIN)/pyfastv demo
+
+.PHONY: test
+test: install ## run the tests
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: install ## ruff, mypy and clang-format
+	$(BIN)/python -m pip install --disable-pip-version-check -q pre-commit
+	$(BIN)/pre-commit run --all-files
+
+.PHONY: stock
+stock: install ## build the unpatched libraries of the same pin, to compare with (build/stock)
+	$(BIN)/python benchmarks/build_stock.py --output build/stock
+
+.PHONY: bench
+bench: stock ## prefill of a LLaVA-1.5-7B geometry, stock and ours in turn (needs 8 GB of memory and half an hour)
+	$(BIN)/python benchmarks/prefill.py --geometry llava-1.5-7b --stock build/stock
+
+.PHONY: clean
+clean: ## remove .venv and everything built
+	rm -rf $(VENV) build dist third_party/llama.cpp

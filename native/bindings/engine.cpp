@@ -1,0 +1,216 @@
+#include "bindings/bindings.h"
+
+#include "runner/engine.h"
+#include "runner/errors.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <exception>
+#include <memory>
+#include <utility>
+
+namespace py = pybind11;
+
+using namespace py::literals;
+using pyfastv::engine;
+using pyfastv::error;
+using pyfastv::error_kind;
+
+namespace {
+
+using rgb_array = py::array_t<uint8_t, py::array::c_style>;
+
+// An engine with Python's callbacks: they are called from long computations, which run without the GIL. What they
+// raise is kept here, the computation is told to stop, and it is raised again when the computation has come back.
+class py_engine {
+public:
+    // f() without the GIL
+    template <typename F>
+    auto run(F && f) {
+        raised = nullptr;
+        try {
+            const py::gil_scoped_release release;
+            return f();
+        } catch (...) {
+            if (raised) {
+                std::rethrow_exception(std::exchange(raised, nullptr));
+            }
+            throw;
+        }
+    }
+
+    py_engine(pyfastv::engine_options options, const py::object & progress) {
+        // by reference: only loading, which ends in this constructor, reports to it
+        options.progress = [this, &progress](float done) {
+            const py::gil_scoped_acquire gil;
+            return guarded([&] {
+                if (!progress.is_none()) {
+                    progress(done);
+                }
+                check_signals();
+            });
+        };
+        options.interrupt = [this] {
+            const py::gil_scoped_acquire gil;
+            return !guarded([&] { check_signals(); });
+        };
+
+        run([&] { impl = std::make_unique<engine>(options); });
+    }
+
+    engine & get() {
+        if (!impl) {
+            throw error(error_kind::closed, "the runner is closed");
+        }
+        return *impl;
+    }
+
+    void close() {
+        run([&] { impl.reset(); });
+    }
+
+    bool closed() const { return !impl; }
+
+private:
+    static void check_signals() {
+        if (PyErr_CheckSignals() != 0) {
+            throw py::error_already_set();
+        }
+    }
+
+    template <typename F>
+    bool guarded(F && f) {
+        try {
+            f();
+            return true;
+        } catch (...) {
+            raised = std::current_exception();
+            return false;
+        }
+    }
+
+    std::unique_ptr<engine> impl;
+    std::exception_ptr      raised;
+};
+
+std::vector<pyfastv::image> to_images(const std::vector<rgb_array> & arrays) {
+    std::vector<pyfastv::image> images;
+    for (const auto & array : arrays) {
+        if (array.ndim() != 3 || array.shape(2) != 3 || array.size() == 0) {
+            throw error(error_kind::image, "a picture must be an array of uint8 [height, width, 3]");
+        }
+        images.push_back({ (uint32_t) array.shape(1), (uint32_t) array.shape(0), array.data() });
+    }
+    return images;
+}
+
+template <typename T>
+py::array_t<T> to_array(const std::vector<T> & values) {
+    return py::array_t<T>(values.size(), values.data());
+}
+
+py::dict to_dict(const pyfastv::run_report & r) {
+    return py::dict(
+        "visual_tokens"_a = r.visual_tokens, "visual_tokens_kept"_a = r.visual_kept,
+        "prompt_tokens"_a = r.prompt_tokens, "cached_tokens"_a = r.cached_tokens, "generated_tokens"_a = r.generated_tokens,
+        "encode_ms"_a = r.encode_ms, "full_ms"_a = r.full_ms, "stage0_ms"_a = r.stage0_ms, "choose_ms"_a = r.choose_ms,
+        "later_ms"_a = r.later_ms, "generate_ms"_a = r.generate_ms, "first_token_ms"_a = r.first_token_ms,
+        "kv_bytes_used"_a = r.kv_bytes_used, "kv_bytes_allocated"_a = r.kv_bytes_allocated, "graphs_reused"_a = r.graphs_reused);
+}
+
+std::unique_ptr<py_engine> make_engine(
+        std::string model_path, std::optional<std::string> mmproj_path, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
+        int32_t n_threads, int32_t n_gpu_layers, std::string flash_attn, std::string type_k, std::string type_v,
+        bool verbose, const py::object & progress) {
+    pyfastv::engine_options options;
+    options.model_path   = std::move(model_path);
+    options.mmproj_path  = std::move(mmproj_path);
+    options.n_ctx        = n_ctx;
+    options.n_batch      = n_batch;
+    options.n_ubatch     = n_ubatch;
+    options.n_threads    = n_threads;
+    options.n_gpu_layers = n_gpu_layers;
+    options.flash_attn   = std::move(flash_attn);
+    options.type_k       = std::move(type_k);
+    options.type_v       = std::move(type_v);
+    options.verbose      = verbose;
+
+    return std::make_unique<py_engine>(std::move(options), progress);
+}
+
+void prefill(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays, const py::object & progress, bool add_bos, int32_t reserve) {
+    auto & impl = self.get();
+
+    const auto images = to_images(arrays);
+
+    engine::progress_fn report;
+    if (!progress.is_none()) {
+        report = [&](int64_t done, int64_t all) {
+            const py::gil_scoped_acquire gil;
+            progress(done, all);
+        };
+    }
+
+    self.run([&] { impl.prefill(prompt, images, add_bos, reserve, report); });
+}
+
+void start(py_engine & self, int32_t max_tokens, float temperature, int32_t top_k, float top_p, float min_p, float typical_p,
+        float repeat_penalty, int32_t repeat_last_n, float frequency_penalty, float presence_penalty, uint32_t seed,
+        std::optional<std::string> grammar) {
+    auto & impl = self.get();
+
+    const pyfastv::sampling_options options = {
+        max_tokens, temperature, top_k, top_p, min_p, typical_p, repeat_penalty, repeat_last_n,
+        frequency_penalty, presence_penalty, seed, std::move(grammar),
+    };
+
+    self.run([&] { impl.start(options); });
+}
+
+py::object next(py_engine & self) {
+    auto & impl = self.get();
+
+    const auto token = self.run([&] { return impl.next(); });
+    if (!token) {
+        return py::none();
+    }
+    return py::make_tuple(token->first, py::bytes(token->second));
+}
+
+py::array_t<float> logits(py_engine & self) {
+    auto & impl = self.get();
+
+    const float * data = self.run([&] { return impl.logits(); });
+    return py::array_t<float>(impl.n_vocab(), data);
+}
+
+} // namespace
+
+void bind_engine(py::module_ & m) {
+    py::class_<py_engine>(m, "Engine")
+        .def(py::init(&make_engine), py::kw_only(), "model_path"_a, "mmproj_path"_a, "n_ctx"_a, "n_batch"_a, "n_ubatch"_a,
+             "n_threads"_a, "n_gpu_layers"_a, "flash_attn"_a, "type_k"_a, "type_v"_a, "verbose"_a, "progress"_a)
+        .def("close", &py_engine::close)
+        .def_property_readonly("closed", &py_engine::closed)
+        .def_property_readonly("media_marker",  [](py_engine & self) { return self.get().marker(); })
+        .def_property_readonly("n_ctx",         [](py_engine & self) { return self.get().n_ctx(); })
+        .def_property_readonly("n_layer",       [](py_engine & self) { return self.get().n_layer(); })
+        .def_property_readonly("chat_template", [](py_engine & self) { return self.get().chat_template(); })
+        .def_property_readonly("bos_token",     [](py_engine & self) { return self.get().bos_token(); })
+        .def_property_readonly("eos_token",     [](py_engine & self) { return self.get().eos_token(); })
+        .def_property_readonly("description",   [](py_engine & self) { return self.get().description(); })
+        .def_property_readonly("finish_reason", [](py_engine & self) { return self.get().finish_reason(); })
+        .def("set_fastv",   [](py_engine & self, int32_t k, float drop) { auto & e = self.get(); self.run([&] { e.set_fastv(k, drop); }); }, "k"_a, "drop"_a)
+        .def("clear_fastv", [](py_engine & self) { auto & e = self.get(); self.run([&] { e.clear_fastv(); }); })
+        .def("prefill", &prefill, "prompt"_a, "images"_a, "progress"_a, "add_bos"_a, "reserve"_a)
+        .def("logits",  &logits)
+        .def("feed",    [](py_engine & self, int32_t token) { auto & e = self.get(); self.run([&] { e.feed(token); }); }, "token"_a)
+        .def("start",   &start, py::kw_only(), "max_tokens"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a,
+             "repeat_penalty"_a, "repeat_last_n"_a, "frequency_penalty"_a, "presence_penalty"_a, "seed"_a, "grammar"_a)
+        .def("next",    &next)
+        .def("kept",    [](py_engine & self) { return to_array(self.get().kept()); })
+        .def("scores",  [](py_engine & self) { return to_array(self.get().scores()); })
+        .def("reset",   [](py_engine & self) { auto & e = self.get(); self.run([&] { e.reset(); }); })
+        .def("report",  [](py_engine & self) { return to_dict(self.get().report()); });
+}

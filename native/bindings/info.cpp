@@ -1,0 +1,97 @@
+#include "bindings/bindings.h"
+
+#include "build_info.h"
+
+#include "choose/choose.h"
+#include "pyfastv.h"
+#include "runner/errors.h"
+#include "runner/log.h"
+#include "runner/model_file.h"
+
+#include "ggml-backend.h"
+#include "llama-cpp.h"
+#include "llama.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+namespace py = pybind11;
+
+using namespace py::literals;
+
+static py::dict build_info() {
+    return py::dict(
+        "pyfastv"_a = PYFASTV_VERSION, "llama_cpp_python"_a = PYFASTV_PIN_VERSION, "llama_cpp"_a = PYFASTV_PIN_COMMIT,
+        "compiler"_a = PYFASTV_COMPILER, "build_type"_a = PYFASTV_BUILD_TYPE, "cpu_flags"_a = PYFASTV_CPU_FLAGS,
+        "patches"_a = py::str(PYFASTV_PATCHES).attr("split")());
+}
+
+static const char * device_type(ggml_backend_dev_t dev) {
+    switch (ggml_backend_dev_type(dev)) {
+        case GGML_BACKEND_DEVICE_TYPE_CPU:   return "cpu";
+        case GGML_BACKEND_DEVICE_TYPE_GPU:   return "gpu";
+        case GGML_BACKEND_DEVICE_TYPE_IGPU:  return "igpu";
+        case GGML_BACKEND_DEVICE_TYPE_ACCEL: return "accel";
+        default:                             return "other";
+    }
+}
+
+static py::list backends() {
+    py::list res;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        const auto dev = ggml_backend_dev_get(i);
+        res.append(py::dict("name"_a = ggml_backend_dev_name(dev), "description"_a = ggml_backend_dev_description(dev), "type"_a = device_type(dev)));
+    }
+    return res;
+}
+
+static py::object optional_str(const char * text) {
+    return text ? py::object(py::str(text)) : py::none();
+}
+
+static py::dict model_info(const std::string & path) {
+    llama_model_ptr model;
+    {
+        const py::gil_scoped_release release;
+
+        pyfastv::check_gguf(path);
+
+        const pyfastv::log_scope log(false);
+
+        auto params = llama_model_default_params();
+        params.no_alloc = true; // the header only
+
+        model.reset(llama_model_load_from_file(path.c_str(), params));
+        if (!model) {
+            throw pyfastv::error(pyfastv::error_kind::model, path + ": " + log.reason("cannot be loaded"));
+        }
+    }
+
+    char desc[256], arch[128];
+    llama_model_desc(model.get(), desc, sizeof(desc));
+    llama_model_meta_val_str(model.get(), "general.architecture", arch, sizeof(arch));
+
+    return py::dict(
+        "architecture"_a = arch, "description"_a = desc, "n_layer"_a = llama_model_n_layer(model.get()),
+        "n_embd"_a = llama_model_n_embd(model.get()), "n_ctx_train"_a = llama_model_n_ctx_train(model.get()),
+        "n_params"_a = llama_model_n_params(model.get()), "size_bytes"_a = llama_model_size(model.get()),
+        "unsupported_reason"_a = optional_str(pyfastv_unsupported_reason(model.get())),
+        "k_max"_a = llama_model_n_layer(model.get()) - 1,
+        "chat_template"_a = optional_str(llama_model_chat_template(model.get(), nullptr)));
+}
+
+static py::array_t<int32_t> choose_top_k(const py::array_t<float, py::array::c_style | py::array::forcecast> & scores, float drop) {
+    if (scores.ndim() != 1 || !(drop >= 0 && drop < 1)) {
+        throw pyfastv::error(pyfastv::error_kind::option, "scores must be a vector and 0 <= drop < 1");
+    }
+    const auto kept = pyfastv::choose_top_k(scores.data(), scores.size(), drop);
+    return py::array_t<int32_t>(kept.size(), kept.data());
+}
+
+void bind_info(py::module_ & m) {
+    m.def("system_info", &llama_print_system_info);
+    m.def("build_info", &build_info);
+    m.def("backends", &backends);
+    m.def("model_info", &model_info, "model_path"_a);
+    m.def("choose_top_k", &choose_top_k, "scores"_a, "drop"_a);
+}

@@ -1,0 +1,46 @@
+#include "bindings/bindings.h"
+
+#include "runner/errors.h"
+
+#include <exception>
+
+namespace py = pybind11;
+
+static const char * class_name(pyfastv::error_kind kind) {
+    using pyfastv::error_kind;
+
+    switch (kind) {
+        case error_kind::option:         return "OptionError";
+        case error_kind::model:          return "ModelError";
+        case error_kind::unsupported:    return "UnsupportedModelError";
+        case error_kind::image:          return "ImageError";
+        case error_kind::context_length: return "ContextLengthError";
+        case error_kind::out_of_memory:  return "OutOfMemoryError";
+        case error_kind::decode:         return "DecodeError";
+        case error_kind::closed:         return "ClosedError";
+    }
+    return "Error";
+}
+
+PYBIND11_MODULE(_native, m) {
+    m.doc() = "llama.cpp, mtmd and the stages. Private; use pyfastv.Runner.";
+
+    py::register_exception_translator([](std::exception_ptr p) {
+        try {
+            std::rethrow_exception(p);
+        } catch (const pyfastv::error & err) {
+            const auto type = py::module_::import("pyfastv.errors").attr(class_name(err.kind));
+            if (err.kind == pyfastv::error_kind::context_length) {
+                const auto instance = type(err.what(), err.n_tokens, err.n_ctx);
+                PyErr_SetObject(type.ptr(), instance.ptr());
+            } else {
+                PyErr_SetString(type.ptr(), err.what());
+            }
+        } catch (const std::bad_alloc &) {
+            PyErr_SetString(py::module_::import("pyfastv.errors").attr("OutOfMemoryError").ptr(), "out of memory");
+        }
+    });
+
+    bind_info(m);
+    bind_engine(m);
+}

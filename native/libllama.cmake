@@ -1,0 +1,18 @@
+# Our part of libllama. Included by third_party/patches into llama.cpp's src/CMakeLists.txt.
+
+set(PYFASTV_SOURCES
+    capi/pyfastv.cpp
+    choose/choose.cpp
+    decode/staged_decode.cpp
+    graph/stage_graph.cpp
+    memory/pending_rows.cpp
+    memory/staged_memory.cpp
+    schedule/schedule.cpp
+    score/score.cpp
+)
+list(TRANSFORM PYFASTV_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
+
+target_sources(llama PRIVATE ${PYFASTV_SOURCES})
+# llama.cpp joins its model files into unity sources; ours keep their own anonymous namespaces
+set_source_files_properties(${PYFASTV_SOURCES} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+target_include_directories(llama PRIVATE ${CMAKE_CURRENT_LIST_DIR} PUBLIC ${CMAKE_CURRENT_LIST_DIR}/include)

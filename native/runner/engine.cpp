@@ -1,0 +1,530 @@
+#include "runner/engine.h"
+
+#include "pyfastv.h"
+
+#include "runner/errors.h"
+#include "runner/log.h"
+#include "runner/model_file.h"
+
+#include "ggml-backend.h"
+#include "ggml.h"
+#include "mtmd-helper.h"
+
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+#include <random>
+#include <thread>
+
+namespace pyfastv {
+namespace {
+
+constexpr int64_t poll_interval_us = 10'000;
+
+ggml_type parse_type(const std::string & name) {
+    std::string known;
+    for (const auto type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_IQ4_NL, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1 }) {
+        if (name == ggml_type_name(type)) {
+            return type;
+        }
+        known += std::string(known.empty() ? "" : ", ") + ggml_type_name(type);
+    }
+    throw error(error_kind::option, "\"" + name + "\" is not a type for a KV cache; one of: " + known);
+}
+
+llama_flash_attn_type parse_flash_attn(const std::string & name) {
+    if (name == "auto") { return LLAMA_FLASH_ATTN_TYPE_AUTO; }
+    if (name == "on")   { return LLAMA_FLASH_ATTN_TYPE_ENABLED; }
+    if (name == "off")  { return LLAMA_FLASH_ATTN_TYPE_DISABLED; }
+    throw error(error_kind::option, "flash_attn = \"" + name + "\"; one of: auto, on, off");
+}
+
+std::string random_marker() {
+    std::random_device device;
+    return "<__media_" + std::to_string(device()) + std::to_string(device()) + "__>";
+}
+
+error_kind kind_of(pyfastv_status status) {
+    switch (status) {
+        case PYFASTV_BAD_PARAMS:    return error_kind::option;
+        case PYFASTV_UNSUPPORTED:   return error_kind::unsupported;
+        case PYFASTV_OUT_OF_MEMORY: return error_kind::out_of_memory;
+        default:                    return error_kind::decode;
+    }
+}
+
+class stopwatch {
+public:
+    double ms() const { return (ggml_time_us() - t0)/1000.0; }
+
+private:
+    int64_t t0 = ggml_time_us();
+};
+
+} // namespace
+
+//
+// loading
+//
+
+engine::engine(const engine_options & options_in) : options(options_in), media_marker(random_marker()) {
+    static std::once_flag once;
+    std::call_once(once, llama_backend_init);
+
+    if (options.n_threads <= 0) {
+        options.n_threads = std::max(1u, std::thread::hardware_concurrency());
+    }
+
+    load_model();
+    load_context();
+    if (options.mmproj_path) {
+        load_vision();
+    }
+}
+
+void engine::load_model() {
+    check_gguf(options.model_path);
+
+    const log_scope log(options.verbose);
+
+    auto params = llama_model_default_params();
+    params.n_gpu_layers = options.n_gpu_layers;
+    params.progress_callback_user_data = this;
+    params.progress_callback = [](float progress, void * self) {
+        const auto & callback = static_cast<engine *>(self)->options.progress;
+        return !callback || callback(progress);
+    };
+
+    model.reset(llama_model_load_from_file(options.model_path.c_str(), params));
+    if (!model) {
+        throw error(error_kind::model, options.model_path + ": " + log.reason("cannot be loaded"));
+    }
+    vocab = llama_model_get_vocab(model.get());
+
+    if (llama_model_has_encoder(model.get()) || !llama_model_has_decoder(model.get())) {
+        throw error(error_kind::unsupported, options.model_path + ": is not a decoder-only language model");
+    }
+}
+
+void engine::load_context() {
+    const log_scope log(options.verbose);
+
+    auto params = llama_context_default_params();
+    params.n_ctx           = options.n_ctx;
+    params.n_batch         = options.n_batch;
+    params.n_ubatch        = options.n_ubatch;
+    params.n_seq_max       = 1;
+    params.n_threads       = options.n_threads;
+    params.n_threads_batch = options.n_threads;
+    params.flash_attn_type = parse_flash_attn(options.flash_attn);
+    params.type_k          = parse_type(options.type_k);
+    params.type_v          = parse_type(options.type_v);
+    params.no_perf         = false;
+    params.abort_callback      = [](void * self) { return static_cast<engine *>(self)->stop_requested(); };
+    params.abort_callback_data = this;
+
+    ctx.reset(llama_init_from_model(model.get(), params));
+    if (!ctx) {
+        const auto reason = log.reason("no reason was given");
+        const bool memory = reason.find("alloc") != std::string::npos || reason.find("memory") != std::string::npos;
+        throw error(memory ? error_kind::out_of_memory : error_kind::option,
+                "a context of n_ctx = " + std::to_string(options.n_ctx ? options.n_ctx : llama_model_n_ctx_train(model.get())) +
+                " tokens cannot be made: " + reason + (memory ? " (a smaller n_ctx or a quantized type_k and type_v need less)" : ""));
+    }
+}
+
+void engine::load_vision() {
+    check_gguf(*options.mmproj_path);
+
+    const log_scope log(options.verbose);
+
+    auto params = mtmd_context_params_default();
+    params.use_gpu         = options.n_gpu_layers != 0;
+    params.print_timings   = false;
+    params.n_threads       = options.n_threads;
+    params.media_marker    = media_marker.c_str();
+    params.flash_attn_type = parse_flash_attn(options.flash_attn);
+    params.warmup          = false;
+
+    vision.reset(mtmd_init_from_file(options.mmproj_path->c_str(), model.get(), params));
+    if (!vision) {
+        throw error(error_kind::model, *options.mmproj_path + ": cannot be used with " + options.model_path + ": " +
+                log.reason("it is not an mmproj file, or belongs to another model"));
+    }
+    if (!mtmd_support_vision(vision.get())) {
+        throw error(error_kind::model, *options.mmproj_path + ": has no vision encoder");
+    }
+}
+
+//
+// FastV
+//
+
+void engine::set_fastv(int32_t k, float drop) {
+    const log_scope log(options.verbose);
+
+    const pyfastv_params params = { k, drop };
+
+    const auto status = pyfastv_attach(ctx.get(), &params);
+    reset();
+    fastv = status == PYFASTV_OK;
+    if (!fastv) {
+        throw error(kind_of(status), pyfastv_last_error());
+    }
+}
+
+void engine::clear_fastv() {
+    const log_scope log(options.verbose);
+
+    const auto status = pyfastv_attach(ctx.get(), nullptr);
+    reset();
+    fastv = false;
+    if (status != PYFASTV_OK) {
+        throw error(kind_of(status), pyfastv_last_error());
+    }
+}
+
+std::vector<int32_t> engine::kept() const {
+    std::vector<int32_t> res(pyfastv_get_kept(ctx.get(), nullptr, 0));
+    pyfastv_get_kept(ctx.get(), res.data(), res.size());
+    return res;
+}
+
+std::vector<float> engine::scores() const {
+    std::vector<float> res(pyfastv_get_scores(ctx.get(), nullptr, 0));
+    pyfastv_get_scores(ctx.get(), res.data(), res.size());
+    return res;
+}
+
+//
+// prefill
+//
+
+void engine::reset() {
+    llama_memory_clear(llama_get_memory(ctx.get()), false);
+    evaluated.clear();
+    n_past = 0;
+    sampler.reset();
+    sampled.reset();
+    finish      = nullptr;
+    was_stopped = false;
+}
+
+size_t engine::reuse(const prompt & prompt) {
+    size_t    n   = 0;
+    llama_pos pos = 0;
+
+    // The last piece is evaluated again: somebody will read its logits. With FastV, what the later layers know of a
+    // picture was chosen by the question that followed it, and holds for that question only.
+    while (n < evaluated.size() && n + 1 < prompt.pieces.size() && prompt.pieces[n].same_as(evaluated[n]) &&
+            !(fastv && prompt.pieces[n].visual())) {
+        pos += prompt.pieces[n].n_pos;
+        n++;
+    }
+
+    if (!llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, pos, -1)) {
+        reset();
+        return 0;
+    }
+
+    evaluated.resize(n);
+    n_past = pos;
+
+    return n;
+}
+
+void engine::prefill(const std::string & text, const std::vector<image> & images, bool add_bos, int32_t reserve, const progress_fn & progress) {
+    const log_scope log(options.verbose);
+
+    const auto prompt = tokenize(vocab, vision.get(), media_marker, text, images, add_bos);
+
+    if (prompt.n_tokens == 0) {
+        throw error(error_kind::option, "the prompt is empty");
+    }
+    if (prompt.n_tokens + reserve > n_ctx()) {
+        error err(error_kind::context_length, "the prompt has " + std::to_string(prompt.n_tokens) + " tokens (" +
+                std::to_string(prompt.n_visual) + " of them visual) and " + std::to_string(reserve) +
+                " more have to fit behind it, but n_ctx is " + std::to_string(n_ctx()) +
+                ": use a larger n_ctx, fewer pictures, a shorter prompt or a smaller max_tokens");
+        err.n_tokens = prompt.n_tokens;
+        err.n_ctx    = n_ctx();
+        throw err;
+    }
+
+    const int64_t t0 = ggml_time_us();
+
+    counts      = {};
+    sampler.reset();
+    sampled.reset();
+    finish      = nullptr;
+    was_stopped = false;
+    pyfastv_reset_report(ctx.get());
+    llama_perf_context_reset(ctx.get());
+
+    const size_t n_reused = reuse(prompt);
+
+    counts.prompt_tokens = prompt.n_tokens;
+    counts.visual_tokens = prompt.n_visual;
+    for (size_t i = 0; i < n_reused; ++i) {
+        counts.cached_tokens += prompt.pieces[i].n_tokens;
+    }
+    t_prefill_us = t0;
+
+    int64_t done = counts.cached_tokens;
+
+    const auto & pieces = prompt.pieces;
+    for (size_t i = n_reused; i < pieces.size(); ) {
+        size_t end = i + 1;
+        if (pieces[i].visual()) {
+            decode_picture(pieces[i]);
+            done += pieces[i].n_tokens;
+        } else {
+            while (end < pieces.size() && end - i < llama_n_batch(ctx.get()) && !pieces[end].visual()) {
+                end++;
+            }
+            decode_text(pieces, i, end, end == pieces.size());
+            done += end - i;
+        }
+        i = end;
+
+        if (progress) {
+            progress(done, prompt.n_tokens);
+        }
+    }
+
+    const auto status = pyfastv_flush(ctx.get());
+    if (status == PYFASTV_ABORTED) {
+        throw interrupted();
+    }
+    if (status != PYFASTV_OK) {
+        throw error(kind_of(status), std::string("the later layers failed: ") + pyfastv_last_error());
+    }
+    llama_synchronize(ctx.get());
+}
+
+void engine::decode_text(const std::vector<prompt_piece> & pieces, size_t begin, size_t end, bool logits_last) {
+    const log_scope log(options.verbose);
+    const stopwatch watch;
+    const double    stage0_before = pyfastv_get_report(ctx.get()).t_stage0_ms;
+
+    std::vector<llama_token>  tokens;
+    std::vector<llama_pos>    pos;
+    std::vector<int8_t>       outputs(end - begin, 0);
+    for (size_t i = begin; i < end; ++i) {
+        tokens.push_back(pieces[i].token);
+        pos.push_back(n_past + (llama_pos) (i - begin));
+    }
+    outputs.back() = logits_last;
+
+    llama_batch batch = {};
+    batch.n_tokens = tokens.size();
+    batch.token    = tokens.data();
+    batch.pos      = pos.data();
+    batch.logits   = outputs.data();
+
+    check(llama_decode(ctx.get(), batch), log.reason(""));
+    llama_synchronize(ctx.get());
+
+    if (pyfastv_get_report(ctx.get()).t_stage0_ms == stage0_before) {
+        counts.full_ms += watch.ms();
+    }
+
+    n_past += end - begin;
+    evaluated.insert(evaluated.end(), pieces.begin() + begin, pieces.begin() + end);
+}
+
+void engine::decode_picture(const prompt_piece & piece) {
+    const log_scope log(options.verbose);
+
+    if (mtmd_decode_use_non_causal(vision.get(), piece.chunk) && (uint32_t) piece.n_tokens > llama_n_ubatch(ctx.get())) {
+        throw error(error_kind::option, "this model reads a picture of " + std::to_string(piece.n_tokens) +
+                " tokens at once, but n_ubatch is " + std::to_string(llama_n_ubatch(ctx.get())) + ": use a larger n_ubatch (and n_batch)");
+    }
+
+    {
+        const stopwatch watch;
+        if (mtmd_encode_chunk(vision.get(), piece.chunk) != 0) {
+            throw error(error_kind::decode, "the vision encoder failed: " + log.reason("no reason was given"));
+        }
+        counts.encode_ms += watch.ms();
+    }
+    if (stop_requested()) {
+        throw interrupted();
+    }
+
+    const stopwatch watch;
+
+    llama_pos new_n_past = n_past;
+    check(mtmd_helper_decode_image_chunk(vision.get(), ctx.get(), piece.chunk, mtmd_get_output_embd(vision.get()),
+            n_past, 0, llama_n_batch(ctx.get()), &new_n_past, nullptr, nullptr), log.reason(""));
+    llama_synchronize(ctx.get());
+
+    if (!fastv) {
+        counts.full_ms += watch.ms();
+    }
+
+    n_past = new_n_past;
+    evaluated.push_back(piece);
+    evaluated.back().chunk = nullptr;
+}
+
+void engine::check(int32_t decode_result, const std::string & reason) {
+    if (decode_result == 0) {
+        return;
+    }
+    if (was_stopped || decode_result == 2) {
+        throw interrupted();
+    }
+    if (decode_result == 1) {
+        error err(error_kind::context_length, "the context of " + std::to_string(n_ctx()) + " tokens is full");
+        err.n_tokens = n_past;
+        err.n_ctx    = n_ctx();
+        throw err;
+    }
+    throw error(error_kind::decode, "llama_decode returned " + std::to_string(decode_result) + (reason.empty() ? "" : ": " + reason));
+}
+
+bool engine::stop_requested() {
+    if (was_stopped || !options.interrupt) {
+        return was_stopped;
+    }
+    const int64_t now = ggml_time_us();
+    if (now - t_last_poll_us >= poll_interval_us) {
+        t_last_poll_us = now;
+        was_stopped    = options.interrupt();
+    }
+    return was_stopped;
+}
+
+//
+// generation
+//
+
+const float * engine::logits() {
+    const float * res = evaluated.empty() ? nullptr : llama_get_logits_ith(ctx.get(), -1);
+    if (!res) {
+        throw error(error_kind::option, "there are no logits: nothing has been evaluated");
+    }
+    return res;
+}
+
+void engine::feed(llama_token token) {
+    if (token < 0 || token >= n_vocab()) {
+        throw error(error_kind::option, "token " + std::to_string(token) + " is out of range: the vocabulary has " + std::to_string(n_vocab()) + " tokens");
+    }
+
+    prompt_piece piece;
+    piece.token = token;
+
+    decode_text({ piece }, 0, 1, true);
+}
+
+void engine::start(const sampling_options & sampling) {
+    const log_scope log(options.verbose);
+
+    logits(); // throws if there are none
+    sampler    = make_sampler(vocab, sampling);
+    max_tokens = sampling.max_tokens;
+    finish     = nullptr;
+    sampled.reset();
+
+    counts.generated_tokens = 0;
+    counts.generate_ms      = 0;
+}
+
+std::optional<std::pair<llama_token, std::string>> engine::next() {
+    const log_scope log(options.verbose);
+
+    if (!sampler) {
+        throw error(error_kind::option, "generation was not started");
+    }
+    if (finish) {
+        return std::nullopt;
+    }
+
+    const stopwatch watch;
+
+    if (max_tokens >= 0 && counts.generated_tokens >= max_tokens) {
+        finish = "length";
+        return std::nullopt;
+    }
+    if (sampled) {
+        if (n_past >= n_ctx()) {
+            finish = "length";
+            return std::nullopt;
+        }
+        const double full_ms = counts.full_ms;
+        feed(*sampled);
+        counts.full_ms = full_ms; // the prompt's alone
+        sampled.reset();
+    }
+
+    const llama_token token = llama_sampler_sample(sampler.get(), ctx.get(), -1);
+    if (counts.first_token_ms == 0) {
+        counts.first_token_ms = (ggml_time_us() - t_prefill_us)/1000.0;
+    }
+    counts.generate_ms += watch.ms();
+
+    if (llama_vocab_is_eog(vocab, token)) {
+        finish = "stop";
+        return std::nullopt;
+    }
+
+    counts.generated_tokens++;
+    sampled = token;
+
+    return std::make_pair(token, piece_of(token));
+}
+
+std::string engine::piece_of(llama_token token) const {
+    std::string piece(32, '\0');
+    int32_t n = llama_token_to_piece(vocab, token, piece.data(), piece.size(), 0, false);
+    if (n < 0) {
+        piece.resize(-n);
+        n = llama_token_to_piece(vocab, token, piece.data(), piece.size(), 0, false);
+    }
+    piece.resize(std::max(n, 0));
+
+    return piece;
+}
+
+//
+// what there is to know
+//
+
+run_report engine::report() const {
+    auto res = counts;
+
+    const auto stages = pyfastv_get_report(ctx.get());
+
+    res.visual_kept   = fastv ? stages.n_visual_kept : res.visual_tokens;
+    res.stage0_ms     = stages.t_stage0_ms;
+    res.choose_ms     = stages.t_choose_ms;
+    res.later_ms      = stages.t_later_ms;
+    res.graphs_reused = llama_perf_context(ctx.get()).n_reused;
+
+    for (int32_t s = 0; s < stages.n_stages; ++s) {
+        res.kv_bytes_used.push_back(stages.kv_cells_used[s]*stages.kv_cell_bytes[s]);
+        res.kv_bytes_allocated.push_back(stages.kv_cells_size[s]*stages.kv_cell_bytes[s]);
+    }
+
+    return res;
+}
+
+std::string engine::bos_token() const {
+    const auto token = llama_vocab_bos(vocab);
+    return token == LLAMA_TOKEN_NULL ? "" : llama_vocab_get_text(vocab, token);
+}
+
+std::string engine::eos_token() const {
+    const auto token = llama_vocab_eos(vocab);
+    return token == LLAMA_TOKEN_NULL ? "" : llama_vocab_get_text(vocab, token);
+}
+
+std::string engine::description() const {
+    char buf[256];
+    llama_model_desc(model.get(), buf, sizeof(buf));
+    return buf;
+}
+
+} // namespace pyfastv

@@ -1,0 +1,102 @@
+#pragma once
+
+#include "runner/options.h"
+#include "runner/prompt.h"
+#include "runner/sampler.h"
+
+#include "llama-cpp.h"
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace pyfastv {
+
+// One model, its vision encoder and one context with one sequence. Uses llama.h, mtmd.h and pyfastv.h only.
+// Throws error and interrupted (runner/errors.h); afterwards the engine is usable, after reset().
+class engine {
+public:
+    explicit engine(const engine_options & options);
+
+    // FastV with these settings from now on, or stock llama.cpp; both empty the context
+    void set_fastv(int32_t k, float drop);
+    void clear_fastv();
+
+    // Evaluate a prompt, with one marker() for each picture; what the context holds of its beginning is not evaluated
+    // again. `reserve` tokens have to fit behind it. progress(done, all) counts prompt tokens.
+    using progress_fn = std::function<void(int64_t done, int64_t all)>;
+
+    void prefill(const std::string & text, const std::vector<image> & images, bool add_bos, int32_t reserve, const progress_fn & progress);
+
+    // F32 [n_vocab] of the last evaluated token
+    const float * logits();
+
+    // evaluate one token
+    void feed(llama_token token);
+
+    void start(const sampling_options & options);
+
+    // the next token and its bytes, none when finished
+    std::optional<std::pair<llama_token, std::string>> next();
+
+    const char * finish_reason() const { return finish; } // "stop", "length", or null
+
+    void reset();
+
+    run_report report() const;
+
+    std::vector<int32_t> kept()   const;
+    std::vector<float>   scores() const;
+
+    const std::string & marker() const { return media_marker; }
+
+    int32_t     n_ctx()   const { return llama_n_ctx(ctx.get()); }
+    int32_t     n_vocab() const { return llama_vocab_n_tokens(vocab); }
+    int32_t     n_layer() const { return llama_model_n_layer(model.get()); }
+    const char * chat_template() const { return llama_model_chat_template(model.get(), nullptr); }
+    std::string bos_token()   const;
+    std::string eos_token()   const;
+    std::string description() const;
+
+private:
+    void load_model();
+    void load_context();
+    void load_vision();
+
+    // how many pieces at the start of the prompt the context holds; the rest of the context is removed
+    size_t reuse(const prompt & prompt);
+
+    void decode_text   (const std::vector<prompt_piece> & pieces, size_t begin, size_t end, bool logits_last);
+    void decode_picture(const prompt_piece & piece);
+    void check(int32_t decode_result, const std::string & reason);
+
+    std::string piece_of(llama_token token) const;
+
+    // polls options.interrupt, at most every few milliseconds
+    bool stop_requested();
+
+    engine_options options;
+    std::string    media_marker;
+
+    llama_model_ptr     model;
+    const llama_vocab * vocab = nullptr;
+    llama_context_ptr   ctx;
+    mtmd_context_ptr    vision;
+    bool                fastv = false;
+
+    std::vector<prompt_piece> evaluated; // what the context holds
+    llama_pos                 n_past = 0;
+
+    llama_sampler_ptr          sampler;
+    std::optional<llama_token> sampled;  // not evaluated yet
+    int32_t                    max_tokens = 0;
+    const char *               finish     = nullptr;
+
+    run_report counts;
+    int64_t    t_prefill_us   = 0;
+    int64_t    t_last_poll_us = 0;
+    bool       was_stopped    = false;
+};
+
+} // namespace pyfastv

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <string>
+
+namespace pyfastv {
+
+// llama.cpp, ggml and mtmd report why something failed through their log only. While a scope is alive, the error lines
+// logged by this thread are kept; they are printed, like all other lines, if verbose.
+class log_scope {
+public:
+    explicit log_scope(bool verbose);
+    ~log_scope();
+
+    log_scope(const log_scope &) = delete;
+
+    // the first error line, without the name of the function that logged it; or `otherwise`
+    std::string reason(const std::string & otherwise) const;
+
+private:
+    log_scope * outer;
+    bool        verbose;
+    std::string errors;
+
+    friend struct log_sink;
+};
+
+} // namespace pyfastv

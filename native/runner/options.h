@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace pyfastv {
+
+// Called often from long computations; true: stop as soon as possible.
+using interrupt_fn = std::function<bool()>;
+
+struct engine_options {
+    std::string                model_path;
+    std::optional<std::string> mmproj_path;        // none: text only
+    uint32_t                   n_ctx        = 0;   // 0: the model's own
+    uint32_t                   n_batch      = 2048;
+    uint32_t                   n_ubatch     = 512;
+    int32_t                    n_threads    = 0;   // 0: one for each core
+    int32_t                    n_gpu_layers = -1;  // -1: all
+    std::string                flash_attn   = "auto"; // "auto", "on", "off"
+    std::string                type_k       = "f16";  // ggml type of the K cache
+    std::string                type_v       = "f16";
+    bool                       verbose      = false;
+
+    std::function<bool(float)> progress;  // 0..1 while loading; false: stop
+    interrupt_fn               interrupt;
+};
+
+// llama.cpp's samplers, in the order of llama-cpp-python: grammar, penalties, top-k, typical, top-p, min-p, temperature
+struct sampling_options {
+    int32_t                    max_tokens        = -1; // -1: until the context is full
+    float                      temperature       = 0;  // 0: greedy
+    int32_t                    top_k             = 40;
+    float                      top_p             = 0.95f;
+    float                      min_p             = 0.05f;
+    float                      typical_p         = 1;
+    float                      repeat_penalty    = 1;
+    int32_t                    repeat_last_n     = 64;
+    float                      frequency_penalty = 0;
+    float                      presence_penalty  = 0;
+    uint32_t                   seed              = UINT32_MAX; // UINT32_MAX: random
+    std::optional<std::string> grammar;                        // GBNF
+};
+
+// RGB, 3 bytes a pixel, rows from top to bottom
+struct image {
+    uint32_t        width;
+    uint32_t        height;
+    const uint8_t * rgb; // [height, width, 3]
+};
+
+struct run_report {
+    int64_t prompt_tokens     = 0; // the picture's included
+    int64_t cached_tokens     = 0; // of those, the ones that were in the context already
+    int64_t visual_tokens     = 0;
+    int64_t visual_kept       = 0; // of those, the ones in the later layers
+    int64_t generated_tokens  = 0;
+    double  encode_ms         = 0; // vision encoder and projector
+    double  full_ms           = 0; // prompt rows that ran through every layer at once
+    double  stage0_ms         = 0;
+    double  choose_ms         = 0;
+    double  later_ms          = 0;
+    double  generate_ms       = 0;
+    double  first_token_ms    = 0; // from the start of prefill() to the first sampled token
+    int32_t graphs_reused     = 0;
+
+    std::vector<size_t> kv_bytes_used;      // one entry a stage
+    std::vector<size_t> kv_bytes_allocated;
+};
+
+} // namespace pyfastv

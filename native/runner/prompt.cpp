@@ -1,0 +1,112 @@
+#include "runner/prompt.h"
+
+#include "runner/errors.h"
+#include "runner/log.h"
+
+namespace pyfastv {
+namespace {
+
+// FNV-1a, twice with different offsets: tells pictures of one conversation apart
+std::string image_id(const image & picture) {
+    uint64_t a = 0xcbf29ce484222325ull ^ picture.width;
+    uint64_t b = 0x84222325cbf29ce4ull ^ picture.height;
+
+    const size_t n_bytes = size_t(3)*picture.width*picture.height;
+    for (size_t i = 0; i < n_bytes; ++i) {
+        a = (a ^ picture.rgb[i])*0x100000001b3ull;
+        b = (b ^ picture.rgb[i])*0x100000001b3ull + 1;
+    }
+
+    return std::to_string(a) + "-" + std::to_string(b);
+}
+
+size_t count(const std::string & text, const std::string & what) {
+    size_t n = 0;
+    for (size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + what.size())) {
+        n++;
+    }
+    return n;
+}
+
+void add_tokens(prompt & res, const llama_token * tokens, size_t n_tokens) {
+    for (size_t i = 0; i < n_tokens; ++i) {
+        prompt_piece piece;
+        piece.token = tokens[i];
+        res.pieces.push_back(std::move(piece));
+    }
+    res.n_tokens += n_tokens;
+}
+
+prompt tokenize_text(const llama_vocab * vocab, const std::string & text, bool add_bos) {
+    std::vector<llama_token> tokens(text.size() + 2);
+
+    const int32_t n = llama_tokenize(vocab, text.data(), text.size(), tokens.data(), tokens.size(), add_bos, true);
+    if (n < 0) {
+        throw error(error_kind::option, "the prompt cannot be tokenized");
+    }
+
+    prompt res;
+    add_tokens(res, tokens.data(), n);
+
+    return res;
+}
+
+} // namespace
+
+prompt tokenize(const llama_vocab * vocab, const mtmd_context * vision, const std::string & marker,
+        const std::string & text, const std::vector<image> & images, bool add_bos) {
+    const size_t n_markers = count(text, marker);
+    if (n_markers != images.size()) {
+        throw error(error_kind::option, "the prompt has places for " + std::to_string(n_markers) + " pictures, but " +
+                std::to_string(images.size()) + " were given");
+    }
+    if (images.empty()) {
+        return tokenize_text(vocab, text, add_bos);
+    }
+    if (!vision) {
+        throw error(error_kind::option, "the prompt has a picture, but the model was loaded without an mmproj file");
+    }
+
+    std::vector<std::unique_ptr<mtmd_bitmap, mtmd_deleter>> bitmaps;
+    std::vector<const mtmd_bitmap *> pointers;
+    for (const auto & picture : images) {
+        bitmaps.emplace_back(mtmd_bitmap_init(picture.width, picture.height, picture.rgb));
+        mtmd_bitmap_set_id(bitmaps.back().get(), image_id(picture).c_str());
+        pointers.push_back(bitmaps.back().get());
+    }
+
+    prompt res;
+    res.chunks.reset(mtmd_input_chunks_init());
+
+    const log_scope       log(false);
+    const mtmd_input_text input = { text.data(), text.size(), add_bos, /* parse_special */ true };
+
+    if (mtmd_tokenize(vision, res.chunks.get(), &input, pointers.data(), pointers.size()) != 0) {
+        throw error(error_kind::image, "the picture cannot be prepared for the vision encoder: " + log.reason("no reason was given"));
+    }
+
+    for (size_t i = 0; i < mtmd_input_chunks_size(res.chunks.get()); ++i) {
+        const auto * chunk = mtmd_input_chunks_get(res.chunks.get(), i);
+
+        if (mtmd_input_chunk_get_type(chunk) == MTMD_INPUT_CHUNK_TYPE_TEXT) {
+            size_t       n_tokens = 0;
+            const auto * tokens   = mtmd_input_chunk_get_tokens_text(chunk, &n_tokens);
+            add_tokens(res, tokens, n_tokens);
+            continue;
+        }
+
+        prompt_piece piece;
+        piece.image_id = mtmd_input_chunk_get_id(chunk);
+        piece.n_tokens = mtmd_input_chunk_get_n_tokens(chunk);
+        piece.n_pos    = mtmd_input_chunk_get_n_pos(chunk);
+        piece.chunk    = chunk;
+
+        res.n_tokens += piece.n_tokens;
+        res.n_visual += piece.n_tokens;
+        res.pieces.push_back(std::move(piece));
+    }
+
+    return res;
+}
+
+} // namespace pyfastv

@@ -1,0 +1,50 @@
+#pragma once
+
+#include "runner/options.h"
+
+#include "llama.h"
+#include "mtmd.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace pyfastv {
+
+struct mtmd_deleter {
+    void operator()(mtmd_context      * p) const { mtmd_free(p); }
+    void operator()(mtmd_input_chunks * p) const { mtmd_input_chunks_free(p); }
+    void operator()(mtmd_bitmap       * p) const { mtmd_bitmap_free(p); }
+};
+using mtmd_context_ptr = std::unique_ptr<mtmd_context, mtmd_deleter>;
+using mtmd_chunks_ptr  = std::unique_ptr<mtmd_input_chunks, mtmd_deleter>;
+
+// A piece of a prompt: one text token, or one picture.
+struct prompt_piece {
+    llama_token token    = LLAMA_TOKEN_NULL; // text
+    std::string image_id;                    // picture: hash of its pixels and size
+    int32_t     n_tokens = 1;
+    int32_t     n_pos    = 1;
+
+    const mtmd_input_chunk * chunk = nullptr; // picture: owned by the prompt
+
+    bool visual() const { return token == LLAMA_TOKEN_NULL; }
+    bool same_as(const prompt_piece & other) const {
+        return token == other.token && image_id == other.image_id && n_tokens == other.n_tokens;
+    }
+};
+
+struct prompt {
+    mtmd_chunks_ptr           chunks; // owns the pictures; null for text alone
+    std::vector<prompt_piece> pieces;
+
+    int64_t n_tokens = 0;
+    int64_t n_visual = 0;
+};
+
+// Throws error(option) if the media markers and the pictures do not match, error(image) if a picture cannot be prepared.
+// vision may be null if there are no pictures.
+prompt tokenize(const llama_vocab * vocab, const mtmd_context * vision, const std::string & marker,
+        const std::string & text, const std::vector<image> & images, bool add_bos);
+
+} // namespace pyfastv
