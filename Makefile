@@ -32,8 +32,13 @@ demo: install ## ask the bundled model about a bundled picture, with and without
 	$(BIN)/pyfastv demo
 
 .PHONY: test
-test: install ## run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.test-deps ## run the tests
+	$(BIN)/pytest
+
+# llama-cpp-python's bindings alone: the tests run them on our libraries
+$(VENV)/.test-deps: $(VENV)/.installed
+	CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" $(BIN)/python -m pip install --disable-pip-version-check -q llama-cpp-python==0.3.36
+	@touch $@
 
 .PHONY: lint
 lint: install ## ruff, mypy and clang-format

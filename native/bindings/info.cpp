@@ -59,7 +59,8 @@ static py::dict model_info(const std::string & path) {
         const pyfastv::log_scope log(false);
 
         auto params = llama_model_default_params();
-        params.no_alloc = true; // the header only
+        params.no_alloc  = true; // the header only
+        params.load_mode = LLAMA_LOAD_MODE_NONE;
 
         model.reset(llama_model_load_from_file(path.c_str(), params));
         if (!model) {

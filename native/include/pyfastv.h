@@ -89,7 +89,8 @@ PYFASTV_API struct pyfastv_params pyfastv_default_params(void);
 
 // Give the context stages, or, with params == NULL, take them away. The context's memory is cleared: call it before
 // the first llama_decode() or after llama_memory_clear(). If only `drop` changes, nothing is reallocated.
-// Returns PYFASTV_OK or an error; after an error the context works as it did before, with an empty memory.
+// Returns PYFASTV_OK or an error. After PYFASTV_BAD_PARAMS nothing has changed. After PYFASTV_UNSUPPORTED and
+// PYFASTV_OUT_OF_MEMORY the context has no stages; if not even a plain memory could be had, it can only be freed.
 PYFASTV_API enum pyfastv_status pyfastv_attach(struct llama_context * ctx, const struct pyfastv_params * params);
 
 // Can a context of this model be given stages? NULL: yes. Else the reason, a static string. Loads nothing, runs nothing;

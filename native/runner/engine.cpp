@@ -1,7 +1,5 @@
 #include "runner/engine.h"
 
-#include "pyfastv.h"
-
 #include "runner/errors.h"
 #include "runner/log.h"
 #include "runner/model_file.h"
@@ -15,6 +13,10 @@
 #include <mutex>
 #include <random>
 #include <thread>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 namespace pyfastv {
 namespace {
@@ -71,6 +73,12 @@ engine::engine(const engine_options & options_in) : options(options_in), media_m
     static std::once_flag once;
     std::call_once(once, llama_backend_init);
 
+    // llama.cpp asserts these
+    if (options.n_batch < 1 || options.n_ubatch < 1) {
+        throw error(error_kind::option, "n_batch = " + std::to_string(options.n_batch) + ", n_ubatch = " +
+                std::to_string(options.n_ubatch) + ": both must be at least 1");
+    }
+
     if (options.n_threads <= 0) {
         options.n_threads = std::max(1u, std::thread::hardware_concurrency());
     }
@@ -80,6 +88,17 @@ engine::engine(const engine_options & options_in) : options(options_in), media_m
     if (options.mmproj_path) {
         load_vision();
     }
+}
+
+engine::~engine() {
+    vision.reset();
+    ctx.reset();
+    model.reset();
+
+#ifdef __GLIBC__
+    // glibc keeps freed buffers of up to 32 MB each; a closed runner has none
+    malloc_trim(0);
+#endif
 }
 
 void engine::load_model() {
@@ -106,6 +125,27 @@ void engine::load_model() {
     }
 }
 
+// llama.cpp would ask for the memory, and clear it, before it finds that there is not enough
+void engine::check_memory(ggml_type type_k, ggml_type type_v) const {
+    const auto   n_ctx  = options.n_ctx ? options.n_ctx : (uint32_t) llama_model_n_ctx_train(model.get());
+    const double n_embd = (double) llama_model_n_embd(model.get())/llama_model_n_head(model.get())*llama_model_n_head_kv(model.get());
+    const auto   bytes  = [&](ggml_type type) { return n_embd*ggml_type_size(type)/ggml_blck_size(type); };
+    const double needed = n_layer()*(bytes(type_k) + bytes(type_v))*n_ctx;
+
+    double all = 0;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        size_t free = 0, total = 0;
+        ggml_backend_dev_memory(ggml_backend_dev_get(i), &free, &total);
+        all += total;
+    }
+
+    if (all > 0 && needed > all) {
+        const auto gb = [](double n) { return std::to_string((int64_t) (n/1e9 + 0.5)) + " GB"; };
+        throw error(error_kind::out_of_memory, "the KV cache for n_ctx = " + std::to_string(n_ctx) + " tokens takes " + gb(needed) +
+                ", this machine has " + gb(all) + " of memory: use a smaller n_ctx, or a quantized type_k and type_v");
+    }
+}
+
 void engine::load_context() {
     const log_scope log(options.verbose);
 
@@ -120,6 +160,9 @@ void engine::load_context() {
     params.type_k          = parse_type(options.type_k);
     params.type_v          = parse_type(options.type_v);
     params.no_perf         = false;
+
+    check_memory(params.type_k, params.type_v);
+
     params.abort_callback      = [](void * self) { return static_cast<engine *>(self)->stop_requested(); };
     params.abort_callback_data = this;
 
@@ -161,27 +204,26 @@ void engine::load_vision() {
 //
 
 void engine::set_fastv(int32_t k, float drop) {
+    const pyfastv_params params = { k, drop };
+    attach(&params);
+}
+
+void engine::clear_fastv() {
+    attach(nullptr);
+}
+
+void engine::attach(const pyfastv_params * params) {
     const log_scope log(options.verbose);
 
-    const pyfastv_params params = { k, drop };
-
-    const auto status = pyfastv_attach(ctx.get(), &params);
+    const auto status = pyfastv_attach(ctx.get(), params);
     reset();
-    fastv = status == PYFASTV_OK;
-    if (!fastv) {
+    if (status != PYFASTV_OK) {
         throw error(kind_of(status), pyfastv_last_error());
     }
 }
 
-void engine::clear_fastv() {
-    const log_scope log(options.verbose);
-
-    const auto status = pyfastv_attach(ctx.get(), nullptr);
-    reset();
-    fastv = false;
-    if (status != PYFASTV_OK) {
-        throw error(kind_of(status), pyfastv_last_error());
-    }
+bool engine::in_stages() const {
+    return pyfastv_get_report(ctx.get()).n_stages > 1;
 }
 
 std::vector<int32_t> engine::kept() const {
@@ -214,10 +256,12 @@ size_t engine::reuse(const prompt & prompt) {
     size_t    n   = 0;
     llama_pos pos = 0;
 
+    const bool staged = in_stages();
+
     // The last piece is evaluated again: somebody will read its logits. With FastV, what the later layers know of a
     // picture was chosen by the question that followed it, and holds for that question only.
     while (n < evaluated.size() && n + 1 < prompt.pieces.size() && prompt.pieces[n].same_as(evaluated[n]) &&
-            !(fastv && prompt.pieces[n].visual())) {
+            !(staged && prompt.pieces[n].visual())) {
         pos += prompt.pieces[n].n_pos;
         n++;
     }
@@ -359,7 +403,7 @@ void engine::decode_picture(const prompt_piece & piece) {
             n_past, 0, llama_n_batch(ctx.get()), &new_n_past, nullptr, nullptr), log.reason(""));
     llama_synchronize(ctx.get());
 
-    if (!fastv) {
+    if (!in_stages()) {
         counts.full_ms += watch.ms();
     }
 
@@ -497,7 +541,7 @@ run_report engine::report() const {
 
     const auto stages = pyfastv_get_report(ctx.get());
 
-    res.visual_kept   = fastv ? stages.n_visual_kept : res.visual_tokens;
+    res.visual_kept   = stages.n_stages > 1 ? stages.n_visual_kept : res.visual_tokens;
     res.stage0_ms     = stages.t_stage0_ms;
     res.choose_ms     = stages.t_choose_ms;
     res.later_ms      = stages.t_later_ms;

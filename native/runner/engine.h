@@ -5,6 +5,7 @@
 #include "runner/sampler.h"
 
 #include "llama-cpp.h"
+#include "pyfastv.h"
 
 #include <optional>
 #include <string>
@@ -18,6 +19,9 @@ namespace pyfastv {
 class engine {
 public:
     explicit engine(const engine_options & options);
+    ~engine();
+
+    engine(const engine &) = delete;
 
     // FastV with these settings from now on, or stock llama.cpp; both empty the context
     void set_fastv(int32_t k, float drop);
@@ -63,6 +67,10 @@ private:
     void load_model();
     void load_context();
     void load_vision();
+    void check_memory(ggml_type type_k, ggml_type type_v) const; // throws error(out_of_memory)
+
+    void attach(const pyfastv_params * params);
+    bool in_stages() const;
 
     // how many pieces at the start of the prompt the context holds; the rest of the context is removed
     size_t reuse(const prompt & prompt);
@@ -83,7 +91,6 @@ private:
     const llama_vocab * vocab = nullptr;
     llama_context_ptr   ctx;
     mtmd_context_ptr    vision;
-    bool                fastv = false;
 
     std::vector<prompt_piece> evaluated; // what the context holds
     llama_pos                 n_past = 0;

@@ -1,0 +1,55 @@
+"""Quantized vision-language models on llama.cpp, with FastV: later layers see fewer visual tokens."""
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from . import _native
+from .answer import Answer, Report
+from .errors import (
+    ClosedError,
+    ContextLengthError,
+    DecodeError,
+    Error,
+    ImageError,
+    ModelError,
+    OptionError,
+    OutOfMemoryError,
+    UnsupportedModelError,
+)
+from .images import load_image
+from .models import from_hub
+from .options import FastV, Sampling
+from .runner import Runner
+from .stream import Stream
+
+__all__ = [
+    "Answer",
+    "ClosedError",
+    "ContextLengthError",
+    "DecodeError",
+    "Error",
+    "FastV",
+    "ImageError",
+    "ModelError",
+    "OptionError",
+    "OutOfMemoryError",
+    "Report",
+    "Runner",
+    "Sampling",
+    "Stream",
+    "UnsupportedModelError",
+    "__version__",
+    "from_hub",
+    "lib_path",
+    "load_image",
+]
+
+try:
+    __version__ = version("pyfastv")
+except PackageNotFoundError:  # run from a source tree that was not installed
+    __version__ = "0+source"
+
+
+def lib_path() -> Path:
+    """Folder of the patched libllama and libmtmd, for programs that load them in place of the stock ones."""
+    return Path(str(_native.__file__)).parent / "lib"

@@ -1,0 +1,113 @@
+"""The native module: llama.cpp, mtmd and the stages, behind one class. Private; use :class:`pyfastv.Runner`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+def system_info() -> str:
+    """llama.cpp's own line of compiled-in features (``CPU : AVX2 = 1 | ...``)."""
+
+def build_info() -> dict[str, Any]:
+    """``llama_cpp_python`` (pin), ``llama_cpp`` (version), ``compiler``, ``build_type``, ``patches`` (list of names)."""
+
+def backends() -> list[dict[str, str]]:
+    """Devices: ``name``, ``description``, ``type`` (cpu, gpu, igpu, accel)."""
+
+def choose_top_k(scores: NDArray[np.float32], drop: float) -> NDArray[np.int32]:
+    """Ascending indices of the visual tokens FastV keeps: round-half-even of n*(1-drop), at least 1, ties by index."""
+
+def model_info(model_path: str) -> dict[str, Any]:
+    """A GGUF's header, no weights: ``architecture``, ``description``, ``n_layer``, ``n_embd``, ``n_ctx_train``,
+    ``n_params``, ``size_bytes``, ``unsupported_reason`` (None if it can be pruned), ``k_max``, ``chat_template``."""
+
+class Engine:
+    """One model, its vision encoder and one context. Not thread-safe; every call releases the GIL while it computes.
+
+    Raises the classes of :mod:`pyfastv.errors`."""
+
+    def __init__(
+        self,
+        *,
+        model_path: str,
+        mmproj_path: str | None,
+        n_ctx: int,  # 0: from the model
+        n_batch: int,
+        n_ubatch: int,
+        n_threads: int,  # 0: all physical cores
+        n_gpu_layers: int,  # -1: all
+        flash_attn: str,  # "auto", "on", "off"
+        type_k: str,  # ggml type name: "f16", "f32", "q8_0", ...
+        type_v: str,
+        verbose: bool,
+        progress: Callable[[float], object] | None,  # 0..1 while loading; an exception in it aborts
+    ) -> None: ...
+    def close(self) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def media_marker(self) -> str:
+        """Stands for one picture in a prompt; random for each engine, so that no text can forge it."""
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def n_layer(self) -> int: ...
+    @property
+    def chat_template(self) -> str | None: ...
+    @property
+    def bos_token(self) -> str: ...
+    @property
+    def eos_token(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+    def set_fastv(self, k: int, drop: float) -> None:
+        """Give the context stages (clears it). Raises OptionError, UnsupportedModelError, OutOfMemoryError."""
+    def clear_fastv(self) -> None:
+        """Back to stock llama.cpp (clears the context)."""
+    def prefill(
+        self,
+        prompt: str,  # one media_marker for each picture
+        images: Sequence[NDArray[np.uint8]],  # each [height, width, 3], C-contiguous
+        progress: Callable[[int, int], object] | None,  # (prompt tokens done, prompt tokens)
+        add_bos: bool,  # add BOS if the model's vocabulary asks for it
+        reserve: int,  # tokens that have to fit behind the prompt, else ContextLengthError
+    ) -> None:
+        """Tokenise, encode and decode; afterwards logits() and start() work. Prefix reuse is inside."""
+    def logits(self) -> NDArray[np.float32]:
+        """[n_vocab], of the last evaluated token."""
+    def feed(self, token: int) -> None:
+        """Evaluate one token (for tests and benchmarks; generation uses start() and next())."""
+    def start(
+        self,
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        typical_p: float,
+        repeat_penalty: float,
+        repeat_last_n: int,
+        frequency_penalty: float,
+        presence_penalty: float,
+        seed: int,  # 0..2**32-1; 2**32-1: random
+        grammar: str | None,  # GBNF
+    ) -> None: ...
+    def next(self) -> tuple[int, bytes] | None:
+        """The next token and its bytes (a piece of UTF-8, possibly cut inside a character); None when finished."""
+    @property
+    def finish_reason(self) -> str | None:
+        """"stop" (end-of-generation token) or "length" (max_tokens or context full) once next() returned None."""
+    def kept(self) -> NDArray[np.int32]:
+        """Ascending indices of the visual tokens that the last choice kept."""
+    def scores(self) -> NDArray[np.float32]:
+        """Score of every visual token in the last choice."""
+    def reset(self) -> None:
+        """Forget the context (not the model)."""
+    def report(self) -> dict[str, Any]:
+        """Of the last prefill() and the generation after it: ``visual_tokens``, ``visual_tokens_kept``,
+        ``prompt_tokens``, ``cached_tokens``, ``generated_tokens``, ``encode_ms``, ``full_ms`` (prompt rows that ran
+        through every layer at once), ``stage0_ms``, ``choose_ms``, ``later_ms``, ``generate_ms``, ``first_token_ms``
+        (from the start of prefill() to the first sampled token), ``kv_bytes_used`` and ``kv_bytes_allocated``
+        (a list, one entry a stage), ``graphs_reused``."""

@@ -1,0 +1,64 @@
+"""The demonstration: one bundled picture and question, without FastV and with it, side by side."""
+
+from __future__ import annotations
+
+import re
+
+from rich.console import Console
+from rich.table import Table
+
+from .answer import Answer
+from .console import bar
+from .models import bundled_examples
+from .options import FastV
+from .runner import Runner
+
+__all__ = ["run_demo", "same_answer"]
+
+
+def run_demo() -> int:
+    """Print the table; returns 1 if an answer is wrong, else 0."""
+    picture, question, expected = bundled_examples()[0]
+    rules = {"off": None, "FastV k=2, drop=0.5": FastV(k=2, drop=0.5)}
+    answers: dict[str, Answer] = {}
+    with bar("Loading") as loading:
+        runner = Runner(fastv=None, progress=loading)
+    with runner:
+        runner.ask(picture, question)  # so that no column pays for cold caches
+        for name, rule in rules.items():
+            runner.set_fastv(rule)
+            answers[name] = runner.ask(picture, question)
+
+    console = Console(soft_wrap=True)
+    for title, value in {"picture": picture, "question": question, "expected": expected}.items():
+        console.print(f"{title:<10} {value}", highlight=False)
+    right = {name: same_answer(answer.text, expected) for name, answer in answers.items()}
+    console.print(_table(answers, right))
+    if not all(right.values()):
+        console.print(f"wrong: {', '.join(name for name in right if not right[name])}")
+        return 1
+    return 0
+
+
+def same_answer(given: str, expected: str) -> bool:
+    """Equal but for case, punctuation and spacing."""
+    first, second = (re.sub(r"[^\w\s]", "", text).casefold().split() for text in (given, expected))
+    return first == second
+
+
+def _table(answers: dict[str, Answer], right: dict[str, bool]) -> Table:
+    reports = [answer.report for answer in answers.values()]
+    rows = {
+        "answer": [answer.text for answer in answers.values()],
+        "right": ["yes" if right[name] else "no" for name in answers],
+        "visual tokens": [str(report.visual_tokens) for report in reports],
+        "kept": [str(report.visual_tokens_kept) for report in reports],
+        "vision encoder": [f"{report.encode_ms:.0f} ms" for report in reports],
+        "prefill": [f"{report.prefill_ms:.0f} ms" for report in reports],
+        "generation": [f"{report.generate_ms:.0f} ms" for report in reports],
+        "KV cache": [f"{sum(report.kv_bytes_used) / 1e6:.1f} MB" for report in reports],
+    }
+    table = Table("", *answers)
+    for title, values in rows.items():
+        table.add_row(title, *values)
+    return table

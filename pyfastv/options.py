@@ -1,0 +1,126 @@
+"""The options of pruning and of sampling: plain values, checked once when they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from ._checks import integer, real
+from .errors import OptionError
+
+__all__ = ["FastV", "Sampling", "SamplingOptions"]
+
+
+@dataclass(frozen=True)
+class FastV:
+    """FastV's rule: layers from ``k`` on see only the visual tokens that layer ``k - 1`` attends to.
+
+    Chen et al., "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large
+    Vision-Language Models", ECCV 2024, arXiv 2403.06764, section 4: visual tokens are ranked by the attention
+    that the last prompt token pays them, averaged over the heads. Of n visual tokens round(n * (1 - drop))
+    stay (half to even, at least 1), in prompt order and at their own positions.
+
+    Raises OptionError; whether ``k`` is within a model's layers is checked by the runner that gets it.
+    """
+
+    k: int = 2
+    """Layers [0, k) see every token; at least 1. The paper's K."""
+    drop: float = 0.5
+    """Share of the visual tokens that layers [k, n_layer) do not see, in [0, 1). The paper's R."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "k", integer("k", self.k, 1))
+        drop = real("drop", self.drop, "a share of the visual tokens in [0, 1), such as 0.5", 0.0, 1.0)
+        if drop == 1.0:
+            raise OptionError(f"drop must be below 1, so that one visual token stays; got {self.drop!r}")
+        object.__setattr__(self, "drop", drop)
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The sampling keywords of :meth:`pyfastv.Runner.ask` and its siblings; see :class:`Sampling`."""
+
+    max_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repeat_penalty: float
+    repeat_last_n: int
+    frequency_penalty: float
+    presence_penalty: float
+    seed: int | None
+    stop: Sequence[str] | None
+    grammar: str | None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is picked. Names are those of llama.cpp, defaults those of llama-cpp-python's chat.
+
+    The exception is ``temperature``: 0 here, so that the same question about the same picture has the same
+    answer. Raises OptionError.
+    """
+
+    max_tokens: int | None = None
+    """Most tokens to generate; None or -1: until the model ends or the context is full."""
+    temperature: float = 0.0
+    """0: always the likeliest token; higher is more random."""
+    top_k: int = 40
+    """Only the k likeliest tokens; 0: all."""
+    top_p: float = 0.95
+    """Only the likeliest tokens that together have this probability; 1: all."""
+    min_p: float = 0.05
+    """Only tokens at least this fraction as likely as the likeliest; 0: all."""
+    typical_p: float = 1.0
+    """Locally typical sampling; 1: off."""
+    repeat_penalty: float = 1.0
+    """Divides the logits of recent tokens; 1: off."""
+    repeat_last_n: int = 64
+    """How many recent tokens the penalties look at; 0: none, -1: the whole context."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a recent token's logit for each time that it occurred; 0: off."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of a token that occurred recently; 0: off."""
+    seed: int | None = None
+    """Seed of the random generator, 0 to 2**32 - 1; None: the runner's, or a new one for each request."""
+    stop: Sequence[str] | None = ()
+    """The answer ends before the first of these strings; one string or several, kept as a tuple."""
+    grammar: str | None = None
+    """A GBNF grammar that the answer has to follow."""
+
+    def __post_init__(self) -> None:
+        checked: dict[str, object] = {
+            "max_tokens": self._max_tokens(),
+            "temperature": real("temperature", self.temperature, "0 or more", 0.0),
+            "top_k": integer("top_k", self.top_k, 0),
+            "top_p": real("top_p", self.top_p, "a probability in [0, 1]", 0.0, 1.0),
+            "min_p": real("min_p", self.min_p, "a probability in [0, 1]", 0.0, 1.0),
+            "typical_p": real("typical_p", self.typical_p, "a probability in [0, 1]", 0.0, 1.0),
+            "repeat_penalty": real("repeat_penalty", self.repeat_penalty, "above 0; 1 is off", 0.0),
+            "repeat_last_n": integer("repeat_last_n", self.repeat_last_n, -1),
+            "frequency_penalty": real("frequency_penalty", self.frequency_penalty, "a finite number"),
+            "presence_penalty": real("presence_penalty", self.presence_penalty, "a finite number"),
+            "seed": None if self.seed is None else integer("seed", self.seed, 0, 2**32 - 1),
+            "stop": self._stop(),
+        }
+        if checked["repeat_penalty"] == 0.0:
+            raise OptionError(f"repeat_penalty must be above 0; 1 is off; got {self.repeat_penalty!r}")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.grammar is not None and (not isinstance(self.grammar, str) or not self.grammar.strip()):
+            raise OptionError(f"grammar must be GBNF text; leave it out for none; got {self.grammar!r}")
+
+    def _max_tokens(self) -> int | None:
+        if self.max_tokens is None or (self.max_tokens == -1 and not isinstance(self.max_tokens, bool)):
+            return None
+        return integer("max_tokens (None: no limit)", self.max_tokens, 1)
+
+    def _stop(self) -> tuple[str, ...]:
+        stop = self.stop
+        if stop is None or isinstance(stop, str):
+            stop = () if stop is None else (stop,)
+        if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
+            raise OptionError(f"stop must be one string or several, and none of them empty; got {stop!r}")
+        return tuple(stop)

@@ -1,0 +1,56 @@
+"""The bytes of tokens to text that can be shown: whole characters, and nothing of a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+__all__ = ["PieceReader"]
+
+
+class PieceReader:
+    """Turns token bytes into text, piece by piece.
+
+    A token may end inside a character: the character is held back until it is whole (broken UTF-8 becomes
+    U+FFFD). Text that may be the start of a stop string is held back until that is decided. One space before
+    the first word is left out: SentencePiece writes it, the model does not mean it.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        self._stop = tuple(stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""
+        self._begun = False
+        self.stopped = False
+        """True once a stop string came; nothing more is given out then."""
+
+    def feed(self, data: bytes) -> str:
+        """The text that is certain now; may be empty."""
+        return self._read(self._decoder.decode(data), final=False)
+
+    def finish(self) -> str:
+        """The rest, when no more bytes come."""
+        return self._read(self._decoder.decode(b"", final=True), final=True)
+
+    def _read(self, text: str, final: bool) -> str:
+        if self.stopped:
+            return ""
+        if text and not self._begun:
+            self._begun = True
+            text = text.removeprefix(" ")
+        text = self._held + text
+        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        certain = len(text) if final else len(text) - self._undecided(text)
+        self._held = text[certain:]
+        return text[:certain]
+
+    def _undecided(self, text: str) -> int:
+        """Length of the longest end of ``text`` that is the start of a stop string."""
+        longest = max((len(stop) for stop in self._stop), default=1) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stop):
+                return length
+        return 0

@@ -1,0 +1,338 @@
+"""A model that answers questions about pictures."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+
+from . import _native, completion
+from ._checks import integer
+from .answer import Answer, Report
+from .chat import ChatTemplate
+from .errors import ClosedError, Error, ModelError, OptionError
+from .images import MAX_PIXELS, Picture, load_image
+from .models import bundled_mmproj, bundled_model
+from .options import FastV, Sampling, SamplingOptions
+from .stream import Stream
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from typing_extensions import Self, Unpack
+
+__all__ = ["Runner"]
+
+PathLike: TypeAlias = "str | os.PathLike[str]"
+Pictures: TypeAlias = "Picture | Sequence[Picture] | None"
+Progress: TypeAlias = "Callable[[int, int], object]"
+
+_RANDOM_SEED = 2**32 - 1  # llama.cpp's LLAMA_DEFAULT_SEED
+_FLASH_ATTENTION = {"auto": "auto", True: "on", False: "off", "on": "on", "off": "off"}
+
+
+class Runner:
+    """One model with its vision encoder and one context; a context manager.
+
+    >>> with Runner() as runner:                                            # the bundled model
+    ...     print(runner.ask("clock.png", "What time is it?"))
+
+    Several runners can live in one process. One runner serves one request at a time: calls from several
+    threads wait for each other, except that a request ends a stream that is still open (continuing it raises
+    ClosedError). After an error, and after Ctrl-C, the runner stays usable.
+
+    Raises the classes of :mod:`pyfastv.errors`.
+    """
+
+    def __init__(
+        self,
+        model_path: PathLike | None = None,
+        mmproj_path: PathLike | None = None,
+        *,
+        n_ctx: int = 0,
+        n_batch: int = 2048,
+        n_ubatch: int = 512,
+        n_threads: int | None = None,
+        n_gpu_layers: int = -1,
+        flash_attn: bool | Literal["auto", "on", "off"] = "auto",
+        type_k: str = "f16",
+        type_v: str = "f16",
+        seed: int | None = None,
+        verbose: bool = False,
+        fastv: FastV | None = FastV(),  # noqa: B008 - frozen
+        progress: Callable[[float], object] | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """Load a model.
+
+        ``model_path``, ``mmproj_path``: GGUF files of the language model and of its vision encoder; without a
+        model the bundled one, without an mmproj text only.
+        ``n_ctx``: context in tokens, 0: what the model was trained for. ``n_batch``, ``n_ubatch``: most
+        tokens in a logical and in a physical batch. ``n_threads``: None: all physical cores.
+        ``n_gpu_layers``: layers on the GPU if there is one, -1: all. ``type_k``, ``type_v``: ggml types of
+        the KV cache.
+        ``seed``: of requests that bring none. ``verbose``: llama.cpp's log on stderr.
+        ``fastv``: which visual tokens the later layers see; None: all, as in stock llama.cpp.
+        ``progress``: called with 0..1 while loading; an exception in it ends the loading.
+        ``max_pixels``: largest picture taken, in pixels.
+
+        Raises ModelError, UnsupportedModelError (with ``fastv=None`` such a model runs), OptionError,
+        OutOfMemoryError.
+        """
+        self._lock = threading.RLock()
+        self._computing = False
+        self._request = 0  # of the newest request; a stream of an older one is stale
+        self._seed = None if seed is None else integer("seed", seed, 0, 2**32 - 1)
+        self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
+        if flash_attn not in _FLASH_ATTENTION:
+            raise OptionError(f"flash_attn must be 'auto', True or False; got {flash_attn!r}")
+        if model_path is None:
+            model_path, mmproj_path = bundled_model(), mmproj_path or bundled_mmproj()
+        self._model_path = Path(os.fsdecode(model_path))
+        self._mmproj_path = None if mmproj_path is None else Path(os.fsdecode(mmproj_path))
+        self._engine = _native.Engine(
+            model_path=str(self._model_path),
+            mmproj_path=None if self._mmproj_path is None else str(self._mmproj_path),
+            n_ctx=integer("n_ctx", n_ctx, 0),
+            n_batch=integer("n_batch", n_batch, 1),
+            n_ubatch=integer("n_ubatch", n_ubatch, 1),
+            n_threads=0 if n_threads is None else integer("n_threads", n_threads, 1),
+            n_gpu_layers=integer("n_gpu_layers", n_gpu_layers, -1),
+            flash_attn=_FLASH_ATTENTION[flash_attn],
+            type_k=type_k,
+            type_v=type_v,
+            verbose=bool(verbose),
+            progress=progress,
+        )
+        self._fastv: FastV | None = None
+        try:
+            if fastv is not None:
+                self.set_fastv(fastv)
+        except BaseException:
+            self._engine.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<pyfastv.Runner {self._model_path.name}, {self._fastv or 'fastv off'}>"
+
+    def close(self) -> None:
+        """Free the model and the context. Can be called again; anything else then raises ClosedError."""
+        with self._lock:
+            self._refuse_reentry()
+            self._request += 1
+            self._engine.close()
+
+    @property
+    def closed(self) -> bool:
+        """True after :meth:`close`."""
+        return self._engine.closed
+
+    @property
+    def fastv(self) -> FastV | None:
+        """The rule in force; None: off."""
+        return self._fastv
+
+    def set_fastv(self, fastv: FastV | None) -> None:
+        """Change the rule, None: off, without loading the model again. Clears the context.
+
+        Raises OptionError (``k`` is not below the number of layers), UnsupportedModelError, OutOfMemoryError.
+        """
+        if fastv is not None and not isinstance(fastv, FastV):
+            raise OptionError(f"fastv must be a FastV or None; got {fastv!r}")
+        with self._engine_at_work() as engine:
+            self._request += 1
+            if fastv is None:
+                engine.clear_fastv()
+            else:
+                engine.set_fastv(fastv.k, fastv.drop)
+            self._fastv = fastv
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """``model`` and ``mmproj`` (file names), ``description``, ``n_layer``, ``n_ctx``, ``fastv``."""
+        with self._engine_at_work() as engine:
+            return {
+                "model": self._model_path.name,
+                "mmproj": None if self._mmproj_path is None else self._mmproj_path.name,
+                "description": engine.description,
+                "n_layer": engine.n_layer,
+                "n_ctx": engine.n_ctx,
+                "fastv": self._fastv,
+            }
+
+    def ask(
+        self,
+        image: Pictures,
+        question: str,
+        *,
+        system: str | None = None,
+        progress: Progress | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Answer:
+        """Answer a question about a picture, about several (a list), or about none (None).
+
+        ``image``: as :func:`pyfastv.load_image` takes it. ``system``: a system message. ``progress``: called
+        with (prompt tokens done, prompt tokens) during prefill. ``sampling``: see :class:`pyfastv.Sampling`.
+
+        Raises ImageError, OptionError, ContextLengthError (the prompt does not fit), OutOfMemoryError,
+        DecodeError, ClosedError.
+        """
+        with self._lock:
+            return _read(self.stream(image, question, system=system, progress=progress, **sampling))
+
+    def stream(
+        self,
+        image: Pictures,
+        question: str,
+        *,
+        system: str | None = None,
+        progress: Progress | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Stream:
+        """As :meth:`ask`, piece by piece. Prefill is done when this returns, and its errors raised."""
+        if not isinstance(question, str):
+            raise OptionError(f"question must be a string; got {question!r:.200}")
+        if image is None:
+            image = []
+        pictures = image if isinstance(image, (list, tuple)) else [image]
+        content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+        messages: list[dict[str, Any]] = [
+            {"role": "user", "content": [*content, {"type": "text", "text": question}]}
+        ]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        return self._start(messages, progress, sampling)
+
+    @overload
+    def create_chat_completion(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        stream: Literal[False] = False,
+        **sampling: Unpack[SamplingOptions],
+    ) -> dict[str, Any]: ...
+
+    @overload
+    def create_chat_completion(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        stream: Literal[True],
+        **sampling: Unpack[SamplingOptions],
+    ) -> Iterator[dict[str, Any]]: ...
+
+    def create_chat_completion(
+        self, messages: Sequence[dict[str, Any]], *, stream: bool = False, **sampling: Unpack[SamplingOptions]
+    ) -> dict[str, Any] | Iterator[dict[str, Any]]:
+        """OpenAI's chat completion, in the shape of llama-cpp-python's method of this name.
+
+        ``messages``: see :meth:`pyfastv.chat.ChatTemplate.render`; ``sampling``: see
+        :class:`pyfastv.Sampling`. Returns the completion, or an iterator of its chunks. The completion and
+        the last chunk have one key more than OpenAI's: ``pyfastv``, the report. Raises as :meth:`ask` does.
+        """
+        with self._lock:
+            pieces = self._start(messages, None, sampling)
+            if stream:
+                return completion.chunks(pieces, self._model_path.name)
+            return completion.whole(_read(pieces), self._model_path.name)
+
+    def _start(
+        self, messages: Sequence[dict[str, Any]], progress: Progress | None, options: SamplingOptions
+    ) -> Stream:
+        """Prefill, and a stream over the generation after it."""
+        sampling = Sampling(**options)
+        self._refuse_closed()
+        prompt = self._template.render(messages, self._engine.media_marker)
+        begin = time.perf_counter()
+        images = self._load_images(prompt.pictures)
+        image_decode_ms = (time.perf_counter() - begin) * 1000.0
+        with self._engine_at_work() as engine:
+            engine.prefill(prompt.text, images, progress, prompt.add_bos, 1)
+            engine.start(
+                max_tokens=-1 if sampling.max_tokens is None else sampling.max_tokens,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                min_p=sampling.min_p,
+                typical_p=sampling.typical_p,
+                repeat_penalty=sampling.repeat_penalty,
+                repeat_last_n=sampling.repeat_last_n,
+                frequency_penalty=sampling.frequency_penalty,
+                presence_penalty=sampling.presence_penalty,
+                seed=next((s for s in (sampling.seed, self._seed) if s is not None), _RANDOM_SEED),
+                grammar=sampling.grammar,
+            )
+            self._request += 1
+            request, fastv = self._request, self._fastv
+
+        def next_bytes() -> bytes | None:
+            with self._engine_at_work(request) as engine:
+                token = engine.next()
+                return None if token is None else token[1]
+
+        def finish() -> tuple[Report, str]:
+            with self._engine_at_work(request) as engine:
+                report = Report.of(engine.report(), image_decode_ms=image_decode_ms, fastv=fastv)
+                return report, engine.finish_reason or "stop"
+
+        return Stream(next_bytes, finish, sampling.stop or ())
+
+    def _load_images(self, pictures: Sequence[Picture]) -> list[NDArray[np.uint8]]:
+        if pictures and self._mmproj_path is None:
+            raise ModelError(
+                f"{self._model_path.name} was loaded without a vision encoder: pass its mmproj_path to Runner"
+            )
+        return [load_image(picture, max_pixels=self._max_pixels) for picture in pictures]
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        engine = self._engine
+        return ChatTemplate(engine.chat_template, bos_token=engine.bos_token, eos_token=engine.eos_token)
+
+    @contextmanager
+    def _engine_at_work(self, request: int | None = None) -> Iterator[_native.Engine]:
+        """The engine, for this thread alone; whatever is raised meanwhile leaves it without a context."""
+        with self._lock:
+            self._refuse_reentry()
+            self._refuse_closed()
+            if request is not None and request != self._request:
+                raise ClosedError("this stream was ended by a later request to the same runner")
+            try:
+                self._computing = True
+                yield self._engine
+            except BaseException:
+                self._request += 1
+                with suppress(Error):  # the first error is the one to tell
+                    self._engine.reset()
+                raise
+            finally:
+                self._computing = False
+
+    def _refuse_closed(self) -> None:
+        if self._engine.closed:
+            raise ClosedError("this runner is closed: make a new one")
+
+    def _refuse_reentry(self) -> None:
+        if self._computing:
+            raise Error("a runner cannot be used from within its own progress callback")
+
+
+def _read(stream: Stream) -> Answer:
+    for _ in stream:
+        pass
+    return stream.answer

@@ -1,0 +1,58 @@
+"""An answer while it is being written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from .answer import Answer, Report
+from .errors import Error
+from .pieces import PieceReader
+
+__all__ = ["Stream"]
+
+
+class Stream(Iterator[str]):
+    """Pieces of an answer, as they are generated; made by :meth:`pyfastv.Runner.stream`.
+
+    After the last piece ``answer`` and ``report`` are there. A stream may be left half-way. The next request
+    to the same runner ends it: continuing it then raises ClosedError.
+    """
+
+    def __init__(
+        self,
+        next_bytes: Callable[[], bytes | None],
+        finish: Callable[[], tuple[Report, str]],
+        stop: Sequence[str],
+    ) -> None:
+        """``next_bytes``: of the next token, None at the end. ``finish``: report and reason, then."""
+        self._next_bytes = next_bytes
+        self._finish = finish
+        self._reader = PieceReader(stop)
+        self._text: list[str] = []
+        self._answer: Answer | None = None
+
+    def __next__(self) -> str:
+        while self._answer is None:
+            data = self._next_bytes()
+            piece = self._reader.finish() if data is None else self._reader.feed(data)
+            if piece:
+                self._text.append(piece)
+            if data is None or self._reader.stopped:
+                report, reason = self._finish()
+                reason = "stop" if self._reader.stopped else reason
+                self._answer = Answer("".join(self._text), report, reason)
+            if piece:
+                return piece
+        raise StopIteration
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer. Raises Error before the stream has ended."""
+        if self._answer is None:
+            raise Error("the answer is not finished: read the stream to its end first")
+        return self._answer
+
+    @property
+    def report(self) -> Report:
+        """What was done. Raises Error before the stream has ended."""
+        return self.answer.report

@@ -1,0 +1,108 @@
+"""Fixtures: the bundled model and pictures, and an engine without a model for what needs none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pyfastv
+from pyfastv import _native
+from pyfastv.models import bundled_examples
+
+REPORT: dict[str, Any] = {
+    "visual_tokens": 576,
+    "visual_tokens_kept": 288,
+    "prompt_tokens": 600,
+    "cached_tokens": 100,
+    "generated_tokens": 4,
+    "encode_ms": 100.0,
+    "full_ms": 10.0,
+    "stage0_ms": 20.0,
+    "choose_ms": 0.5,
+    "later_ms": 19.5,
+    "generate_ms": 8.0,
+    "first_token_ms": 160.0,
+    "kv_bytes_used": [100, 200],
+    "kv_bytes_allocated": [1000, 2000],
+    "graphs_reused": 3,
+}
+
+
+class FakeEngine:
+    """Answers ``tokens``; remembers its calls; raises ``failure`` where ``failing`` names a method."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.closed = False
+        self.media_marker = "<__media_1234__>"
+        self.n_ctx, self.n_layer, self.description = 4096, 12, "fake"
+        self.chat_template: str | None = None
+        self.bos_token, self.eos_token = "<s>", "</s>"
+        self.tokens = [b" It is ", b"9:10", b".", b" Yes."]
+        self.finish_reason: str | None = None
+        self.calls: list[tuple[str, Any]] = []
+        self.failing, self.failure = "", RuntimeError("failure")
+        self._left: list[bytes] = []
+
+    def _call(self, name: str, arguments: Any = None) -> None:
+        self.calls.append((name, arguments))
+        if name == self.failing:
+            raise self.failure
+
+    def close(self) -> None:
+        self.closed = True
+
+    def set_fastv(self, k: int, drop: float) -> None:
+        self._call("set_fastv", (k, drop))
+
+    def clear_fastv(self) -> None:
+        self._call("clear_fastv")
+
+    def prefill(self, prompt: str, images: Any, progress: Any, add_bos: bool, reserve: int) -> None:
+        self._call("prefill", {"prompt": prompt, "images": images, "add_bos": add_bos, "reserve": reserve})
+        if progress is not None:
+            progress(1, 2)
+            progress(2, 2)
+
+    def start(self, **sampling: Any) -> None:
+        self._call("start", sampling)
+        limit = sampling["max_tokens"]
+        self._left = self.tokens[: None if limit < 0 else limit]
+        self.finish_reason = None
+
+    def next(self) -> tuple[int, bytes] | None:
+        self._call("next")
+        if not self._left:
+            self.finish_reason = "stop"
+            return None
+        return 7, self._left.pop(0)
+
+    def reset(self) -> None:
+        self._call("reset")
+
+    def report(self) -> dict[str, Any]:
+        return dict(REPORT)
+
+
+@pytest.fixture
+def fake_runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[pyfastv.Runner]:
+    """A runner without a model; its engine is ``fake_runner._engine``."""
+    monkeypatch.setattr(_native, "Engine", FakeEngine)
+    with pyfastv.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="session")
+def runner() -> Iterator[pyfastv.Runner]:
+    """The bundled model, with the default rule."""
+    with pyfastv.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture
+def picture() -> dict[str, Path]:
+    """The bundled pictures: clock, chart, dice, scene."""
+    return {example.picture.stem: example.picture for example in bundled_examples()}

@@ -1,0 +1,270 @@
+"""The command line: what goes to stdout and to stderr, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pyfastv
+from pyfastv import _native, cli, demo
+from pyfastv.cli import main
+from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
+
+CLOCK = bundled_examples()[0]
+PICTURE = str(CLOCK.picture)
+
+
+@pytest.fixture
+def fake_engine(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Engines without a model, as they are made."""
+    from conftest import FakeEngine
+
+    made: list[Any] = []
+
+    class Recorded(FakeEngine):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            made.append(self)
+
+    monkeypatch.setattr(_native, "Engine", Recorded)
+    return made
+
+
+# the real thing
+
+
+def test_ask_prints_the_answer_and_reports_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", PICTURE, CLOCK.question]) == 0
+    printed = capfd.readouterr()
+    assert printed.out == CLOCK.answer + "\n"
+    assert "576, 288 kept (FastV k=2, drop=0.5)" in printed.err
+
+
+def test_ask_json_prints_exactly_one_object(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", PICTURE, CLOCK.question, "--json", "--k", "4", "--drop", "0.25"]) == 0
+    printed = capfd.readouterr()
+    made = json.loads(printed.out)
+    assert set(made) == {"answer", "report"}
+    assert made["answer"] == CLOCK.answer
+    assert made["report"]["fastv"] == {"k": 4, "drop": 0.25}
+    assert made["report"]["visual_tokens_kept"] == 432
+    assert printed.err == ""
+
+
+def test_demo_shows_the_counts_and_a_right_answer(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo"]) == 0
+    out = capfd.readouterr().out
+    assert all(word in out for word in (CLOCK.question, CLOCK.answer, "576", "288", "yes", "ms"))
+    assert "no " not in out
+
+
+def test_info_tells_the_build(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    out = capfd.readouterr().out
+    assert pyfastv.__version__ in out
+    assert _native.system_info().strip() in out
+    assert main(["info", "--json"]) == 0
+    assert set(json.loads(capfd.readouterr().out)) == {"version", "build", "system_info", "backends"}
+
+
+def test_info_tells_whether_a_model_can_be_pruned(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(bundled_model())]) == 0
+    out = capfd.readouterr().out
+    assert "FastV with k from 1 to 11" in out
+    assert "llama" in out
+    assert main(["info", str(bundled_model()), "--json"]) == 0
+    model = json.loads(capfd.readouterr().out)["model"]
+    assert (model["n_layer"], model["k_max"], model["unsupported_reason"]) == (12, 11, None)
+
+
+def test_info_of_no_model_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "text.gguf").write_text("hello")
+    for path in (tmp_path / "text.gguf", tmp_path / "missing.gguf"):
+        assert main(["info", str(path)]) == 1
+        printed = capfd.readouterr()
+        assert printed.out == ""
+        assert path.name in printed.err
+        assert printed.err.count("\n") == 1
+
+
+def test_lib_path_is_the_folder_of_the_libraries(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lib-path"]) == 0
+    folder = Path(capsys.readouterr().out.rstrip("\n"))
+    assert folder == pyfastv.lib_path()
+    assert list(folder.glob("libllama.*"))
+    assert list(folder.glob("libmtmd.*"))
+
+
+def test_ctrl_c_exits_with_130() -> None:
+    # the package is found where this process found it; a parent may have made SIGINT ignored
+    code = (
+        f"import signal, sys; sys.path[:] = {sys.path!r}; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from pyfastv.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    endless = ["--temp", "9", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--seed", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "ask", PICTURE, "Describe the image.", *endless],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+
+
+# what is passed on
+
+
+def test_options_reach_the_engine(fake_engine: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    options = {
+        "--model": "model.gguf",
+        "--mmproj": "mmproj.gguf",
+        "--seed": "7",
+        "--temp": "0.5",
+        "--top-k": "5",
+        "--top-p": "0.6",
+        "--min-p": "0.1",
+        "--max-tokens": "3",
+        "--n-ctx": "1000",
+        "--threads": "2",
+        "--n-gpu-layers": "0",
+        "--flash-attn": "off",
+        "--system": "Be brief.",
+    }
+    arguments = [word for option in options.items() for word in option]
+    assert main(["ask", PICTURE, PICTURE, "Q?", "--off", "--verbose", "--no-progress", *arguments]) == 0
+    assert capsys.readouterr().out == "It is 9:10.\n"
+    (engine,) = fake_engine
+    loading = {
+        "model_path": "model.gguf",
+        "mmproj_path": "mmproj.gguf",
+        "n_ctx": 1000,
+        "n_threads": 2,
+        "n_gpu_layers": 0,
+        "flash_attn": "off",
+        "verbose": True,
+    }
+    assert loading.items() <= engine.options.items()
+    calls = dict(engine.calls)
+    assert "set_fastv" not in calls
+    assert len(calls["prefill"]["images"]) == 2
+    assert calls["prefill"]["prompt"].startswith("Be brief. USER: ")
+    sampling = {
+        "seed": 7,
+        "temperature": 0.5,
+        "top_k": 5,
+        "top_p": 0.6,
+        "min_p": 0.1,
+        "max_tokens": 3,
+    }
+    assert sampling.items() <= calls["start"].items()
+    assert engine.closed
+
+
+def test_a_model_by_its_hugging_face_name(
+    fake_engine: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def from_hub(name: str) -> tuple[Path, Path]:
+        asked.append(name)
+        return Path("a.gguf"), Path("mmproj-a.gguf")
+
+    monkeypatch.setattr(cli, "from_hub", from_hub)
+    for option in ("-hf", "--hf-repo"):
+        assert main(["ask", option, "owner/llava:Q8_0", PICTURE, "Q?"]) == 0
+    assert asked == ["owner/llava:Q8_0"] * 2
+    assert fake_engine[0].options["model_path"] == "a.gguf"
+    assert fake_engine[0].options["mmproj_path"] == "mmproj-a.gguf"
+    assert main(["ask", "-hf", "owner/llava", "--mmproj", "other.gguf", PICTURE, "Q?"]) == 0
+    assert fake_engine[-1].options["mmproj_path"] == "other.gguf"
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ask"],
+        ["ask", PICTURE],
+        ["ask", PICTURE, "Q", "--k", "two"],
+        ["ask", PICTURE, "Q", "--flash-attn", "maybe"],
+        ["ask", PICTURE, "Q", "--nothing"],
+        ["ask", PICTURE, "Q", "--off", "--k", "2"],
+        ["ask", PICTURE, "Q", "--model", "a.gguf"],
+        ["ask", PICTURE, "Q", "--model", "a.gguf", "-hf", "owner/llava"],
+        ["nothing"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Usage: pyfastv" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ask", "nothing.png", "Q"], "nothing.png: no such file"),
+        (["ask", PICTURE, "Q", "--k", "0"], "k must be an integer, at least 1; got 0"),
+        (["ask", PICTURE, "Q", "--drop", "1"], "drop must be below 1"),
+        (["ask", PICTURE, "Q", "--drop", "nan"], "drop must be"),
+        (["ask", PICTURE, "Q", "--temp", "-1"], "temperature must be"),
+        (["ask", "http://example.org/a.png", "Q"], "not fetched"),
+    ],
+)
+def test_errors_are_one_line_and_exit_with_1(
+    arguments: list[str], words: str, fake_engine: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("pyfastv: ")
+    assert words in printed.err
+    assert printed.err.count("\n") == 1
+    assert all(engine.closed for engine in fake_engine)
+
+
+def test_a_missing_model_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", PICTURE, "Q", "--model", "missing.gguf", "--mmproj", str(bundled_mmproj())]) == 1
+    assert "missing.gguf" in capfd.readouterr().err
+
+
+def test_a_wrong_answer_fails_the_demo(fake_engine: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["demo"]) == 1  # the fake answers "It is 9:10. Yes."
+    monkeypatch.setattr(demo, "same_answer", lambda given, expected: True)
+    assert main(["demo"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "same"),
+    [
+        ("It is 9:10.", "it is 9:10", True),
+        (" It  is 9:10", "It is 9:10.", True),
+        ("It is 9:11.", "It is 9:10.", False),
+        ("", "It is 9:10.", False),
+    ],
+)
+def test_answers_are_compared_without_case_and_punctuation(given: str, expected: str, same: bool) -> None:
+    assert demo.same_answer(given, expected) is same
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"pyfastv {pyfastv.__version__}\n"
+    for command in ([], ["ask"], ["info"], ["demo"], ["lib-path"]):
+        assert main([*command, "--help"]) == 0
+        assert "Usage: pyfastv" in capsys.readouterr().out
