@@ -6,7 +6,6 @@ import ctypes
 import os
 import re
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +42,14 @@ class FastvReport(ctypes.Structure):
 def load_bindings(folder: Path) -> tuple[Any, Any]:
     """The modules llama_cpp.llama_cpp and llama_cpp.mtmd_cpp, bound to the libraries in `folder`.
 
-    They look for names without a version (libllama.so), which an installed package may not have: then they
-    are given a folder of links.
+    Raises EngineError if one of the libraries is not there.
     """
     suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-    with tempfile.TemporaryDirectory(prefix="pyfastv-libraries-") as links:
-        if sys.platform != "win32" and not (folder / f"libllama{suffix}").exists():
-            for file in folder.iterdir():
-                (Path(links) / file.name).symlink_to(file)
-            for name in ("llama", "mtmd"):
-                versioned = sorted(folder.glob(f"lib{name}.*"), key=lambda path: len(path.name))
-                if not versioned:
-                    raise EngineError(f"{folder}: no lib{name}{suffix}")
-                (Path(links) / f"lib{name}{suffix}").symlink_to(versioned[0])
-            folder = Path(links)
-        os.environ["LLAMA_CPP_LIB_PATH"] = os.environ["MTMD_CPP_LIB"] = str(folder)
-        from llama_cpp import llama_cpp, mtmd_cpp
+    for name in ("llama", "mtmd"):
+        if not (folder / f"lib{name}{suffix}").exists():
+            raise EngineError(f"{folder}: no lib{name}{suffix}")
+    os.environ["LLAMA_CPP_LIB_PATH"] = os.environ["MTMD_CPP_LIB"] = str(folder)
+    from llama_cpp import llama_cpp, mtmd_cpp
 
     return llama_cpp, mtmd_cpp
 

@@ -1,53 +1,37 @@
 """libllama as other programs use it: llama-cpp-python's low-level bindings on our libraries.
 
-The bindings are the real package, which knows nothing of us; only the functions of pyfastv.h are declared here.
+The bindings are the real package, which knows nothing of us; only the functions of pyfastv.h are declared here, with
+the structures that the benchmarks use.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 import pyfastv
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 os.environ["LLAMA_CPP_LIB_PATH"] = str(pyfastv.lib_path())
 
+from bindings import FastvParams, FastvReport  # noqa: E402
 from llama_cpp import llama_cpp as llama  # noqa: E402 - it loads the library when imported
 
 OK, BAD_PARAMS, UNSUPPORTED, OUT_OF_MEMORY, FAILED, ABORTED = 0, -1, -2, -3, -4, -5
 
 
-class Params(ctypes.Structure):
-    _fields_ = [("k", ctypes.c_int32), ("drop", ctypes.c_float)]
-
-
-class Report(ctypes.Structure):
-    _fields_ = [
-        ("k", ctypes.c_int32),
-        ("drop", ctypes.c_float),
-        ("n_visual", ctypes.c_int32),
-        ("n_visual_kept", ctypes.c_int32),
-        ("n_pending", ctypes.c_int32),
-        ("t_stage0_ms", ctypes.c_double),
-        ("t_choose_ms", ctypes.c_double),
-        ("t_later_ms", ctypes.c_double),
-        ("n_stages", ctypes.c_int32),
-        ("kv_cell_bytes", ctypes.c_size_t * 2),
-        ("kv_cells_used", ctypes.c_int32 * 2),
-        ("kv_cells_size", ctypes.c_int32 * 2),
-    ]
-
-
 fastv = llama._lib
-fastv.pyfastv_attach.argtypes = [ctypes.c_void_p, ctypes.POINTER(Params)]
+fastv.pyfastv_attach.argtypes = [ctypes.c_void_p, ctypes.POINTER(FastvParams)]
 fastv.pyfastv_flush.argtypes = [ctypes.c_void_p]
 fastv.pyfastv_set_media.argtypes = [ctypes.c_void_p, ctypes.c_int]
 fastv.pyfastv_last_error.restype = ctypes.c_char_p
 fastv.pyfastv_get_report.argtypes = [ctypes.c_void_p]
-fastv.pyfastv_get_report.restype = Report
+fastv.pyfastv_get_report.restype = FastvReport
 fastv.pyfastv_get_kept.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32), ctypes.c_size_t]
 fastv.pyfastv_get_kept.restype = ctypes.c_size_t
 
@@ -85,7 +69,7 @@ class Context:
         llama.llama_free(self.pointer)
 
     def attach(self, k: int, drop: float) -> int:
-        status = fastv.pyfastv_attach(self.pointer, ctypes.byref(Params(k, drop)))
+        status = fastv.pyfastv_attach(self.pointer, ctypes.byref(FastvParams(k, drop)))
         self.memory = llama.llama_get_memory(self.pointer)
         return int(status)
 
@@ -127,7 +111,7 @@ class Context:
         pointer = llama.llama_get_logits_ith(self.pointer, -1)
         return np.ctypeslib.as_array(pointer, (self.model.n_vocab,)).copy() if pointer else None
 
-    def report(self) -> Report:
+    def report(self) -> FastvReport:
         return fastv.pyfastv_get_report(self.pointer)
 
     def kept(self) -> list[int]:

@@ -62,7 +62,7 @@ def test_kept_set_scores_and_logits(exact: pyfastv.Runner, question: GoldenQuest
 
     if case.k is not None:
         np.testing.assert_array_equal(engine.kept(), case.kept)
-        np.testing.assert_allclose(engine.scores(), question.scores[case.k], rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(engine.scores(), question.scores[case.k], rtol=5e-3, atol=2e-6)
     assert relative_rms(engine.logits(), case.logits_first) < MAX_RMS
 
     for token in case.tokens[:-1]:
