@@ -64,7 +64,10 @@ def answer_all(jobs: list[Job], args: argparse.Namespace) -> Iterator[dict[str, 
     context = multiprocessing.get_context("spawn")
     with context.Pool(args.processes, start, (args.bench, args.model, args.mmproj)) as pool:
         yield from track(
-            pool.imap_unordered(answer, jobs, chunksize=3), "Answering", len(jobs), console=Console(stderr=True)
+            pool.imap_unordered(answer, jobs, chunksize=3),
+            "Answering",
+            len(jobs),
+            console=Console(stderr=True),
         )
 
 
@@ -110,7 +113,9 @@ def main() -> None:
             file.flush()
 
     asked = {question["id"] for question in questions}
-    print_table(questions, {s: {i: a for i, a in given.items() if i in asked} for s, given in answers.items()})
+    print_table(
+        questions, {s: {i: a for i, a in given.items() if i in asked} for s, given in answers.items()}
+    )
 
 
 if __name__ == "__main__":

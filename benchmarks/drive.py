@@ -32,8 +32,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bindings import EngineError
 from engine import FLASH_ATTENTION, Engine
+
+from bindings import EngineError
 
 
 def serve(engine: Engine, answers: Any) -> None:

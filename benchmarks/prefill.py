@@ -28,6 +28,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from engine import FLASH_ATTENTION
+
 from client import (
     Driver,
     Setting,
@@ -38,7 +40,6 @@ from client import (
     resolve_common_options,
     setting_name,
 )
-from engine import FLASH_ATTENTION
 from theory import Sizes, kept_tokens, theoretical_ratios
 
 Measurement = dict[str, Any]

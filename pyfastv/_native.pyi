@@ -22,6 +22,10 @@ def model_info(model_path: str) -> dict[str, Any]:
     """A GGUF's header, no weights: ``architecture``, ``description``, ``n_layer``, ``n_embd``, ``n_ctx_train``,
     ``n_params``, ``size_bytes``, ``unsupported_reason`` (None if it can be pruned), ``k_max``, ``chat_template``."""
 
+def vision_info(mmproj_path: str) -> dict[str, Any]:
+    """An mmproj's header: ``projector``, ``image_size`` (pixels), ``patch_size``, ``n_layer``, ``visual_tokens`` (None
+    where their number depends on the picture)."""
+
 class Engine:
     """One model, its vision encoder and one context. Not thread-safe; every call releases the GIL while it computes.
 
@@ -98,7 +102,7 @@ class Engine:
         """The next token and its bytes (a piece of UTF-8, possibly cut inside a character); None when finished."""
     @property
     def finish_reason(self) -> str | None:
-        """"stop" (end-of-generation token) or "length" (max_tokens or context full) once next() returned None."""
+        """Once next() returned None: "stop" (end-of-generation token) or "length" (max_tokens or context full)."""
     def kept(self) -> NDArray[np.int32]:
         """Ascending indices of the visual tokens that the last choice kept."""
     def scores(self) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from . import __version__, _native, lib_path
 from .console import bar
 from .demo import run_demo
 from .errors import Error
-from .models import from_hub
+from .models import bundled_model, from_hub, mmproj_beside
 from .options import FastV, Sampling, SamplingOptions
 from .runner import Runner
 
@@ -49,7 +49,7 @@ def cli() -> None:
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.argument("question")
 @click.option("-m", "--model", help="GGUF file of the language model.  [default: the bundled model]")
-@click.option("--mmproj", help="GGUF file of its vision encoder.")
+@click.option("--mmproj", help="GGUF file of its vision encoder.  [default: the only mmproj*.gguf beside it]")
 @click.option("-hf", "--hf-repo", metavar="REPO[:QUANT]", help="Model and mmproj from Hugging Face.")
 @click.option("--k", type=int, default=FastV.k, help="FastV: layers before K see every visual token.")
 @click.option("--drop", type=float, default=FastV.drop, help="FastV: share that the later layers do not see.")
@@ -118,9 +118,12 @@ def ask(images: tuple[str, ...], question: str, **options: Any) -> None:
 
 def _find_model(options: dict[str, Any], show_progress: bool) -> tuple[Any, Any]:
     if options["hf_repo"] is None:
-        if options["mmproj"] is None and options["model"] is not None:
-            raise click.UsageError("--model needs --mmproj, the GGUF file of its vision encoder.")
-        return options["model"], options["mmproj"]
+        model, mmproj = options["model"], options["mmproj"]
+        if model is not None and mmproj is None:
+            mmproj = mmproj_beside(model)
+            if mmproj is None:
+                raise click.UsageError("--model needs --mmproj, the GGUF file of its vision encoder.")
+        return model, mmproj
     if options["model"] is not None:
         raise click.UsageError("--model and --hf-repo exclude each other.")
     if not show_progress:
@@ -131,17 +134,23 @@ def _find_model(options: dict[str, Any], show_progress: bool) -> tuple[Any, Any]
 
 @cli.command()
 @click.argument("model", required=False)
+@click.option("--mmproj", help="Its vision encoder.  [default: the only mmproj*.gguf beside it]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(model: str | None, as_json: bool) -> None:
-    """Tell how pyfastv was built, and about MODEL, a GGUF file: its layers, and whether it can be pruned."""
+def info(model: str | None, mmproj: str | None, as_json: bool) -> None:
+    """Tell how pyfastv was built, and about MODEL, a GGUF file: its layers, and whether it can be pruned.
+
+    Without MODEL about the bundled one. Only the headers of the files are read.
+    """
+    model = model or str(bundled_model())
+    mmproj = mmproj or mmproj_beside(model)
     facts: dict[str, Any] = {
         "version": __version__,
         "build": _native.build_info(),
         "system_info": _native.system_info().strip(),
         "backends": _native.backends(),
+        "model": _native.model_info(model),
+        "vision": None if mmproj is None else _native.vision_info(mmproj),
     }
-    if model is not None:
-        facts["model"] = _native.model_info(model)
     click.echo(json.dumps(facts, indent=2) if as_json else _describe(facts))
 
 
@@ -155,8 +164,9 @@ def _describe(facts: dict[str, Any]) -> str:
         "features": facts["system_info"],
         "devices": "; ".join(f"{d['name']} ({d['type']}): {d['description']}" for d in facts["backends"]),
     }
-    if "model" in facts:
-        lines |= _describe_model(facts["model"])
+    lines |= _describe_model(facts["model"])
+    if facts["vision"] is not None:
+        lines |= _describe_vision(facts["vision"])
     return "\n".join(f"{name:<15} {value}" for name, value in lines.items())
 
 
@@ -172,9 +182,17 @@ def _describe_model(model: dict[str, Any]) -> dict[str, str]:
         if reason is None
         else f"not possible: {reason}",
     }
-    if model.get("visual_tokens") is not None:
-        lines["visual tokens"] = str(model["visual_tokens"])
     return lines
+
+
+def _describe_vision(vision: dict[str, Any]) -> dict[str, str]:
+    tokens = vision["visual_tokens"]
+    size, patch = vision["image_size"], vision["patch_size"]
+    return {
+        "vision": f"{vision['n_layer']} layers, {size} x {size} pixels in patches of {patch}, "
+        f"projector {vision['projector']}",
+        "visual tokens": "depends on the picture" if tokens is None else f"{tokens} a picture",
+    }
 
 
 @cli.command("lib-path")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -13,7 +14,7 @@ import huggingface_hub
 
 from .errors import ModelError
 
-__all__ = ["Example", "bundled_examples", "bundled_mmproj", "bundled_model", "from_hub"]
+__all__ = ["Example", "bundled_examples", "bundled_mmproj", "bundled_model", "from_hub", "mmproj_beside"]
 
 _DEFAULT_QUANT = "Q4_K_M"
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
@@ -45,6 +46,12 @@ def bundled_examples() -> list[Example]:
 
 def _data() -> Path:
     return Path(str(resources.files("pyfastv"))) / "data"
+
+
+def mmproj_beside(model: str | os.PathLike[str]) -> str | None:
+    """The mmproj*.gguf in the folder of a model, if there is exactly one."""
+    found = sorted(Path(os.fsdecode(model)).parent.glob("mmproj*.gguf"))
+    return str(found[0]) if len(found) == 1 else None
 
 
 def from_hub(name: str) -> tuple[Path, Path]:

@@ -19,8 +19,9 @@ import pyfastv
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 os.environ["LLAMA_CPP_LIB_PATH"] = str(pyfastv.lib_path())
 
-from bindings import FastvParams, FastvReport  # noqa: E402
-from llama_cpp import llama_cpp as llama  # noqa: E402 - it loads the library when imported
+from llama_cpp import llama_cpp as llama
+
+from bindings import FastvParams, FastvReport
 
 OK, BAD_PARAMS, UNSUPPORTED, OUT_OF_MEMORY, FAILED, ABORTED = 0, -1, -2, -3, -4, -5
 
@@ -45,7 +46,9 @@ class Model:
         llama.llama_log_set(_quiet, None)
         llama.llama_backend_init()
         path = pyfastv.models.bundled_model()
-        self.pointer = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
+        self.pointer = llama.llama_model_load_from_file(
+            str(path).encode(), llama.llama_model_default_params()
+        )
         self.n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self.pointer))
         self.n_embd = llama.llama_model_n_embd(self.pointer)
 

@@ -15,7 +15,7 @@ import pyfastv
 
 sys.path.insert(0, str(Path(__file__).parent / "reference"))
 
-from scoring import is_right  # noqa: E402
+from scoring import is_right
 
 SLICE = Path(__file__).parent / "bench_slice"
 QUESTIONS = [json.loads(line) for line in (SLICE / "questions.jsonl").read_text().splitlines()]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+
 from c_api import ABORTED, BAD_PARAMS, OK, UNSUPPORTED, Context, Model, fastv, llama
 
 BEFORE, QUESTION = [1, 300, 301, 302], [400, 410, 420, 430, 440, 450]
@@ -77,9 +78,7 @@ def test_two_stages_without_drop_are_stock_to_the_bit(make, rows, k):
     stock, staged = make(), make(k, 0.0)
     expected, logits = ask(stock, rows), ask(staged, rows)
     np.testing.assert_array_equal(logits, expected)
-    np.testing.assert_array_equal(
-        generate(staged, logits, AT_ANSWER), generate(stock, expected, AT_ANSWER)
-    )
+    np.testing.assert_array_equal(generate(staged, logits, AT_ANSWER), generate(stock, expected, AT_ANSWER))
 
 
 def test_drop_changes_the_logits_and_the_cells(make, rows):
@@ -300,7 +299,9 @@ def test_a_full_context_is_reported_when_decoding(make, model):
     assert context.flush() == OK
 
 
-@pytest.mark.parametrize(("k", "drop"), [(0, 0.5), (12, 0.5), (-1, 0.5), (2, 1.0), (2, -0.1), (2, float("nan"))])
+@pytest.mark.parametrize(
+    ("k", "drop"), [(0, 0.5), (12, 0.5), (-1, 0.5), (2, 1.0), (2, -0.1), (2, float("nan"))]
+)
 def test_params_out_of_range_name_value_and_limit(make, rows, k, drop):
     context = make()
     expected = ask(context, rows)

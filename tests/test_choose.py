@@ -45,7 +45,9 @@ def test_without_drop_everything_is_kept(scores: list[float]) -> None:
     assert choose(scores, 0.0) == list(range(len(scores)))
 
 
-@pytest.mark.parametrize(("n", "drop", "kept"), [(576, 0.5, 288), (576, 0.9, 58), (5, 0.5, 2), (7, 0.5, 4), (3, 0.99, 1)])
+@pytest.mark.parametrize(
+    ("n", "drop", "kept"), [(576, 0.5, 288), (576, 0.9, 58), (5, 0.5, 2), (7, 0.5, 4), (3, 0.99, 1)]
+)
 def test_examples(n: int, drop: float, kept: int) -> None:
     assert len(choose(list(np.linspace(0, 1, n)), drop)) == kept
 

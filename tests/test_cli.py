@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,7 +71,25 @@ def test_info_tells_the_build(capfd: pytest.CaptureFixture[str]) -> None:
     assert pyfastv.__version__ in out
     assert _native.system_info().strip() in out
     assert main(["info", "--json"]) == 0
-    assert set(json.loads(capfd.readouterr().out)) == {"version", "build", "system_info", "backends"}
+    facts = json.loads(capfd.readouterr().out)
+    assert set(facts) == {"version", "build", "system_info", "backends", "model", "vision"}
+
+
+def test_info_is_about_the_bundled_model_unless_told_otherwise(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capfd.readouterr().out)
+    assert (facts["model"]["n_layer"], facts["vision"]["visual_tokens"]) == (12, 576)
+
+    alone = tmp_path / "model.gguf"
+    shutil.copy(bundled_model(), alone)
+    assert main(["info", str(alone), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["vision"] is None
+
+    shutil.copy(bundled_mmproj(), tmp_path / "mmproj-model.gguf")
+    assert main(["info", str(alone)]) == 0
+    assert "576 a picture" in capfd.readouterr().out
 
 
 def test_info_tells_whether_a_model_can_be_pruned(capfd: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,12 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pyfastv.Runner]:
     dequantize(models.bundled_model(), folder / "model.gguf")
     dequantize(models.bundled_mmproj(), folder / "mmproj.gguf")
     with pyfastv.Runner(
-        folder / "model.gguf", folder / "mmproj.gguf", n_ctx=1024, flash_attn=False, type_k="f32", type_v="f32"
+        folder / "model.gguf",
+        folder / "mmproj.gguf",
+        n_ctx=1024,
+        flash_attn=False,
+        type_k="f32",
+        type_v="f32",
     ) as runner:
         yield runner
 

@@ -31,4 +31,6 @@ def test_fifty_runners_one_after_another_take_no_more_memory_than_five() -> None
     sizes = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert len(sizes) == CYCLES
     growth = max(sizes[5:]) - sizes[4]
-    assert growth < 4_000_000, f"{growth / 1e6:.1f} MB more after the fifth: {[s // 1_000_000 for s in sizes]}"
+    assert growth < 4_000_000, (
+        f"{growth / 1e6:.1f} MB more after the fifth: {[s // 1_000_000 for s in sizes]}"
+    )

@@ -99,7 +99,9 @@ def apply(patch: Path, tree: Path) -> None:
         raise FetchError("git is needed to apply the patches to llama.cpp, and is not on PATH")
     env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tree.resolve().parent)}
     result = subprocess.run([git, "apply", str(patch)], cwd=tree, env=env, capture_output=True, text=True)
-    reverse = subprocess.run([git, "apply", "--reverse", "--check", str(patch)], cwd=tree, env=env, capture_output=True)
+    reverse = subprocess.run(
+        [git, "apply", "--reverse", "--check", str(patch)], cwd=tree, env=env, capture_output=True
+    )
     if result.returncode != 0 or reverse.returncode != 0:
         reason = (result.stderr.strip().splitlines() or ["it changed nothing"])[0]
         raise FetchError(f"third_party/patches/{patch.name} does not apply to {tree}: {reason}")
@@ -125,7 +127,9 @@ def make_tree(tree: Path, patches: list[Path], sdist: Path | None = None) -> Non
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=HERE / "llama.cpp", help="the tree to make (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=HERE / "llama.cpp", help="the tree to make (default: %(default)s)"
+    )
     parser.add_argument("--no-patches", action="store_true", help="stock llama.cpp, for comparisons")
     parser.add_argument("--sdist", type=Path, help="use this copy of the sdist instead of downloading it")
     args = parser.parse_args()

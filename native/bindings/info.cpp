@@ -9,6 +9,8 @@
 #include "runner/model_file.h"
 
 #include "ggml-backend.h"
+#include "ggml-cpp.h"
+#include "gguf.h"
 #include "llama-cpp.h"
 #include "llama.h"
 
@@ -81,6 +83,42 @@ static py::dict model_info(const std::string & path) {
         "chat_template"_a = optional_str(llama_model_chat_template(model.get(), nullptr)));
 }
 
+static py::dict vision_info(const std::string & path) {
+    pyfastv::check_gguf(path);
+
+    const pyfastv::log_scope log(false);
+
+    const gguf_context_ptr file(gguf_init_from_file(path.c_str(), { /* no_alloc */ true, /* ctx */ nullptr }));
+    if (!file) {
+        throw pyfastv::error(pyfastv::error_kind::model, path + ": " + log.reason("cannot be read"));
+    }
+
+    // the key's place in the file, if it has this type; -1 if not
+    const auto find = [&](const char * key, gguf_type type) {
+        const int64_t at = gguf_find_key(file.get(), key);
+        return at >= 0 && gguf_get_kv_type(file.get(), at) == type ? at : -1;
+    };
+    const auto u32 = [&](const char * key) {
+        const int64_t at = find(key, GGUF_TYPE_UINT32);
+        return at < 0 ? 0 : gguf_get_val_u32(file.get(), at);
+    };
+
+    const uint32_t size = u32("clip.vision.image_size"), patch = u32("clip.vision.patch_size");
+    if (size == 0 || patch == 0) {
+        throw pyfastv::error(pyfastv::error_kind::model, path + ": is not an mmproj file with a vision encoder");
+    }
+
+    const int64_t     at        = find("clip.projector_type", GGUF_TYPE_STRING);
+    const std::string projector = at < 0 ? "mlp" : gguf_get_val_str(file.get(), at);
+
+    // the other projectors merge patches, or take pictures of any size
+    const bool one_a_patch = projector == "mlp" || projector == "mlp_norm";
+
+    return py::dict(
+        "projector"_a = projector, "image_size"_a = size, "patch_size"_a = patch, "n_layer"_a = u32("clip.vision.block_count"),
+        "visual_tokens"_a = one_a_patch ? py::object(py::int_((size/patch)*(size/patch))) : py::none());
+}
+
 static py::array_t<int32_t> choose_top_k(const py::array_t<float, py::array::c_style | py::array::forcecast> & scores, float drop) {
     if (scores.ndim() != 1 || !(drop >= 0 && drop < 1)) {
         throw pyfastv::error(pyfastv::error_kind::option, "scores must be a vector and 0 <= drop < 1");
@@ -94,5 +132,6 @@ void bind_info(py::module_ & m) {
     m.def("build_info", &build_info);
     m.def("backends", &backends);
     m.def("model_info", &model_info, "model_path"_a);
+    m.def("vision_info", &vision_info, "mmproj_path"_a);
     m.def("choose_top_k", &choose_top_k, "scores"_a, "drop"_a);
 }

@@ -2,7 +2,7 @@
 
     python bench_accuracy.py ../../../shared/bench --answers answers.jsonl
 
-Answers are greedy, up to </s> or 48 tokens, and appended to the JSONL file one by one; a run that
+Answers are greedy, up to </s> or --max-tokens, and appended to the JSONL file one by one; a run that
 was interrupted goes on where it stopped. At the end the table is printed and written as JSON.
 
 Per question the layers are shared: every setting starts from the boundary of its K, and the dropped
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+
 from oracle import (
     Boundary,
     Prompt,
@@ -33,10 +35,7 @@ from oracle import (
     visual_rows,
 )
 from scoring import accuracy
-from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from weights import weights_sha256
-
-MAX_TOKENS = 48
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[2] / "shared"
@@ -71,6 +70,7 @@ def answers_to(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
     settings: list[Setting],
+    max_tokens: int,
 ) -> dict[Setting, str]:
     at: dict[int, Boundary] = {}
     deepest = None
@@ -83,7 +83,7 @@ def answers_to(
             start = prefill_unpruned(model, prompt, deepest)
         else:
             start = prefill(model, prompt, at[setting.k], setting.drop, compact=True)
-        tokens, _ = generate(model, start, MAX_TOKENS, stop=tokenizer.eos_token_id)
+        tokens, _ = generate(model, start, max_tokens, stop=tokenizer.eos_token_id)
         answers[setting] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
     return answers
 
@@ -102,6 +102,7 @@ def answer_all(
     bench: Path,
     questions: list[dict[str, Any]],
     settings: list[Setting],
+    max_tokens: int,
     path: Path,
 ) -> None:
     """Appends the answers that the file lacks."""
@@ -118,7 +119,7 @@ def answer_all(
                 encoded = {image: visual_rows(model, read_image(bench / image))}
             tokens = encode_prompt(tokenizer, question["question"])
             prompt = embed_prompt(model, tokens, encoded[image])
-            for setting, answer in answers_to(model, tokenizer, prompt, missing).items():
+            for setting, answer in answers_to(model, tokenizer, prompt, missing, max_tokens).items():
                 row = {"setting": str(setting), "id": question["id"], "answer": answer}
                 file.write(json.dumps(row) + "\n")
             file.flush()
@@ -159,6 +160,12 @@ def main() -> None:
         metavar="K:DROP",
         help=f"K:DROP or off; default: {' '.join(map(str, DEFAULT_SETTINGS))}",
     )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=48,
+        help="of an answer (default: %(default)s, which cuts off one caption in six)",
+    )
     parser.add_argument("--limit", type=int, help="only the first questions")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; default: %(default)s")
     args = parser.parse_args()
@@ -167,7 +174,9 @@ def main() -> None:
     lines = (args.bench / "questions.jsonl").read_text().splitlines()
     questions = [json.loads(line) for line in lines][: args.limit]
     tokenizer = AutoTokenizer.from_pretrained(args.hf)
-    answer_all(load(args.hf), tokenizer, args.bench, questions, list(args.settings), args.answers)
+    answer_all(
+        load(args.hf), tokenizer, args.bench, questions, list(args.settings), args.max_tokens, args.answers
+    )
 
     answers = read_answers(args.answers)
     by_setting = {}
@@ -177,7 +186,7 @@ def main() -> None:
     print_table(by_setting)
     reference = {
         "weights_sha256": weights_sha256(args.hf),
-        "max_tokens": MAX_TOKENS,
+        "max_tokens": args.max_tokens,
         "settings": by_setting,
     }
     args.out.write_text(json.dumps(reference, indent=1) + "\n")

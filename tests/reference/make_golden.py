@@ -30,6 +30,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+
 from golden import Golden, GoldenCase, GoldenQuestion, write_golden
 from oracle import (
     Boundary,
@@ -47,7 +49,6 @@ from oracle import (
     read_image,
     visual_rows,
 )
-from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from weights import Weights, weights_sha256
 
 KS = (1, 2, 4, 8)

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
+
 from weights import load
 
 __all__ = ["Result", "choose", "encode_prompt", "load", "prompt_text", "read_image", "run"]

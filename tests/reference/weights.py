@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from dequantize import dequantized_array
 from gguf import GGUFReader
 from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from dequantize import dequantized_array
 
 # What load() accepts: a transformers folder, or (language model, mmproj).
 Weights = Path | tuple[Path, Path]
