@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py BENCH --answers answers.jsonl
 
-BENCH is a folder with questions.jsonl and images. Answers are greedy, up to 48 tokens, and appended to the JSONL file
+BENCH is a folder with questions.jsonl and images. Answers are greedy, up to 96 tokens, and appended to the JSONL file
 one by one; a run that was interrupted goes on where it stopped.
 """
 
@@ -28,7 +28,7 @@ sys.path.insert(0, str(REFERENCE))
 
 from scoring import accuracy  # noqa: E402 - the reference's own scorer
 
-MAX_TOKENS = 48
+MAX_TOKENS = 96
 SETTINGS = "off,2:0.5,2:0.75,4:0.5,4:0.75,6:0.75"
 
 Job = tuple[str, dict[str, Any]]  # setting, question

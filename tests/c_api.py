@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 import pyfastv
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 os.environ["LLAMA_CPP_LIB_PATH"] = str(pyfastv.lib_path())
 
 from llama_cpp import llama_cpp as llama

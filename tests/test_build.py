@@ -13,11 +13,10 @@ import pytest
 
 from pyfastv import _native
 
+import fetch
+
 ROOT = Path(__file__).parents[1]
 THIRD_PARTY = ROOT / "third_party"
-sys.path.insert(0, str(THIRD_PARTY))
-
-import fetch  # noqa: E402
 
 PATCH = """\
 diff --git a/src/file.cpp b/src/file.cpp

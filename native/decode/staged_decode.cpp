@@ -200,6 +200,11 @@ int staged_decode::decode(llama_batch_allocr & balloc) {
 }
 
 int staged_decode::run_stage0(llama_batch_allocr & balloc) {
+    if (ctx.cparams.embeddings || !ctx.sampling.samplers.empty()) {
+        LLAMA_LOG_ERROR("%s: the context outputs embeddings or samples in its graph, which this version does not do in stages\n", __func__);
+        return -1;
+    }
+
     const bool visual = balloc.get_batch().embd && media == PYFASTV_MEDIA_IMAGE;
 
     auto & pending = memory.pending;
@@ -280,8 +285,11 @@ void staged_decode::read_rows(llm_graph_result & res, const llama_ubatch & ubatc
         n_spans++;
     }
 
+    std::vector<pending_row> added;
+    added.reserve(ubatch.n_tokens);
+
     for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-        float * hidden = memory.pending.push({
+        added.push_back({
             /*.pos    =*/ ubatch.pos[i],
             /*.cell   =*/ sinfo.idxs[0][i],
             /*.ubatch =*/ n_ubatches,
@@ -289,8 +297,8 @@ void staged_decode::read_rows(llm_graph_result & res, const llama_ubatch & ubatc
             /*.output =*/ outputs[i] ? ubatch.data->batch_idxs[i] : -1,
             /*.causal =*/ ctx.cparams.causal_attn,
         });
-        ggml_backend_tensor_get(rows, hidden, i*rows->nb[1], rows->nb[1]);
     }
+    ggml_backend_tensor_get(rows, memory.pending.append(added), 0, ggml_nbytes(rows));
 
     cell_scores.resize(ggml_nelements(scores));
     ggml_backend_tensor_get(scores, cell_scores.data(), 0, ggml_nbytes(scores));
@@ -345,9 +353,18 @@ std::vector<size_t> staged_decode::choose() {
             last_scores.push_back(cell_scores[rows[i].cell]);
         }
 
-        for (const int32_t kept : choose_top_k(last_scores.data() + offset, i - i0, params.drop)) {
-            chosen.push_back(i0 + kept);
-            last_kept.push_back(offset + kept);
+        auto kept = choose_top_k(last_scores.data() + offset, i - i0, params.drop);
+
+        // somebody will read the logits of these, whatever their scores
+        for (size_t j = i0; j < i; ++j) {
+            if (rows[j].output >= 0 && !std::binary_search(kept.begin(), kept.end(), j - i0)) {
+                kept.insert(std::lower_bound(kept.begin(), kept.end(), j - i0), j - i0);
+            }
+        }
+
+        for (const int32_t k : kept) {
+            chosen.push_back(i0 + k);
+            last_kept.push_back(offset + k);
         }
     }
 
@@ -446,6 +463,9 @@ pyfastv_status staged_decode::flush() {
     if (pending.empty()) {
         return PYFASTV_OK;
     }
+
+    // positions may have been shifted since the rows were decoded
+    ctx.memory_update(false);
 
     const auto chosen = choose();
 

@@ -86,10 +86,10 @@ private:
 
     pyfastv_media media = PYFASTV_MEDIA_IMAGE;
 
-    int32_t n_ubatches = 0;      // run through stage 0
-    int32_t n_spans   = 0;       // pictures begun
-    bool    new_span  = true;    // does the next visual row begin a picture?
-    int32_t n_outputs = 0;       // outputs of the last batch that wait in pending
+    int32_t n_ubatches = 0;    // run through stage 0
+    int32_t n_spans    = 0;    // pictures begun
+    bool    new_span   = true; // does the next visual row begin a picture?
+    int32_t n_outputs  = 0;    // outputs of the last batch that wait in pending
 
     std::vector<float> cell_scores; // of the last row through stage 0, for each cell of stage 0
 

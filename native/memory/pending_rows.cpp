@@ -9,11 +9,13 @@ void pending_rows::reserve(size_t n) {
     data.reserve(data.size() + n*n_embd);
 }
 
-float * pending_rows::push(const pending_row & row) {
-    data.resize(data.size() + n_embd);
-    rows.push_back(row);
+float * pending_rows::append(const std::vector<pending_row> & added) {
+    const size_t at = data.size();
 
-    return data.data() + data.size() - n_embd;
+    data.resize(at + added.size()*n_embd);
+    rows.insert(rows.end(), added.begin(), added.end());
+
+    return data.data() + at;
 }
 
 void pending_rows::forget_outputs() {

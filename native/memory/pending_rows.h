@@ -37,8 +37,8 @@ public:
     // make room for n more rows; may throw std::bad_alloc, and then nothing has changed
     void reserve(size_t n);
 
-    // append a row and return where its hidden state goes: F32 [n_embd]
-    float * push(const pending_row & row);
+    // append rows and return where their hidden states go: F32 [added.size(), n_embd]
+    float * append(const std::vector<pending_row> & added);
 
     // outputs nobody has read count as not asked for
     void forget_outputs();

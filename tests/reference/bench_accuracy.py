@@ -163,8 +163,8 @@ def main() -> None:
     parser.add_argument(
         "--max-tokens",
         type=int,
-        default=48,
-        help="of an answer (default: %(default)s, which cuts off one caption in six)",
+        default=96,
+        help="of an answer (default: %(default)s; 48 would cut off one caption in six)",
     )
     parser.add_argument("--limit", type=int, help="only the first questions")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; default: %(default)s")
