@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -37,12 +38,12 @@ _quiet = llama.llama_log_callback(lambda level, text, user_data: None)
 
 
 class Model:
-    """The bundled language model."""
+    """A language model; the bundled one by default."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         llama.llama_log_set(_quiet, None)
         llama.llama_backend_init()
-        path = pyfastv.models.bundled_model()
+        path = path or pyfastv.models.bundled_model()
         self.pointer = llama.llama_model_load_from_file(
             str(path).encode(), llama.llama_model_default_params()
         )

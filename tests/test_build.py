@@ -105,25 +105,36 @@ def test_a_patch_that_does_not_fit_is_an_error_that_names_it(tree: Path, patch: 
         fetch.apply(patch, tree)
 
 
-def test_a_tree_without_our_patches_does_not_build(tmp_path: Path) -> None:
-    tree = tmp_path / "llama.cpp"
-    shutil.copytree(fetch_tree_file("src/llama-context.cpp").parents[1] / "src", tree / "src")
-    context = tree / "src" / "llama-context.cpp"
-    context.write_text(context.read_text().replace("fastv->takes", ""))
+def copied_tree(tmp_path: Path) -> Path:
+    """The parts of our tree that configuring looks at before anything is built."""
+    source, tree = THIRD_PARTY / "llama.cpp", tmp_path / "llama.cpp"
+    fetch.make_tree(source, fetch.PATCHES)
+    shutil.copytree(source / "src", tree / "src")
+    shutil.copy(source / fetch.STAMP, tree)
+    return tree
+
+
+def configure_fails(tmp_path: Path, tree: Path, message: str) -> None:
     result = configure(tmp_path / "build", f"-DPYFASTV_LLAMA_DIR={tree}")
     assert result.returncode != 0
-    assert "our patches are not applied" in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
+
+
+def test_a_tree_without_our_patches_does_not_build(tmp_path: Path) -> None:
+    tree = copied_tree(tmp_path)
+    context = tree / "src" / "llama-context.cpp"
+    context.write_text(context.read_text().replace("fastv->takes", ""))
+    configure_fails(tmp_path, tree, "our patches are not applied")
+
+
+def test_a_tree_of_another_pin_does_not_build(tmp_path: Path) -> None:
+    tree = copied_tree(tmp_path)
+    (tree / fetch.STAMP).write_text("0" * 64 + "\n")
+    configure_fails(tmp_path, tree, "was made from another pin")
 
 
 def test_a_folder_that_is_no_tree_does_not_build(tmp_path: Path) -> None:
-    result = configure(tmp_path / "build", f"-DPYFASTV_LLAMA_DIR={tmp_path}")
-    assert result.returncode != 0
-    assert "is not a llama.cpp tree" in " ".join(result.stderr.split())
-
-
-def fetch_tree_file(name: str) -> Path:
-    fetch.make_tree(THIRD_PARTY / "llama.cpp", fetch.PATCHES)
-    return THIRD_PARTY / "llama.cpp" / name
+    configure_fails(tmp_path, tmp_path, "is not a llama.cpp tree")
 
 
 def test_another_file_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
