@@ -1,6 +1,6 @@
 """The oracle's accuracy on the bench, unpruned and pruned: the reference for the C++ runner's.
 
-    python bench_accuracy.py ../../../shared/bench --answers answers.jsonl
+    python bench_accuracy.py BENCH --hf FOLDER --answers answers.jsonl
 
 Answers are greedy, up to </s> or --max-tokens, and appended to the JSONL file one by one; a run that
 was interrupted goes on where it stopped. At the end the table is printed and written as JSON.
@@ -38,7 +38,6 @@ from scoring import accuracy
 from weights import weights_sha256
 
 HERE = Path(__file__).resolve().parent
-SHARED = HERE.parents[2] / "shared"
 
 
 @dataclass(frozen=True)
@@ -146,10 +145,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "bench", type=Path, nargs="?", default=SHARED / "bench", help="folder with questions.jsonl"
-    )
-    parser.add_argument("--hf", type=Path, default=SHARED / "tiny-llava" / "hf", help="transformers folder")
+    parser.add_argument("bench", type=Path, help="folder with questions.jsonl and images")
+    parser.add_argument("--hf", type=Path, required=True, help="transformers folder of the weights")
     parser.add_argument("--answers", type=Path, required=True, help="JSONL of answers, appended to")
     parser.add_argument("--out", type=Path, default=HERE / "bench_reference.json", help="the table as JSON")
     parser.add_argument(

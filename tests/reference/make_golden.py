@@ -57,7 +57,7 @@ N_STEPS = 32
 CHOSEN = ("0002-2", "0109-0", "0115-2")
 
 HERE = Path(__file__).resolve().parent
-SHARED = HERE.parents[2] / "shared"
+DATA = HERE.parents[1] / "pyfastv" / "data"
 
 
 @dataclass(frozen=True)
@@ -225,23 +225,22 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    tiny = SHARED / "tiny-llava"
     parser.add_argument(
         "--language-model",
         type=Path,
-        default=tiny / "tiny-llava-Q4_K_M.gguf",
-        help="GGUF of golden_bundle.npz (default: ../shared/tiny-llava of the repository)",
+        default=DATA / "tiny-llava-Q4_K_M.gguf",
+        help="GGUF of golden_bundle.npz (default: the bundled one)",
     )
     parser.add_argument(
-        "--mmproj", type=Path, default=tiny / "mmproj-tiny-llava-q8_0.gguf", help="its mmproj"
+        "--mmproj", type=Path, default=DATA / "mmproj-tiny-llava-q8_0.gguf", help="its mmproj"
     )
     parser.add_argument(
         "--hf",
         type=Path,
-        default=tiny / "hf",
+        required=True,
         help="transformers folder of golden_hf.npz; its tokenizer serves both",
     )
-    parser.add_argument("--bench", type=Path, default=SHARED / "bench", help="folder with questions.jsonl")
+    parser.add_argument("--bench", type=Path, required=True, help="folder with questions.jsonl and images")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
     parser.add_argument("--only", choices=("bundle", "hf"), help="one of the two files")
     parser.add_argument("--questions", nargs="+", default=CHOSEN, metavar="ID", help=f"default: {CHOSEN}")
