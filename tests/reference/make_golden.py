@@ -1,8 +1,8 @@
 """Writes golden_bundle.npz and golden_hf.npz beside this file: what the C++ must reproduce.
 
-    python make_golden.py                     # both files, the chosen questions
-    python make_golden.py --only bundle
-    python make_golden.py --scan --families color count ocr    # which questions are fit for it
+    python make_golden.py --hf FOLDER --bench BENCH     # both files, the chosen questions
+    python make_golden.py --hf FOLDER --bench BENCH --only bundle
+    python make_golden.py --hf FOLDER --bench BENCH --scan --families color count ocr   # fit questions
 
 Settings: K in {1, 2, 4, 8} x drop in {0.25, 0.5, 0.75, 0.9}, and off; 32 greedy steps each.
 
