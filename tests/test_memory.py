@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from pyfastv.models import bundled_examples
 
@@ -25,10 +26,12 @@ print(json.dumps(sizes))
 """
 
 
-def test_fifty_runners_one_after_another_take_no_more_memory_than_five() -> None:
+def test_fifty_runners_one_after_another_take_no_more_memory_than_five(tmp_path: Path) -> None:
     picture, question, _ = bundled_examples()[0]
     command = [sys.executable, "-c", PROGRAM, str(picture), question, str(CYCLES)]
-    sizes = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    sizes = json.loads(
+        subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    )
     assert len(sizes) == CYCLES
     growth = max(sizes[5:]) - sizes[4]
     assert growth < 4_000_000, (

@@ -11,9 +11,16 @@ namespace pyfastv {
 
 static thread_local log_scope * current = nullptr;
 
+// whoever else in this process uses these libraries keeps their log
+static ggml_log_callback other_callback = nullptr;
+static void *            other_data     = nullptr;
+
 struct log_sink {
     static void write(ggml_log_level level, const char * text, void * /* user_data */) {
         if (!current) {
+            if (other_callback) {
+                other_callback(level, text, other_data);
+            }
             return;
         }
         if (level == GGML_LOG_LEVEL_ERROR) {
@@ -23,15 +30,34 @@ struct log_sink {
             fputs(text, stderr);
         }
     }
+
+    static void install() {
+        static std::mutex mutex;
+        const std::lock_guard<std::mutex> lock(mutex);
+
+        ggml_log_callback callback = nullptr;
+        void *            data     = nullptr;
+        llama_log_get(&callback, &data);
+
+        if (callback == write) {
+            return;
+        }
+        static bool first = true;
+        if (!first) {
+            other_callback = callback;
+            other_data     = data;
+        }
+        first = false;
+
+        llama_log_set(write, nullptr);
+        mtmd_helper_log_set(write, nullptr);
+    }
 };
 
 log_scope::log_scope(bool verbose) : outer(current), verbose(verbose) {
-    static std::once_flag once;
-    std::call_once(once, [] {
-        llama_log_set(log_sink::write, nullptr);
-        mtmd_helper_log_set(log_sink::write, nullptr);
-    });
-
+    if (!outer) {
+        log_sink::install();
+    }
     current = this;
 }
 

@@ -5,7 +5,8 @@
 namespace pyfastv {
 
 // llama.cpp, ggml and mtmd report why something failed through their log only. While a scope is alive, the error lines
-// logged by this thread are kept; they are printed, like all other lines, if verbose.
+// logged by this thread are kept; they are printed, like all other lines, if verbose. Outside of scopes nothing is printed,
+// unless somebody else in the process has set a callback of their own: then it is called.
 class log_scope {
 public:
     explicit log_scope(bool verbose);
