@@ -3,6 +3,8 @@
 set(PYFASTV_SOURCES
     capi/pyfastv.cpp
     choose/choose.cpp
+    decode/attach.cpp
+    decode/flush.cpp
     decode/staged_decode.cpp
     graph/stage_graph.cpp
     memory/pending_rows.cpp
