@@ -10,6 +10,7 @@
 #include "ggml.h"
 
 #include <algorithm>
+#include <cstring>
 #include <mutex>
 #include <random>
 #include <thread>
@@ -165,6 +166,11 @@ void engine::load_vision() {
     params.media_marker    = media_marker.c_str();
     params.flash_attn_type = parse_flash_attn(options.flash_attn);
     params.warmup          = false;
+    params.cb_eval_user_data = this;
+    params.cb_eval = [](ggml_tensor * tensor, bool ask, void * self) {
+        // ask: stop the computation behind this node? Once a layer is often enough to ask whether to go on.
+        return ask ? strncmp(tensor->name, "ffn_out", 7) == 0 : !static_cast<engine *>(self)->stop_requested();
+    };
 
     vision.reset(mtmd_init_from_file(options.mmproj_path->c_str(), model.get(), params));
     if (!vision) {
