@@ -38,11 +38,11 @@ bench: Path
 
 
 def rule(setting: str) -> pyfastv.FastV | None:
-    """From "off" or "K:DROP"."""
+    """From "off", "K:DROP" or "K:DROP:SCORE:PICK"."""
     if setting == "off":
         return None
-    k, drop = setting.split(":")
-    return pyfastv.FastV(int(k), float(drop))
+    k, drop, *others = setting.split(":")
+    return pyfastv.FastV(int(k), float(drop), *others)
 
 
 def start(folder: Path, model: Path | None, mmproj: Path | None) -> None:
@@ -73,7 +73,7 @@ def answer_all(jobs: list[Job], args: argparse.Namespace) -> Iterator[dict[str, 
 
 def print_table(questions: list[dict[str, Any]], answers: dict[str, dict[str, str]]) -> None:
     reference = json.loads((REFERENCE / "bench_reference.json").read_text())["settings"]
-    table = Table("setting (K:drop)", "right", "accuracy %", "PyTorch reference %", "difference")
+    table = Table("setting", "right", "accuracy %", "PyTorch reference %", "difference")
     for setting, given in answers.items():
         score = accuracy(questions, given)["all"]
         row = [setting, f"{score['right']} of {score['total']}", f"{score['percent']:.2f}"]
@@ -90,7 +90,9 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, required=True, help="JSONL file of the answers; resumed")
     parser.add_argument("--model", type=Path, help="GGUF file (default: the bundled model)")
     parser.add_argument("--mmproj", type=Path)
-    parser.add_argument("--settings", default=SETTINGS, help="default: %(default)s")
+    parser.add_argument(
+        "--settings", default=SETTINGS, help="off, K:DROP or K:DROP:SCORE:PICK, ... (default: %(default)s)"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: %(default)s")
     parser.add_argument("--limit", type=int, help="only the first questions")
     args = parser.parse_args()

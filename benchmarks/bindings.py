@@ -17,7 +17,13 @@ class EngineError(Exception):
 class FastvParams(ctypes.Structure):
     """struct pyfastv_params of pyfastv.h."""
 
-    _fields_ = [("k", ctypes.c_int32), ("drop", ctypes.c_float)]
+    _fields_ = [
+        ("k", ctypes.c_int32),
+        ("drop", ctypes.c_float),
+        ("score", ctypes.c_int),  # 0: FastV's own, the last prompt token
+        ("pick", ctypes.c_int),  # 0: FastV's own, top-k
+        ("window", ctypes.c_int32),
+    ]
 
 
 class FastvReport(ctypes.Structure):

@@ -15,8 +15,10 @@ def build_info() -> dict[str, Any]:
 def backends() -> list[dict[str, str]]:
     """Devices: ``name``, ``description``, ``type`` (cpu, gpu, igpu, accel)."""
 
-def choose_top_k(scores: NDArray[np.float32], drop: float) -> NDArray[np.int32]:
-    """Ascending indices of the visual tokens FastV keeps: round-half-even of n*(1-drop), at least 1, ties by index."""
+def choose(scores: NDArray[np.float32], drop: float, pick: str = "top-k") -> NDArray[np.int32]:
+    """Ascending indices of the visual tokens kept: round-half-even of n*(1-drop), at least 1, ties by index.
+
+    ``pick``: "top-k", "window4" (or another side, in patches) or "uniform"."""
 
 def model_info(model_path: str) -> dict[str, Any]:
     """A GGUF's header, no weights: ``architecture``, ``description``, ``n_layer``, ``n_embd``, ``n_ctx_train``,
@@ -65,7 +67,7 @@ class Engine:
     def eos_token(self) -> str: ...
     @property
     def description(self) -> str: ...
-    def set_fastv(self, k: int, drop: float) -> None:
+    def set_fastv(self, k: int, drop: float, score: str, pick: str) -> None:
         """Give the context stages (clears it). Raises OptionError, UnsupportedModelError, OutOfMemoryError."""
     def clear_fastv(self) -> None:
         """Back to stock llama.cpp (clears the context)."""

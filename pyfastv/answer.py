@@ -81,7 +81,7 @@ class Report:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
 
     def __str__(self) -> str:
-        rule = "off" if self.fastv is None else f"FastV k={self.fastv.k}, drop={self.fastv.drop:g}"
+        rule = "off" if self.fastv is None else str(self.fastv)
         stages = (
             f"all layers {self.full_ms:.0f}, before k {self.stage0_ms:.0f}, "
             f"choosing {self.choose_ms:.1f}, from k on {self.later_ms:.0f}"

@@ -15,7 +15,7 @@ from .console import bar
 from .demo import run_demo
 from .errors import Error
 from .models import bundled_model, from_hub, mmproj_beside
-from .options import FastV, Sampling, SamplingOptions
+from .options import SCORES, FastV, Sampling, SamplingOptions
 from .runner import Runner
 
 __all__ = ["main"]
@@ -53,6 +53,10 @@ def cli() -> None:
 @click.option("-hf", "--hf-repo", metavar="REPO[:QUANT]", help="Model and mmproj from Hugging Face.")
 @click.option("--k", type=int, default=FastV.k, help="FastV: layers before K see every visual token.")
 @click.option("--drop", type=float, default=FastV.drop, help="FastV: share that the later layers do not see.")
+@click.option(
+    "--score", type=click.Choice(SCORES), default=FastV.score, help="Whose attention ranks the visual tokens."
+)
+@click.option("--pick", default=FastV.pick, help="top-k, window4 (or another side) or uniform.")
 @click.option("--off", is_flag=True, help="No FastV: stock llama.cpp.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with 'answer' and 'report'.")
 @click.option("-s", "--seed", type=int, help="Seed of the sampler.")
@@ -75,11 +79,15 @@ def cli() -> None:
 def ask(images: tuple[str, ...], question: str, **options: Any) -> None:
     """Answer QUESTION about one picture or several (files or data URIs)."""
     given = click.get_current_context().get_parameter_source
-    if options["off"] and any(given(name) is ParameterSource.COMMANDLINE for name in ("k", "drop")):
-        raise click.UsageError("--off excludes --k and --drop.")
+    if options["off"] and any(
+        given(name) is ParameterSource.COMMANDLINE for name in ("k", "drop", "score", "pick")
+    ):
+        raise click.UsageError("--off excludes --k, --drop, --score and --pick.")
     show_progress = not (options["no_progress"] or options["verbose"])
     model, mmproj = _find_model(options, show_progress)
-    fastv = None if options["off"] else FastV(options["k"], options["drop"])
+    fastv = (
+        None if options["off"] else FastV(options["k"], options["drop"], options["score"], options["pick"])
+    )
     sampling: SamplingOptions = {
         "max_tokens": options["max_tokens"],
         "temperature": options["temp"],

@@ -159,7 +159,7 @@ class Runner:
             if fastv is None:
                 engine.clear_fastv()
             else:
-                engine.set_fastv(fastv.k, fastv.drop)
+                engine.set_fastv(fastv.k, fastv.drop, fastv.score, fastv.pick)
             self._fastv = fastv
 
     @property

@@ -55,8 +55,8 @@ class FakeEngine:
     def close(self) -> None:
         self.closed = True
 
-    def set_fastv(self, k: int, drop: float) -> None:
-        self._call("set_fastv", (k, drop))
+    def set_fastv(self, k: int, drop: float, score: str, pick: str) -> None:
+        self._call("set_fastv", (k, drop, score, pick))
 
     def clear_fastv(self) -> None:
         self._call("clear_fastv")

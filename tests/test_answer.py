@@ -37,7 +37,7 @@ def test_nothing_is_nan() -> None:
 def test_dict_survives_json() -> None:
     made = report(FastV(3, 0.25)).to_dict()
     assert json.loads(json.dumps(made, allow_nan=False)) == made
-    assert made["fastv"] == {"k": 3, "drop": 0.25}
+    assert made["fastv"] == {"k": 3, "drop": 0.25, "score": "last", "pick": "top-k"}
     assert set(REPORT) < set(made)
     assert report().to_dict()["fastv"] is None
 

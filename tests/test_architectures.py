@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import random_gguf
 
 import pyfastv
 from pyfastv import _native
 
+import random_gguf
 from c_api import OK, UNSUPPORTED, Context, Model, fastv, llama
 
 SUPPORTED = ["llama", "qwen2", "qwen3", "gemma"]

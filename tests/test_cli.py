@@ -53,7 +53,7 @@ def test_ask_json_prints_exactly_one_object(capfd: pytest.CaptureFixture[str]) -
     made = json.loads(printed.out)
     assert set(made) == {"answer", "report"}
     assert made["answer"] == CLOCK.answer
-    assert made["report"]["fastv"] == {"k": 4, "drop": 0.25}
+    assert made["report"]["fastv"] == {"k": 4, "drop": 0.25, "score": "last", "pick": "top-k"}
     assert made["report"]["visual_tokens_kept"] == 432
     assert printed.err == ""
 

@@ -57,7 +57,7 @@ def test_loading_options(fake_runner: Runner) -> None:
         "verbose": False,
         "progress": None,
     }
-    assert called(fake_runner, "set_fastv") == [(2, 0.5)]
+    assert called(fake_runner, "set_fastv") == [(2, 0.5, "last", "top-k")]
 
 
 @pytest.mark.parametrize(("given", "passed"), [(True, "on"), (False, "off"), ("auto", "auto"), ("on", "on")])
@@ -93,7 +93,7 @@ def test_a_refused_rule_frees_the_model(monkeypatch: pytest.MonkeyPatch) -> None
     made: list[FakeEngine] = []
 
     class Refusing(FakeEngine):
-        def set_fastv(self, k: int, drop: float) -> None:
+        def set_fastv(self, k: int, drop: float, score: str, pick: str) -> None:
             made.append(self)
             raise UnsupportedModelError("recurrent")
 
@@ -257,7 +257,7 @@ def test_an_abandoned_stream_does_not_keep_the_runner_alive(monkeypatch: pytest.
 def test_changing_the_rule(fake_runner: Runner) -> None:
     fake_runner.set_fastv(FastV(4, 0.75))
     assert fake_runner.fastv == FastV(4, 0.75)
-    assert called(fake_runner, "set_fastv")[-1] == (4, 0.75)
+    assert called(fake_runner, "set_fastv")[-1] == (4, 0.75, "last", "top-k")
     fake_runner.set_fastv(None)
     assert fake_runner.fastv is None
     assert called(fake_runner, "clear_fastv") == [None]

@@ -139,6 +139,12 @@ std::unique_ptr<py_engine> make_engine(
     return std::make_unique<py_engine>(std::move(options), progress);
 }
 
+void set_fastv(py_engine & self, int32_t k, float drop, const std::string & score, const std::string & pick) {
+    auto & impl = self.get();
+
+    self.run([&] { impl.set_fastv(k, drop, score, pick); });
+}
+
 void prefill(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays, const py::object & progress, bool add_bos, int32_t reserve) {
     auto & impl = self.get();
 
@@ -201,7 +207,7 @@ void bind_engine(py::module_ & m) {
         .def_property_readonly("eos_token",     [](py_engine & self) { return self.get().eos_token(); })
         .def_property_readonly("description",   [](py_engine & self) { return self.get().description(); })
         .def_property_readonly("finish_reason", [](py_engine & self) { return self.get().finish_reason(); })
-        .def("set_fastv",   [](py_engine & self, int32_t k, float drop) { auto & e = self.get(); self.run([&] { e.set_fastv(k, drop); }); }, "k"_a, "drop"_a)
+        .def("set_fastv",   &set_fastv, "k"_a, "drop"_a, "score"_a, "pick"_a)
         .def("clear_fastv", [](py_engine & self) { auto & e = self.get(); self.run([&] { e.clear_fastv(); }); })
         .def("prefill", &prefill, "prompt"_a, "images"_a, "progress"_a, "add_bos"_a, "reserve"_a)
         .def("logits",  &logits)

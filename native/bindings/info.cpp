@@ -7,6 +7,7 @@
 #include "runner/errors.h"
 #include "runner/log.h"
 #include "runner/model_file.h"
+#include "schedule/names.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -119,11 +120,17 @@ static py::dict vision_info(const std::string & path) {
         "visual_tokens"_a = one_a_patch ? py::object(py::int_((size/patch)*(size/patch))) : py::none());
 }
 
-static py::array_t<int32_t> choose_top_k(const py::array_t<float, py::array::c_style | py::array::forcecast> & scores, float drop) {
+static py::array_t<int32_t> choose(const py::array_t<float, py::array::c_style | py::array::forcecast> & scores, float drop, const std::string & pick) {
+    pyfastv_params params = {};
+    try {
+        pyfastv::parse_pick(pick, params);
+    } catch (const std::invalid_argument & err) {
+        throw pyfastv::error(pyfastv::error_kind::option, err.what());
+    }
     if (scores.ndim() != 1 || !(drop >= 0 && drop < 1)) {
         throw pyfastv::error(pyfastv::error_kind::option, "scores must be a vector and 0 <= drop < 1");
     }
-    const auto kept = pyfastv::choose_top_k(scores.data(), scores.size(), drop);
+    const auto kept = pyfastv::choose(scores.data(), scores.size(), drop, params.pick, params.window);
     return py::array_t<int32_t>(kept.size(), kept.data());
 }
 
@@ -133,5 +140,5 @@ void bind_info(py::module_ & m) {
     m.def("backends", &backends);
     m.def("model_info", &model_info, "model_path"_a);
     m.def("vision_info", &vision_info, "mmproj_path"_a);
-    m.def("choose_top_k", &choose_top_k, "scores"_a, "drop"_a);
+    m.def("choose", &choose, "scores"_a, "drop"_a, "pick"_a = "top-k");
 }

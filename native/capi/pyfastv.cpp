@@ -31,8 +31,11 @@ size_t copy_out(const std::vector<T> & values, T * out, size_t cap) {
 
 struct pyfastv_params pyfastv_default_params(void) {
     return {
-        /*.k    =*/ 2,
-        /*.drop =*/ 0.5f,
+        /*.k      =*/ 2,
+        /*.drop   =*/ 0.5f,
+        /*.score  =*/ PYFASTV_SCORE_LAST,
+        /*.pick   =*/ PYFASTV_PICK_TOP_K,
+        /*.window =*/ 4,
     };
 }
 

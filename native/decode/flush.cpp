@@ -28,10 +28,46 @@ static pyfastv_status to_status(ggml_status status) {
     return PYFASTV_FAILED;
 }
 
+std::vector<float> staged_decode::cell_scores() const {
+    const auto & rows = memory.pending.all();
+
+    std::vector<float> res;
+
+    // cells come to exist as rows are decoded: an earlier row has paid nothing to later ones
+    const auto add = [&](const pending_row & row, bool max) {
+        res.resize(std::max(res.size(), row.scores.size()), 0.0f);
+        for (size_t i = 0; i < row.scores.size(); ++i) {
+            res[i] = max ? std::max(res[i], row.scores[i]) : res[i] + row.scores[i];
+        }
+    };
+
+    if (params.score != PYFASTV_SCORE_LAST) {
+        size_t n = 0;
+        for (size_t i = rows.size(); i > 0 && !rows[i - 1].visual(); --i) {
+            add(rows[i - 1], params.score == PYFASTV_SCORE_QUESTION_MAX);
+            n++;
+        }
+        if (n > 0) {
+            if (params.score == PYFASTV_SCORE_QUESTION_MEAN) {
+                std::for_each(res.begin(), res.end(), [n](float & score) { score /= n; });
+            }
+            return res;
+        }
+    }
+
+    // the last row; or, if rows behind it were removed again, the last one that was read
+    for (size_t i = rows.size(); i > 0 && res.empty(); --i) {
+        add(rows[i - 1], true);
+    }
+
+    return res;
+}
+
 std::vector<size_t> staged_decode::choose() {
     const timer time(counts.t_choose_ms);
 
-    const auto & rows = memory.pending.all();
+    const auto & rows   = memory.pending.all();
+    const auto   scores = cell_scores();
 
     last_kept.clear();
     last_scores.clear();
@@ -50,10 +86,10 @@ std::vector<size_t> staged_decode::choose() {
         const size_t offset = last_scores.size();
 
         for (; i < rows.size() && rows[i].span == rows[i0].span; ++i) {
-            last_scores.push_back(cell_scores[rows[i].cell]);
+            last_scores.push_back(rows[i].cell < scores.size() ? scores[rows[i].cell] : 0.0f);
         }
 
-        auto kept = choose_top_k(last_scores.data() + offset, i - i0, params.drop);
+        auto kept = pyfastv::choose(last_scores.data() + offset, i - i0, params.drop, params.pick, params.window);
 
         // somebody will read the logits of these, whatever their scores
         for (size_t j = i0; j < i; ++j) {

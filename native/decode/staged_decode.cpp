@@ -87,6 +87,8 @@ int staged_decode::run_stage0(llama_batch_allocr & balloc) {
 
     pending.reserve(balloc.get_n_tokens());
 
+    const bool score_all_rows = !visual && params.score != PYFASTV_SCORE_LAST;
+
     const timer time(counts.t_stage0_ms);
 
     if (!visual) {
@@ -98,7 +100,7 @@ int staged_decode::run_stage0(llama_batch_allocr & balloc) {
 
         llm_graph_result * res = nullptr;
 
-        const auto status = run({ 0, params.k }, ubatch, *mctx, res);
+        const auto status = run({ 0, params.k, score_all_rows }, ubatch, *mctx, res);
         if (status != GGML_STATUS_SUCCESS) {
             const llama_pos p0 = *std::min_element(ubatch.pos, ubatch.pos + ubatch.n_tokens);
 
@@ -121,8 +123,8 @@ int staged_decode::run_stage0(llama_batch_allocr & balloc) {
 
 void staged_decode::read_rows(llm_graph_result & res, const llama_ubatch & ubatch, const std::vector<int8_t> & outputs,
         const llama_kv_cache::slot_info & sinfo, bool visual) {
-    const ggml_tensor * rows   = ggml_graph_get_tensor(res.get_gf(), rows_name);
-    const ggml_tensor * scores = ggml_graph_get_tensor(res.get_gf(), scores_name);
+    const ggml_tensor * t_rows   = ggml_graph_get_tensor(res.get_gf(), rows_name);
+    const ggml_tensor * t_scores = ggml_graph_get_tensor(res.get_gf(), scores_name);
 
     n_ubatches++;
     if (visual && new_span) {
@@ -130,23 +132,30 @@ void staged_decode::read_rows(llm_graph_result & res, const llama_ubatch & ubatc
         n_spans++;
     }
 
-    std::vector<pending_row> added;
-    added.reserve(ubatch.n_tokens);
+    // of the last rows of the ubatch
+    const int64_t n_kv = t_scores->ne[1], n_scored = t_scores->ne[2];
+
+    std::vector<float> scores(n_kv*n_scored);
+    ggml_backend_tensor_get(t_scores, scores.data(), 0, ggml_nbytes(t_scores));
+
+    std::vector<pending_row> added(ubatch.n_tokens);
 
     for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-        added.push_back({
-            /*.pos    =*/ ubatch.pos[i],
-            /*.cell   =*/ sinfo.idxs[0][i],
-            /*.ubatch =*/ n_ubatches,
-            /*.span   =*/ visual ? n_spans : -1,
-            /*.output =*/ outputs[i] ? ubatch.data->batch_idxs[i] : -1,
-            /*.causal =*/ ctx.cparams.causal_attn,
-        });
-    }
-    ggml_backend_tensor_get(rows, memory.pending.append(added), 0, ggml_nbytes(rows));
+        auto & row = added[i];
 
-    cell_scores.resize(ggml_nelements(scores));
-    ggml_backend_tensor_get(scores, cell_scores.data(), 0, ggml_nbytes(scores));
+        row.pos    = ubatch.pos[i];
+        row.cell   = sinfo.idxs[0][i];
+        row.ubatch = n_ubatches;
+        row.span   = visual ? n_spans : -1;
+        row.output = outputs[i] ? ubatch.data->batch_idxs[i] : -1;
+        row.causal = ctx.cparams.causal_attn;
+
+        const int64_t scored = n_scored - ubatch.n_tokens + i;
+        if (scored >= 0) {
+            row.scores.assign(scores.begin() + scored*n_kv, scores.begin() + (scored + 1)*n_kv);
+        }
+    }
+    ggml_backend_tensor_get(t_rows, memory.pending.append(std::move(added)), 0, ggml_nbytes(t_rows));
 }
 
 ggml_status staged_decode::run(stage layers, const llama_ubatch & ubatch, llama_memory_context_i & mctx, llm_graph_result *& res) {

@@ -70,6 +70,9 @@ private:
     // one ubatch through the layers of one stage; its slots were found by staged_memory::init_stage()
     ggml_status run(stage layers, const llama_ubatch & ubatch, llama_memory_context_i & mctx, llm_graph_result *& res);
 
+    // the score of every cell of stage 0, by the rule
+    std::vector<float> cell_scores() const;
+
     // indices into pending of the rows that enter the later layers; notes the choice in last_kept, last_scores
     std::vector<size_t> choose();
 
@@ -90,8 +93,6 @@ private:
     int32_t n_spans    = 0;    // pictures begun
     bool    new_span   = true; // does the next visual row begin a picture?
     int32_t n_outputs  = 0;    // outputs of the last batch that wait in pending
-
-    std::vector<float> cell_scores; // of the last row through stage 0, for each cell of stage 0
 
     std::vector<int32_t> last_kept;
     std::vector<float>   last_scores;

@@ -12,11 +12,13 @@ struct stage {
     int32_t il0 = 0;
     int32_t il1 = all;
 
+    bool score_all_rows = false; // of a stage that ends early: the attention of every row is read, not of the last alone
+
     bool partial()        const { return il0 > 0 || il1 != all; }
     bool ends_early()     const { return il1 != all; }
     bool runs(int32_t il) const { return il0 <= il && il < il1; }
 
-    bool operator==(const stage & other) const { return il0 == other.il0 && il1 == other.il1; }
+    bool operator==(const stage & other) const { return il0 == other.il0 && il1 == other.il1 && score_all_rows == other.score_all_rows; }
 };
 
 } // namespace pyfastv

@@ -63,9 +63,26 @@ enum pyfastv_media {
     PYFASTV_MEDIA_AUDIO = 1, // embedding rows are kept, like text
 };
 
+// Whose attention, at layer k-1 and averaged over the heads, ranks the visual tokens.
+enum pyfastv_score {
+    PYFASTV_SCORE_LAST          = 0, // the last prompt token: FastV's rule
+    PYFASTV_SCORE_QUESTION_MEAN = 1, // the tokens behind the last picture, averaged
+    PYFASTV_SCORE_QUESTION_MAX  = 2, // the tokens behind the last picture, the highest
+};
+
+// How the tokens to keep are picked, given their scores. Of n tokens round(n*(1 - drop)) stay, half to even, at least 1.
+enum pyfastv_pick {
+    PYFASTV_PICK_TOP_K   = 0, // the highest scores: FastV's rule
+    PYFASTV_PICK_WINDOW  = 1, // the highest of every window of the patch grid, each its share
+    PYFASTV_PICK_UNIFORM = 2, // evenly spaced, whatever the scores
+};
+
 struct pyfastv_params {
-    int32_t k;    // layers [0, k) see every token; 1 <= k < n_layer. FastV's K
-    float   drop; // share of the visual tokens that layers [k, n_layer) do not see; 0 <= drop < 1. FastV's R
+    int32_t            k;      // layers [0, k) see every token; 1 <= k < n_layer. FastV's K
+    float              drop;   // share of the visual tokens that layers [k, n_layer) do not see; 0 <= drop < 1. FastV's R
+    enum pyfastv_score score;
+    enum pyfastv_pick  pick;
+    int32_t            window; // PYFASTV_PICK_WINDOW: side of a window in patches, at least 1
 };
 
 // Counts and times since pyfastv_attach() or pyfastv_reset_report().
@@ -84,7 +101,7 @@ struct pyfastv_report {
     int32_t kv_cells_size[2]; // KV cells allocated
 };
 
-// k = 2, drop = 0.5: the paper's main setting
+// k = 2, drop = 0.5, last, top-k: the paper's main setting
 PYFASTV_API struct pyfastv_params pyfastv_default_params(void);
 
 // Give the context stages, or, with params == NULL, take them away. The context's memory is cleared: call it before

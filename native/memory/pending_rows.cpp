@@ -1,6 +1,8 @@
 #include "memory/pending_rows.h"
 
 #include <algorithm>
+#include <iterator>
+#include <utility>
 
 namespace pyfastv {
 
@@ -9,11 +11,11 @@ void pending_rows::reserve(size_t n) {
     data.reserve(data.size() + n*n_embd);
 }
 
-float * pending_rows::append(const std::vector<pending_row> & added) {
+float * pending_rows::append(std::vector<pending_row> added) {
     const size_t at = data.size();
 
     data.resize(at + added.size()*n_embd);
-    rows.insert(rows.end(), added.begin(), added.end());
+    std::move(added.begin(), added.end(), std::back_inserter(rows));
 
     return data.data() + at;
 }
@@ -37,7 +39,7 @@ void pending_rows::remove(llama_pos p0, llama_pos p1) {
             continue;
         }
         if (n != i) {
-            rows[n] = rows[i];
+            rows[n] = std::move(rows[i]);
             std::copy_n(data.begin() + i*n_embd, n_embd, data.begin() + n*n_embd);
         }
         n++;

@@ -16,6 +16,8 @@ struct pending_row {
     int32_t     output; // index in its llama_decode() batch if its logits were asked for; else -1
     bool        causal; // decoded with causal attention
 
+    std::vector<float> scores; // [n_kv] attention that the row pays to the cells of stage 0; empty: not read
+
     bool visual() const { return span >= 0; }
 };
 
@@ -38,7 +40,7 @@ public:
     void reserve(size_t n);
 
     // append rows and return where their hidden states go: F32 [added.size(), n_embd]
-    float * append(const std::vector<pending_row> & added);
+    float * append(std::vector<pending_row> added);
 
     // outputs nobody has read count as not asked for
     void forget_outputs();

@@ -2,11 +2,13 @@
 
 #include "runner/errors.h"
 #include "runner/log.h"
+#include "schedule/names.h"
 
 #include "ggml.h"
 #include "mtmd-helper.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace pyfastv {
 namespace {
@@ -36,8 +38,16 @@ private:
 // FastV
 //
 
-void engine::set_fastv(int32_t k, float drop) {
-    const pyfastv_params params = { k, drop };
+void engine::set_fastv(int32_t k, float drop, const std::string & score, const std::string & pick) {
+    auto params = pyfastv_default_params();
+    params.k    = k;
+    params.drop = drop;
+    try {
+        params.score = parse_score(score);
+        parse_pick(pick, params);
+    } catch (const std::invalid_argument & err) {
+        throw error(error_kind::option, err.what());
+    }
     attach(&params);
 }
 

@@ -24,7 +24,7 @@ public:
     engine(const engine &) = delete;
 
     // FastV with these settings from now on, or stock llama.cpp; both empty the context
-    void set_fastv(int32_t k, float drop);
+    void set_fastv(int32_t k, float drop, const std::string & score, const std::string & pick);
     void clear_fastv();
 
     // Evaluate a prompt, with one marker() for each picture; what the context holds of its beginning is not evaluated

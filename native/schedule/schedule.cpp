@@ -51,6 +51,15 @@ void validate(const pyfastv_params & params, int32_t n_layer) {
     if (!(params.drop >= 0.0f && params.drop < 1.0f)) {
         throw std::invalid_argument("drop = " + std::to_string(params.drop) + " is out of range: 0 <= drop < 1");
     }
+    if (params.score < PYFASTV_SCORE_LAST || params.score > PYFASTV_SCORE_QUESTION_MAX) {
+        throw std::invalid_argument("score = " + std::to_string(params.score) + " is no pyfastv_score");
+    }
+    if (params.pick < PYFASTV_PICK_TOP_K || params.pick > PYFASTV_PICK_UNIFORM) {
+        throw std::invalid_argument("pick = " + std::to_string(params.pick) + " is no pyfastv_pick");
+    }
+    if (params.pick == PYFASTV_PICK_WINDOW && params.window < 1) {
+        throw std::invalid_argument("window = " + std::to_string(params.window) + " is out of range: at least 1");
+    }
 }
 
 } // namespace pyfastv

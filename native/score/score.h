@@ -5,12 +5,12 @@ struct llm_graph_context;
 
 namespace pyfastv {
 
-// name of the output of add_scores(): F32 [1, n_kv], one score for each KV cell
+// name of the output of add_scores(): F32 [1, n_kv, n_rows], one score for each KV cell
 constexpr const char * scores_name = "pyfastv_scores";
 
-// Beside the attention of the last layer of a stage that ends early: how much attention the last row of the ubatch
-// pays to every KV cell, softmax over the cells, mean over the heads. Flash attention, which never has this row in
-// memory, stays on for the attention itself; the branch costs one query row.
+// Beside the attention of the last layer of a stage that ends early: how much attention the last row of the ubatch, or
+// every row (stage::score_all_rows), pays to every KV cell, softmax over the cells, mean over the heads. Flash attention,
+// which never has these rows in memory, stays on for the attention itself.
 // Called for every layer; adds nothing for the others.
 //   q       [n_embd_head, n_tokens, n_head,    1]
 //   k       [n_embd_head, n_kv,     n_head_kv, 1]

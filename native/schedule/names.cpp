@@ -1,0 +1,38 @@
+#include "schedule/names.h"
+
+#include <stdexcept>
+
+namespace pyfastv {
+
+pyfastv_score parse_score(const std::string & name) {
+    if (name == "last")          { return PYFASTV_SCORE_LAST; }
+    if (name == "question-mean") { return PYFASTV_SCORE_QUESTION_MEAN; }
+    if (name == "question-max")  { return PYFASTV_SCORE_QUESTION_MAX; }
+
+    throw std::invalid_argument("score = \"" + name + "\"; one of: last, question-mean, question-max");
+}
+
+void parse_pick(const std::string & name, pyfastv_params & params) {
+    const std::string window = "window";
+
+    if (name == "top-k") {
+        params.pick = PYFASTV_PICK_TOP_K;
+        return;
+    }
+    if (name == "uniform") {
+        params.pick = PYFASTV_PICK_UNIFORM;
+        return;
+    }
+    if (name.rfind(window, 0) == 0) {
+        const auto digits = name.substr(window.size());
+        if (!digits.empty() && digits.size() <= 4 && digits.find_first_not_of("0123456789") == std::string::npos && std::stoi(digits) > 0) {
+            params.pick   = PYFASTV_PICK_WINDOW;
+            params.window = std::stoi(digits);
+            return;
+        }
+    }
+
+    throw std::invalid_argument("pick = \"" + name + "\"; one of: top-k, uniform, window4 (or another side of 1 to 9999 patches)");
+}
+
+} // namespace pyfastv
