@@ -9,6 +9,7 @@ set(PYFASTV_SOURCES
     graph/stage_graph.cpp
     memory/pending_rows.cpp
     memory/staged_memory.cpp
+    schedule/names.cpp
     schedule/schedule.cpp
     score/score.cpp
 )

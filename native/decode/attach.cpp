@@ -3,6 +3,7 @@
 #include "decode/scopes.h"
 #include "decode/staged_decode.h"
 
+#include "schedule/names.h"
 #include "schedule/schedule.h"
 
 #include "llama-context.h"
@@ -11,6 +12,8 @@
 #include "ggml-backend.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <typeinfo>
@@ -85,6 +88,19 @@ void staged_decode::attach(llama_context & ctx, const pyfastv_params & params) {
     } catch (...) {
         make_plain(ctx, types);
         throw;
+    }
+}
+
+void staged_decode::attach_from_env(llama_context & ctx) {
+    const char * text = getenv("LLAMA_FASTV");
+
+    if (!text || !*text || !ctx.memory) {
+        return;
+    }
+    try {
+        attach(ctx, parse_params(text));
+    } catch (const std::exception & err) {
+        fprintf(stderr, "LLAMA_FASTV=%s: nothing is pruned: %s\n", text, err.what());
     }
 }
 

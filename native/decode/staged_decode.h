@@ -28,6 +28,10 @@ public:
     // context cannot have stages, std::runtime_error when memory runs out; the context then has a plain memory again.
     static void attach(llama_context & ctx, const pyfastv_params & params);
 
+    // call site at the end of llama_context's constructor: attach() by the environment variable LLAMA_FASTV, for programs
+    // that know nothing of pyfastv. What is wrong with it is one line on stderr, and nothing is pruned.
+    static void attach_from_env(llama_context & ctx);
+
     // Gives the context a plain memory again.
     static void detach(llama_context & ctx);
 

@@ -21,6 +21,10 @@
 //     // from here on llama.h and mtmd.h are used as always: decode the text, the picture, the question; read logits
 //     struct pyfastv_report report = pyfastv_get_report(ctx);
 //
+// Programs that know nothing of this header: with these libraries in place of the stock ones and
+// LLAMA_FASTV="k=2,drop=0.5" in the environment (further: score=last|question-mean|question-max, pick=top-k|uniform|window4)
+// every context that can be given stages gets them when it is made.
+//
 // What happens inside: from the first visual row on, llama_decode() runs only stage 0 (layers [0, k)) and keeps the
 // hidden rows. The choice is made, and the later layers run, when logits are first read (llama_get_logits*) or when
 // pyfastv_flush() is called. Outputs that nobody read before the next llama_decode() count as not asked for.

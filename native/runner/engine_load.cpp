@@ -145,7 +145,10 @@ void engine::load_context() {
     params.abort_callback_data = this;
 
     ctx.reset(llama_init_from_model(model.get(), params));
-    if (!ctx) {
+    if (ctx) {
+        // what this runner was asked for counts, not the environment's LLAMA_FASTV
+        pyfastv_attach(ctx.get(), nullptr);
+    } else {
         const auto reason = log.reason("no reason was given");
         const bool memory = reason.find("alloc") != std::string::npos || reason.find("memory") != std::string::npos;
         throw error(memory ? error_kind::out_of_memory : error_kind::option,

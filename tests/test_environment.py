@@ -1,0 +1,103 @@
+"""LLAMA_FASTV: programs that know nothing of pyfastv prune. The program here is llama-cpp-python with its own handler."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyfastv
+from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
+
+EXAMPLE = bundled_examples()[-1]
+
+PROGRAM = """
+import base64, json, sys
+from llama_cpp import Llama
+from llama_cpp.llama_chat_format import Llava15ChatHandler
+
+model, mmproj, picture, question, verbose = sys.argv[1:6]
+
+class Handler(Llava15ChatHandler):  # the prompt form of the bundled model; nothing else is changed
+    DEFAULT_SYSTEM_MESSAGE = None
+    CHAT_FORMAT = (
+        "{% for message in messages %}USER: {% for part in message.content %}"
+        "{% if part.type == 'image_url' %}{{ part.image_url.url }}\\n{% else %}{{ part.text }}{% endif %}"
+        "{% endfor %} {% endfor %}ASSISTANT:"
+    )
+
+llm = Llama(
+    model_path=model, chat_handler=Handler(clip_model_path=mmproj, verbose=False),
+    n_ctx=1024, n_batch=1024, n_threads=2, verbose=bool(int(verbose)),
+)
+uri = "data:image/png;base64," + base64.b64encode(open(picture, "rb").read()).decode()
+content = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": question}]
+made = llm.create_chat_completion(messages=[{"role": "user", "content": content}], temperature=0.0, max_tokens=64)
+print(json.dumps({"answer": made["choices"][0]["message"]["content"].strip()}))
+"""
+
+
+def answer(tmp_path: Path, setting: str | None, question: str, *, verbose: bool = False) -> tuple[str, str]:
+    """The program's answer, and what it wrote to stderr."""
+    env = {name: value for name, value in os.environ.items() if name != "LLAMA_FASTV"}
+    env |= {"LLAMA_CPP_LIB_PATH": str(pyfastv.lib_path()), "MTMD_CPP_LIB": str(pyfastv.lib_path())}
+    if setting is not None:
+        env["LLAMA_FASTV"] = setting
+    files = [str(bundled_model()), str(bundled_mmproj()), str(EXAMPLE.picture)]
+    command = [sys.executable, "-c", PROGRAM, *files, question, str(int(verbose))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=env)
+    return json.loads(done.stdout.splitlines()[-1])["answer"], done.stderr
+
+
+RULES = {
+    "k=2,drop=0.9": pyfastv.FastV(2, 0.9),
+    "k=3,drop=0.75,score=question-max,pick=window4": pyfastv.FastV(3, 0.75, "question-max", "window4"),
+}
+
+
+@pytest.mark.parametrize("setting", [None, *RULES])
+def test_an_unmodified_program_answers_as_the_runner(
+    runner: pyfastv.Runner, tmp_path: Path, setting: str | None
+) -> None:
+    question = "Describe the image."
+    before = runner.fastv
+    runner.set_fastv(None if setting is None else RULES[setting])
+    expected = runner.ask(EXAMPLE.picture, question, max_tokens=64).text
+    runner.set_fastv(before)
+    assert answer(tmp_path, setting, question)[0] == expected
+
+
+def test_the_settings_answer_differently(runner: pyfastv.Runner) -> None:
+    """Or the test above could not tell pruning from none."""
+    before, texts = runner.fastv, set()
+    for rule in (None, *RULES.values()):
+        runner.set_fastv(rule)
+        texts.add(runner.ask(EXAMPLE.picture, "Describe the image.", max_tokens=64).text)
+    runner.set_fastv(before)
+    assert len(texts) == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "wrong"),
+    [("k=2,drop=2", "0 <= drop < 1"), ("k=two", "k = "), ("speed=11", "speed=11"), ("pick=best", "pick = ")],
+)
+def test_a_malformed_setting_is_one_line_and_no_pruning(tmp_path: Path, setting: str, wrong: str) -> None:
+    text, stderr = answer(tmp_path, setting, EXAMPLE.question, verbose=True)
+    lines = [line for line in stderr.splitlines() if "LLAMA_FASTV" in line]
+    assert len(lines) == 1
+    assert wrong in lines[0]
+    assert "nothing is pruned" in lines[0]
+    assert text == EXAMPLE.answer
+
+
+def test_a_runner_does_what_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment says to programs that cannot be asked."""
+    monkeypatch.setenv("LLAMA_FASTV", "k=2,drop=0.9")
+    for rule, kept in ((None, 576), (pyfastv.FastV(2, 0.5), 288)):
+        with pyfastv.Runner(n_ctx=1024, fastv=rule) as runner:
+            answer = runner.ask(EXAMPLE.picture, EXAMPLE.question)
+        assert answer.report.visual_tokens_kept == kept
