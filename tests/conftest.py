@@ -10,7 +10,10 @@ import pytest
 
 import pyfastv
 from pyfastv import _native
-from pyfastv.models import bundled_examples
+from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
+
+from compare import exact_runner
+from dequantize import dequantize
 
 REPORT: dict[str, Any] = {
     "visual_tokens": 576,
@@ -99,6 +102,16 @@ def fake_runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[pyfastv.Runner]:
 def runner() -> Iterator[pyfastv.Runner]:
     """The bundled model, with the default rule."""
     with pyfastv.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="session")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pyfastv.Runner]:
+    """The bundled model in f32, for comparisons with the reference."""
+    folder = tmp_path_factory.mktemp("f32")
+    dequantize(bundled_model(), folder / "model.gguf")
+    dequantize(bundled_mmproj(), folder / "mmproj.gguf")
+    with exact_runner(folder / "model.gguf", folder / "mmproj.gguf") as runner:
         yield runner
 
 

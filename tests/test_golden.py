@@ -6,31 +6,18 @@ third_party/patches/0001: with CLS behind the patches, every picture is read one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import pyfastv
-from pyfastv import models
 
-from compare import MAX_RMS, compare, exact_runner, relative_rms
-from dequantize import dequantize
+from compare import MAX_RMS, compare, relative_rms
 from golden import GoldenQuestion, read_golden
 
 REFERENCE = Path(__file__).parent / "reference"
 QUESTIONS = read_golden(REFERENCE / "golden_bundle.npz").questions
 SETTINGS = [case.name for case in QUESTIONS[0].cases]
-
-
-@pytest.fixture(scope="module")
-def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pyfastv.Runner]:
-    """The bundled model in f32."""
-    folder = tmp_path_factory.mktemp("f32")
-    dequantize(models.bundled_model(), folder / "model.gguf")
-    dequantize(models.bundled_mmproj(), folder / "mmproj.gguf")
-    with exact_runner(folder / "model.gguf", folder / "mmproj.gguf") as runner:
-        yield runner
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -10,8 +10,7 @@ import pytest
 import pyfastv
 from pyfastv import _native
 
-from compare import MAX_RMS, PICTURES, SCORE_TOLERANCE, exact_runner, relative_rms
-from dequantize import dequantize
+from compare import MAX_RMS, PICTURES, SCORE_TOLERANCE, relative_rms
 from rules import RuleCase, read_rules
 
 CASES = read_rules(Path(__file__).parent / "reference" / "golden_rules.npz")
@@ -19,16 +18,6 @@ CASES = read_rules(Path(__file__).parent / "reference" / "golden_rules.npz")
 
 def pick_of(case: RuleCase) -> str:
     return f"window{case.window}" if case.pick == "window" else case.pick
-
-
-@pytest.fixture(scope="module")
-def exact(tmp_path_factory: pytest.TempPathFactory):
-    """The bundled model in f32."""
-    folder = tmp_path_factory.mktemp("f32")
-    dequantize(pyfastv.models.bundled_model(), folder / "model.gguf")
-    dequantize(pyfastv.models.bundled_mmproj(), folder / "mmproj.gguf")
-    with exact_runner(folder / "model.gguf", folder / "mmproj.gguf") as runner:
-        yield runner
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.question}-{case.name}" for case in CASES])
