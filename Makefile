@@ -37,7 +37,8 @@ test: $(VENV)/.test-deps ## run the tests
 
 # llama-cpp-python's bindings alone: the tests run them on our libraries
 $(VENV)/.test-deps: $(VENV)/.installed
-	CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" $(BIN)/python -m pip install --disable-pip-version-check -q llama-cpp-python==0.3.36
+	CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" $(BIN)/python -m pip install --disable-pip-version-check -q \
+		llama-cpp-python==$$($(BIN)/python -c 'import json; print(json.load(open("third_party/llama_cpp.json"))["version"])')
 	@touch $@
 
 .PHONY: lint

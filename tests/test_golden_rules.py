@@ -10,7 +10,7 @@ import pytest
 import pyfastv
 from pyfastv import _native
 
-from compare import MAX_RMS, PICTURES, SCORE_TOLERANCE, relative_rms
+from compare import MAX_RMS, SCORE_TOLERANCE, prefill, relative_rms
 from rules import RuleCase, read_rules
 
 CASES = read_rules(Path(__file__).parent / "reference" / "golden_rules.npz")
@@ -23,9 +23,7 @@ def pick_of(case: RuleCase) -> str:
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.question}-{case.name}" for case in CASES])
 def test_kept_set_scores_and_logits(exact: pyfastv.Runner, case: RuleCase) -> None:
     engine = exact._engine
-    exact.set_fastv(pyfastv.FastV(case.k, case.drop, case.score, pick_of(case)))
-    image = pyfastv.load_image(PICTURES / case.image)
-    engine.prefill(case.prompt.replace("<image>", engine.media_marker), [image], None, True, 1)
+    prefill(exact, pyfastv.FastV(case.k, case.drop, case.score, pick_of(case)), case.prompt, case.image)
 
     np.testing.assert_allclose(engine.scores(), case.scores, **SCORE_TOLERANCE)
     changed = set(engine.kept().tolist()) ^ set(case.kept.tolist())

@@ -45,6 +45,13 @@ kv_cache_ptr staged_decode::make_cache(const llama_context & ctx, cache_params t
             [il0, il1](int32_t il) { return il0 <= il && il < il1; }, nullptr, nullptr);
 }
 
+const char * staged_decode::unsupported_output(const llama_context & ctx) {
+    if (ctx.cparams.embeddings || !ctx.sampling.samplers.empty()) {
+        return "the context outputs embeddings or samples in its graph, which this version does not do in stages";
+    }
+    return nullptr;
+}
+
 void staged_decode::attach(llama_context & ctx, const pyfastv_params & params) {
     validate(params, ctx.model.hparams.n_layer());
 
@@ -63,8 +70,8 @@ void staged_decode::attach(llama_context & ctx, const pyfastv_params & params) {
     if (ctx.cparams.n_seq_max != 1) {
         throw unsupported("the context has n_seq_max = " + std::to_string(ctx.cparams.n_seq_max) + "; this version runs stages for one sequence only");
     }
-    if (ctx.cparams.embeddings || !ctx.sampling.samplers.empty()) {
-        throw unsupported("the context outputs embeddings or samples in its graph, which this version does not do in stages");
+    if (const char * reason = unsupported_output(ctx)) {
+        throw unsupported(reason);
     }
 
     const auto types = types_of(*ctx.memory);

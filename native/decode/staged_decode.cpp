@@ -45,8 +45,8 @@ int staged_decode::decode(llama_batch_allocr & balloc) {
 }
 
 int staged_decode::run_stage0(llama_batch_allocr & balloc) {
-    if (ctx.cparams.embeddings || !ctx.sampling.samplers.empty()) {
-        LLAMA_LOG_ERROR("%s: the context outputs embeddings or samples in its graph, which this version does not do in stages\n", __func__);
+    if (const char * reason = unsupported_output(ctx)) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, reason);
         return -1;
     }
 

@@ -63,6 +63,9 @@ private:
         ggml_type type_v;
     };
 
+    // why its outputs cannot come from stages; null if they can. It may change between calls.
+    static const char * unsupported_output(const llama_context & ctx);
+
     static cache_params types_of(llama_memory_i & memory);
     static kv_cache_ptr make_cache(const llama_context & ctx, cache_params types, int32_t il0, int32_t il1);
     static void         make_plain(llama_context & ctx, cache_params types);

@@ -109,7 +109,7 @@ struct pyfastv_report {
 PYFASTV_API struct pyfastv_params pyfastv_default_params(void);
 
 // Give the context stages, or, with params == NULL, take them away. The context's memory is cleared: call it before
-// the first llama_decode() or after llama_memory_clear(). If only `drop` changes, nothing is reallocated.
+// the first llama_decode() or after llama_memory_clear(). If `k` stays the same, nothing is reallocated.
 // Returns PYFASTV_OK or an error. After PYFASTV_BAD_PARAMS nothing has changed. After PYFASTV_UNSUPPORTED and
 // PYFASTV_OUT_OF_MEMORY the context has no stages; if not even a plain memory could be had, it can only be freed.
 PYFASTV_API enum pyfastv_status pyfastv_attach(struct llama_context * ctx, const struct pyfastv_params * params);

@@ -89,6 +89,10 @@ void engine::reset() {
     llama_memory_clear(llama_get_memory(ctx.get()), false);
     evaluated.clear();
     n_past = 0;
+    end_generation();
+}
+
+void engine::end_generation() {
     sampler.reset();
     sampled.reset();
     finish      = nullptr;
@@ -140,11 +144,8 @@ void engine::prefill(const std::string & text, const std::vector<image> & images
 
     const int64_t t0 = ggml_time_us();
 
-    counts      = {};
-    sampler.reset();
-    sampled.reset();
-    finish      = nullptr;
-    was_stopped = false;
+    counts = {};
+    end_generation();
     pyfastv_reset_report(ctx.get());
     llama_perf_context_reset(ctx.get());
 
@@ -169,7 +170,7 @@ void engine::prefill(const std::string & text, const std::vector<image> & images
             while (end < pieces.size() && end - i < llama_n_batch(ctx.get()) && !pieces[end].visual()) {
                 end++;
             }
-            decode_text(pieces, i, end, end == pieces.size());
+            time_full([&] { decode_text(pieces, i, end, end == pieces.size()); });
             done += end - i;
         }
         i = end;
@@ -189,10 +190,20 @@ void engine::prefill(const std::string & text, const std::vector<image> & images
     llama_synchronize(ctx.get());
 }
 
-void engine::decode_text(const std::vector<prompt_piece> & pieces, size_t begin, size_t end, bool logits_last) {
-    const log_scope log(options.verbose);
+void engine::time_full(const std::function<void()> & decode) {
     const stopwatch watch;
     const double    stage0_before = pyfastv_get_report(ctx.get()).t_stage0_ms;
+
+    decode();
+
+    // what ran through stage 0 is in pyfastv's own report
+    if (pyfastv_get_report(ctx.get()).t_stage0_ms == stage0_before) {
+        counts.full_ms += watch.ms();
+    }
+}
+
+void engine::decode_text(const std::vector<prompt_piece> & pieces, size_t begin, size_t end, bool logits_last) {
+    const log_scope log(options.verbose);
 
     std::vector<llama_token>  tokens;
     std::vector<llama_pos>    pos;
@@ -209,12 +220,9 @@ void engine::decode_text(const std::vector<prompt_piece> & pieces, size_t begin,
     batch.pos      = pos.data();
     batch.logits   = outputs.data();
 
-    check(llama_decode(ctx.get(), batch), log.reason(""));
+    const int32_t result = llama_decode(ctx.get(), batch);
+    check(result, log.reason(""));
     llama_synchronize(ctx.get());
-
-    if (pyfastv_get_report(ctx.get()).t_stage0_ms == stage0_before) {
-        counts.full_ms += watch.ms();
-    }
 
     n_past += end - begin;
     evaluated.insert(evaluated.end(), pieces.begin() + begin, pieces.begin() + end);
@@ -239,16 +247,14 @@ void engine::decode_picture(const prompt_piece & piece) {
         throw interrupted();
     }
 
-    const stopwatch watch;
-
     llama_pos new_n_past = n_past;
-    check(mtmd_helper_decode_image_chunk(vision.get(), ctx.get(), piece.chunk, mtmd_get_output_embd(vision.get()),
-            n_past, 0, llama_n_batch(ctx.get()), &new_n_past, nullptr, nullptr), log.reason(""));
-    llama_synchronize(ctx.get());
 
-    if (!in_stages()) {
-        counts.full_ms += watch.ms();
-    }
+    time_full([&] {
+        const int32_t result = mtmd_helper_decode_image_chunk(vision.get(), ctx.get(), piece.chunk,
+                mtmd_get_output_embd(vision.get()), n_past, 0, llama_n_batch(ctx.get()), &new_n_past, nullptr, nullptr);
+        check(result, log.reason(""));
+        llama_synchronize(ctx.get());
+    });
 
     n_past = new_n_past;
     evaluated.push_back(piece);
@@ -340,9 +346,7 @@ std::optional<std::pair<llama_token, std::string>> engine::next() {
             finish = "length";
             return std::nullopt;
         }
-        const double full_ms = counts.full_ms;
         feed(*sampled);
-        counts.full_ms = full_ms; // the prompt's alone
         sampled.reset();
     }
 

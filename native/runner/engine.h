@@ -7,6 +7,7 @@
 #include "llama-cpp.h"
 #include "pyfastv.h"
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
@@ -77,6 +78,11 @@ private:
 
     void decode_text   (const std::vector<prompt_piece> & pieces, size_t begin, size_t end, bool logits_last);
     void decode_picture(const prompt_piece & piece);
+    // adds the time of decoding prompt rows to counts.full_ms, if they ran through every layer at once
+    void time_full(const std::function<void()> & decode);
+
+    void end_generation();
+
     void check(int32_t decode_result, const std::string & reason);
 
     std::string piece_of(llama_token token) const;

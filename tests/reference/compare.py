@@ -50,12 +50,19 @@ def relative_rms(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()))
 
 
+def prefill(runner: pyfastv.Runner, rule: pyfastv.FastV | None, prompt: str, picture: str) -> None:
+    """Runs a golden file's prompt, with <image> for its picture, up to the logits behind it."""
+    engine = runner._engine
+    runner.set_fastv(rule)
+    image = pyfastv.load_image(PICTURES / picture)
+    engine.prefill(prompt.replace("<image>", engine.media_marker), [image], None, True, N_STEPS)
+
+
 def compare(runner: pyfastv.Runner, question: GoldenQuestion, case: GoldenCase) -> Difference:
     """Runs the prompt and the reference's own tokens, so that one other choice does not spoil the rest."""
     engine = runner._engine
-    runner.set_fastv(None if case.k is None else pyfastv.FastV(case.k, case.drop))
-    image = pyfastv.load_image(PICTURES / question.image)
-    engine.prefill(question.prompt.replace("<image>", engine.media_marker), [image], None, True, N_STEPS)
+    rule = None if case.k is None else pyfastv.FastV(case.k, case.drop)
+    prefill(runner, rule, question.prompt, question.image)
 
     kept_equal = scores_close = True
     if case.k is not None:
