@@ -52,6 +52,11 @@ lint: install ## ruff and mypy
 stock: install ## build the unpatched libraries of the same pin, to compare with (build/stock)
 	$(BIN)/python benchmarks/build_stock.py build/stock
 
+.PHONY: programs
+programs: install ## build llama-mtmd-cli and llama-server unpatched (build/stock/bin), for `make test` to test
+	@echo "pyfastv: compiling unpatched llama.cpp with llama-mtmd-cli and llama-server; this takes a few minutes"
+	$(BIN)/python benchmarks/build_stock.py build/stock --programs
+
 .PHONY: bench
 bench: stock $(VENV)/.test-deps ## prefill of a LLaVA-1.5-7B geometry, stock and ours in turn (12 GB of memory, half an hour)
 	$(BIN)/python benchmarks/prefill.py --geometry llava-1.5-7b --stock build/stock/lib

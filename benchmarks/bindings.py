@@ -14,15 +14,34 @@ class EngineError(Exception):
     """Something cannot be loaded or run; an engine that was loaded stays usable."""
 
 
+MAX_CUTS = 8
+MAX_STAGES = MAX_CUTS + 1
+
+
+class FastvCut(ctypes.Structure):
+    """struct pyfastv_cut of pyfastv.h."""
+
+    _fields_ = [
+        ("layer", ctypes.c_int32),
+        ("drop", ctypes.c_float),
+        ("score", ctypes.c_int),
+        ("pick", ctypes.c_int),
+        ("window", ctypes.c_int32),
+        ("stride", ctypes.c_int32),
+        ("mass", ctypes.c_float),
+        ("seed", ctypes.c_uint32),
+        ("merge", ctypes.c_bool),
+    ]
+
+
 class FastvParams(ctypes.Structure):
     """struct pyfastv_params of pyfastv.h."""
 
     _fields_ = [
-        ("k", ctypes.c_int32),
-        ("drop", ctypes.c_float),
-        ("score", ctypes.c_int),  # 0: FastV's own, the last prompt token
-        ("pick", ctypes.c_int),  # 0: FastV's own, top-k
-        ("window", ctypes.c_int32),
+        ("n_cuts", ctypes.c_int32),
+        ("cuts", FastvCut * MAX_CUTS),
+        ("recall", ctypes.c_float),
+        ("n_cells", ctypes.c_int32),
     ]
 
 
@@ -30,19 +49,40 @@ class FastvReport(ctypes.Structure):
     """struct pyfastv_report of pyfastv.h."""
 
     _fields_ = [
-        ("k", ctypes.c_int32),
-        ("drop", ctypes.c_float),
         ("n_visual", ctypes.c_int32),
-        ("n_visual_kept", ctypes.c_int32),
+        ("n_recalled", ctypes.c_int32),
         ("n_pending", ctypes.c_int32),
         ("t_stage0_ms", ctypes.c_double),
         ("t_choose_ms", ctypes.c_double),
         ("t_later_ms", ctypes.c_double),
+        ("archive_bytes", ctypes.c_size_t),
         ("n_stages", ctypes.c_int32),
-        ("kv_cell_bytes", ctypes.c_size_t * 2),
-        ("kv_cells_used", ctypes.c_int32 * 2),
-        ("kv_cells_size", ctypes.c_int32 * 2),
+        ("first_layer", ctypes.c_int32 * MAX_STAGES),
+        ("n_visual_entered", ctypes.c_int32 * MAX_STAGES),
+        ("kv_bytes_used", ctypes.c_size_t * MAX_STAGES),
+        ("kv_bytes", ctypes.c_size_t * MAX_STAGES),
+        ("kv_bytes_used_stock", ctypes.c_size_t),
+        ("kv_bytes_stock", ctypes.c_size_t),
     ]
+
+
+def declare(library: Any) -> None:
+    """The types of pyfastv.h's functions, for ctypes."""
+    pointer, int32, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_size_t
+    library.pyfastv_parse.argtypes = [ctypes.c_char_p, int32, ctypes.POINTER(FastvParams)]
+    library.pyfastv_attach.argtypes = [pointer, ctypes.POINTER(FastvParams)]
+    library.pyfastv_flush.argtypes = [pointer]
+    library.pyfastv_begin_media.argtypes = [pointer, ctypes.c_int, ctypes.c_char_p, int32, int32]
+    library.pyfastv_reset_report.argtypes = [pointer]
+    library.pyfastv_get_report.argtypes = [pointer]
+    library.pyfastv_get_report.restype = FastvReport
+    library.pyfastv_get_kept.argtypes = [pointer, int32, int32, ctypes.POINTER(int32), size]
+    library.pyfastv_get_scores.argtypes = [pointer, int32, int32, ctypes.POINTER(ctypes.c_float), size]
+    library.pyfastv_get_kept.restype = library.pyfastv_get_scores.restype = size
+    library.pyfastv_unsupported_reason.argtypes = [pointer]
+    library.pyfastv_unsupported_layer.argtypes = [pointer, int32]
+    for function in ("last_error", "unsupported_reason", "unsupported_layer"):
+        getattr(library, f"pyfastv_{function}").restype = ctypes.c_char_p
 
 
 def load_bindings(folder: Path) -> tuple[Any, Any]:

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Build the unpatched llama.cpp libraries of pyfastv's pin: the other side of the benchmarks.
+"""Build the unpatched llama.cpp of pyfastv's pin: the other side of the benchmarks, and programs for a test.
 
-Only libllama, libmtmd and ggml are built, with pyfastv's flags, into OUTPUT/lib. The llama.cpp tree is
+libllama, libmtmd and ggml are built, with pyfastv's flags, into OUTPUT/lib; with --programs also llama-mtmd-cli
+and llama-server, into OUTPUT/bin, with the libraries beside them as in llama.cpp's releases. The llama.cpp tree is
 fetched by third_party/fetch.py without the patches, unless --source names one. cmake and ninja are taken from
 PATH or from the PyPI packages of these names, whose programs lie beside this Python.
 
     python build_stock.py OUTPUT
+    python build_stock.py OUTPUT --programs
     python build_stock.py OUTPUT --source LLAMA_CPP_TREE --define GGML_METAL=ON
 
 A build of pyfastv with other options (BLAS, CUDA, ...) needs the same ones here, with --define.
@@ -40,6 +42,17 @@ DEFINES = {
     "CMAKE_BUILD_WITH_INSTALL_RPATH": "ON",
     "CMAKE_INSTALL_RPATH": "@loader_path" if sys.platform == "darwin" else "$ORIGIN",
 }
+LIBRARIES = ["*.so*", "*.dylib", "**/*.dll"]
+PROGRAMS = ["llama-mtmd-cli", "llama-server"]
+# Nothing is downloaded, neither by the build (the web UI) nor by the programs (models, over HTTPS).
+PROGRAM_DEFINES = {
+    "LLAMA_BUILD_COMMON": "ON",
+    "LLAMA_BUILD_TOOLS": "ON",
+    "LLAMA_BUILD_SERVER": "ON",
+    "LLAMA_BUILD_UI": "OFF",
+    "LLAMA_USE_PREBUILT_UI": "OFF",
+    "LLAMA_OPENSSL": "OFF",
+}
 
 
 def program(name: str) -> str | None:
@@ -56,46 +69,38 @@ def run(command: list[str]) -> None:
         sys.exit(f"build_stock.py: {' '.join(command[:3])} ... failed: {error}")
 
 
-def fetch(folder: Path) -> Path:
-    """The pinned llama.cpp, unpatched, unpacked into `folder`."""
-    run([sys.executable, str(ROOT / "third_party" / "fetch.py"), "--output", str(folder), "--no-patches"])
+def fetch(folder: Path, programs: bool) -> Path:
+    """The pinned llama.cpp, unpatched, unpacked into `folder`. A tree that has more than is asked for will do."""
+    if not programs and (folder / "tools" / "server").exists():
+        programs = True
+    options = ["--no-patches", *(["--programs"] if programs else [])]
+    run([sys.executable, str(ROOT / "third_party" / "fetch.py"), "--output", str(folder), *options])
     return folder
 
 
-def build(source: Path, output: Path, defines: dict[str, str], jobs: int) -> Path:
-    """Configure, build, copy the libraries with their links. Returns the folder of the libraries."""
+def build(source: Path, work: Path, defines: dict[str, str], targets: list[str], jobs: int) -> None:
+    """Configure and build in `work`."""
     cmake = program("cmake")
     if not cmake:
         sys.exit("build_stock.py: no cmake; pip install cmake ninja")
     if not (source / "CMakeLists.txt").exists() or not (source / "include" / "llama.h").exists():
         sys.exit(f"build_stock.py: {source} is not a llama.cpp tree")
-    work = output / "build"
     ninja = program("ninja")
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
     settings = [f"-D{key}={value}" for key, value in defines.items()]
     run([cmake, "-S", str(source), "-B", str(work), *generator, *settings])
-    run(
-        [
-            cmake,
-            "--build",
-            str(work),
-            "--config",
-            "Release",
-            "--parallel",
-            str(jobs),
-            "--target",
-            "llama",
-            "mtmd",
-        ]
-    )
+    options = ["--config", "Release", "--parallel", str(jobs)]
+    run([cmake, "--build", str(work), *options, "--target", *targets])
 
-    libraries = output / "lib"
-    shutil.rmtree(libraries, ignore_errors=True)
-    libraries.mkdir(parents=True)
-    for pattern in ("*.so*", "*.dylib", "**/*.dll"):
+
+def copy(work: Path, folder: Path, patterns: list[str]) -> Path:
+    """What was built, with its links, into an empty `folder`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for pattern in patterns:
         for file in sorted((work / "bin").glob(pattern)):
-            shutil.copy2(file, libraries / file.name, follow_symlinks=False)
-    return libraries
+            shutil.copy2(file, folder / file.name, follow_symlinks=False)
+    return folder
 
 
 def main() -> None:
@@ -104,15 +109,20 @@ def main() -> None:
     )
     parser.add_argument("output", type=Path, help="folder for the build and, in OUTPUT/lib, the libraries")
     parser.add_argument("--source", type=Path, help="an unpatched llama.cpp tree (default: fetch the pin)")
+    parser.add_argument("--programs", action="store_true", help=f"also build {' and '.join(PROGRAMS)}")
     parser.add_argument(
         "--define", action="append", default=[], metavar="KEY=VALUE", help="a further cmake definition"
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="default: %(default)s")
     args = parser.parse_args()
     output = args.output.resolve()
-    source = args.source.resolve() if args.source else fetch(output / "llama.cpp")
-    defines = DEFINES | dict(item.split("=", 1) for item in args.define)
-    print(build(source, output, defines, args.jobs))
+    source = args.source.resolve() if args.source else fetch(output / "llama.cpp", args.programs)
+    defines = DEFINES | (PROGRAM_DEFINES if args.programs else {})
+    defines |= dict(item.split("=", 1) for item in args.define)
+    work = output / "build"
+    build(source, work, defines, ["llama", "mtmd", *(PROGRAMS if args.programs else [])], args.jobs)
+    libraries = copy(work, output / "lib", LIBRARIES)
+    print(copy(work, output / "bin", [*LIBRARIES, *PROGRAMS]) if args.programs else libraries)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,18 @@ set(PYFASTV_SOURCES
     capi/pyfastv.cpp
     choose/choose.cpp
     decode/attach.cpp
+    decode/flow.cpp
     decode/flush.cpp
+    decode/stage_output.cpp
     decode/staged_decode.cpp
     graph/stage_graph.cpp
-    memory/pending_rows.cpp
+    memory/sequence.cpp
+    memory/stage_cache.cpp
     memory/staged_memory.cpp
+    memory/state.cpp
     schedule/names.cpp
     schedule/schedule.cpp
+    schedule/validate.cpp
     score/score.cpp
 )
 list(TRANSFORM PYFASTV_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)

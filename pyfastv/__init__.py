@@ -18,26 +18,37 @@ from .errors import (
 )
 from .images import load_image
 from .models import from_hub
-from .options import FastV, Sampling
+from .options import Sampling
+from .presets import VTW, FastV, Feather, PyramidDrop, Recommended, ZipVL
 from .runner import Runner
+from .schedule import Cut, Schedule
+from .session import Session
 from .stream import Stream
 
 __all__ = [
+    "VTW",
     "Answer",
     "ClosedError",
     "ContextLengthError",
+    "Cut",
     "DecodeError",
     "Error",
     "FastV",
+    "Feather",
     "ImageError",
     "ModelError",
     "OptionError",
     "OutOfMemoryError",
+    "PyramidDrop",
+    "Recommended",
     "Report",
     "Runner",
     "Sampling",
+    "Schedule",
+    "Session",
     "Stream",
     "UnsupportedModelError",
+    "ZipVL",
     "__version__",
     "from_hub",
     "lib_path",

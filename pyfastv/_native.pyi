@@ -15,14 +15,25 @@ def build_info() -> dict[str, Any]:
 def backends() -> list[dict[str, str]]:
     """Devices: ``name``, ``description``, ``type`` (cpu, gpu, igpu, accel)."""
 
-def choose(scores: NDArray[np.float32], drop: float, pick: str = "top-k") -> NDArray[np.int32]:
-    """Ascending indices of the visual tokens kept: round-half-even of n*(1-drop), at least 1, ties by index.
+def choose(
+    scores: NDArray[np.float32],  # [n]
+    cut: str,  # "drop=0.5,pick=window4": the fields of a cut in the language of pyfastv_parse() (native/include/pyfastv.h)
+    *,
+    grids: Sequence[tuple[int, int]] | None = None,  # (nx, ny) of every slice; None: one row
+    present: NDArray[np.bool_] | None = None,  # [n] False: not to be chosen; None: all
+) -> NDArray[np.int32]:
+    """Ascending indices of the visual tokens kept: native/choose/choose.h. Raises OptionError."""
 
-    ``pick``: "top-k", "window4" (or another side, in patches) or "uniform"."""
+def random_scores(n: int, seed: int) -> NDArray[np.float32]:
+    """[n], in [0, 1): what score=random ranks by."""
+
+def check_schedule(spec: str, n_layer: int) -> str:
+    """Parse and validate a schedule for a model of n_layer layers; the same in full. Raises OptionError."""
 
 def model_info(model_path: str) -> dict[str, Any]:
     """A GGUF's header, no weights: ``architecture``, ``description``, ``n_layer``, ``n_embd``, ``n_ctx_train``,
-    ``n_params``, ``size_bytes``, ``unsupported_reason`` (None if it can be pruned), ``k_max``, ``chat_template``."""
+    ``n_params``, ``size_bytes``, ``unsupported_reason`` (None if it can be pruned), ``cut_layers`` (list: where a cut
+    that ranks by attention can be), ``chat_template``."""
 
 def vision_info(mmproj_path: str) -> dict[str, Any]:
     """An mmproj's header: ``projector``, ``image_size`` (pixels), ``patch_size``, ``n_layer``, ``visual_tokens`` (None
@@ -46,6 +57,7 @@ class Engine:
         flash_attn: str,  # "auto", "on", "off"
         type_k: str,  # ggml type name: "f16", "f32", "q8_0", ...
         type_v: str,
+        encoder_cache_bytes: int,  # of encoder outputs kept for pictures that come again; 0: none
         verbose: bool,
         progress: Callable[[float], object] | None,  # 0..1 while loading; an exception in it aborts
     ) -> None: ...
@@ -67,7 +79,7 @@ class Engine:
     def eos_token(self) -> str: ...
     @property
     def description(self) -> str: ...
-    def set_fastv(self, k: int, drop: float, score: str, pick: str) -> None:
+    def set_fastv(self, spec: str) -> None:  # the language of pyfastv_parse() (native/include/pyfastv.h)
         """Give the context stages (clears it). Raises OptionError, UnsupportedModelError, OutOfMemoryError."""
     def clear_fastv(self) -> None:
         """Back to stock llama.cpp (clears the context)."""
@@ -75,11 +87,16 @@ class Engine:
         self,
         prompt: str,  # one media_marker for each picture
         images: Sequence[NDArray[np.uint8]],  # each [height, width, 3], C-contiguous
+        image_ids: Sequence[str],  # a hash of each one's pixels and size: the same picture has the same id
         progress: Callable[[int, int], object] | None,  # (prompt tokens done, prompt tokens)
         add_bos: bool,  # add BOS if the model's vocabulary asks for it
         reserve: int,  # tokens that have to fit behind the prompt, else ContextLengthError
     ) -> None:
-        """Tokenise, encode and decode; afterwards logits() and start() work. Prefix reuse is inside."""
+        """Tokenise, encode and decode; afterwards logits() and start() work.
+
+        What the context holds of the prompt's beginning, pictures included, is not evaluated again. A question that
+        follows the same picture in place of an earlier one chooses anew; one that follows in the same conversation
+        recalls. The encoder's output for a picture comes from the cache if it is there."""
     def logits(self) -> NDArray[np.float32]:
         """[n_vocab], of the last evaluated token."""
     def feed(self, token: int) -> None:
@@ -105,15 +122,21 @@ class Engine:
     @property
     def finish_reason(self) -> str | None:
         """Once next() returned None: "stop" (end-of-generation token) or "length" (max_tokens or context full)."""
-    def kept(self) -> NDArray[np.int32]:
-        """Ascending indices of the visual tokens that the last choice kept."""
-    def scores(self) -> NDArray[np.float32]:
-        """Score of every visual token in the last choice."""
+    def kept(self, cut: int) -> NDArray[np.int32]:
+        """Ascending indices, over all pictures of the context, of the visual tokens that are in the stage behind a cut
+        (0 is the first; negative counts from the end), recalled ones included."""
+    def scores(self, cut: int) -> NDArray[np.float32]:
+        """Score of every visual token in the last choice at a cut."""
+    def grids(self) -> list[list[tuple[int, int]]]:
+        """(nx, ny) of the slices of every picture in the context."""
     def reset(self) -> None:
         """Forget the context (not the model)."""
     def report(self) -> dict[str, Any]:
-        """Of the last prefill() and the generation after it: ``visual_tokens``, ``visual_tokens_kept``,
-        ``prompt_tokens``, ``cached_tokens``, ``generated_tokens``, ``encode_ms``, ``full_ms`` (prompt rows that ran
-        through every layer at once), ``stage0_ms``, ``choose_ms``, ``later_ms``, ``generate_ms``, ``first_token_ms``
-        (from the start of prefill() to the first sampled token), ``kv_bytes_used`` and ``kv_bytes_allocated``
-        (a list, one entry a stage), ``graphs_reused``."""
+        """Of the last prefill() and the generation after it: ``visual_tokens``, ``prompt_tokens``, ``cached_tokens``,
+        ``generated_tokens``, ``encode_ms``, ``full_ms`` (prompt rows that ran through every layer at once),
+        ``stage0_ms``, ``choose_ms``, ``later_ms``, ``generate_ms``, ``first_token_ms`` (from the start of prefill() to
+        the first sampled token), ``graphs_reused``, ``pictures_encoded``, ``pictures_from_cache``,
+        ``recalled_tokens`` (visual tokens that the question brought back),
+        and of the whole context, lists with one entry a stage: ``first_layers``, ``visual_tokens_in_stage`` (of the
+        prompt's visual tokens, those in the stage's KV cache), ``kv_bytes_used``, ``kv_bytes_allocated``;
+        ``kv_bytes_used_stock`` and ``kv_bytes_allocated_stock`` (what stock llama.cpp would have), ``archive_bytes``."""

@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
-from .options import FastV
+from .schedule import Schedule
 
-__all__ = ["Answer", "Report"]
+__all__ = ["Answer", "Report", "Saved"]
 
 _MIB = 1024 * 1024
+
+
+class Saved(NamedTuple):
+    """Bytes of KV cache less than stock llama.cpp has for the same tokens."""
+
+    used: int
+    allocated: int
 
 
 @dataclass(frozen=True)
 class Report:
     """What one request did. Times are wall-clock milliseconds, counts are tokens; nothing is NaN."""
 
-    fastv: FastV | None
-    """The rule in force; None: every layer saw every token."""
+    fastv: Schedule | None
+    """The schedule in force; None: every layer saw every token."""
     visual_tokens: int
     """Visual tokens in the prompt."""
     visual_tokens_kept: int
-    """Of those, the ones that the layers from ``fastv.k`` on saw."""
+    """Of those, the ones that the last layers see, recalled ones included."""
+    recalled_tokens: int
+    """Visual tokens that this question brought back."""
+    retained_share: float | None
+    """Share of the visual tokens that a layer sees, mean over the layers; None without a picture."""
+    pictures_encoded: int
+    pictures_from_cache: int
+    """Pictures whose encoder output was still there from an earlier request; those that were still in the context are
+    neither encoded nor fetched."""
     prompt_tokens: int
     """Prompt, visual tokens included."""
     cached_tokens: int
@@ -36,11 +51,11 @@ class Report:
     full_ms: float
     """Prompt tokens that ran through every layer at once."""
     stage0_ms: float
-    """Layers [0, k)."""
+    """Layers before the first cut."""
     choose_ms: float
-    """Reading the scores and choosing."""
+    """Choosing."""
     later_ms: float
-    """Layers [k, n_layer) of the kept tokens."""
+    """Layers from the first cut on, of the tokens that they see."""
     generate_ms: float
     first_token_ms: float
     """From the start of prefill, vision encoder included, to the first token of the answer."""
@@ -48,20 +63,35 @@ class Report:
     """Generation; 0 if nothing was generated."""
     prefill_tokens_per_second: float
     """Prompt tokens that were not cached, through the language model; 0 if there were none."""
+    first_layers: tuple[int, ...]
+    """The first layer of each stage; one stage without a schedule."""
+    visual_tokens_in_stage: tuple[int, ...]
+    """Of the prompt's visual tokens, those that each stage sees."""
     kv_bytes_used: tuple[int, ...]
     """KV cache that holds tokens, one entry a stage."""
     kv_bytes_allocated: tuple[int, ...]
     """KV cache, one entry a stage."""
+    kv_bytes_used_stock: int
+    """What stock llama.cpp would use for the same tokens."""
+    kv_bytes_allocated_stock: int
+    """What it would allocate."""
+    archive_bytes: int
+    """Hidden rows kept for later questions."""
     graphs_reused: int
     """Batches that could use the graph of the batch before."""
 
     @classmethod
-    def of(cls, engine: Mapping[str, Any], *, image_decode_ms: float, fastv: FastV | None) -> Report:
+    def of(
+        cls, engine: Mapping[str, Any], *, n_layer: int, image_decode_ms: float, fastv: Schedule | None
+    ) -> Report:
         """From the native engine's report."""
         values = {field.name: _plain(engine[field.name]) for field in fields(cls) if field.name in engine}
         prefill_ms = sum(values[name] for name in ("full_ms", "stage0_ms", "choose_ms", "later_ms"))
+        in_stage = values["visual_tokens_in_stage"]
         return cls(
             fastv=fastv,
+            visual_tokens_kept=in_stage[-1],
+            retained_share=_retained_share(values["first_layers"], in_stage, n_layer),
             image_decode_ms=_finite(image_decode_ms),
             tokens_per_second=_per_second(values["generated_tokens"], values["generate_ms"]),
             prefill_tokens_per_second=_per_second(
@@ -75,32 +105,51 @@ class Report:
         """The language model's share of prefill: every layer, every stage, and choosing."""
         return self.full_ms + self.stage0_ms + self.choose_ms + self.later_ms
 
+    @property
+    def kv_bytes_saved(self) -> Saved:
+        """Against stock llama.cpp: ``used`` and ``allocated``."""
+        return Saved(
+            self.kv_bytes_used_stock - sum(self.kv_bytes_used),
+            self.kv_bytes_allocated_stock - sum(self.kv_bytes_allocated),
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: numbers, lists of numbers, and ``fastv`` as ``{"k": ..., "drop": ...}`` or None."""
-        items = asdict(self).items()
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
+        """For JSON: numbers, lists of numbers, and ``fastv`` as text (:meth:`pyfastv.Schedule.spec`) or None."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return values | {
+            "fastv": None if self.fastv is None else self.fastv.spec(),
+            "kv_bytes_saved": self.kv_bytes_saved._asdict(),
+        }
 
     def __str__(self) -> str:
-        rule = "off" if self.fastv is None else str(self.fastv)
-        stages = (
-            f"all layers {self.full_ms:.0f}, before k {self.stage0_ms:.0f}, "
-            f"choosing {self.choose_ms:.1f}, from k on {self.later_ms:.0f}"
-        )
-        used, allocated = (
-            " + ".join(f"{size / _MIB:.1f}" for size in sizes) or "0"
-            for sizes in (self.kv_bytes_used, self.kv_bytes_allocated)
-        )
         lines = {
-            "visual tokens": f"{self.visual_tokens}, {self.visual_tokens_kept} kept ({rule})",
+            "visual tokens": self._describe_visual_tokens(),
             "prompt": f"{self.prompt_tokens} tokens, {self.cached_tokens} cached",
-            "picture": f"read in {self.image_decode_ms:.0f} ms, encoded in {self.encode_ms:.0f} ms",
-            "prefill": f"{self.prefill_ms:.0f} ms, {self.prefill_tokens_per_second:.0f} tokens/s"
-            + (f" ({stages})" if self.stage0_ms else ""),
+            "pictures": f"read in {self.image_decode_ms:.0f} ms; {self.pictures_encoded} encoded in "
+            f"{self.encode_ms:.0f} ms, {self.pictures_from_cache} from the cache",
+            "prefill": self._describe_prefill(),
             "generation": f"{self.generated_tokens} tokens in {self.generate_ms:.0f} ms, "
             f"{self.tokens_per_second:.1f} tokens/s; first after {self.first_token_ms:.0f} ms",
-            "KV cache": f"{used} of {allocated} MiB used",
+            "KV cache": f"{_mib(*self.kv_bytes_used)} of {_mib(*self.kv_bytes_allocated)} MiB used; stock: "
+            f"{_mib(self.kv_bytes_used_stock)} of {_mib(self.kv_bytes_allocated_stock)}",
         }
         return "\n".join(f"{name:<14} {value}" for name, value in lines.items())
+
+    def _describe_visual_tokens(self) -> str:
+        rule = "off" if self.fastv is None else str(self.fastv)
+        recalled = f", {self.recalled_tokens} recalled" if self.recalled_tokens else ""
+        share = "" if self.retained_share is None else f"; {self.retained_share:.0%} a layer"
+        return f"{self.visual_tokens}, {self.visual_tokens_kept} kept{recalled} ({rule}){share}"
+
+    def _describe_prefill(self) -> str:
+        text = f"{self.prefill_ms:.0f} ms, {self.prefill_tokens_per_second:.0f} tokens/s"
+        if not self.stage0_ms:
+            return text
+        return (
+            f"{text} (all layers {self.full_ms:.0f}, before the first cut {self.stage0_ms:.0f}, "
+            f"choosing {self.choose_ms:.1f}, later layers {self.later_ms:.0f})"
+        )
 
 
 @dataclass(frozen=True)
@@ -114,6 +163,18 @@ class Answer:
 
     def __str__(self) -> str:
         return self.text
+
+
+def _retained_share(first_layers: Sequence[int], in_stage: Sequence[int], n_layer: int) -> float | None:
+    if in_stage[0] == 0:
+        return None
+    ends = (*first_layers[1:], n_layer)
+    seen = sum((end - first) * count for first, end, count in zip(first_layers, ends, in_stage, strict=True))
+    return seen / (n_layer * in_stage[0])
+
+
+def _mib(*sizes: int) -> str:
+    return " + ".join(f"{size / _MIB:.1f}" for size in sizes)
 
 
 def _plain(value: Any) -> Any:

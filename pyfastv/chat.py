@@ -15,9 +15,9 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .errors import ModelError, OptionError
-from .images import Picture
+from .images import Picture, Pictures, as_list
 
-__all__ = ["ChatTemplate", "Prompt"]
+__all__ = ["ChatTemplate", "Prompt", "assistant_message", "system_message", "user_message"]
 
 # The form that LLaVA-1.5 was trained on, for GGUF files without a template (early LLaVA conversions).
 VICUNA = """\
@@ -37,6 +37,24 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 _PROBE = "pyfastvprobe"
 
 Message = dict[str, Any]
+
+
+def user_message(question: str, pictures: Pictures = None) -> Message:
+    """A question, its pictures first."""
+    if not isinstance(question, str):
+        raise OptionError(f"question must be a string; got {question!r:.200}")
+    parts: list[Message] = [{"type": "image", "image": picture} for picture in as_list(pictures)]
+    return {"role": "user", "content": [*parts, _text(question)]}
+
+
+def assistant_message(text: str) -> Message:
+    """An answer."""
+    return {"role": "assistant", "content": text}
+
+
+def system_message(text: str) -> Message:
+    """What stands before a conversation."""
+    return {"role": "system", "content": text}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The demonstration: one bundled picture and question, without FastV and with it, side by side."""
+"""The demonstration: one bundled picture and question, without pruning and with it, side by side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table
 from .answer import Answer
 from .console import bar
 from .models import bundled_examples
-from .options import FastV
+from .presets import FastV, Recommended
 from .runner import Runner
 
 __all__ = ["run_demo", "same_answer"]
@@ -19,10 +19,10 @@ __all__ = ["run_demo", "same_answer"]
 def run_demo() -> int:
     """Print the table; returns 1 if an answer is wrong, else 0."""
     picture, question, expected = bundled_examples()[0]
-    rules = {"off": None, "FastV k=2, drop=0.5": FastV(k=2, drop=0.5)}
+    rules = {"off": None, "FastV": FastV(k=2, drop=0.5), "recommended": Recommended(k=2, drop=0.5)}
     answers: dict[str, Answer] = {}
     with bar("Loading") as loading:
-        runner = Runner(fastv=None, progress=loading)
+        runner = Runner(fastv=None, encoder_cache_mb=0, progress=loading)
     with runner:
         runner.ask(picture, question)  # so that no column pays for cold caches
         for name, rule in rules.items():

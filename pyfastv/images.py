@@ -6,6 +6,7 @@ import base64
 import binascii
 import io
 import os
+from collections.abc import Sequence
 from typing import BinaryIO, TypeAlias, cast
 from urllib.parse import unquote_to_bytes
 
@@ -16,12 +17,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ._checks import integer
 from .errors import ImageError
 
-__all__ = ["MAX_PIXELS", "Picture", "load_image"]
+__all__ = ["MAX_PIXELS", "Picture", "Pictures", "as_list", "load_image"]
 
 Picture: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.generic]"
 )
 """A path, a data URI, an encoded file's bytes, a Pillow image, or an array (see :func:`load_image`)."""
+
+Pictures: TypeAlias = "Picture | Sequence[Picture] | None"
+"""One, several (a list or a tuple), or none."""
 
 MAX_PIXELS = 64_000_000
 """Default limit of a picture's width times height: a 64-megapixel photo is 192 MB as RGB."""
@@ -44,6 +48,13 @@ _NOT_PICTURES = (
     (b"\x1aE\xdf\xa3", "a video: take a frame of it first"),
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"heif", b"mif1", b"avif")
+
+
+def as_list(pictures: Pictures) -> list[Picture]:
+    """The pictures, however many they are."""
+    if pictures is None:
+        return []
+    return list(pictures) if isinstance(pictures, (list, tuple)) else [cast(Picture, pictures)]
 
 
 def load_image(source: Picture, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:

@@ -1,60 +1,16 @@
-"""The options of pruning and of sampling: plain values, checked once when they are made."""
+"""The options of a request: plain values, checked once when they are made."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
 from ._checks import integer, real
 from .errors import OptionError
+from .schedule import Schedule
 
-__all__ = ["SCORES", "FastV", "Sampling", "SamplingOptions"]
-
-SCORES = ("last", "question-mean", "question-max")
-
-
-@dataclass(frozen=True)
-class FastV:
-    """Layers from ``k`` on see only the visual tokens that layer ``k - 1`` attends to.
-
-    Chen et al., "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large
-    Vision-Language Models", ECCV 2024, arXiv 2403.06764, section 4: visual tokens are ranked by the attention
-    that the last prompt token pays them, averaged over the heads. Of n visual tokens round(n * (1 - drop))
-    stay (half to even, at least 1), in prompt order and at their own positions. That is the default; ``score``
-    and ``pick`` change who ranks, and how the tokens are picked.
-
-    Raises OptionError; whether ``k`` is within a model's layers is checked by the runner that gets it.
-    """
-
-    k: int = 2
-    """Layers [0, k) see every token; at least 1. The paper's K."""
-    drop: float = 0.5
-    """Share of the visual tokens that layers [k, n_layer) do not see, in [0, 1). The paper's R."""
-    score: str = "last"
-    """Whose attention ranks: "last" prompt token (FastV's rule), or the tokens behind the last picture, by their
-    mean ("question-mean") or highest ("question-max")."""
-    pick: str = "top-k"
-    """"top-k" (FastV's rule); "window4", or another side: the highest of every 4 x 4 patches, each its share, so
-    that no part of the picture goes unseen; "uniform": evenly spaced, whatever the scores."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "k", integer("k", self.k, 1))
-        drop = real("drop", self.drop, "a share of the visual tokens in [0, 1), such as 0.5", 0.0, 1.0)
-        if drop == 1.0:
-            raise OptionError(f"drop must be below 1, so that one visual token stays; got {self.drop!r}")
-        object.__setattr__(self, "drop", drop)
-        if self.score not in SCORES:
-            raise OptionError(f"score must be one of {', '.join(SCORES)}; got {self.score!r}")
-        if not isinstance(self.pick, str) or not re.fullmatch(r"top-k|uniform|window[1-9]\d{0,3}", self.pick):
-            raise OptionError(
-                f"pick must be 'top-k', 'uniform' or 'window' and a side, as 'window4'; got {self.pick!r}"
-            )
-
-    def __str__(self) -> str:
-        rule = "" if (self.score, self.pick) == ("last", "top-k") else f", {self.score}, {self.pick}"
-        return f"FastV k={self.k}, drop={self.drop:g}{rule}"
+__all__ = ["RequestOptions", "Sampling", "SamplingOptions"]
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -73,6 +29,15 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | None
     stop: Sequence[str] | None
     grammar: str | None
+
+
+class RequestOptions(SamplingOptions, total=False):
+    """The keywords of :meth:`pyfastv.Runner.ask` and its siblings: those of sampling, and
+
+    ``fastv``: the schedule of this one request, in place of the runner's. A change of the cuts' layers allocates the
+    context anew, any change clears it."""
+
+    fastv: Schedule | str | None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
@@ -9,16 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from . import _native, completion
 from ._checks import integer
 from .answer import Answer, Report
-from .chat import ChatTemplate
+from .chat import ChatTemplate, system_message, user_message
 from .errors import ClosedError, Error, ModelError, OptionError
-from .images import MAX_PIXELS, Picture, load_image
+from .images import MAX_PIXELS, Picture, Pictures, load_image
 from .models import bundled_mmproj, bundled_model
-from .options import FastV, Sampling, SamplingOptions
+from .options import RequestOptions, Sampling, SamplingOptions
+from .presets import Recommended, to_schedule
+from .schedule import Schedule
+from .session import Session
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -31,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["Runner"]
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
-Pictures: TypeAlias = "Picture | Sequence[Picture] | None"
 Progress: TypeAlias = "Callable[[int, int], object]"
 
 _RANDOM_SEED = 2**32 - 1  # llama.cpp's LLAMA_DEFAULT_SEED
@@ -66,9 +69,10 @@ class Runner:
         type_v: str = "f16",
         seed: int | None = None,
         verbose: bool = False,
-        fastv: FastV | None = FastV(),  # noqa: B008 - frozen
+        fastv: Schedule | str | None = Recommended(),  # noqa: B008 - frozen
         progress: Callable[[float], object] | None = None,
         max_pixels: int = MAX_PIXELS,
+        encoder_cache_mb: int = 256,
     ) -> None:
         """Load a model.
 
@@ -79,9 +83,12 @@ class Runner:
         ``n_gpu_layers``: layers on the GPU if there is one, -1: all. ``type_k``, ``type_v``: ggml types of
         the KV cache.
         ``seed``: of requests that bring none. ``verbose``: llama.cpp's log on stderr.
-        ``fastv``: which visual tokens the later layers see; None: all, as in stock llama.cpp.
+        ``fastv``: which visual tokens the later layers see: a :class:`pyfastv.Schedule`, text as in
+        ``LLAMA_FASTV`` ("k=2,drop=0.5"), or the name of a preset ("pyramiddrop"); None or "off": all, as in stock
+        llama.cpp.
         ``progress``: called with 0..1 while loading; an exception in it ends the loading.
-        ``max_pixels``: largest picture taken, in pixels.
+        ``max_pixels``: largest picture taken, in pixels. ``encoder_cache_mb``: memory for the vision encoder's
+        outputs, so that a picture that comes again is not encoded again; 0: none.
 
         Raises ModelError, UnsupportedModelError (with ``fastv=None`` such a model runs), OptionError,
         OutOfMemoryError.
@@ -91,6 +98,7 @@ class Runner:
         self._request = 0  # of the newest request; a stream of an older one is stale
         self._seed = None if seed is None else integer("seed", seed, 0, 2**32 - 1)
         self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
+        schedule = to_schedule(fastv)
         if flash_attn not in _FLASH_ATTENTION:
             raise OptionError(f"flash_attn must be 'auto', True or False; got {flash_attn!r}")
         if model_path is None:
@@ -108,13 +116,15 @@ class Runner:
             flash_attn=_FLASH_ATTENTION[flash_attn],
             type_k=type_k,
             type_v=type_v,
+            encoder_cache_bytes=integer("encoder_cache_mb", encoder_cache_mb, 0) * 2**20,
             verbose=bool(verbose),
             progress=progress,
         )
-        self._fastv: FastV | None = None
+        self._fastv: Schedule | None = None  # of requests that bring none
+        self._in_force: Schedule | None = None  # what the engine has
         try:
-            if fastv is not None:
-                self.set_fastv(fastv)
+            if schedule is not None:
+                self.set_fastv(schedule)
         except BaseException:
             self._engine.close()
             raise
@@ -143,24 +153,33 @@ class Runner:
         return self._engine.closed
 
     @property
-    def fastv(self) -> FastV | None:
-        """The rule in force; None: off."""
+    def fastv(self) -> Schedule | None:
+        """The schedule of requests that bring none of their own; None: off."""
         return self._fastv
 
-    def set_fastv(self, fastv: FastV | None) -> None:
-        """Change the rule, None: off, without loading the model again. Clears the context.
+    def set_fastv(self, fastv: Schedule | str | None) -> None:
+        """Change the schedule, None: off, without loading the model again. Clears the context.
 
-        Raises OptionError (``k`` is not below the number of layers), UnsupportedModelError, OutOfMemoryError.
+        Raises OptionError (a cut is not below the number of layers), UnsupportedModelError, OutOfMemoryError.
         """
-        if fastv is not None and not isinstance(fastv, FastV):
-            raise OptionError(f"fastv must be a FastV or None; got {fastv!r}")
+        schedule = to_schedule(fastv)
         with self._engine_at_work() as engine:
             self._request += 1
-            if fastv is None:
+            self._put_in_force(engine, schedule)
+            self._fastv = schedule
+
+    def _put_in_force(self, engine: _native.Engine, schedule: Schedule | None) -> None:
+        try:
+            if schedule is None:
                 engine.clear_fastv()
             else:
-                engine.set_fastv(fastv.k, fastv.drop, fastv.score, fastv.pick)
-            self._fastv = fastv
+                engine.set_fastv(schedule.spec())
+        except OptionError:  # nothing has changed
+            raise
+        except BaseException:  # the context has no stages
+            self._in_force = None
+            raise
+        self._in_force = schedule
 
     @property
     def info(self) -> dict[str, Any]:
@@ -182,18 +201,22 @@ class Runner:
         *,
         system: str | None = None,
         progress: Progress | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Answer:
         """Answer a question about a picture, about several (a list), or about none (None).
 
         ``image``: as :func:`pyfastv.load_image` takes it. ``system``: a system message. ``progress``: called
-        with (prompt tokens done, prompt tokens) during prefill. ``sampling``: see :class:`pyfastv.Sampling`.
+        with (prompt tokens done, prompt tokens) during prefill. ``options``: see :class:`pyfastv.Sampling`; and
+        ``fastv``, a schedule for this request alone.
+
+        What the context or the encoder's cache still holds of an earlier request is not computed again. The visual
+        tokens are chosen anew: the answer is that of a new runner.
 
         Raises ImageError, OptionError, ContextLengthError (the prompt does not fit), OutOfMemoryError,
         DecodeError, ClosedError.
         """
         with self._lock:
-            return _read(self.stream(image, question, system=system, progress=progress, **sampling))
+            return self.stream(image, question, system=system, progress=progress, **options).read()
 
     def stream(
         self,
@@ -202,21 +225,22 @@ class Runner:
         *,
         system: str | None = None,
         progress: Progress | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Stream:
         """As :meth:`ask`, piece by piece. Prefill is done when this returns, and its errors raised."""
-        if not isinstance(question, str):
-            raise OptionError(f"question must be a string; got {question!r:.200}")
-        if image is None:
-            image = []
-        pictures = image if isinstance(image, (list, tuple)) else [image]
-        content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
-        messages: list[dict[str, Any]] = [
-            {"role": "user", "content": [*content, {"type": "text", "text": question}]}
-        ]
+        messages = [user_message(question, image)]
         if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
-        return self._start(messages, progress, sampling)
+            messages.insert(0, system_message(system))
+        return self._start(messages, progress, options)
+
+    def session(self, *, system: str | None = None, **options: Unpack[RequestOptions]) -> Session:
+        """A conversation: later questions may be about earlier pictures, and know the earlier answers.
+
+        ``options``: of every question that brings none of its own. Several sessions may share a runner; each time
+        that another one asks, the context is evaluated anew, save for what both have in common at the beginning.
+        """
+        self._refuse_closed()
+        return Session(self, system, **options)
 
     @overload
     def create_chat_completion(
@@ -224,7 +248,7 @@ class Runner:
         messages: Sequence[dict[str, Any]],
         *,
         stream: Literal[False] = False,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> dict[str, Any]: ...
 
     @overload
@@ -233,36 +257,45 @@ class Runner:
         messages: Sequence[dict[str, Any]],
         *,
         stream: Literal[True],
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[RequestOptions],
     ) -> Iterator[dict[str, Any]]: ...
 
     def create_chat_completion(
-        self, messages: Sequence[dict[str, Any]], *, stream: bool = False, **sampling: Unpack[SamplingOptions]
+        self, messages: Sequence[dict[str, Any]], *, stream: bool = False, **options: Unpack[RequestOptions]
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """OpenAI's chat completion, in the shape of llama-cpp-python's method of this name.
 
-        ``messages``: see :meth:`pyfastv.chat.ChatTemplate.render`; ``sampling``: see
-        :class:`pyfastv.Sampling`. Returns the completion, or an iterator of its chunks. The completion and
-        the last chunk have one key more than OpenAI's: ``pyfastv``, the report. Raises as :meth:`ask` does.
+        ``messages``: see :meth:`pyfastv.chat.ChatTemplate.render`; ``options``: as in :meth:`ask`. Returns the
+        completion, or an iterator of its chunks. The completion and the last chunk have one key more than
+        OpenAI's: ``pyfastv``, the report. Raises as :meth:`ask` does.
         """
         with self._lock:
-            pieces = self._start(messages, None, sampling)
+            pieces = self._start(messages, None, options)
             if stream:
                 return completion.chunks(pieces, self._model_path.name)
-            return completion.whole(_read(pieces), self._model_path.name)
+            return completion.whole(pieces.read(), self._model_path.name)
 
     def _start(
-        self, messages: Sequence[dict[str, Any]], progress: Progress | None, options: SamplingOptions
+        self,
+        messages: Sequence[dict[str, Any]],
+        progress: Progress | None,
+        options: RequestOptions,
+        *,
+        image_decode_ms: float = 0.0,
     ) -> Stream:
-        """Prefill, and a stream over the generation after it."""
-        sampling = Sampling(**options)
+        """Prefill, and a stream over the generation after it. ``image_decode_ms``: spent on the pictures so far."""
+        fastv = to_schedule(options["fastv"]) if "fastv" in options else self._fastv
+        sampling = Sampling(**cast(SamplingOptions, {k: v for k, v in options.items() if k != "fastv"}))
         self._refuse_closed()
         prompt = self._template.render(messages, self._engine.media_marker)
         begin = time.perf_counter()
         images = self._load_images(prompt.pictures)
-        image_decode_ms = (time.perf_counter() - begin) * 1000.0
+        image_decode_ms += (time.perf_counter() - begin) * 1000.0
         with self._engine_at_work() as engine:
-            engine.prefill(prompt.text, images, progress, prompt.add_bos, 1)
+            if fastv != self._in_force:
+                self._put_in_force(engine, fastv)
+            image_ids = [_content_id(image) for image in images]
+            engine.prefill(prompt.text, images, image_ids, progress, prompt.add_bos, 1)
             engine.start(
                 max_tokens=-1 if sampling.max_tokens is None else sampling.max_tokens,
                 temperature=sampling.temperature,
@@ -278,7 +311,7 @@ class Runner:
                 grammar=sampling.grammar,
             )
             self._request += 1
-            request, fastv = self._request, self._fastv
+            request = self._request
 
         def next_bytes() -> bytes | None:
             with self._engine_at_work(request) as engine:
@@ -287,7 +320,9 @@ class Runner:
 
         def finish() -> tuple[Report, str]:
             with self._engine_at_work(request) as engine:
-                report = Report.of(engine.report(), image_decode_ms=image_decode_ms, fastv=fastv)
+                report = Report.of(
+                    engine.report(), n_layer=engine.n_layer, image_decode_ms=image_decode_ms, fastv=fastv
+                )
                 return report, engine.finish_reason or "stop"
 
         return Stream(next_bytes, finish, sampling.stop or ())
@@ -332,7 +367,7 @@ class Runner:
             raise Error("a runner cannot be used from within its own progress callback")
 
 
-def _read(stream: Stream) -> Answer:
-    for _ in stream:
-        pass
-    return stream.answer
+def _content_id(image: NDArray[np.uint8]) -> str:
+    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+    digest.update(image.data)
+    return digest.hexdigest()

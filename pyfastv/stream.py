@@ -40,10 +40,21 @@ class Stream(Iterator[str]):
             if data is None or self._reader.stopped:
                 report, reason = self._finish()
                 reason = "stop" if self._reader.stopped else reason
-                self._answer = Answer("".join(self._text), report, reason)
+                self._answer = Answer(self.text, report, reason)
             if piece:
                 return piece
         raise StopIteration
+
+    def read(self) -> Answer:
+        """Read what is left, and give the whole answer."""
+        for _ in self:
+            pass
+        return self.answer
+
+    @property
+    def text(self) -> str:
+        """The answer as far as it has come."""
+        return "".join(self._text)
 
     @property
     def answer(self) -> Answer:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,22 +21,56 @@ os.environ["LLAMA_CPP_LIB_PATH"] = str(pyfastv.lib_path())
 
 from llama_cpp import llama_cpp as llama
 
-from bindings import FastvParams, FastvReport
+from bindings import FastvParams, FastvReport, declare
 
+IMAGE, AUDIO = 0, 1
 OK, BAD_PARAMS, UNSUPPORTED, OUT_OF_MEMORY, FAILED, ABORTED = 0, -1, -2, -3, -4, -5
 
 
+class _Grid(ctypes.Structure):
+    """struct pyfastv_grid of pyfastv.h."""
+
+    _fields_ = [("picture", ctypes.c_int32), ("nx", ctypes.c_int32), ("ny", ctypes.c_int32)]
+
+
 fastv = llama._lib
-fastv.pyfastv_attach.argtypes = [ctypes.c_void_p, ctypes.POINTER(FastvParams)]
-fastv.pyfastv_flush.argtypes = [ctypes.c_void_p]
-fastv.pyfastv_set_media.argtypes = [ctypes.c_void_p, ctypes.c_int]
-fastv.pyfastv_last_error.restype = ctypes.c_char_p
-fastv.pyfastv_get_report.argtypes = [ctypes.c_void_p]
-fastv.pyfastv_get_report.restype = FastvReport
-fastv.pyfastv_get_kept.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32), ctypes.c_size_t]
-fastv.pyfastv_get_kept.restype = ctypes.c_size_t
+declare(fastv)
+fastv.pyfastv_get_grids.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(_Grid), ctypes.c_size_t]
+fastv.pyfastv_get_grids.restype = ctypes.c_size_t
 
 _quiet = llama.llama_log_callback(lambda level, text, user_data: None)
+
+
+class Row(NamedTuple):
+    """A text token of a batch."""
+
+    seq: int | tuple[int, ...]  # several: they share the row
+    position: int
+    token: int
+
+
+class Grid(NamedTuple):
+    """A slice of a picture."""
+
+    picture: int
+    nx: int
+    ny: int
+
+
+def last_error() -> str:
+    return fastv.pyfastv_last_error().decode()
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """What llama.cpp logs meanwhile, line by line."""
+    lines: list[str] = []
+    callback = llama.llama_log_callback(lambda level, text, user_data: lines.append(text.decode()))
+    llama.llama_log_set(callback, None)
+    try:
+        yield lines
+    finally:
+        llama.llama_log_set(_quiet, None)
 
 
 class Model:
@@ -49,19 +85,38 @@ class Model:
         )
         self.n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self.pointer))
         self.n_embd = llama.llama_model_n_embd(self.pointer)
+        self.n_layer = llama.llama_model_n_layer(self.pointer)
 
     def close(self) -> None:
         llama.llama_model_free(self.pointer)
 
 
 class Context:
-    """A context of the model; flash attention off, so that equal computations give equal bits."""
+    """A context of the model.
 
-    def __init__(self, model: Model, *, n_ctx: int = 1024, n_seq_max: int = 1) -> None:
+    Flash attention is off, so that equal computations give equal bits. One thread: more of them mostly wait for each
+    other in models this small, and for whatever else the machine does.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int = 1024,
+        n_ubatch: int = 512,
+        n_seq_max: int = 1,
+        kv_unified: bool = True,
+        flash_attn: bool = False,
+        swa_full: bool = True,
+        type_k: int = llama.GGML_TYPE_F16,
+        type_v: int = llama.GGML_TYPE_F16,
+    ) -> None:
         params = llama.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_ctx, n_ctx, 512, n_seq_max
-        params.n_threads = params.n_threads_batch = 2
-        params.flash_attn_type = 0
+        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_ctx, n_ctx, n_ubatch, n_seq_max
+        params.n_threads = params.n_threads_batch = 1
+        params.kv_unified, params.swa_full = kv_unified, swa_full
+        params.flash_attn_type = int(flash_attn)
+        params.type_k, params.type_v = type_k, type_v
         self.model = model
         self.pointer = llama.llama_init_from_model(model.pointer, params)
         self.memory = llama.llama_get_memory(self.pointer)
@@ -69,8 +124,14 @@ class Context:
     def close(self) -> None:
         llama.llama_free(self.pointer)
 
-    def attach(self, k: int, drop: float) -> int:
-        status = fastv.pyfastv_attach(self.pointer, ctypes.byref(FastvParams(k, drop)))
+    def attach(self, spec: str) -> int:
+        """Stages by the language of pyfastv_parse()."""
+        params = FastvParams()
+        status = int(fastv.pyfastv_parse(spec.encode(), self.model.n_layer, ctypes.byref(params)))
+        return self.attach_params(params) if status == OK else status
+
+    def attach_params(self, params: FastvParams) -> int:
+        status = fastv.pyfastv_attach(self.pointer, ctypes.byref(params))
         self.memory = llama.llama_get_memory(self.pointer)
         return int(status)
 
@@ -79,53 +140,121 @@ class Context:
         self.memory = llama.llama_get_memory(self.pointer)
         return int(status)
 
-    def tokens(self, ids: Sequence[int], position: int, *, logits: bool = True) -> int:
+    def tokens(self, ids: Sequence[int], position: int, *, logits: bool = True, seq: int = 0) -> int:
         """Decode text; logits of its last token are asked for. Returns llama_decode's status."""
-        n = len(ids)
-        batch = self._batch(n, position, logits)
-        token = (ctypes.c_int32 * n)(*ids)
+        return self.rows([Row(seq, position + i, token) for i, token in enumerate(ids)], logits=logits)
+
+    def rows(self, rows: Sequence[Row], *, logits: bool | Collection[int] = True) -> int:
+        """Decode text of several sequences. Logits are asked for of the last token of each, of none, or by index."""
+        if isinstance(logits, bool):
+            logits = {row.seq: i for i, row in enumerate(rows)}.values() if logits else ()
+        batch = self._batch([row.position for row in rows], [row.seq for row in rows], logits)
+        token = (ctypes.c_int32 * len(rows))(*[row.token for row in rows])
         batch.token = ctypes.cast(token, type(batch.token))
         return int(llama.llama_decode(self.pointer, batch))
 
-    def picture(self, rows: np.ndarray, position: int) -> int:
+    def picture(
+        self,
+        rows: np.ndarray,
+        position: int,
+        *,
+        seq: int | tuple[int, ...] = 0,
+        logits: Collection[int] = (),
+    ) -> int:
         """Decode visual rows, float32 [n, n_embd]."""
-        batch = self._batch(len(rows), position, False)
+        batch = self._batch(range(position, position + len(rows)), [seq] * len(rows), logits)
         batch.embd = rows.ctypes.data_as(type(batch.embd))
         return int(llama.llama_decode(self.pointer, batch))
 
-    def _batch(self, n: int, position: int, logits: bool):
+    def begin_picture(self, name: str = "", nx: int = 0, ny: int = 0) -> None:
+        """As libmtmd does for every picture or slice."""
+        fastv.pyfastv_begin_media(self.pointer, IMAGE, name.encode(), nx, ny)
+
+    def begin_audio(self) -> None:
+        fastv.pyfastv_begin_media(self.pointer, AUDIO, b"", 0, 0)
+
+    def _batch(
+        self,
+        positions: Sequence[int],
+        seqs: Sequence[int | tuple[int, ...]],
+        logits: Collection[int],
+    ) -> llama.llama_batch:
+        n = len(positions)
+        all_ids = [(seq,) if isinstance(seq, int) else seq for seq in seqs]
+        arrays = [(ctypes.c_int32 * len(ids))(*ids) for ids in all_ids]
+        seq_id = (ctypes.POINTER(ctypes.c_int32) * n)(
+            *[ctypes.cast(array, ctypes.POINTER(ctypes.c_int32)) for array in arrays]
+        )
         self._keep = (
-            (ctypes.c_int32 * n)(*range(position, position + n)),
-            (ctypes.c_int8 * n)(*[0] * (n - 1), int(logits)),
+            (ctypes.c_int32 * n)(*positions),
+            (ctypes.c_int8 * n)(*[int(i in logits) for i in range(n)]),
+            (ctypes.c_int32 * n)(*[len(ids) for ids in all_ids]),
+            seq_id,
+            arrays,
         )
         batch = llama.llama_batch()
         batch.n_tokens = n
         batch.pos = ctypes.cast(self._keep[0], type(batch.pos))
         batch.logits = ctypes.cast(self._keep[1], type(batch.logits))
+        batch.n_seq_id = ctypes.cast(self._keep[2], type(batch.n_seq_id))
+        batch.seq_id = ctypes.cast(self._keep[3], type(batch.seq_id))
         return batch
 
     def flush(self) -> int:
         return int(fastv.pyfastv_flush(self.pointer))
 
-    def logits(self) -> np.ndarray | None:
-        """float32 [n_vocab] of the last output; None where llama.cpp has none."""
-        pointer = llama.llama_get_logits_ith(self.pointer, -1)
+    def logits(self, index: int = -1) -> np.ndarray | None:
+        """float32 [n_vocab] of an output by its index in the batch, or the last; None where llama.cpp has none."""
+        pointer = llama.llama_get_logits_ith(self.pointer, index)
         return np.ctypeslib.as_array(pointer, (self.model.n_vocab,)).copy() if pointer else None
 
     def report(self) -> FastvReport:
         return fastv.pyfastv_get_report(self.pointer)
 
-    def kept(self) -> list[int]:
-        n = fastv.pyfastv_get_kept(self.pointer, None, 0)
+    def kept(self, cut: int = 0, *, seq: int = 0) -> list[int]:
+        n = fastv.pyfastv_get_kept(self.pointer, seq, cut, None, 0)
         out = (ctypes.c_int32 * n)()
-        fastv.pyfastv_get_kept(self.pointer, out, n)
+        fastv.pyfastv_get_kept(self.pointer, seq, cut, out, n)
         return list(out)
 
-    def remove(self, begin: int, end: int) -> bool:
-        return bool(llama.llama_memory_seq_rm(self.memory, 0, begin, end))
+    def scores(self, cut: int = 0, *, seq: int = 0) -> np.ndarray:
+        n = fastv.pyfastv_get_scores(self.pointer, seq, cut, None, 0)
+        out = (ctypes.c_float * n)()
+        fastv.pyfastv_get_scores(self.pointer, seq, cut, out, n)
+        return np.array(out, np.float32)
 
-    def shift(self, begin: int, end: int, delta: int) -> None:
-        llama.llama_memory_seq_add(self.memory, 0, begin, end, delta)
+    def grids(self, *, seq: int = 0) -> list[Grid]:
+        n = fastv.pyfastv_get_grids(self.pointer, seq, None, 0)
+        out = (_Grid * n)()
+        fastv.pyfastv_get_grids(self.pointer, seq, out, n)
+        return [Grid(grid.picture, grid.nx, grid.ny) for grid in out]
+
+    def last_position(self, *, seq: int = 0) -> int:
+        """-1: the sequence is empty."""
+        return int(llama.llama_memory_seq_pos_max(self.memory, seq))
+
+    @contextmanager
+    def aborting(self, *, after: int = 0) -> Iterator[None]:
+        """Meanwhile the abort callback says stop when it has been called so many times."""
+        calls = iter(range(after))
+        callback = llama.ggml_abort_callback(lambda data: next(calls, None) is None)
+        llama.llama_set_abort_callback(self.pointer, callback, None)
+        try:
+            yield
+        finally:
+            llama.llama_set_abort_callback(self.pointer, llama.ggml_abort_callback(), None)
+
+    def remove(self, begin: int, end: int, *, seq: int = 0) -> bool:
+        return bool(llama.llama_memory_seq_rm(self.memory, seq, begin, end))
+
+    def copy(self, source: int, target: int, begin: int = -1, end: int = -1) -> None:
+        llama.llama_memory_seq_cp(self.memory, source, target, begin, end)
+
+    def keep_only(self, seq: int) -> None:
+        llama.llama_memory_seq_keep(self.memory, seq)
+
+    def shift(self, begin: int, end: int, delta: int, *, seq: int = 0) -> None:
+        llama.llama_memory_seq_add(self.memory, seq, begin, end, delta)
 
     def clear(self) -> None:
         llama.llama_memory_clear(self.memory, True)
@@ -133,9 +262,38 @@ class Context:
     def save(self) -> bytes:
         size = llama.llama_state_get_size(self.pointer)
         buffer = (ctypes.c_uint8 * size)()
-        return bytes(buffer[: llama.llama_state_get_data(self.pointer, buffer, size)])
+        return bytes(memoryview(buffer)[: llama.llama_state_get_data(self.pointer, buffer, size)])
 
     def load(self, state: bytes) -> int:
         """Bytes read; 0 if the state is refused."""
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         return int(llama.llama_state_set_data(self.pointer, buffer, len(state)))
+
+    def save_sequence(self, seq: int) -> bytes:
+        size = llama.llama_state_seq_get_size(self.pointer, seq)
+        buffer = (ctypes.c_uint8 * size)()
+        return bytes(memoryview(buffer)[: llama.llama_state_seq_get_data(self.pointer, buffer, size, seq)])
+
+    def load_sequence(self, state: bytes, seq: int) -> int:
+        """Bytes read; 0 if the state is refused."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        return int(llama.llama_state_seq_set_data(self.pointer, buffer, len(state), seq))
+
+
+@contextmanager
+def contexts(model: Model, **options: object) -> Iterator[Callable[..., Context]]:
+    """A function that makes contexts with these options, by a spec with stages; they are closed at the end."""
+    made: list[Context] = []
+
+    def make(spec: str = "", **more: object) -> Context:
+        context = Context(model, **{**options, **more})
+        made.append(context)
+        if spec:
+            assert context.attach(spec) == OK, last_error()
+        return context
+
+    try:
+        yield make
+    finally:
+        for context in made:
+            context.close()

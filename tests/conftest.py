@@ -17,7 +17,6 @@ from dequantize import dequantize
 
 REPORT: dict[str, Any] = {
     "visual_tokens": 576,
-    "visual_tokens_kept": 288,
     "prompt_tokens": 600,
     "cached_tokens": 100,
     "generated_tokens": 4,
@@ -28,8 +27,16 @@ REPORT: dict[str, Any] = {
     "later_ms": 19.5,
     "generate_ms": 8.0,
     "first_token_ms": 160.0,
+    "pictures_encoded": 1,
+    "pictures_from_cache": 0,
+    "recalled_tokens": 0,
+    "first_layers": [0, 2],
+    "visual_tokens_in_stage": [576, 288],
     "kv_bytes_used": [100, 200],
     "kv_bytes_allocated": [1000, 2000],
+    "kv_bytes_used_stock": 500,
+    "kv_bytes_allocated_stock": 3500,
+    "archive_bytes": 50,
     "graphs_reused": 3,
 }
 
@@ -58,14 +65,17 @@ class FakeEngine:
     def close(self) -> None:
         self.closed = True
 
-    def set_fastv(self, k: int, drop: float, score: str, pick: str) -> None:
-        self._call("set_fastv", (k, drop, score, pick))
+    def set_fastv(self, spec: str) -> None:
+        self._call("set_fastv", spec)
 
     def clear_fastv(self) -> None:
         self._call("clear_fastv")
 
-    def prefill(self, prompt: str, images: Any, progress: Any, add_bos: bool, reserve: int) -> None:
-        self._call("prefill", {"prompt": prompt, "images": images, "add_bos": add_bos, "reserve": reserve})
+    def prefill(
+        self, prompt: str, images: Any, image_ids: Any, progress: Any, add_bos: bool, reserve: int
+    ) -> None:
+        arguments = {"images": images, "image_ids": image_ids, "add_bos": add_bos, "reserve": reserve}
+        self._call("prefill", {"prompt": prompt, **arguments})
         if progress is not None:
             progress(1, 2)
             progress(2, 2)
@@ -96,6 +106,20 @@ def fake_runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[pyfastv.Runner]:
     monkeypatch.setattr(_native, "Engine", FakeEngine)
     with pyfastv.Runner() as runner:
         yield runner
+
+
+@pytest.fixture
+def fake_engine(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Engines without a model, as they are made."""
+    made: list[Any] = []
+
+    class Recorded(FakeEngine):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            made.append(self)
+
+    monkeypatch.setattr(_native, "Engine", Recorded)
+    return made
 
 
 @pytest.fixture(scope="session")

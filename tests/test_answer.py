@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from conftest import REPORT
 
-from pyfastv import Answer, FastV, Report
+from pyfastv import Answer, FastV, PyramidDrop, Report, Schedule
 
 
-def report(fastv: FastV | None = None, **changes: Any) -> Report:
-    return Report.of({**REPORT, **changes}, image_decode_ms=2.0, fastv=fastv)
+def report(fastv: Schedule | None = None, **changes: Any) -> Report:
+    return Report.of({**REPORT, **changes}, n_layer=12, image_decode_ms=2.0, fastv=fastv)
 
 
 def test_rates_are_counts_over_times() -> None:
@@ -34,17 +34,50 @@ def test_nothing_is_nan() -> None:
     assert all(math.isfinite(value) for value in made.to_dict().values() if isinstance(value, float))
 
 
+@pytest.mark.parametrize(
+    ("first_layers", "in_stage", "share"),
+    [
+        ([0], [576], 1.0),
+        ([0, 2], [576, 288], (2 + 10 * 0.5) / 12),
+        ([0, 2, 6], [576, 288, 96], (2 + 4 * 0.5 + 6 / 6) / 12),
+        ([0, 6], [576, 0], 0.5),
+        ([0, 2], [0, 0], None),
+    ],
+)
+def test_the_retained_share_is_the_mean_over_the_layers(
+    first_layers: list[int], in_stage: list[int], share: float | None
+) -> None:
+    made = report(visual_tokens=in_stage[0], first_layers=first_layers, visual_tokens_in_stage=in_stage)
+    assert made.retained_share == pytest.approx(share)
+    assert made.visual_tokens_kept == in_stage[-1]
+
+
+def test_saved_bytes_are_counted_against_stock() -> None:
+    assert report().kv_bytes_saved == (500 - 300, 3500 - 3000)
+
+
 def test_dict_survives_json() -> None:
     made = report(FastV(3, 0.25)).to_dict()
     assert json.loads(json.dumps(made, allow_nan=False)) == made
-    assert made["fastv"] == {"k": 3, "drop": 0.25, "score": "last", "pick": "top-k"}
+    assert made["fastv"] == "k=3,drop=0.25"
+    assert made["kv_bytes_saved"] == {"used": 200, "allocated": 500}
     assert set(REPORT) < set(made)
     assert report().to_dict()["fastv"] is None
 
 
 def test_text_tells_the_counts_and_the_rule() -> None:
-    assert "576, 288 kept (FastV k=2, drop=0.5)" in str(report(FastV()))
+    assert "576, 288 kept (FastV k=2, drop=0.5); 58% a layer" in str(report(FastV()))
+    assert "288 kept, 9 recalled (PyramidDrop" in str(report(PyramidDrop(), recalled_tokens=9))
     assert "(off)" in str(report())
+    assert "0 encoded in 0 ms, 1 from the cache" in str(
+        report(encode_ms=0.0, pictures_encoded=0, pictures_from_cache=1)
+    )
+
+
+def test_text_without_a_picture() -> None:
+    made = report(visual_tokens=0, visual_tokens_in_stage=[0, 0], stage0_ms=0.0)
+    assert "0, 0 kept (off)\n" in str(made)
+    assert "first cut" not in str(made)
 
 
 def test_an_answer_prints_as_its_text() -> None:

@@ -7,34 +7,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pyfastv
-from pyfastv import _native, cli, demo
+from pyfastv import FastV, PyramidDrop, Recommended, Schedule, _native, cli_options, demo, info
 from pyfastv.cli import main
 from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
 
 CLOCK = bundled_examples()[0]
 PICTURE = str(CLOCK.picture)
-
-
-@pytest.fixture
-def fake_engine(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Engines without a model, as they are made."""
-    from conftest import FakeEngine
-
-    made: list[Any] = []
-
-    class Recorded(FakeEngine):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            made.append(self)
-
-    monkeypatch.setattr(_native, "Engine", Recorded)
-    return made
 
 
 # the real thing
@@ -44,7 +29,7 @@ def test_ask_prints_the_answer_and_reports_on_stderr(capfd: pytest.CaptureFixtur
     assert main(["ask", PICTURE, CLOCK.question]) == 0
     printed = capfd.readouterr()
     assert printed.out == CLOCK.answer + "\n"
-    assert "576, 288 kept (FastV k=2, drop=0.5)" in printed.err
+    assert f"576, 288 kept ({Recommended()})" in printed.err
 
 
 def test_ask_json_prints_exactly_one_object(capfd: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +38,7 @@ def test_ask_json_prints_exactly_one_object(capfd: pytest.CaptureFixture[str]) -
     made = json.loads(printed.out)
     assert set(made) == {"answer", "report"}
     assert made["answer"] == CLOCK.answer
-    assert made["report"]["fastv"] == {"k": 4, "drop": 0.25, "score": "last", "pick": "top-k"}
+    assert made["report"]["fastv"] == Recommended(4, 0.25).spec()
     assert made["report"]["visual_tokens_kept"] == 432
     assert printed.err == ""
 
@@ -95,11 +80,40 @@ def test_info_is_about_the_bundled_model_unless_told_otherwise(
 def test_info_tells_whether_a_model_can_be_pruned(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(bundled_model())]) == 0
     out = capfd.readouterr().out
-    assert "FastV with k from 1 to 11" in out
+    assert "possible, k = 1-11" in out
     assert "llama" in out
     assert main(["info", str(bundled_model()), "--json"]) == 0
     model = json.loads(capfd.readouterr().out)["model"]
-    assert (model["n_layer"], model["k_max"], model["unsupported_reason"]) == (12, 11, None)
+    assert (model["n_layer"], model["unsupported_reason"]) == (12, None)
+    assert model["cut_layers"] == list(range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [
+        (range(1, 12), "1-11"),
+        ([6, 12, 18], "6, 12, 18"),
+        ([4, 5, 7, 8, 9], "4, 5, 7-9"),
+        ([3], "3"),
+        ([], ""),
+    ],
+)
+def test_layers_are_told_compactly(layers: Sequence[int], text: str) -> None:
+    assert info.compact(layers) == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"cut_layers": [6, 12]}, "possible, k = 6, 12"),
+        ({"cut_layers": []}, "only by rules without attention"),
+        ({"unsupported_reason": "it is recurrent", "cut_layers": []}, "not possible: it is recurrent"),
+    ],
+)
+def test_info_tells_from_which_layer_or_why_not(changes: dict[str, Any], text: str) -> None:
+    facts = info.gather(None, None)
+    facts["model"] |= {"unsupported_reason": None, **changes}
+    assert text in info.describe(facts)
 
 
 def test_info_of_no_model_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -200,7 +214,7 @@ def test_a_model_by_its_hugging_face_name(
         asked.append(name)
         return Path("a.gguf"), Path("mmproj-a.gguf")
 
-    monkeypatch.setattr(cli, "from_hub", from_hub)
+    monkeypatch.setattr(cli_options, "from_hub", from_hub)
     for option in ("-hf", "--hf-repo"):
         assert main(["ask", option, "owner/llava:Q8_0", PICTURE, "Q?"]) == 0
     assert asked == ["owner/llava:Q8_0"] * 2
@@ -208,6 +222,30 @@ def test_a_model_by_its_hugging_face_name(
     assert fake_engine[0].options["mmproj_path"] == "mmproj-a.gguf"
     assert main(["ask", "-hf", "owner/llava", "--mmproj", "other.gguf", PICTURE, "Q?"]) == 0
     assert fake_engine[-1].options["mmproj_path"] == "other.gguf"
+
+
+@pytest.mark.parametrize(
+    ("options", "spec"),
+    [
+        ([], Recommended().spec()),
+        (["--k", "4", "--drop", "0.75"], Recommended(4, 0.75).spec()),
+        (["--k", "25%"], Recommended("25%").spec()),
+        (["--score", "last", "--pick", "top-k", "--no-merge"], FastV().spec()),
+        (["--no-merge"], "k=2,drop=0.5,score=question-max,pick=window4"),
+        (["--recall", "0", "--cells", "auto"], f"{Recommended().spec()},recall=0,cells=auto"),
+        (["--schedule", "k=2;k=6,drop=0.75"], "k=2,drop=0.5;k=6,drop=0.75"),
+        (["--schedule", "pyramiddrop", "--cells", "2048"], f"{PyramidDrop().spec()},cells=2048"),
+        (["--schedule", "off"], None),
+        (["--off"], None),
+    ],
+)
+def test_the_schedule_asked_for(
+    options: list[str], spec: str | None, fake_engine: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ask", PICTURE, "Q?", "--json", *options]) == 0
+    assert dict(fake_engine[0].calls).get("set_fastv") == spec
+    assert json.loads(capsys.readouterr().out)["report"]["fastv"] == spec
+    assert spec is None or Schedule.parse(spec).spec() == spec
 
 
 # what is refused
@@ -218,10 +256,13 @@ def test_a_model_by_its_hugging_face_name(
     [
         ["ask"],
         ["ask", PICTURE],
-        ["ask", PICTURE, "Q", "--k", "two"],
+        ["ask", PICTURE, "Q", "--drop", "half"],
         ["ask", PICTURE, "Q", "--flash-attn", "maybe"],
         ["ask", PICTURE, "Q", "--nothing"],
         ["ask", PICTURE, "Q", "--off", "--k", "2"],
+        ["ask", PICTURE, "Q", "--schedule", "off", "--k", "2"],
+        ["ask", PICTURE, "Q", "--schedule", "vtw", "--off"],
+        ["chat", "--nothing"],
         ["ask", PICTURE, "Q", "--model", "a.gguf"],
         ["ask", PICTURE, "Q", "--model", "a.gguf", "-hf", "owner/llava"],
         ["nothing"],
@@ -238,8 +279,17 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     ("arguments", "words"),
     [
         (["ask", "nothing.png", "Q"], "nothing.png: no such file"),
-        (["ask", PICTURE, "Q", "--k", "0"], "k must be an integer, at least 1; got 0"),
-        (["ask", PICTURE, "Q", "--drop", "1"], "drop must be below 1"),
+        (
+            ["ask", PICTURE, "Q", "--k", "0"],
+            "k, the layer of a cut, must be an integer, at least 1, or a share",
+        ),
+        (["ask", PICTURE, "Q", "--k", "two"], "got 'two'"),
+        (["ask", PICTURE, "Q", "--drop", "1.5"], "drop must be a share of the visual tokens in [0, 1]"),
+        (["ask", PICTURE, "Q", "--score", "best"], "score must be one of last, "),
+        (["ask", PICTURE, "Q", "--schedule", "best"], "'best' is no schedule"),
+        (["ask", PICTURE, "Q", "--schedule", "k=2;speed=9"], "'speed=9' is none of k="),
+        (["ask", PICTURE, "Q", "--cells", "many"], "cells"),
+        (["chat", "nothing.png"], "nothing.png: no such file"),
         (["ask", PICTURE, "Q", "--drop", "nan"], "drop must be"),
         (["ask", PICTURE, "Q", "--temp", "-1"], "temperature must be"),
         (["ask", "http://example.org/a.png", "Q"], "not fetched"),
@@ -284,6 +334,6 @@ def test_answers_are_compared_without_case_and_punctuation(given: str, expected:
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"pyfastv {pyfastv.__version__}\n"
-    for command in ([], ["ask"], ["info"], ["demo"], ["lib-path"]):
+    for command in ([], ["ask"], ["chat"], ["info"], ["demo"], ["lib-path"]):
         assert main([*command, "--help"]) == 0
         assert "Usage: pyfastv" in capsys.readouterr().out

@@ -4,47 +4,291 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pickle
+import re
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pyfastv import Error, FastV, OptionError, Sampling
+from pyfastv import (
+    VTW,
+    Cut,
+    Error,
+    FastV,
+    Feather,
+    OptionError,
+    PyramidDrop,
+    Recommended,
+    Sampling,
+    Schedule,
+    ZipVL,
+    _native,
+)
+from pyfastv.presets import PRESETS, to_schedule
+from pyfastv.schedule import SCORES
+
+# schedules
+
+EVERY_FIELD = "k=2,drop=0.25,score=random7,pick=grid3,merge;k=50%,drop=1,recall=0.5,cells=2048"
 
 
 def test_fastv_defaults_are_the_papers_example() -> None:
-    assert FastV() == FastV(k=2, drop=0.5)
+    assert FastV() == FastV(k=2, drop=0.5) == Schedule([Cut(2, 0.5, "last", "top-k", False)])
+    assert (FastV(3, 0.25).k, FastV(3, 0.25).drop) == (3, 0.25)
 
 
-@pytest.mark.parametrize("k", [0, -1, 2.0, "2", None, True, math.nan, 2**31])
-def test_fastv_refuses_k(k: Any) -> None:
-    with pytest.raises(OptionError, match="k must be an integer") as caught:
-        FastV(k=k)
+@pytest.mark.parametrize("k", [0, -1, 2.0, "2", "101%", "%", "", None, True, math.nan, 2**31])
+def test_a_cut_refuses_a_layer(k: Any) -> None:
+    with pytest.raises(OptionError, match="k, the layer of a cut, must be an integer") as caught:
+        Cut(k, 0.5)
     assert repr(k) in str(caught.value)
     assert isinstance(caught.value, (Error, ValueError))
 
 
-@pytest.mark.parametrize("drop", [1, 1.0, -0.1, 1.5, math.nan, math.inf, "0.5", None, True, [0.5]])
-def test_fastv_refuses_drop(drop: Any) -> None:
+@pytest.mark.parametrize("drop", [-0.1, 1.5, math.nan, math.inf, "0.5", None, True, [0.5]])
+def test_a_cut_refuses_drop(drop: Any) -> None:
     with pytest.raises(OptionError, match="drop must be") as caught:
-        FastV(drop=drop)
+        Cut(2, drop)
     assert repr(drop) in str(caught.value)
 
 
-@pytest.mark.parametrize("drop", [0, 0.0, 0.999, np.float32(0.5)])
-def test_fastv_takes_drop_as_float(drop: Any) -> None:
-    assert type(FastV(drop=drop).drop) is float
+@pytest.mark.parametrize(
+    "score", ["", "question", "random-1", "random4294967296", "randomly", "LAST", 0, None, ["last"]]
+)
+def test_a_cut_refuses_a_score(score: Any) -> None:
+    with pytest.raises(OptionError, match="score") as caught:
+        Cut(2, 0.5, score=score)
+    assert repr(score) in str(caught.value)
 
 
-def test_fastv_takes_numpy_integers_as_int() -> None:
-    assert type(FastV(k=np.int64(3)).k) is int  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "pick",
+    [
+        "",
+        "topk",
+        "window",
+        "window0",
+        "window-1",
+        "window4x",
+        "grid",
+        "grid0",
+        "mass",
+        "mass0",
+        "mass1.1",
+        "massx",
+        4,
+    ],
+)
+def test_a_cut_refuses_a_pick(pick: Any) -> None:
+    with pytest.raises(OptionError, match="pick") as caught:
+        Cut(2, 0.5, pick=pick)
+    assert (pick.removeprefix("mass") if isinstance(pick, str) else repr(pick)) in str(caught.value)
+
+
+@pytest.mark.parametrize("drop", [0, 1, 0.999, np.float32(0.5)])
+def test_a_cut_takes_drop_as_float(drop: Any) -> None:
+    assert type(Cut(2, drop).drop) is float
+
+
+def test_a_cut_takes_numpy_integers_as_int() -> None:
+    assert type(Cut(np.int64(3), 0.5).layer) is int  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"cuts": []}, "1 to 8 cuts; got 0"),
+        ({"cuts": [Cut(k + 1, 0.5) for k in range(9)]}, "1 to 8 cuts; got 9"),
+        ({"cuts": "k=2"}, "cuts must be Cuts"),
+        ({"cuts": [Cut(2, 0.5), 4]}, "cuts must be Cuts"),
+        ({"cuts": [Cut(4, 0.5), Cut(4, 0.75)]}, "k must ascend from cut to cut; got 4, then 4"),
+        ({"cuts": [Cut("50%", 0.5), Cut("25%", 0.75)]}, "got 50%, then 25%"),
+        ({"cuts": [Cut(2, 0.75), Cut(4, 0.5)]}, "cannot descend from cut to cut; got 0.75, then 0.5"),
+        ({"recall": -0.1}, "recall must be"),
+        ({"recall": 1.1}, "recall must be"),
+        ({"recall": "all"}, "recall must be"),
+        ({"cells": 0}, "cells"),
+        ({"cells": 1.5}, "cells"),
+        ({"cells": "many"}, "cells .* got 'many'"),
+    ],
+)
+def test_a_schedule_refuses(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        Schedule(**{"cuts": [Cut(2, 0.5)], **values})
+
+
+def test_recall_takes_booleans() -> None:
+    assert FastV(recall=False).recall == 0.0
+    assert FastV(recall=True) == FastV()
+
+
+def test_a_spec_says_what_differs_from_fastv() -> None:
+    assert FastV().spec() == "k=2,drop=0.5"
+    assert FastV(4, 0.75, "question-max", "window4", merge=True, recall=0, cells="auto").spec() == (
+        "k=4,drop=0.75,score=question-max,pick=window4,merge,recall=0,cells=auto"
+    )
+    assert Schedule.parse(EVERY_FIELD).spec() == EVERY_FIELD
+    assert Schedule.parse(" k = 2 , merge ; k=4 , cells=0 ").spec() == "k=2,drop=0.5,merge;k=4,drop=0.5"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "'' is none of k="),
+        ("k=2;", "'' is none of k="),
+        ("speed=9", "'speed=9' is none of k="),
+        ("merge=1", "'merge=1' is none of"),
+        ("k=2,k=3", "'k=3': k is given twice"),
+        ("recall=0;k=4,recall=0", "recall is given twice"),
+        ("k=two", "k, the layer"),
+        ("k=0", "k, the layer"),
+        ("drop=half", "drop must be a number"),
+        ("drop=nan", "drop must be a number"),
+        ("drop=1.5", "drop must be"),
+        ("cells=-1", "cells"),
+        ("k=2;k=2", "k must ascend"),
+    ],
+)
+def test_a_spec_that_is_refused(text: str, words: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(words)):
+        Schedule.parse(text)
+
+
+CUTS = st.builds(
+    Cut,
+    st.integers(1, 11) | st.integers(1, 99).map("{}%".format),
+    st.floats(0, 1, width=32),
+    st.sampled_from([*SCORES, "random7"]),
+    st.sampled_from(["top-k", "window4", "uniform", "grid3", "mass0.95"]),
+    st.booleans(),
+)
+SCHEDULES = st.builds(
+    lambda *values: Schedule([values[0]], *values[1:]),
+    CUTS,
+    st.floats(0, 1, width=32),
+    st.none() | st.just("auto") | st.integers(1, 2**31 - 1),
+)
+
+
+@given(SCHEDULES)
+def test_a_spec_is_read_as_the_same_schedule(schedule: Schedule) -> None:
+    again = Schedule.parse(schedule.spec())
+    assert (
+        again.cuts[0].layer,
+        again.cuts[0].score,
+        again.cuts[0].pick,
+        again.cuts[0].merge,
+        again.cells,
+    ) == (
+        schedule.cuts[0].layer,
+        schedule.cuts[0].score,
+        schedule.cuts[0].pick,
+        schedule.cuts[0].merge,
+        schedule.cells,
+    )
+    for value, other in ((again.recall, schedule.recall), (again.cuts[0].drop, schedule.cuts[0].drop)):
+        assert np.float32(value) == np.float32(other)
+    assert again.spec() == schedule.spec()
+
+
+@given(SCHEDULES)
+def test_llama_cpp_reads_the_same_from_a_spec(schedule: Schedule) -> None:
+    cut = schedule.cuts[0]
+    full = Schedule.parse(_native.check_schedule(schedule.spec(), 100))
+    layer = cut.layer if isinstance(cut.layer, int) else int(cut.layer[:-1])  # 100 layers: a percent is one
+    seeded = "random0" if cut.score == "random" else cut.score
+    expected = (layer, np.float32(cut.drop), seeded, cut.pick, cut.merge)
+    read = full.cuts[0]
+    assert (read.layer, np.float32(read.drop), read.score, read.pick, read.merge) == expected
+    assert (np.float32(full.recall), full.cells) == (np.float32(schedule.recall), schedule.cells)
+
+
+def test_what_a_spec_leaves_out_is_the_same_in_llama_cpp() -> None:
+    full = _native.check_schedule("k=2", 12)
+    assert full == _native.check_schedule("k=2,drop=0.5,score=last,pick=top-k,recall=0.0625,cells=0", 12)
+    assert Schedule.parse(full) == Schedule.parse("k=2") == FastV()
+
+
+@pytest.mark.parametrize("spec", ["k=12", "k=100", "k=50%;k=6", "k=6;k=50%"])
+def test_a_schedule_that_a_model_has_no_layers_for(spec: str) -> None:
+    with pytest.raises(OptionError, match="k"):
+        _native.check_schedule(Schedule.parse(spec).spec(), 12)
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize("n_layer", [12, 28, 32])
+def test_presets_fit_models(preset: type[Schedule], n_layer: int) -> None:
+    made = preset()
+    assert Schedule.parse(made.spec()) == made
+    _native.check_schedule(made.spec(), n_layer)
+
+
+def test_presets_are_what_their_papers_say() -> None:
+    pyramid = [(cut.layer, cut.drop, cut.score, cut.pick) for cut in PyramidDrop().cuts]
+    assert pyramid == [
+        ("25%", 0.5, "last", "top-k"),
+        ("50%", 0.75, "last", "top-k"),
+        ("75%", 0.875, "last", "top-k"),
+    ]
+    assert [(cut.score, cut.pick) for cut in Feather().cuts] == [
+        ("last-no-rope", "grid3"),
+        ("last-no-rope", "top-k"),
+    ]
+    assert (VTW(16).cuts, VTW().cuts[0].layer) == ((Cut(16, 1.0, score="none"),), "50%")
+    assert ZipVL(0.9, 3, 0.8).cuts == (Cut(3, 0.8, score="question-mean", pick="mass0.9"),)
+
+
+def test_schedules_are_values() -> None:
+    assert Schedule.parse("k=2,drop=0.5") == FastV()
+    assert hash(Schedule.parse("k=2,drop=0.5")) == hash(FastV())
+    assert FastV() != Recommended()
+    assert FastV() != "k=2,drop=0.5"
+    assert pickle.loads(pickle.dumps(Recommended(4, 0.75))) == Recommended(4, 0.75)
+    assert eval(repr(Recommended())) == Recommended()
+
+
+def test_schedules_print_short() -> None:
+    assert str(FastV()) == "FastV k=2, drop=0.5"
+    assert str(Schedule.parse("k=2;k=6,drop=0.75,merge")) == "k=2, drop=0.5; k=6, drop=0.75, merge"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        ("off", None),
+        ("PyramidDrop", PyramidDrop()),
+        ("recommended", Recommended()),
+        ("k=4,drop=0.75", FastV(4, 0.75)),
+        (FastV(3), FastV(3)),
+    ],
+)
+def test_a_schedule_by_name_or_text(value: Any, expected: Schedule | None) -> None:
+    assert to_schedule(value) == expected
+
+
+@pytest.mark.parametrize("value", [(2, 0.5), False, 2, {"k": 2}, "fast", ""])
+def test_what_is_no_schedule_is_refused_with_the_choices(value: Any) -> None:
+    with pytest.raises(OptionError, match="pyramiddrop") as caught:
+        to_schedule(value)
+    assert repr(value) in str(caught.value)
 
 
 def test_options_are_frozen() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        FastV().k = 3  # type: ignore[misc]
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Sampling().top_k = 3  # type: ignore[misc]
+    for options, name in (
+        (Cut(2, 0.5), "drop"),
+        (FastV(), "cuts"),
+        (FastV(), "recall"),
+        (Sampling(), "top_k"),
+    ):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(options, name, 1)
+
+
+# sampling
 
 
 def test_sampling_defaults() -> None:

@@ -16,13 +16,18 @@ import pyfastv
 from pyfastv import (
     ClosedError,
     ContextLengthError,
+    Cut,
     DecodeError,
     Error,
     FastV,
     ImageError,
     ModelError,
     OptionError,
+    OutOfMemoryError,
+    PyramidDrop,
+    Recommended,
     Runner,
+    Schedule,
     UnsupportedModelError,
     _native,
 )
@@ -54,10 +59,11 @@ def test_loading_options(fake_runner: Runner) -> None:
         "flash_attn": "auto",
         "type_k": "f16",
         "type_v": "f16",
+        "encoder_cache_bytes": 256 * 2**20,
         "verbose": False,
         "progress": None,
     }
-    assert called(fake_runner, "set_fastv") == [(2, 0.5, "last", "top-k")]
+    assert called(fake_runner, "set_fastv") == [Recommended().spec()]
 
 
 @pytest.mark.parametrize(("given", "passed"), [(True, "on"), (False, "off"), ("auto", "auto"), ("on", "on")])
@@ -80,12 +86,14 @@ def test_flash_attention_takes_booleans(monkeypatch: pytest.MonkeyPatch, given: 
         ("flash_attn", "maybe"),
         ("seed", -1),
         ("max_pixels", 0),
+        ("encoder_cache_mb", -1),
         ("fastv", (2, 0.5)),
+        ("fastv", "fast"),
     ],
 )
 def test_bad_options_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> None:
     monkeypatch.setattr(_native, "Engine", FakeEngine)
-    with pytest.raises(OptionError, match=name):
+    with pytest.raises(OptionError, match=value if value == "fast" else name):
         Runner(**{name: value})
 
 
@@ -93,7 +101,7 @@ def test_a_refused_rule_frees_the_model(monkeypatch: pytest.MonkeyPatch) -> None
     made: list[FakeEngine] = []
 
     class Refusing(FakeEngine):
-        def set_fastv(self, k: int, drop: float, score: str, pick: str) -> None:
+        def set_fastv(self, spec: str) -> None:
             made.append(self)
             raise UnsupportedModelError("recurrent")
 
@@ -127,7 +135,19 @@ def test_prompt_pictures_and_sampling(fake_runner: Runner) -> None:
         "grammar": None,
     }
     assert answer.text == "It is 9:10"
-    assert answer.report.fastv == FastV(2, 0.5)
+    assert answer.report.fastv == Recommended()
+
+
+def test_the_same_picture_has_the_same_id(fake_runner: Runner) -> None:
+    wide = np.zeros((6, 4, 3), np.uint8)
+    other = PICTURE.copy()
+    other[3, 5, 2] = 1
+    for pictures in ([PICTURE, PICTURE.copy(), wide, other], [other]):
+        fake_runner.ask(pictures, "Q")
+    first, second = (prefill["image_ids"] for prefill in called(fake_runner, "prefill"))
+    assert first[0] == first[1]
+    assert len(set(first)) == 3
+    assert second == [first[3]]
 
 
 def test_no_limit_and_no_seed(fake_runner: Runner) -> None:
@@ -257,7 +277,11 @@ def test_an_abandoned_stream_does_not_keep_the_runner_alive(monkeypatch: pytest.
 def test_changing_the_rule(fake_runner: Runner) -> None:
     fake_runner.set_fastv(FastV(4, 0.75))
     assert fake_runner.fastv == FastV(4, 0.75)
-    assert called(fake_runner, "set_fastv")[-1] == (4, 0.75, "last", "top-k")
+    assert called(fake_runner, "set_fastv")[-1] == "k=4,drop=0.75"
+    fake_runner.set_fastv("k=2;k=6,drop=0.75")
+    assert fake_runner.fastv == Schedule([Cut(2, 0.5), Cut(6, 0.75)])
+    fake_runner.set_fastv("pyramiddrop")
+    assert called(fake_runner, "set_fastv")[-1] == PyramidDrop().spec()
     fake_runner.set_fastv(None)
     assert fake_runner.fastv is None
     assert called(fake_runner, "clear_fastv") == [None]
@@ -269,7 +293,53 @@ def test_a_refused_rule_leaves_the_old_one(fake_runner: Runner) -> None:
     engine.failing, engine.failure = "set_fastv", OptionError("k is 12, the model has 12 layers")
     with pytest.raises(OptionError, match="12 layers"):
         fake_runner.set_fastv(FastV(12))
-    assert fake_runner.fastv == FastV(2, 0.5)
+    assert fake_runner.fastv == Recommended()
+    engine.failing = ""
+    before = len(called(fake_runner, "set_fastv"))
+    assert fake_runner.ask(None, "Q").report.fastv == Recommended()
+    assert len(called(fake_runner, "set_fastv")) == before
+
+
+def test_a_rule_that_cost_the_context_its_stages_is_followed_by_the_old_one(fake_runner: Runner) -> None:
+    engine = engine_of(fake_runner)
+    engine.failing, engine.failure = "set_fastv", OutOfMemoryError("stages")
+    with pytest.raises(OutOfMemoryError):
+        fake_runner.set_fastv(FastV(4))
+    engine.failing = ""
+    assert fake_runner.ask(None, "Q").report.fastv == Recommended()
+    assert called(fake_runner, "set_fastv")[-1] == Recommended().spec()
+
+
+def test_a_requests_own_rule_is_for_that_request(fake_runner: Runner) -> None:
+    messages = [{"role": "user", "content": "Q"}]
+    rules = [
+        fake_runner.ask(None, "Q", fastv=FastV(4)).report.fastv,
+        fake_runner.ask(None, "Q").report.fastv,
+        fake_runner.stream(None, "Q", fastv="k=3").read().report.fastv,
+        fake_runner.ask(None, "Q", fastv=FastV(3)).report.fastv,
+        fake_runner.create_chat_completion(messages, fastv=None)["pyfastv"]["fastv"],
+        fake_runner.ask(None, "Q").report.fastv,
+    ]
+    assert rules == [FastV(4), Recommended(), FastV(3), FastV(3), None, Recommended()]
+    assert fake_runner.fastv == Recommended()
+    default = Recommended().spec()
+    changes = [call for call in engine_of(fake_runner).calls if call[0] in ("set_fastv", "clear_fastv")]
+    assert [spec for _, spec in changes] == [
+        default,
+        "k=4,drop=0.5",
+        default,
+        "k=3,drop=0.5",
+        None,
+        default,
+    ]
+
+
+@pytest.mark.parametrize("fastv", [(2, 0.5), "fast", "k=0"])
+def test_a_requests_bad_rule_touches_no_engine(fake_runner: Runner, fastv: Any) -> None:
+    before = list(engine_of(fake_runner).calls)
+    with pytest.raises(OptionError):
+        fake_runner.ask(None, "Q", fastv=fastv)
+    assert engine_of(fake_runner).calls == before
 
 
 # errors

@@ -15,13 +15,19 @@ import pytest
 from PIL import Image
 
 from pyfastv import (
+    VTW,
     ClosedError,
     ContextLengthError,
     FastV,
+    Feather,
     ImageError,
     ModelError,
     OptionError,
+    PyramidDrop,
+    Recommended,
     Runner,
+    Schedule,
+    ZipVL,
 )
 from pyfastv.demo import same_answer
 from pyfastv.models import Example, bundled_examples, bundled_mmproj, bundled_model
@@ -46,30 +52,84 @@ def test_answers_are_right_with_half_of_the_visual_tokens(runner: Runner, exampl
     assert answer.finish_reason == "stop"
 
 
-def test_the_report_adds_up(runner: Runner) -> None:
-    report = runner.ask(CLOCK.picture, CLOCK.question).report
-    assert report.fastv == FastV(2, 0.5) == runner.fastv
+def test_the_report_adds_up() -> None:
+    with Runner() as runner:
+        report = runner.ask(CLOCK.picture, CLOCK.question).report
+        assert report.fastv == Recommended() == runner.fastv
     assert report.prompt_tokens > report.visual_tokens
     assert 0 <= report.cached_tokens < report.prompt_tokens
     assert report.generated_tokens > 3
     assert min(report.encode_ms, report.stage0_ms, report.later_ms, report.generate_ms) > 0
     assert report.first_token_ms > report.stage0_ms + report.later_ms
+    assert (report.pictures_encoded, report.pictures_from_cache, report.recalled_tokens) == (1, 0, 0)
+    assert (report.first_layers, report.visual_tokens_in_stage) == ((0, 2), (576, 288))
+    assert report.retained_share == pytest.approx((2 + 10 * 0.5) / 12)
     assert len(report.kv_bytes_used) == len(report.kv_bytes_allocated) == 2
     used, allocated = report.kv_bytes_used, report.kv_bytes_allocated
     assert all(0 < some <= most for some, most in zip(used, allocated, strict=True))
+    assert report.archive_bytes > 0
+
+
+def test_kv_bytes_are_those_of_the_tokens_that_each_layer_sees() -> None:
+    # one layer of this model: 512 values a token, for K and for V, 2 bytes each
+    with Runner(n_ctx=1024, fastv=FastV(2, 0.75, cells="auto")) as runner:
+        report = runner.ask(CLOCK.picture, CLOCK.question, max_tokens=1).report
+    tokens, layer = report.prompt_tokens, 2 * 512 * 2
+    assert report.kv_bytes_used == (2 * layer * tokens, 10 * layer * (tokens - 432))
+    assert report.kv_bytes_used_stock == 12 * layer * tokens
+    assert report.kv_bytes_allocated == (2 * layer * 1024, 10 * layer * 512)
+    assert report.kv_bytes_allocated_stock == 12 * layer * 1024
+    assert report.kv_bytes_saved == (10 * layer * 432, 10 * layer * 512)
 
 
 def test_the_rule_changes_without_loading_again() -> None:
     with Runner(fastv=None) as runner:
         report = runner.ask(CLOCK.picture, CLOCK.question).report
         assert (report.visual_tokens, report.visual_tokens_kept, report.fastv) == (576, 576, None)
-        assert len(report.kv_bytes_used) == 1
+        assert (len(report.kv_bytes_used), report.retained_share, report.kv_bytes_saved) == (1, 1.0, (0, 0))
         runner.set_fastv(FastV(4, 0.75))
         report = runner.ask(CLOCK.picture, CLOCK.question).report
         assert (report.visual_tokens, report.visual_tokens_kept, report.fastv) == (576, 144, FastV(4, 0.75))
         runner.set_fastv(None)
         assert runner.ask(CLOCK.picture, CLOCK.question).report.visual_tokens_kept == 576
         assert still_answers(runner)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "layers", "in_stage"),
+    [
+        (PyramidDrop(), (0, 3, 6, 9), (576, 288, 144, 72)),
+        (Feather(), (0, 3, 6), (576, 288, 144)),
+        (VTW(), (0, 6), (576, 0)),
+        (
+            Schedule.parse("k=2;k=6,drop=0.75,score=question-max,pick=window4,merge"),
+            (0, 2, 6),
+            (576, 288, 144),
+        ),
+    ],
+    ids=["pyramiddrop", "feather", "vtw", "two-cuts"],
+)
+def test_every_stage_sees_its_share(
+    runner: Runner, schedule: Schedule, layers: tuple[int, ...], in_stage: tuple[int, ...]
+) -> None:
+    report = runner.ask(CLOCK.picture, CLOCK.question, max_tokens=1, fastv=schedule).report
+    assert (report.first_layers, report.visual_tokens_in_stage) == (layers, in_stage)
+    assert report.visual_tokens_kept == in_stage[-1]
+
+
+def test_zipvl_keeps_as_many_as_hold_the_share(runner: Runner) -> None:
+    kept = [
+        runner.ask(CLOCK.picture, CLOCK.question, max_tokens=1, fastv=ZipVL(tau)).report.visual_tokens_kept
+        for tau in (0.5, 0.9, 0.99)
+    ]
+    assert 58 <= kept[0] < kept[1] < kept[2] < 576
+
+
+def test_a_rule_of_one_request(runner: Runner) -> None:
+    report = runner.ask(CLOCK.picture, CLOCK.question, fastv="off").report
+    assert (report.visual_tokens_kept, report.fastv) == (576, None)
+    report = runner.ask(CLOCK.picture, CLOCK.question).report
+    assert (report.visual_tokens_kept, report.fastv) == (288, Recommended())
 
 
 def test_every_kind_of_picture_source_gives_the_same_answer(runner: Runner) -> None:
@@ -187,7 +247,7 @@ def test_info(runner: Runner) -> None:
         "description": runner.info["description"],
         "n_layer": 12,
         "n_ctx": 4096,
-        "fastv": FastV(2, 0.5),
+        "fastv": Recommended(),
     }
 
 
@@ -316,7 +376,7 @@ def test_a_rule_that_the_model_has_no_layers_for(runner: Runner) -> None:
     with pytest.raises(OptionError, match="12 layers"):
         Runner(fastv=FastV(100))
     report = runner.ask(CLOCK.picture, CLOCK.question).report
-    assert (report.visual_tokens_kept, report.fastv) == (288, FastV(2, 0.5))
+    assert (report.visual_tokens_kept, report.fastv) == (288, Recommended())
 
 
 def test_a_grammar_that_is_none(runner: Runner) -> None:

@@ -25,6 +25,8 @@ STAMP = ".pyfastv-stamp"
 
 # what the libraries are built from; the rest of the repository (web UI, models, documents) is six times as large
 KEEP = ["CMakeLists.txt", "LICENSE", "cmake", "ggml", "include", "licenses", "src", "tools/mtmd", "vendor"]
+# what llama-mtmd-cli and llama-server are built from
+KEEP_PROGRAMS = [*(name for name in KEEP if name != "tools/mtmd"), "common", "scripts", "tools"]
 
 
 class FetchError(Exception):
@@ -40,9 +42,10 @@ def digest(path: Path) -> str:
         return sha.hexdigest()
 
 
-def stamp(patches: list[Path]) -> str:
-    """What a finished tree was made from: the pin and the content of every patch."""
-    return "\n".join([PIN["sha256"], *(f"{patch.name} {digest(patch)}" for patch in patches)]) + "\n"
+def stamp(patches: list[Path], keep: list[str] = KEEP) -> str:
+    """What a finished tree was made from: the pin, the content of every patch, and parts that not every tree has."""
+    lines = [PIN["sha256"], *(f"{patch.name} {digest(patch)}" for patch in patches)]
+    return "\n".join([*lines, *sorted(set(keep) - set(KEEP))]) + "\n"
 
 
 def download(folder: Path) -> Path:
@@ -71,8 +74,8 @@ def check_pin(sdist: Path) -> None:
         )
 
 
-def unpack(sdist: Path, tree: Path) -> None:
-    """Write vendor/llama.cpp of the sdist to `tree`."""
+def unpack(sdist: Path, tree: Path, keep: list[str]) -> None:
+    """Write these parts of the sdist's vendor/llama.cpp to `tree`."""
     with tempfile.TemporaryDirectory(dir=tree.parent) as scratch:
         with tarfile.open(sdist) as archive:
             if hasattr(tarfile, "data_filter"):
@@ -82,7 +85,7 @@ def unpack(sdist: Path, tree: Path) -> None:
         vendored = list(Path(scratch).glob("*/vendor/llama.cpp"))
         if len(vendored) != 1:
             raise FetchError(f"{sdist.name} carries no vendor/llama.cpp")
-        for name in KEEP:
+        for name in keep:
             target = tree / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(vendored[0] / name, target)
@@ -107,9 +110,9 @@ def apply(patch: Path, tree: Path) -> None:
         raise FetchError(f"third_party/patches/{patch.name} does not apply to {tree}: {reason}")
 
 
-def make_tree(tree: Path, patches: list[Path], sdist: Path | None = None) -> None:
+def make_tree(tree: Path, patches: list[Path], sdist: Path | None = None, keep: list[str] = KEEP) -> None:
     """Make `tree` the pinned llama.cpp with these patches; does nothing if it is that already."""
-    if (tree / STAMP).is_file() and (tree / STAMP).read_text() == stamp(patches):
+    if (tree / STAMP).is_file() and (tree / STAMP).read_text() == stamp(patches, keep):
         return
     tree.parent.mkdir(parents=True, exist_ok=True)
     if tree.exists():
@@ -119,10 +122,10 @@ def make_tree(tree: Path, patches: list[Path], sdist: Path | None = None) -> Non
             sdist = download(Path(folder))
         else:
             check_pin(sdist)
-        unpack(sdist, tree)
+        unpack(sdist, tree, keep)
     for patch in patches:
         apply(patch, tree)
-    (tree / STAMP).write_text(stamp(patches))
+    (tree / STAMP).write_text(stamp(patches, keep))
 
 
 def main() -> int:
@@ -131,10 +134,12 @@ def main() -> int:
         "--output", type=Path, default=HERE / "llama.cpp", help="the tree to make (default: %(default)s)"
     )
     parser.add_argument("--no-patches", action="store_true", help="stock llama.cpp, for comparisons")
+    parser.add_argument("--programs", action="store_true", help="with the sources of llama.cpp's programs")
     parser.add_argument("--sdist", type=Path, help="use this copy of the sdist instead of downloading it")
     args = parser.parse_args()
     try:
-        make_tree(args.output, [] if args.no_patches else PATCHES, args.sdist)
+        keep = KEEP_PROGRAMS if args.programs else KEEP
+        make_tree(args.output, [] if args.no_patches else PATCHES, args.sdist, keep)
     except (FetchError, OSError) as error:
         print(f"pyfastv: {error}", file=sys.stderr)
         return 1

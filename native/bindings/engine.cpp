@@ -94,13 +94,18 @@ private:
     std::exception_ptr      raised;
 };
 
-std::vector<pyfastv::image> to_images(const std::vector<rgb_array> & arrays) {
+std::vector<pyfastv::image> to_images(const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids) {
+    if (ids.size() != arrays.size()) {
+        throw error(error_kind::option, "there must be one id for each picture");
+    }
     std::vector<pyfastv::image> images;
-    for (const auto & array : arrays) {
+    for (size_t i = 0; i < arrays.size(); ++i) {
+        const auto & array = arrays[i];
+
         if (array.ndim() != 3 || array.shape(2) != 3 || array.size() == 0) {
             throw error(error_kind::image, "a picture must be an array of uint8 [height, width, 3]");
         }
-        images.push_back({ (uint32_t) array.shape(1), (uint32_t) array.shape(0), array.data() });
+        images.push_back({ (uint32_t) array.shape(1), (uint32_t) array.shape(0), array.data(), ids[i] });
     }
     return images;
 }
@@ -112,17 +117,20 @@ py::array_t<T> to_array(const std::vector<T> & values) {
 
 py::dict to_dict(const pyfastv::run_report & r) {
     return py::dict(
-        "visual_tokens"_a = r.visual_tokens, "visual_tokens_kept"_a = r.visual_kept,
+        "visual_tokens"_a = r.visual_tokens, "visual_tokens_in_stage"_a = r.visual_in_stage, "recalled_tokens"_a = r.recalled_tokens,
         "prompt_tokens"_a = r.prompt_tokens, "cached_tokens"_a = r.cached_tokens, "generated_tokens"_a = r.generated_tokens,
+        "pictures_encoded"_a = r.pictures_encoded, "pictures_from_cache"_a = r.pictures_from_cache,
         "encode_ms"_a = r.encode_ms, "full_ms"_a = r.full_ms, "stage0_ms"_a = r.stage0_ms, "choose_ms"_a = r.choose_ms,
         "later_ms"_a = r.later_ms, "generate_ms"_a = r.generate_ms, "first_token_ms"_a = r.first_token_ms,
-        "kv_bytes_used"_a = r.kv_bytes_used, "kv_bytes_allocated"_a = r.kv_bytes_allocated, "graphs_reused"_a = r.graphs_reused);
+        "first_layers"_a = r.first_layers, "kv_bytes_used"_a = r.kv_bytes_used, "kv_bytes_allocated"_a = r.kv_bytes_allocated,
+        "kv_bytes_used_stock"_a = r.kv_bytes_used_stock, "kv_bytes_allocated_stock"_a = r.kv_bytes_allocated_stock,
+        "archive_bytes"_a = r.archive_bytes, "graphs_reused"_a = r.graphs_reused);
 }
 
 std::unique_ptr<py_engine> make_engine(
         std::string model_path, std::optional<std::string> mmproj_path, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
         int32_t n_threads, int32_t n_gpu_layers, std::string flash_attn, std::string type_k, std::string type_v,
-        bool verbose, const py::object & progress) {
+        size_t encoder_cache_bytes, bool verbose, const py::object & progress) {
     pyfastv::engine_options options;
     options.model_path   = std::move(model_path);
     options.mmproj_path  = std::move(mmproj_path);
@@ -134,21 +142,17 @@ std::unique_ptr<py_engine> make_engine(
     options.flash_attn   = std::move(flash_attn);
     options.type_k       = std::move(type_k);
     options.type_v       = std::move(type_v);
+    options.encoder_cache_bytes = encoder_cache_bytes;
     options.verbose      = verbose;
 
     return std::make_unique<py_engine>(std::move(options), progress);
 }
 
-void set_fastv(py_engine & self, int32_t k, float drop, const std::string & score, const std::string & pick) {
+void prefill(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids,
+        const py::object & progress, bool add_bos, int32_t reserve) {
     auto & impl = self.get();
 
-    self.run([&] { impl.set_fastv(k, drop, score, pick); });
-}
-
-void prefill(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays, const py::object & progress, bool add_bos, int32_t reserve) {
-    auto & impl = self.get();
-
-    const auto images = to_images(arrays);
+    const auto images = to_images(arrays, ids);
 
     engine::progress_fn report;
     if (!progress.is_none()) {
@@ -184,6 +188,18 @@ py::object next(py_engine & self) {
     return py::make_tuple(token->first, py::bytes(token->second));
 }
 
+// [picture][slice] (nx, ny)
+py::list grids(py_engine & self) {
+    py::list res;
+    for (const auto & grid : self.get().grids()) {
+        while ((int32_t) res.size() <= grid.picture) {
+            res.append(py::list());
+        }
+        res[grid.picture].cast<py::list>().append(py::make_tuple(grid.nx, grid.ny));
+    }
+    return res;
+}
+
 py::array_t<float> logits(py_engine & self) {
     auto & impl = self.get();
 
@@ -196,7 +212,7 @@ py::array_t<float> logits(py_engine & self) {
 void bind_engine(py::module_ & m) {
     py::class_<py_engine>(m, "Engine")
         .def(py::init(&make_engine), py::kw_only(), "model_path"_a, "mmproj_path"_a, "n_ctx"_a, "n_batch"_a, "n_ubatch"_a,
-             "n_threads"_a, "n_gpu_layers"_a, "flash_attn"_a, "type_k"_a, "type_v"_a, "verbose"_a, "progress"_a)
+             "n_threads"_a, "n_gpu_layers"_a, "flash_attn"_a, "type_k"_a, "type_v"_a, "encoder_cache_bytes"_a, "verbose"_a, "progress"_a)
         .def("close", &py_engine::close)
         .def_property_readonly("closed", &py_engine::closed)
         .def_property_readonly("media_marker",  [](py_engine & self) { return self.get().marker(); })
@@ -207,16 +223,17 @@ void bind_engine(py::module_ & m) {
         .def_property_readonly("eos_token",     [](py_engine & self) { return self.get().eos_token(); })
         .def_property_readonly("description",   [](py_engine & self) { return self.get().description(); })
         .def_property_readonly("finish_reason", [](py_engine & self) { return self.get().finish_reason(); })
-        .def("set_fastv",   &set_fastv, "k"_a, "drop"_a, "score"_a, "pick"_a)
+        .def("set_fastv",   [](py_engine & self, const std::string & spec) { auto & e = self.get(); self.run([&] { e.set_fastv(spec); }); }, "spec"_a)
         .def("clear_fastv", [](py_engine & self) { auto & e = self.get(); self.run([&] { e.clear_fastv(); }); })
-        .def("prefill", &prefill, "prompt"_a, "images"_a, "progress"_a, "add_bos"_a, "reserve"_a)
+        .def("prefill", &prefill, "prompt"_a, "images"_a, "image_ids"_a, "progress"_a, "add_bos"_a, "reserve"_a)
         .def("logits",  &logits)
         .def("feed",    [](py_engine & self, int32_t token) { auto & e = self.get(); self.run([&] { e.feed(token); }); }, "token"_a)
         .def("start",   &start, py::kw_only(), "max_tokens"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a,
              "repeat_penalty"_a, "repeat_last_n"_a, "frequency_penalty"_a, "presence_penalty"_a, "seed"_a, "grammar"_a)
         .def("next",    &next)
-        .def("kept",    [](py_engine & self) { return to_array(self.get().kept()); })
-        .def("scores",  [](py_engine & self) { return to_array(self.get().scores()); })
+        .def("kept",    [](py_engine & self, int32_t cut) { return to_array(self.get().kept(cut)); }, "cut"_a)
+        .def("scores",  [](py_engine & self, int32_t cut) { return to_array(self.get().scores(cut)); }, "cut"_a)
+        .def("grids",   &grids)
         .def("reset",   [](py_engine & self) { auto & e = self.get(); self.run([&] { e.reset(); }); })
         .def("report",  [](py_engine & self) { return to_dict(self.get().report()); });
 }

@@ -8,6 +8,7 @@
 #include "runner/log.h"
 #include "runner/model_file.h"
 #include "schedule/names.h"
+#include "schedule/schedule.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -17,6 +18,13 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
+
+#include <algorithm>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
 
 namespace py = pybind11;
 
@@ -52,6 +60,17 @@ static py::object optional_str(const char * text) {
     return text ? py::object(py::str(text)) : py::none();
 }
 
+// where a cut that reads attention can be
+static py::list cut_layers(const llama_model * model) {
+    py::list res;
+    for (int32_t il = 1; il < llama_model_n_layer(model); ++il) {
+        if (!pyfastv_unsupported_reason(model) && !pyfastv_unsupported_layer(model, il)) {
+            res.append(il);
+        }
+    }
+    return res;
+}
+
 static py::dict model_info(const std::string & path) {
     llama_model_ptr model;
     {
@@ -80,7 +99,7 @@ static py::dict model_info(const std::string & path) {
         "n_embd"_a = llama_model_n_embd(model.get()), "n_ctx_train"_a = llama_model_n_ctx_train(model.get()),
         "n_params"_a = llama_model_n_params(model.get()), "size_bytes"_a = llama_model_size(model.get()),
         "unsupported_reason"_a = optional_str(pyfastv_unsupported_reason(model.get())),
-        "k_max"_a = llama_model_n_layer(model.get()) - 1,
+        "cut_layers"_a = cut_layers(model.get()),
         "chat_template"_a = optional_str(llama_model_chat_template(model.get(), nullptr)));
 }
 
@@ -120,18 +139,80 @@ static py::dict vision_info(const std::string & path) {
         "visual_tokens"_a = one_a_patch ? py::object(py::int_((size/patch)*(size/patch))) : py::none());
 }
 
-static py::array_t<int32_t> choose(const py::array_t<float, py::array::c_style | py::array::forcecast> & scores, float drop, const std::string & pick) {
-    pyfastv_params params = {};
+template <typename F>
+static auto option_checked(F && f) {
     try {
-        pyfastv::parse_pick(pick, params);
+        return f();
     } catch (const std::invalid_argument & err) {
         throw pyfastv::error(pyfastv::error_kind::option, err.what());
     }
-    if (scores.ndim() != 1 || !(drop >= 0 && drop < 1)) {
-        throw pyfastv::error(pyfastv::error_kind::option, "scores must be a vector and 0 <= drop < 1");
+}
+
+static pyfastv_cut parse_cut(const std::string & text) {
+    const auto params = pyfastv::parse_params(text, /* n_layer */ 100);
+    if (params.n_cuts != 1) {
+        throw std::invalid_argument("\"" + text + "\" has " + std::to_string(params.n_cuts) + " cuts; one is taken here");
     }
-    const auto kept = pyfastv::choose(scores.data(), scores.size(), drop, params.pick, params.window);
+    pyfastv::validate_cut(params.cuts[0]);
+    return params.cuts[0];
+}
+
+using scores_array  = py::array_t<float, py::array::c_style | py::array::forcecast>;
+using present_array = py::array_t<bool,  py::array::c_style | py::array::forcecast>;
+using grid_list     = std::vector<std::pair<int32_t, int32_t>>;
+
+static pyfastv::picture_scores make_picture(const scores_array & scores, const std::optional<grid_list> & grids, const std::optional<present_array> & present) {
+    if (scores.ndim() != 1) {
+        throw std::invalid_argument("scores has " + std::to_string(scores.ndim()) + " dimensions; one is expected");
+    }
+    if (present && (present->ndim() != 1 || present->size() != scores.size())) {
+        throw std::invalid_argument("present must be a vector as long as scores: " + std::to_string(scores.size()));
+    }
+
+    const size_t n = scores.size();
+
+    pyfastv::picture_scores picture;
+    picture.scores.assign(scores.data(), scores.data() + n);
+    picture.present.assign(n, 1);
+
+    if (present) {
+        std::copy_n(present->data(), n, picture.present.begin());
+    }
+    if (!grids) {
+        picture.grids = { { (int32_t) n, 1 } };
+        return picture;
+    }
+
+    uint64_t sum = 0;
+    for (const auto & [nx, ny] : *grids) {
+        if (nx < 1 || ny < 1) {
+            throw std::invalid_argument("grids has a slice of " + std::to_string(nx) + " x " + std::to_string(ny) + " tokens; each side is at least 1");
+        }
+        sum += (uint64_t) nx*ny;
+        picture.grids.push_back({ nx, ny });
+    }
+    if (sum != n) {
+        throw std::invalid_argument("grids has " + std::to_string(sum) + " tokens and scores " + std::to_string(n) + "; as many are expected");
+    }
+    return picture;
+}
+
+static py::array_t<int32_t> choose(const scores_array & scores, const std::string & cut, const std::optional<grid_list> & grids, const std::optional<present_array> & present) {
+    const auto kept = option_checked([&] { return pyfastv::choose(make_picture(scores, grids, present), parse_cut(cut)); });
     return py::array_t<int32_t>(kept.size(), kept.data());
+}
+
+static py::array_t<float> random_scores(size_t n, uint32_t seed) {
+    const auto scores = pyfastv::random_scores(n, seed);
+    return py::array_t<float>(scores.size(), scores.data());
+}
+
+static std::string check_schedule(const std::string & spec, int32_t n_layer) {
+    return option_checked([&] {
+        const auto params = pyfastv::parse_params(spec, n_layer);
+        pyfastv::validate(params, n_layer);
+        return pyfastv::to_text(params);
+    });
 }
 
 void bind_info(py::module_ & m) {
@@ -140,5 +221,7 @@ void bind_info(py::module_ & m) {
     m.def("backends", &backends);
     m.def("model_info", &model_info, "model_path"_a);
     m.def("vision_info", &vision_info, "mmproj_path"_a);
-    m.def("choose", &choose, "scores"_a, "drop"_a, "pick"_a = "top-k");
+    m.def("choose", &choose, "scores"_a, "cut"_a, py::kw_only(), "grids"_a = py::none(), "present"_a = py::none());
+    m.def("random_scores", &random_scores, "n"_a, "seed"_a);
+    m.def("check_schedule", &check_schedule, "spec"_a, "n_layer"_a);
 }

@@ -1,6 +1,7 @@
 #include "pyfastv.h"
 
 #include "decode/staged_decode.h"
+#include "schedule/names.h"
 #include "schedule/schedule.h"
 
 #include "llama-context.h"
@@ -30,17 +31,36 @@ size_t copy_out(const std::vector<T> & values, T * out, size_t cap) {
 } // namespace
 
 struct pyfastv_params pyfastv_default_params(void) {
-    return {
-        /*.k      =*/ 2,
-        /*.drop   =*/ 0.5f,
-        /*.score  =*/ PYFASTV_SCORE_LAST,
-        /*.pick   =*/ PYFASTV_PICK_TOP_K,
-        /*.window =*/ 4,
-    };
+    pyfastv_params res = {};
+    res.n_cuts = 1;
+    res.recall = 0.0625f;
+    for (auto & cut : res.cuts) {
+        cut.layer  = 2;
+        cut.drop   = 0.5f;
+        cut.window = 4;
+        cut.stride = 3;
+        cut.mass   = 0.95f;
+    }
+    return res;
+}
+
+enum pyfastv_status pyfastv_parse(const char * text, int32_t n_layer, struct pyfastv_params * params) {
+    try {
+        const auto res = pyfastv::parse_params(text, n_layer);
+        pyfastv::validate(res, n_layer);
+        *params = res;
+        return PYFASTV_OK;
+    } catch (const std::invalid_argument & err) {
+        return fail(PYFASTV_BAD_PARAMS, err.what());
+    }
 }
 
 const char * pyfastv_unsupported_reason(const struct llama_model * model) {
     return pyfastv::unsupported_reason(*model);
+}
+
+const char * pyfastv_unsupported_layer(const struct llama_model * model, int32_t layer) {
+    return pyfastv::unsupported_layer(*model, layer, true);
 }
 
 enum pyfastv_status pyfastv_attach(struct llama_context * ctx, const struct pyfastv_params * params) {
@@ -74,9 +94,9 @@ enum pyfastv_status pyfastv_flush(struct llama_context * ctx) {
     }
 }
 
-void pyfastv_set_media(struct llama_context * ctx, enum pyfastv_media media) {
+void pyfastv_begin_media(struct llama_context * ctx, enum pyfastv_media media, const char * id, int32_t nx, int32_t ny) {
     if (ctx->fastv) {
-        ctx->fastv->set_media(media);
+        ctx->fastv->begin_media(media, id, nx, ny);
     }
 }
 
@@ -86,11 +106,12 @@ struct pyfastv_report pyfastv_get_report(const struct llama_context * ctx) {
     }
 
     pyfastv_report res = {};
-    if (const auto * kv = dynamic_cast<const llama_kv_cache *>(ctx->get_memory())) {
+    if (ctx->get_memory()) {
+        const auto bytes = pyfastv::kv_bytes_of(*ctx->get_memory());
+
         res.n_stages         = 1;
-        res.kv_cell_bytes[0] = pyfastv::cell_bytes(*kv);
-        res.kv_cells_used[0] = kv->get_cells(0).get_used();
-        res.kv_cells_size[0] = kv->get_size();
+        res.kv_bytes_used[0] = res.kv_bytes_used_stock = bytes.used;
+        res.kv_bytes[0]      = res.kv_bytes_stock      = bytes.allocated;
     }
     return res;
 }
@@ -101,12 +122,16 @@ void pyfastv_reset_report(struct llama_context * ctx) {
     }
 }
 
-size_t pyfastv_get_kept(const struct llama_context * ctx, int32_t * out, size_t cap) {
-    return ctx->fastv ? copy_out(ctx->fastv->kept(), out, cap) : 0;
+size_t pyfastv_get_kept(const struct llama_context * ctx, int32_t seq_id, int32_t cut, int32_t * out, size_t cap) {
+    return ctx->fastv ? copy_out(ctx->fastv->kept(seq_id, cut), out, cap) : 0;
 }
 
-size_t pyfastv_get_scores(const struct llama_context * ctx, float * out, size_t cap) {
-    return ctx->fastv ? copy_out(ctx->fastv->scores(), out, cap) : 0;
+size_t pyfastv_get_scores(const struct llama_context * ctx, int32_t seq_id, int32_t cut, float * out, size_t cap) {
+    return ctx->fastv ? copy_out(ctx->fastv->scores(seq_id, cut), out, cap) : 0;
+}
+
+size_t pyfastv_get_grids(const struct llama_context * ctx, int32_t seq_id, struct pyfastv_grid * out, size_t cap) {
+    return ctx->fastv ? copy_out(ctx->fastv->grids(seq_id), out, cap) : 0;
 }
 
 const char * pyfastv_last_error(void) {

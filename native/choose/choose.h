@@ -6,24 +6,40 @@
 #include <cstdint>
 #include <vector>
 
-// Which visual tokens of one picture stay. Pure functions: scores in, ascending indices out.
+// Which visual tokens of one picture stay at a cut. Pure functions: scores in, ascending indices out.
 // Of equal scores the lower index comes first.
 namespace pyfastv {
 
-// How many of n visual tokens stay when the share `drop` leaves: round-half-even of n*(1 - drop), at least 1.
+// A slice of a picture: nx*ny tokens in raster order. Tokens that form no grid are one row of n.
+struct patch_grid {
+    int32_t nx;
+    int32_t ny;
+};
+
+// All tokens of one picture, those that an earlier cut dropped included.
+struct picture_scores {
+    std::vector<float>      scores;  // [n]
+    std::vector<uint8_t>    present; // [n] 0: not to be chosen
+    std::vector<patch_grid> grids;   // the slices, in order; their tokens sum to n
+};
+
+// How many of the n tokens of a picture stay when the share `drop` leaves: round-half-even of n*(1 - drop), at least 1
+// unless drop is 1.
 size_t count_kept(size_t n, float drop);
 
-// FastV's rule (ECCV 2024, section 4.1): the highest scores.
-std::vector<int32_t> choose_top_k(const float * scores, size_t n, float drop);
+// min(count_kept(all tokens, cut.drop), tokens present) of those present; for PYFASTV_PICK_MASS at least that many.
+//
+//   top-k    FastV's rule (ECCV 2024, section 4.1): the highest scores.
+//   window   Every window x window part of a grid keeps its share of the highest scores, so that no part of the picture
+//            goes unseen. Windows at the right and lower edge may be smaller. Of s tokens present in a window, the one of
+//            rank r comes before others by (r + 0.5)/s, then by its score.
+//   uniform  Evenly spaced among those present, whatever the scores.
+//   grid     First the tokens at every stride-th column and row of a grid, starting at stride/2 (uniformly thinned if
+//            they are too many), then the highest scores (FEATHER, arXiv 2412.13180).
+//   mass     As few of the highest scores as hold the share cut.mass of the sum over those present (ZipVL, arXiv 2410.08584).
+std::vector<int32_t> choose(const picture_scores & picture, const pyfastv_cut & cut);
 
-// Every window x window part of the patch grid keeps its share of the highest scores, so that no part of the picture
-// goes unseen. Windows at the right and lower edge may be smaller. The token of rank r in a window of s tokens comes
-// before others by (r + 0.5)/s, then by its score. A picture whose tokens form no square is taken as one row.
-std::vector<int32_t> choose_window(const float * scores, size_t n, float drop, int32_t window);
-
-// Evenly spaced: the i-th of m is floor((i + 0.5)*n/m).
-std::vector<int32_t> choose_uniform(size_t n, float drop);
-
-std::vector<int32_t> choose(const float * scores, size_t n, float drop, pyfastv_pick pick, int32_t window);
+// PYFASTV_SCORE_RANDOM: n numbers in [0, 1) from a seed, the same on every machine.
+std::vector<float> random_scores(size_t n, uint32_t seed);
 
 } // namespace pyfastv

@@ -12,38 +12,17 @@
 #include "ggml-backend.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
-#include <typeinfo>
 #include <utility>
 
 namespace pyfastv {
 
 staged_decode::staged_decode(llama_context & ctx, const pyfastv_params & params, staged_memory & memory) :
     ctx(ctx), params(params), memory(memory) {}
-
-staged_decode::cache_params staged_decode::types_of(llama_memory_i & memory) {
-    auto * staged   = dynamic_cast<staged_memory *>(&memory);
-    const auto & kv = staged ? staged->kv(0) : dynamic_cast<llama_kv_cache &>(memory);
-
-    return { kv.type_k(), kv.type_v() };
-}
-
-kv_cache_ptr staged_decode::make_cache(const llama_context & ctx, cache_params types, int32_t il0, int32_t il1) {
-    const auto & hparams = ctx.model.hparams;
-    const auto & cparams = ctx.cparams;
-
-    // as llama_model::create_memory() does for layers that only predict further tokens
-    il1 = std::min<int32_t>(il1, hparams.n_layer());
-
-    return std::make_unique<llama_kv_cache>(
-            ctx.model, hparams, types.type_k, types.type_v,
-            !cparams.flash_attn, cparams.offload_kqv, cparams.kv_unified,
-            cparams.n_ctx_seq, cparams.n_seq_max, 1, hparams.n_swa, hparams.swa_type, nullptr,
-            [il0, il1](int32_t il) { return il0 <= il && il < il1; }, nullptr, nullptr);
-}
 
 const char * staged_decode::unsupported_output(const llama_context & ctx) {
     if (ctx.cparams.embeddings || !ctx.sampling.samplers.empty()) {
@@ -52,29 +31,81 @@ const char * staged_decode::unsupported_output(const llama_context & ctx) {
     return nullptr;
 }
 
+static std::vector<int32_t> first_layers_of(const pyfastv_params & params) {
+    std::vector<int32_t> res = { 0 };
+    for (int32_t c = 0; c < params.n_cuts; ++c) {
+        res.push_back(params.cuts[c].layer);
+    }
+    return res;
+}
+
+// KV cells of the stage behind a cut
+static uint32_t n_cells_of(const pyfastv_params & params, int32_t cut, uint32_t n_ctx) {
+    if (params.n_cells == 0) {
+        return n_ctx;
+    }
+    const double n = params.n_cells > 0 ? params.n_cells : n_ctx*(1.0 - params.cuts[cut].drop) + n_ctx/4.0;
+
+    return std::min(n_ctx, (uint32_t) (256*std::ceil(n/256)));
+}
+
+static bool same_memory(const pyfastv_params & a, const pyfastv_params & b, uint32_t n_ctx) {
+    if (first_layers_of(a) != first_layers_of(b)) {
+        return false;
+    }
+    for (int32_t c = 0; c < a.n_cuts; ++c) {
+        if (n_cells_of(a, c, n_ctx) != n_cells_of(b, c, n_ctx)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void refuse_layers(const llama_model & model, const pyfastv_params & params) {
+    for (int32_t c = 0; c < params.n_cuts; ++c) {
+        if (const char * reason = unsupported_layer(model, params.cuts[c].layer, reads_attention(params.cuts[c]))) {
+            throw unsupported("a cut at layer " + std::to_string(params.cuts[c].layer) + " is not possible: " + reason);
+        }
+    }
+}
+
 void staged_decode::attach(llama_context & ctx, const pyfastv_params & params) {
     validate(params, ctx.model.hparams.n_layer());
-
-    if (ctx.fastv && ctx.fastv->params.k == params.k) {
-        ctx.memory->clear(false);
-        ctx.fastv.reset(new staged_decode(ctx, params, ctx.fastv->memory));
-        return;
-    }
 
     if (const char * reason = unsupported_reason(ctx.model)) {
         throw unsupported(reason);
     }
-    if (!ctx.memory || (!ctx.fastv && typeid(*ctx.memory) != typeid(llama_kv_cache))) {
+    if (!ctx.memory) {
         throw unsupported("its memory is not a plain KV cache");
     }
-    if (ctx.cparams.n_seq_max != 1) {
-        throw unsupported("the context has n_seq_max = " + std::to_string(ctx.cparams.n_seq_max) + "; this version runs stages for one sequence only");
+    refuse_layers(ctx.model, params);
+
+    const uint32_t n_ctx = ctx.cparams.n_ctx_seq;
+
+    if (ctx.fastv && same_memory(ctx.fastv->params, params, n_ctx)) {
+        auto & memory = ctx.fastv->memory;
+
+        memory.clear(false);
+        ctx.fastv.reset(new staged_decode(ctx, params, memory));
+        ctx.sched_need_reserve = true; // another rule may not be possible here
+        try {
+            ctx.sched_reserve();
+        } catch (...) {
+            make_plain(ctx, stage_cache::layout_of(memory.cache(0).memory()));
+            throw;
+        }
+        return;
+    }
+
+    if (ctx.cparams.n_seq_max != 1 && !ctx.cparams.kv_unified) {
+        throw unsupported("the context has n_seq_max = " + std::to_string(ctx.cparams.n_seq_max) +
+                " and a KV cache for each sequence; stages need one for all (kv_unified)");
     }
     if (const char * reason = unsupported_output(ctx)) {
         throw unsupported(reason);
     }
 
-    const auto types = types_of(*ctx.memory);
+    const auto layout = stage_cache::layout_of(ctx.fastv ? ctx.fastv->memory.cache(0).memory() : *ctx.memory);
 
     // the old cache goes first: two at a time may not fit
     ctx.synchronize();
@@ -82,10 +113,17 @@ void staged_decode::attach(llama_context & ctx, const pyfastv_params & params) {
     ctx.memory.reset();
 
     try {
-        auto memory = std::make_unique<staged_memory>(params.k, std::array<kv_cache_ptr, n_stages> {
-            make_cache(ctx, types, 0, params.k),
-            make_cache(ctx, types, params.k, stage::all),
-        }, ctx.model.hparams.n_embd);
+        auto first = first_layers_of(params);
+
+        std::vector<std::unique_ptr<stage_cache>> caches;
+        for (size_t s = 0; s < first.size(); ++s) {
+            const int32_t  end     = s + 1 < first.size() ? first[s + 1] : stage::all;
+            const uint32_t n_cells = s == 0 ? n_ctx : n_cells_of(params, s - 1, n_ctx);
+
+            caches.push_back(std::make_unique<stage_cache>(ctx.model, ctx.cparams, layout, first[s], end, n_cells));
+        }
+
+        auto memory = std::make_unique<staged_memory>(std::move(first), std::move(caches), ctx.model.hparams.n_embd);
 
         ctx.fastv.reset(new staged_decode(ctx, params, *memory));
         ctx.memory = std::move(memory);
@@ -93,7 +131,7 @@ void staged_decode::attach(llama_context & ctx, const pyfastv_params & params) {
         ctx.sched_need_reserve = true;
         ctx.sched_reserve();
     } catch (...) {
-        make_plain(ctx, types);
+        make_plain(ctx, layout);
         throw;
     }
 }
@@ -105,7 +143,7 @@ void staged_decode::attach_from_env(llama_context & ctx) {
         return;
     }
     try {
-        attach(ctx, parse_params(text));
+        attach(ctx, parse_params(text, ctx.model.hparams.n_layer()));
     } catch (const std::exception & err) {
         fprintf(stderr, "LLAMA_FASTV=%s: nothing is pruned: %s\n", text, err.what());
     }
@@ -115,17 +153,32 @@ void staged_decode::detach(llama_context & ctx) {
     if (!ctx.fastv) {
         return;
     }
-    make_plain(ctx, types_of(*ctx.memory));
+    make_plain(ctx, stage_cache::layout_of(ctx.fastv->memory.cache(0).memory()));
 }
 
-void staged_decode::make_plain(llama_context & ctx, cache_params types) {
+void staged_decode::make_plain(llama_context & ctx, cache_layout layout) {
     ctx.synchronize();
     ctx.fastv.reset();
     ctx.memory.reset();
-    ctx.memory = make_cache(ctx, types, 0, stage::all);
+    ctx.memory = stage_cache(ctx.model, ctx.cparams, layout, 0, stage::all, ctx.cparams.n_ctx_seq).release();
 
     ctx.sched_need_reserve = true;
     ctx.sched_reserve();
+}
+
+stage staged_decode::stage_to_run(int s, bool all_rows) const {
+    stage res;
+    res.il0 = memory.first_layers()[s];
+
+    if (s + 1 < memory.n_stages()) {
+        const auto & cut = params.cuts[s];
+
+        res.il1     = cut.layer;
+        res.no_rope = cut.score == PYFASTV_SCORE_LAST_NO_ROPE;
+        res.scored  = !reads_attention(cut) ? stage::readers::none : all_rows ? stage::readers::all_rows : stage::readers::last_row;
+    }
+
+    return res;
 }
 
 void staged_decode::reserve() {
@@ -133,8 +186,8 @@ void staged_decode::reserve() {
     const uint32_t n_tokens  = std::min(ctx.cparams.n_ctx, ctx.cparams.n_ubatch);
     const uint32_t n_outputs = std::min(n_tokens, ctx.cparams.n_outputs_max);
 
-    for (const stage layers : { stage { 0, params.k }, stage { params.k, stage::all } }) {
-        const scoped_value<stage> scope(ctx.cparams.stage, layers);
+    for (int s = 0; s < memory.n_stages(); ++s) {
+        const scoped_value<stage> scope(ctx.cparams.stage, stage_to_run(s, false));
 
         if (!ctx.graph_reserve(n_tokens, 1, n_outputs, mctx.get())) {
             throw std::runtime_error("failed to allocate the compute buffers of a stage");

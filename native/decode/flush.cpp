@@ -1,9 +1,11 @@
-// staged_decode: the choice, and the later layers
+// staged_decode: the later layers
 
+#include "decode/flow.h"
 #include "decode/scopes.h"
+#include "decode/stage_output.h"
 #include "decode/staged_decode.h"
 
-#include "choose/choose.h"
+#include "schedule/schedule.h"
 
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -14,6 +16,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
 #include <utility>
 
 namespace pyfastv {
@@ -28,101 +31,235 @@ static pyfastv_status to_status(ggml_status status) {
     return PYFASTV_FAILED;
 }
 
-std::vector<float> staged_decode::cell_scores() const {
-    const auto & rows = memory.pending.all();
-
-    std::vector<float> res;
-
-    // cells come to exist as rows are decoded: an earlier row has paid nothing to later ones
-    const auto add = [&](const pending_row & row, bool max) {
-        res.resize(std::max(res.size(), row.scores.size()), 0.0f);
-        for (size_t i = 0; i < row.scores.size(); ++i) {
-            res[i] = max ? std::max(res[i], row.scores[i]) : res[i] + row.scores[i];
-        }
-    };
-
-    if (params.score != PYFASTV_SCORE_LAST) {
-        size_t n = 0;
-        for (size_t i = rows.size(); i > 0 && !rows[i - 1].visual(); --i) {
-            add(rows[i - 1], params.score == PYFASTV_SCORE_QUESTION_MAX);
-            n++;
-        }
-        if (n > 0) {
-            if (params.score == PYFASTV_SCORE_QUESTION_MEAN) {
-                std::for_each(res.begin(), res.end(), [n](float & score) { score /= n; });
-            }
-            return res;
-        }
+void staged_decode::flush_if_read() {
+    if (n_outputs == 0) {
+        return;
     }
 
-    // the last row; or, if rows behind it were removed again, the last one that was read
-    for (size_t i = rows.size(); i > 0 && res.empty(); --i) {
-        add(rows[i - 1], true);
+    // a sequence whose outputs were not asked for may not have been asked its question yet
+    std::vector<llama_seq_id> seq_ids;
+    for (const auto & [id, seq] : memory.sequences) {
+        if (std::any_of(seq.pending.begin(), seq.pending.end(), [](const auto & row) { return row.output >= 0; })) {
+            seq_ids.push_back(id);
+        }
+    }
+    if (seq_ids.empty()) {
+        return;
     }
 
-    return res;
+    auto status = PYFASTV_FAILED;
+    try {
+        status = flush(seq_ids);
+    } catch (const std::exception & err) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
+    }
+
+    if (status != PYFASTV_OK) {
+        // stock's readers return null for outputs that are not there
+        LLAMA_LOG_ERROR("%s: the later layers could not be run; the outputs of this batch cannot be read\n", __func__);
+        std::fill_n(ctx.logits.data, ctx.logits.size, std::numeric_limits<float>::quiet_NaN());
+    }
 }
 
-std::vector<size_t> staged_decode::choose() {
-    const timer time(counts.t_choose_ms);
-
-    const auto & rows   = memory.pending.all();
-    const auto   scores = cell_scores();
-
-    last_kept.clear();
-    last_scores.clear();
-
-    std::vector<size_t> chosen;
-    chosen.reserve(rows.size());
-
-    for (size_t i = 0; i < rows.size(); ) {
-        if (!rows[i].visual()) {
-            chosen.push_back(i++);
-            continue;
+pyfastv_status staged_decode::flush() {
+    std::vector<llama_seq_id> seq_ids;
+    for (const auto & [id, seq] : memory.sequences) {
+        if (!seq.pending.empty()) {
+            seq_ids.push_back(id);
         }
+    }
+    return seq_ids.empty() ? PYFASTV_OK : flush(seq_ids);
+}
 
-        // one picture
-        const size_t i0     = i;
-        const size_t offset = last_scores.size();
+pyfastv_status staged_decode::flush(const std::vector<llama_seq_id> & seq_ids) {
+    // positions may have been shifted since the rows were decoded
+    ctx.memory_update(false);
 
-        for (; i < rows.size() && rows[i].span == rows[i0].span; ++i) {
-            last_scores.push_back(rows[i].cell < scores.size() ? scores[rows[i].cell] : 0.0f);
+    std::vector<flow> flows;
+    for (const auto seq_id : seq_ids) {
+        flows.emplace_back(seq_id, memory.sequences.at(seq_id));
+    }
+
+    const auto status = run_later(flows);
+
+    if (status != PYFASTV_OK) {
+        // of the later layers only: the rows still wait, so that the call can be repeated
+        for (const auto & flow : flows) {
+            memory.forget_later(flow.seq_id, flow.seq->pending.front().pos[0], flow.recalled);
         }
+        return status;
+    }
 
-        auto kept = pyfastv::choose(last_scores.data() + offset, i - i0, params.drop, params.pick, params.window);
+    for (auto & flow : flows) {
+        auto & seq = memory.sequences.at(flow.seq_id);
 
-        // somebody will read the logits of these, whatever their scores
-        for (size_t j = i0; j < i; ++j) {
-            if (rows[j].output >= 0 && !std::binary_search(kept.begin(), kept.end(), j - i0)) {
-                kept.insert(std::lower_bound(kept.begin(), kept.end(), j - i0), j - i0);
+        seq.turns.push_back({ std::move(seq.pending), std::move(flow.recalled) });
+        seq.pending.clear();
+        seq.tokens = std::move(flow.tokens);
+        seq.scores = std::move(flow.scores);
+
+        counts.n_recalled += (int32_t) seq.turns.back().recalled.size();
+
+        // a text that recalled nothing can be cut without taking anything back
+        if (seq.tokens.empty()) {
+            seq.turns.clear();
+        }
+    }
+    n_outputs = 0;
+
+    return PYFASTV_OK;
+}
+
+pyfastv_status staged_decode::run_later(std::vector<flow> & flows) {
+    const int64_t n_embd = ctx.model.hparams.n_embd;
+
+    // batch indices of the outputs, in the order in which they are read
+    std::vector<int32_t> outputs;
+    for (const auto & flow : flows) {
+        for (const auto & row : flow.rows) {
+            if (row.output >= 0) {
+                outputs.push_back(row.output);
+            }
+        }
+    }
+    std::sort(outputs.begin(), outputs.end());
+
+    const float recall = params.recall;
+    int32_t n_kept[PYFASTV_MAX_STAGES] = {};
+
+    for (int s = 1; s < memory.n_stages(); ++s) {
+        {
+            const timer time(counts.t_choose_ms);
+
+            for (auto & flow : flows) {
+                flow.choose(s - 1, params.cuts[s - 1], memory.cache(0).forgets() ? 0.0f : recall, n_embd);
+                n_kept[s] += flow.n_kept;
             }
         }
 
-        for (const int32_t k : kept) {
-            chosen.push_back(i0 + k);
-            last_kept.push_back(offset + k);
+        const timer time(counts.t_later_ms);
+
+        const auto status = run_later_stage(s, flows, outputs);
+        if (status != PYFASTV_OK) {
+            return status;
         }
     }
 
-    return chosen;
+    std::fill(ctx.output_ids.begin(), ctx.output_ids.end(), -1);
+    for (size_t i = 0; i < outputs.size(); ++i) {
+        ctx.output_ids[outputs[i]] = (int32_t) i;
+    }
+    ctx.n_outputs = (int32_t) outputs.size();
+
+    for (int s = 1; s < memory.n_stages(); ++s) {
+        counts.n_visual_entered[s] += n_kept[s];
+    }
+
+    return PYFASTV_OK;
 }
 
-std::vector<llama_ubatch> staged_decode::make_ubatches(const std::vector<size_t> & chosen) const {
-    const auto & pending = memory.pending;
+pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, const std::vector<int32_t> & outputs) {
+    const int64_t t0 = ggml_time_us();
+
+    const auto ubatches = make_ubatches(flows);
+    if (ubatches.empty()) {
+        return PYFASTV_OK;
+    }
+
+    auto mctx = memory.init_stage(s, ubatches);
+    if (!mctx) {
+        LLAMA_LOG_ERROR("%s: no room in the KV cache of the layers from %d on\n", __func__, memory.first_layers()[s]);
+        return PYFASTV_FAILED;
+    }
+
+    const bool    last     = s + 1 == memory.n_stages();
+    const bool    all_rows = !last && (flows.size() > 1 || every_row_votes(params.cuts[s].score));
+    const int64_t n_vocab  = ctx.model.vocab.n_tokens();
+
+    size_t i_flow = 0, i_row = 0; // of the first row of the ubatch
+
+    for (const auto & ubatch : ubatches) {
+        std::vector<std::pair<flow *, staged_row *>> rows;
+        for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+            while (i_row == flows[i_flow].rows.size()) {
+                i_flow++;
+                i_row = 0;
+            }
+            rows.emplace_back(&flows[i_flow], &flows[i_flow].rows[i_row++]);
+        }
+
+        const auto n_out = last ? (int32_t) std::count(ubatch.output, ubatch.output + ubatch.n_tokens, 1) : 0;
+        if (!last) {
+            std::fill_n(ubatch.output, ubatch.n_tokens, 0);
+        }
+
+        const scoped_value<bool>     causal(ctx.cparams.causal_attn, rows[0].second->causal);
+        const scoped_value<uint32_t> scope(ctx.n_outputs, n_out);
+
+        llm_graph_result * res = nullptr;
+
+        const auto status = run(stage_to_run(s, all_rows), ubatch, *mctx, res);
+        if (status != GGML_STATUS_SUCCESS) {
+            return to_status(status);
+        }
+
+        if (last) {
+            int32_t n_read = 0;
+            for (const auto & [flow, row] : rows) {
+                if (row->output >= 0) {
+                    const auto rank = std::lower_bound(outputs.begin(), outputs.end(), row->output) - outputs.begin();
+                    ggml_backend_tensor_get(res->get_logits(), ctx.logits.data + rank*n_vocab, n_read++*n_vocab*sizeof(float), n_vocab*sizeof(float));
+                }
+            }
+        } else {
+            const stage_output output(*res, ubatch.n_tokens);
+
+            std::map<llama_seq_id, stage_cache::cells> cells;
+            for (size_t i = 0; i < rows.size(); ++i) {
+                const auto & [flow, row] = rows[i];
+                if (output.has_scores() && !cells.count(flow->seq_id)) {
+                    cells[flow->seq_id] = memory.cache(s).cells_of(flow->seq_id);
+                }
+                row->hidden = output.hidden(i);
+                row->scores = output.scores(i, flow->tokens, cells[flow->seq_id]);
+            }
+        }
+
+        mctx->next();
+    }
+
+    // the tokens were counted by llama_decode()
+    ctx.t_p_eval_us += ggml_time_us() - t0;
+
+    return PYFASTV_OK;
+}
+
+std::vector<llama_ubatch> staged_decode::make_ubatches(const std::vector<flow> & flows) const {
+    const uint32_t n_pos  = ctx.model.hparams.n_pos_per_embd();
+    const int64_t  n_embd = ctx.model.hparams.n_embd;
+
+    const bool drops = std::any_of(params.cuts, params.cuts + params.n_cuts, [](const auto & cut) { return cut.drop > 0.0f; });
 
     // Rows run in ubatches as large as they may be, but
     // - a picture decoded non-causally sees itself, and nothing else of its ubatch;
     // - ggml's kernels round by the number of rows: with nothing dropped, the ubatches stay those of stage 0, so that
     //   the result is stock llama.cpp's to the bit.
-    const auto together = [&](const pending_row & a, const pending_row & b) {
-        return a.ubatch == b.ubatch || (params.drop > 0.0f && a.causal && b.causal);
+    const auto together = [&](const staged_row & a, const staged_row & b) {
+        return a.ubatch == b.ubatch || (drops && a.causal && b.causal);
     };
+
+    std::vector<std::pair<llama_seq_id, const staged_row *>> rows;
+    for (const auto & flow : flows) {
+        for (const auto & row : flow.rows) {
+            rows.emplace_back(flow.seq_id, &row);
+        }
+    }
 
     std::vector<llama_ubatch> ubatches;
 
-    for (size_t i0 = 0; i0 < chosen.size(); ) {
+    for (size_t i0 = 0; i0 < rows.size(); ) {
         size_t i1 = i0 + 1;
-        while (i1 < chosen.size() && i1 - i0 < ctx.cparams.n_ubatch && together(pending[chosen[i0]], pending[chosen[i1]])) {
+        while (i1 < rows.size() && i1 - i0 < ctx.cparams.n_ubatch && together(*rows[i0].second, *rows[i1].second)) {
             i1++;
         }
 
@@ -130,23 +267,29 @@ std::vector<llama_ubatch> staged_decode::make_ubatches(const std::vector<size_t>
 
         auto data = std::make_shared<llama_ubatch::data_t>();
 
-        data->pos.resize(n);
+        data->pos.resize(n*n_pos);
         data->output.resize(n);
-        data->embd.reserve(n*pending.n_embd);
+        data->embd.reserve(n*n_embd);
         data->n_seq_id.assign(n, 1);
-        data->seq_id_data.assign(n, 0);
-        data->seq_id_unq.assign(1, 0);
+        data->seq_id_data.resize(n);
         data->seq_idx.assign(LLAMA_MAX_SEQ, -1);
-        data->seq_idx[0] = 0;
 
         for (uint32_t i = 0; i < n; ++i) {
-            const size_t row = chosen[i0 + i];
+            const auto & [seq_id, row] = rows[i0 + i];
 
-            data->pos[i]    = pending[row].pos;
-            data->output[i] = pending[row].output >= 0;
-            data->embd.insert(data->embd.end(), pending.hidden(row), pending.hidden(row) + pending.n_embd);
+            for (uint32_t j = 0; j < n_pos; ++j) {
+                data->pos[j*n + i] = row->pos[j];
+            }
+            data->output[i] = row->output >= 0;
+            data->embd.insert(data->embd.end(), row->hidden.get(), row->hidden.get() + n_embd);
+            data->seq_id_data[i] = seq_id;
             data->seq_id.push_back(&data->seq_id_data[i]);
-            data->batch_idxs.push_back(row);
+            data->batch_idxs.push_back((int32_t) i);
+
+            if (data->seq_idx[seq_id] < 0) {
+                data->seq_idx[seq_id] = (int32_t) data->seq_id_unq.size();
+                data->seq_id_unq.push_back(seq_id);
+            }
         }
 
         llama_ubatch ubatch = {
@@ -154,8 +297,8 @@ std::vector<llama_ubatch> staged_decode::make_ubatches(const std::vector<size_t>
             /*.n_tokens     =*/ n,
             /*.n_seq_tokens =*/ 1,
             /*.n_seqs       =*/ n,
-            /*.n_seqs_unq   =*/ 1,
-            /*.n_pos        =*/ 1,
+            /*.n_seqs_unq   =*/ (uint32_t) data->seq_id_unq.size(),
+            /*.n_pos        =*/ n_pos,
             /*.token        =*/ nullptr,
             /*.embd         =*/ data->embd.data(),
             /*.pos          =*/ data->pos.data(),
@@ -172,95 +315,6 @@ std::vector<llama_ubatch> staged_decode::make_ubatches(const std::vector<size_t>
     }
 
     return ubatches;
-}
-
-void staged_decode::flush_if_read() {
-    if (n_outputs == 0 || memory.pending.empty()) {
-        return;
-    }
-
-    auto status = PYFASTV_FAILED;
-    try {
-        status = flush();
-    } catch (const std::exception & err) {
-        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
-    }
-
-    if (status != PYFASTV_OK) {
-        // stock's readers return null for outputs that are not there
-        LLAMA_LOG_ERROR("%s: the later layers could not be run; the outputs of this batch cannot be read\n", __func__);
-        std::fill_n(ctx.logits.data, ctx.logits.size, std::numeric_limits<float>::quiet_NaN());
-    }
-}
-
-pyfastv_status staged_decode::flush() {
-    const auto & pending = memory.pending;
-
-    if (pending.empty()) {
-        return PYFASTV_OK;
-    }
-
-    // positions may have been shifted since the rows were decoded
-    ctx.memory_update(false);
-
-    const auto chosen = choose();
-
-    const timer   time(counts.t_later_ms);
-    const int64_t t0 = ggml_time_us();
-
-    const auto ubatches = make_ubatches(chosen);
-
-    llama_kv_cache::slot_info_vec_t sinfos;
-
-    auto mctx = memory.init_stage(1, ubatches, sinfos);
-    if (!mctx) {
-        LLAMA_LOG_ERROR("%s: no room in the KV cache of the later layers for %zu tokens\n", __func__, chosen.size());
-        return PYFASTV_FAILED;
-    }
-
-    const int64_t n_vocab = ctx.model.vocab.n_tokens();
-
-    int32_t n_read = 0;
-
-    for (const auto & ubatch : ubatches) {
-        const auto n_out = (int32_t) std::count(ubatch.output, ubatch.output + ubatch.n_tokens, 1);
-
-        const scoped_value<bool>     causal(ctx.cparams.causal_attn, pending[ubatch.data->batch_idxs[0]].causal);
-        const scoped_value<uint32_t> outputs(ctx.n_outputs, n_out);
-
-        llm_graph_result * res = nullptr;
-
-        const auto status = run({ params.k, stage::all }, ubatch, *mctx, res);
-        if (status != GGML_STATUS_SUCCESS) {
-            // of the later layers only: the rows stay pending, so that the call can be repeated
-            memory.kv(1).seq_rm(0, pending[0].pos, -1);
-            return to_status(status);
-        }
-
-        if (n_out > 0) {
-            ggml_backend_tensor_get(res->get_logits(), ctx.logits.data + n_read*n_vocab, 0, n_out*n_vocab*sizeof(float));
-        }
-        n_read += n_out;
-
-        mctx->next();
-    }
-
-    std::fill(ctx.output_ids.begin(), ctx.output_ids.end(), -1);
-    ctx.n_outputs = 0;
-    for (const auto & row : pending.all()) {
-        if (row.output >= 0) {
-            ctx.output_ids[row.output] = ctx.n_outputs++;
-        }
-    }
-
-    counts.n_visual_kept += last_kept.size();
-    n_outputs = 0;
-    memory.pending.clear();
-
-    // the tokens were counted by llama_decode()
-    ctx.t_p_eval_us += ggml_time_us() - t0;
-
-    return PYFASTV_OK;
 }
 
 } // namespace pyfastv

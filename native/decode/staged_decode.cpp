@@ -2,19 +2,23 @@
 
 #include "decode/staged_decode.h"
 
+#include "choose/choose.h"
+#include "decode/flow.h"
 #include "decode/scopes.h"
-#include "graph/stage_graph.h"
-#include "score/score.h"
+#include "decode/stage_output.h"
+#include "schedule/schedule.h"
 
 #include "llama-batch.h"
 #include "llama-context.h"
 #include "llama-impl.h"
+#include "llama-model.h"
 
 #include "ggml-backend.h"
-#include "ggml.h"
 
 #include <algorithm>
 #include <exception>
+#include <iterator>
+#include <map>
 #include <utility>
 
 namespace pyfastv {
@@ -29,10 +33,35 @@ static int to_decode_result(ggml_status status) {
     return -3;
 }
 
+bool staged_decode::can_recall(const sequence & seq) const {
+    // what a sliding window has forgotten cannot be seen by a row that comes back
+    return params.recall > 0.0f && !memory.cache(0).forgets() && seq.has_dropped(memory.n_stages()) &&
+            std::any_of(params.cuts, params.cuts + params.n_cuts, reads_attention);
+}
+
 bool staged_decode::takes(const llama_batch_allocr & balloc) const {
     const auto & batch = balloc.get_batch();
 
-    return !memory.pending.empty() || (batch.embd && !batch.token && media == PYFASTV_MEDIA_IMAGE);
+    if (batch.embd && !batch.token && media == PYFASTV_MEDIA_IMAGE) {
+        return true;
+    }
+    if (memory.sequences.empty()) {
+        return false;
+    }
+
+    std::map<llama_seq_id, int32_t> n_rows;
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        for (int32_t j = 0; j < batch.n_seq_id[i]; ++j) {
+            n_rows[batch.seq_id[i][j]]++;
+        }
+    }
+
+    return std::any_of(n_rows.begin(), n_rows.end(), [&](const auto & item) {
+        const auto seq = memory.sequences.find(item.first);
+
+        // a single row is a generated token, more are a question
+        return seq != memory.sequences.end() && (!seq->second.pending.empty() || (item.second > 1 && can_recall(seq->second)));
+    });
 }
 
 int staged_decode::decode(llama_batch_allocr & balloc) {
@@ -44,6 +73,49 @@ int staged_decode::decode(llama_batch_allocr & balloc) {
     }
 }
 
+bool staged_decode::has_room_later(const llama_batch_allocr & balloc, bool visual) const {
+    for (int s = 1; s < memory.n_stages(); ++s) {
+        const auto & kv = memory.cache(s).base();
+
+        // every token in it is in stage 0 too
+        if (kv.get_size() == memory.cache(0).base().get_size()) {
+            continue;
+        }
+
+        const auto & cut = params.cuts[s - 1];
+
+        const auto at_most = [&](size_t n) { return cut.pick == PYFASTV_PICK_MASS ? n : count_kept(n, cut.drop); };
+
+        size_t n = kv.get_cells(0).get_used() + (visual ? at_most(balloc.get_n_tokens()) : balloc.get_n_tokens());
+
+        for (const auto & [id, seq] : memory.sequences) {
+            std::map<int32_t, size_t> waiting; // visual tokens of each picture, by its first token
+            for (const auto & row : seq.pending) {
+                if (!row.visual()) {
+                    n++;
+                    continue;
+                }
+                const auto behind = std::upper_bound(seq.pictures.begin(), seq.pictures.end(), row.token,
+                        [](int32_t token, const picture & p) { return token < p.first; });
+                waiting[std::prev(behind)->first]++;
+            }
+            for (const auto & [first, n_tokens] : waiting) {
+                n += at_most(n_tokens);
+            }
+            if (can_recall(seq)) {
+                n += (size_t) (params.recall*seq.tokens.size());
+            }
+        }
+
+        if (n > kv.get_size()) {
+            LLAMA_LOG_WARN("%s: no room in the KV cache of the layers from %d on: %zu cells are needed, there are %u\n",
+                    __func__, cut.layer, n, kv.get_size());
+            return false;
+        }
+    }
+    return true;
+}
+
 int staged_decode::run_stage0(llama_batch_allocr & balloc) {
     if (const char * reason = unsupported_output(ctx)) {
         LLAMA_LOG_ERROR("%s: %s\n", __func__, reason);
@@ -52,9 +124,11 @@ int staged_decode::run_stage0(llama_batch_allocr & balloc) {
 
     const bool visual = balloc.get_batch().embd && media == PYFASTV_MEDIA_IMAGE;
 
-    auto & pending = memory.pending;
-
-    pending.forget_outputs();
+    for (auto & [id, seq] : memory.sequences) {
+        for (auto & row : seq.pending) {
+            row.output = -1; // nobody has read it
+        }
+    }
     n_outputs = 0;
 
     balloc.split_reset();
@@ -69,11 +143,9 @@ int staged_decode::run_stage0(llama_batch_allocr & balloc) {
         ubatches.push_back(std::move(ubatch));
     }
 
-    // Reading must not fail later. The later stage has room if stage 0 has: every token in it is in stage 0 too.
-    llama_kv_cache::slot_info_vec_t sinfos;
-
-    auto mctx = memory.init_stage(0, ubatches, sinfos);
-    if (!mctx) {
+    // reading must not fail later
+    auto mctx = memory.init_stage(0, ubatches);
+    if (!mctx || !has_room_later(balloc, visual)) {
         LLAMA_LOG_WARN("%s: no room in the KV cache for %u tokens\n", __func__, balloc.get_n_tokens());
         return 1;
     }
@@ -85,77 +157,104 @@ int staged_decode::run_stage0(llama_batch_allocr & balloc) {
         return -2;
     }
 
-    pending.reserve(balloc.get_n_tokens());
-
-    const bool score_all_rows = !visual && params.score != PYFASTV_SCORE_LAST;
-
     const timer time(counts.t_stage0_ms);
-
-    if (!visual) {
-        new_span = true;
-    }
 
     for (size_t u = 0; u < ubatches.size(); ++u) {
         const auto & ubatch = ubatches[u];
 
+        // a picture's own rows vote in one rule only
+        const auto score    = params.cuts[0].score;
+        const bool all_rows = ubatch.n_seqs_unq > 1 || score == PYFASTV_SCORE_ALL || (!visual && every_row_votes(score));
+
         llm_graph_result * res = nullptr;
 
-        const auto status = run({ 0, params.k, score_all_rows }, ubatch, *mctx, res);
+        const auto status = run(stage_to_run(0, all_rows), ubatch, *mctx, res);
         if (status != GGML_STATUS_SUCCESS) {
-            const llama_pos p0 = *std::min_element(ubatch.pos, ubatch.pos + ubatch.n_tokens);
+            for (uint32_t s = 0; s < ubatch.n_seqs_unq; ++s) {
+                const auto seq_id = ubatch.seq_id_unq[s];
 
-            LLAMA_LOG_WARN("%s: removing memory module entries for pos = [%d, +inf)\n", __func__, p0);
-            memory.seq_rm(0, p0, -1);
-
+                llama_pos p0 = INT32_MAX;
+                for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+                    if (std::count(ubatch.seq_id[i], ubatch.seq_id[i] + ubatch.n_seq_id[i], seq_id)) {
+                        p0 = std::min(p0, ubatch.pos[i]);
+                    }
+                }
+                LLAMA_LOG_WARN("%s: removing memory module entries for seq_id = %d, pos = [%d, +inf)\n", __func__, seq_id, p0);
+                memory.seq_rm(seq_id, p0, -1);
+            }
             return to_decode_result(status);
         }
 
-        read_rows(*res, ubatch, outputs[u], sinfos[u], visual);
+        read_rows(stage_output(*res, ubatch.n_tokens), ubatch, outputs[u], visual);
 
         mctx->next();
     }
 
+    media_begins = !visual;
     counts.n_visual += visual ? balloc.get_n_tokens() : 0;
     n_outputs = n_outputs_all;
 
     return 0;
 }
 
-void staged_decode::read_rows(llm_graph_result & res, const llama_ubatch & ubatch, const std::vector<int8_t> & outputs,
-        const llama_kv_cache::slot_info & sinfo, bool visual) {
-    const ggml_tensor * t_rows   = ggml_graph_get_tensor(res.get_gf(), rows_name);
-    const ggml_tensor * t_scores = ggml_graph_get_tensor(res.get_gf(), scores_name);
+void staged_decode::read_rows(const stage_output & output, const llama_ubatch & ubatch, const std::vector<int8_t> & outputs, bool visual) {
+    const int32_t number = memory.n_ubatches++;
 
-    n_ubatches++;
-    if (visual && new_span) {
-        new_span = false;
-        n_spans++;
-    }
+    for (uint32_t s = 0; s < ubatch.n_seqs_unq; ++s) {
+        const auto seq_id = ubatch.seq_id_unq[s];
 
-    // of the last rows of the ubatch
-    const int64_t n_kv = t_scores->ne[1], n_scored = t_scores->ne[2];
+        std::vector<uint32_t> members;
+        std::vector<position> places;
+        for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+            if (std::count(ubatch.seq_id[i], ubatch.seq_id[i] + ubatch.n_seq_id[i], seq_id)) {
+                position pos = {};
+                for (uint32_t j = 0; j < std::min<uint32_t>(ubatch.n_pos, pos.size()); ++j) {
+                    pos[j] = ubatch.pos[j*ubatch.n_tokens + i];
+                }
+                if (ubatch.token) {
+                    pos[3] = 0; // llm_graph_input_pos does the same
+                }
+                members.push_back(i);
+                places.push_back(pos);
+            }
+        }
 
-    std::vector<float> scores(n_kv*n_scored);
-    ggml_backend_tensor_get(t_scores, scores.data(), 0, ggml_nbytes(t_scores));
+        auto & seq = memory.sequences[seq_id];
 
-    std::vector<pending_row> added(ubatch.n_tokens);
+        int32_t token = -1;
+        if (visual) {
+            using extent = sequence::extent;
 
-    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-        auto & row = added[i];
+            const bool more  = !media_begins && !seq.pending.empty() && seq.pending.back().visual();
+            const bool slice = !media_id.empty() && seq.last_picture_waits() && seq.pictures.back().id == media_id;
 
-        row.pos    = ubatch.pos[i];
-        row.cell   = sinfo.idxs[0][i];
-        row.ubatch = n_ubatches;
-        row.span   = visual ? n_spans : -1;
-        row.output = outputs[i] ? ubatch.data->batch_idxs[i] : -1;
-        row.causal = ctx.cparams.causal_attn;
+            token = seq.add_tokens(places, more ? extent::more : slice ? extent::slice : extent::picture, media_id, media_nx, media_ny);
+        }
 
-        const int64_t scored = n_scored - ubatch.n_tokens + i;
-        if (scored >= 0) {
-            row.scores.assign(scores.begin() + scored*n_kv, scores.begin() + (scored + 1)*n_kv);
+        const auto cells = output.has_scores() && !seq.tokens.empty() ? memory.cache(0).cells_of(seq_id) : stage_cache::cells {};
+
+        for (size_t m = 0; m < members.size(); ++m) {
+            const uint32_t i = members[m];
+
+            staged_row row;
+            row.pos    = places[m];
+            row.ubatch = number;
+            row.output = outputs[i] ? ubatch.data->batch_idxs[i] : -1;
+            row.token  = visual ? token + (int32_t) m : -1;
+            row.causal = ctx.cparams.causal_attn;
+            row.hidden = output.hidden(i);
+            row.scores = output.scores(i, seq.tokens, cells);
+
+            if (visual) {
+                seq.tokens[row.token].hidden = row.hidden;
+            }
+            seq.pending.push_back(std::move(row));
         }
     }
-    ggml_backend_tensor_get(t_rows, memory.pending.append(std::move(added)), 0, ggml_nbytes(t_rows));
+
+    if (visual) {
+        media_begins = false;
+    }
 }
 
 ggml_status staged_decode::run(stage layers, const llama_ubatch & ubatch, llama_memory_context_i & mctx, llm_graph_result *& res) {
@@ -169,23 +268,42 @@ ggml_status staged_decode::run(stage layers, const llama_ubatch & ubatch, llama_
     return status;
 }
 
-void staged_decode::set_media(pyfastv_media media) {
-    this->media = media;
-    new_span = true;
+void staged_decode::begin_media(pyfastv_media media, const char * id, int32_t nx, int32_t ny) {
+    this->media  = media;
+    media_id     = id ? id : "";
+    media_nx     = std::max(nx, 0);
+    media_ny     = std::max(ny, 0);
+    media_begins = true;
 }
+
+//
+// what there is to know
+//
 
 pyfastv_report staged_decode::report() const {
     auto res = counts;
 
-    res.k         = params.k;
-    res.drop      = params.drop;
-    res.n_pending = memory.pending.size();
-    res.n_stages  = n_stages;
+    res.n_pending           = (int32_t) memory.n_pending();
+    res.n_stages            = memory.n_stages();
+    res.n_visual_entered[0] = res.n_visual;
 
-    for (int s = 0; s < n_stages; ++s) {
-        res.kv_cell_bytes[s] = cell_bytes(memory.kv(s));
-        res.kv_cells_used[s] = memory.kv(s).get_cells(0).get_used();
-        res.kv_cells_size[s] = memory.kv(s).get_size();
+    for (const auto & [id, seq] : memory.sequences) {
+        res.archive_bytes += seq.archive_bytes(ctx.model.hparams.n_embd);
+    }
+
+    const auto & stage0 = memory.cache(0).base();
+
+    for (int s = 0; s < memory.n_stages(); ++s) {
+        const auto bytes = kv_bytes_of(memory.cache(s).memory());
+
+        res.first_layer[s]   = memory.first_layers()[s];
+        res.kv_bytes_used[s] = bytes.used;
+        res.kv_bytes[s]      = bytes.allocated;
+
+        // every layer would have the cells of stage 0
+        const auto & kv = memory.cache(s).base();
+        res.kv_bytes_stock      += bytes.allocated + bytes.cell*(stage0.get_size() - kv.get_size());
+        res.kv_bytes_used_stock += bytes.used      + bytes.cell*(stage0.get_cells(0).get_used() - kv.get_cells(0).get_used());
     }
 
     return res;
@@ -193,6 +311,40 @@ pyfastv_report staged_decode::report() const {
 
 void staged_decode::reset_report() {
     counts = {};
+}
+
+std::vector<int32_t> staged_decode::kept(llama_seq_id seq_id, int32_t cut) const {
+    std::vector<int32_t> res;
+
+    if (const auto it = memory.sequences.find(seq_id); it != memory.sequences.end()) {
+        const auto & tokens = it->second.tokens;
+        for (size_t t = 0; t < tokens.size(); ++t) {
+            if (!tokens[t].gone && tokens[t].entered >= cut + 2) {
+                res.push_back((int32_t) t);
+            }
+        }
+    }
+    return res;
+}
+
+std::vector<float> staged_decode::scores(llama_seq_id seq_id, int32_t cut) const {
+    const auto it = memory.sequences.find(seq_id);
+
+    return it != memory.sequences.end() && cut >= 0 && cut < (int32_t) it->second.scores.size() ? it->second.scores[cut] : std::vector<float> {};
+}
+
+std::vector<pyfastv_grid> staged_decode::grids(llama_seq_id seq_id) const {
+    std::vector<pyfastv_grid> res;
+
+    if (const auto it = memory.sequences.find(seq_id); it != memory.sequences.end()) {
+        const auto & pictures = it->second.pictures;
+        for (size_t i = 0; i < pictures.size(); ++i) {
+            for (const auto & grid : grids_of(pictures[i])) {
+                res.push_back({ (int32_t) i, grid.nx, grid.ny });
+            }
+        }
+    }
+    return res;
 }
 
 } // namespace pyfastv

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 struct llama_context;
@@ -17,11 +18,15 @@ class  llm_graph_result;
 
 namespace pyfastv {
 
+struct flow;         // decode/flow.h
+class  stage_output; // decode/stage_output.h
+
 // The decode of a context that has stages.
 //
 // Batches without anything to wait for run as one full graph over the memories of all stages: llama.cpp's own decode,
-// at its speed. From the first visual row on, decode() runs stage 0 only and leaves the rows in the memory's `pending`.
-// flush() chooses among the visual rows and runs the later layers on those chosen and on the text rows.
+// at its speed. From the first visual row of a sequence on, decode() runs stage 0 only and leaves the rows in the
+// sequence's `pending`. flush() chooses among the visual rows and runs the later layers on those chosen and on the text
+// rows; it goes from cut to cut. A question behind pictures that were chosen from waits as well: it may recall.
 class staged_decode {
 public:
     // Replaces the memory of the context. Throws std::invalid_argument for params out of range, unsupported if the
@@ -46,63 +51,61 @@ public:
     // call site in llama_context::output_reorder, which every reading of outputs passes
     void flush_if_read();
 
+    // every sequence that waits
     pyfastv_status flush();
 
-    void set_media(pyfastv_media media);
+    void begin_media(pyfastv_media media, const char * id, int32_t nx, int32_t ny);
 
     pyfastv_report report() const;
     void           reset_report();
 
-    const std::vector<int32_t> & kept()   const { return last_kept; }
-    const std::vector<float>   & scores() const { return last_scores; }
+    std::vector<int32_t> kept  (llama_seq_id seq_id, int32_t cut) const;
+    std::vector<float>   scores(llama_seq_id seq_id, int32_t cut) const;
+
+    std::vector<pyfastv_grid> grids(llama_seq_id seq_id) const;
 
 private:
-    // what the memory of a context was made with; another memory is made alike
-    struct cache_params {
-        ggml_type type_k;
-        ggml_type type_v;
-    };
-
     // why its outputs cannot come from stages; null if they can. It may change between calls.
     static const char * unsupported_output(const llama_context & ctx);
 
-    static cache_params types_of(llama_memory_i & memory);
-    static kv_cache_ptr make_cache(const llama_context & ctx, cache_params types, int32_t il0, int32_t il1);
-    static void         make_plain(llama_context & ctx, cache_params types);
+    static void make_plain(llama_context & ctx, cache_layout layout);
 
     staged_decode(llama_context & ctx, const pyfastv_params & params, staged_memory & memory);
 
-    int run_stage0(llama_batch_allocr & balloc);
+    // stage s as it runs when rows wait; all_rows: whose attention is read, where the rule leaves it open
+    stage stage_to_run(int s, bool all_rows) const;
+
+    bool can_recall(const sequence & seq) const;
+
+    int  run_stage0(llama_batch_allocr & balloc);
+    bool has_room_later(const llama_batch_allocr & balloc, bool visual) const;
 
     // one ubatch through the layers of one stage; its slots were found by staged_memory::init_stage()
     ggml_status run(stage layers, const llama_ubatch & ubatch, llama_memory_context_i & mctx, llm_graph_result *& res);
 
-    // the score of every cell of stage 0, by the rule
-    std::vector<float> cell_scores() const;
+    // what stage 0 left in its graph, to the sequences of the ubatch
+    void read_rows(const stage_output & output, const llama_ubatch & ubatch, const std::vector<int8_t> & outputs, bool visual);
 
-    // indices into pending of the rows that enter the later layers; notes the choice in last_kept, last_scores
-    std::vector<size_t> choose();
+    pyfastv_status flush(const std::vector<llama_seq_id> & seq_ids);
+    pyfastv_status run_later(std::vector<flow> & flows);
+    pyfastv_status run_later_stage(int s, std::vector<flow> & flows, const std::vector<int32_t> & outputs);
 
-    // the chosen rows as ubatches for the later layers
-    std::vector<llama_ubatch> make_ubatches(const std::vector<size_t> & chosen) const;
-
-    // what stage 0 left in its graph: the hidden rows and the scores
-    void read_rows(llm_graph_result & res, const llama_ubatch & ubatch, const std::vector<int8_t> & outputs,
-            const llama_kv_cache::slot_info & sinfo, bool visual);
+    // the rows of all sequences as ubatches for a later stage
+    std::vector<llama_ubatch> make_ubatches(const std::vector<flow> & flows) const;
 
     llama_context  & ctx;
     pyfastv_params   params;
     staged_memory  & memory; // owned by the context
 
+    // the media chunk that embedding rows belong to
     pyfastv_media media = PYFASTV_MEDIA_IMAGE;
+    std::string   media_id;
+    int32_t       media_nx = 0;
+    int32_t       media_ny = 0;
+    bool          media_begins = true; // with the next embedding row
 
-    int32_t n_ubatches = 0;    // run through stage 0
-    int32_t n_spans    = 0;    // pictures begun
-    bool    new_span   = true; // does the next visual row begin a picture?
-    int32_t n_outputs  = 0;    // outputs of the last batch that wait in pending
-
-    std::vector<int32_t> last_kept;
-    std::vector<float>   last_scores;
+    int32_t n_ubatches = 0; // run through stage 0
+    int32_t n_outputs  = 0; // outputs of the last batch that wait
 
     pyfastv_report counts = {};
 };

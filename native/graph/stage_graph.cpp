@@ -7,6 +7,7 @@
 #include "llama-cparams.h"
 #include "llama-graph.h"
 #include "llama-hparams.h"
+#include "llama-kv-cache-iswa.h"
 #include "llama-kv-cache.h"
 #include "llama-model.h"
 
@@ -14,8 +15,8 @@
 #include "ggml.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
+#include <vector>
 
 namespace pyfastv {
 namespace {
@@ -23,8 +24,9 @@ namespace {
 // thrown through the builder at the end of a stage, caught in build_arch_graph()
 struct stage_end {};
 
-// did the builder announce the boundaries? one graph is built at a time on a thread
-thread_local bool began = false;
+// one graph is built at a time on a thread
+thread_local bool                began = false; // did the builder announce the boundary at which the stage begins?
+thread_local const llama_model * model_built = nullptr;
 
 // the rows that enter a stage
 class graph_input_rows : public llm_graph_input_i {
@@ -44,19 +46,20 @@ private:
 };
 
 // one attention input for each stage that the graph runs
-class graph_input_attn_staged : public llm_graph_input_attn_kv {
+template <typename Input, typename Context>
+class graph_input_attn_staged : public Input {
 public:
-    graph_input_attn_staged(const llm_graph_context & graph, const staged_memory_context & mctx, const make_attn_inp & make_inp) :
-        llm_graph_input_attn_kv(graph.hparams, graph.cparams, nullptr), k(mctx.k()) {
-        for (int s = 0; s < n_stages; ++s) {
+    graph_input_attn_staged(const llm_graph_context & graph, const staged_memory_context & mctx, const make_attn_inp<Input, Context> & make_inp) :
+        Input(graph.hparams, graph.cparams, nullptr), mctx(&mctx), parts(mctx.n_stages()) {
+        for (size_t s = 0; s < parts.size(); ++s) {
             if (const auto * part = mctx.part(s)) {
-                parts[s] = make_inp(part);
+                parts[s] = make_inp(static_cast<const Context *>(part));
             }
         }
     }
 
-    llm_graph_input_attn_kv * at(int il) override {
-        return parts[il < k ? 0 : 1].get();
+    Input * at(int il) override {
+        return parts[mctx->stage_of(il)].get();
     }
 
     void set_input(const llama_ubatch * ubatch) override {
@@ -68,26 +71,25 @@ public:
     }
 
     bool can_reuse(const llm_graph_params & params) override {
-        const auto * mctx = staged_memory_context::from(params.mctx);
-        if (!mctx || mctx->k() != k) {
+        const auto * next = staged_memory_context::from(params.mctx);
+        if (!next || next->n_stages() != (int) parts.size()) {
             return false;
         }
-
-        bool res = true;
-
-        for (int s = 0; s < n_stages; ++s) {
-            const auto * part = mctx->part(s);
-            if (!part != !parts[s]) {
+        for (size_t s = 0; s < parts.size(); ++s) {
+            if (!next->part(s) != !parts[s]) {
                 return false;
             }
-            if (part) {
-                auto & inp = *parts[s];
+        }
 
-                inp.mctx = part;
+        mctx = next;
 
-                res &= inp.self_k_idxs->ne[0]  == params.ubatch.n_tokens;
-                res &= inp.self_kq_mask->ne[0] == part->get_n_kv();
-                res &= inp.self_kq_mask->ne[1] == params.ubatch.n_tokens;
+        auto of_part = params;
+        bool res     = true;
+
+        for (size_t s = 0; s < parts.size(); ++s) {
+            if (parts[s]) {
+                of_part.mctx = mctx->part(s);
+                res &= parts[s]->can_reuse(of_part);
             }
         }
 
@@ -95,9 +97,9 @@ public:
     }
 
 private:
-    int32_t k;
+    const staged_memory_context * mctx;
 
-    std::array<std::unique_ptr<llm_graph_input_attn_kv>, n_stages> parts;
+    std::vector<std::unique_ptr<Input>> parts;
 };
 
 template <typename T>
@@ -163,7 +165,8 @@ std::unique_ptr<llm_graph_context> build_arch_graph(const llama_model & model, c
         return model.build_arch_graph(params);
     }
 
-    began = stage.il0 == 0;
+    began       = stage.il0 == 0;
+    model_built = &model;
 
     std::unique_ptr<llm_graph_context> graph;
     bool ended = false;
@@ -197,6 +200,10 @@ std::unique_ptr<llm_graph_context> build_arch_graph(const llama_model & model, c
     return graph;
 }
 
+const llama_model & model_of_graph() {
+    return *model_built;
+}
+
 void on_tensor(const llm_graph_context & graph, ggml_tensor * cur, const char * name, int il) {
     const auto & stage = graph.cparams.stage;
 
@@ -221,13 +228,24 @@ ggml_tensor * skip_attn(const llm_graph_context & graph, ggml_tensor * wo, ggml_
     return ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, n_out, q_cur->ne[2]);
 }
 
-std::unique_ptr<llm_graph_input_attn_kv> build_attn_inp(const llm_graph_context & graph, const make_attn_inp & make_inp) {
+template <typename Input, typename Context>
+static std::unique_ptr<Input> build_staged_input(const llm_graph_context & graph, const make_attn_inp<Input, Context> & make_inp) {
     const auto * mctx = staged_memory_context::from(graph.mctx);
     if (!mctx) {
         return nullptr;
     }
 
-    return std::make_unique<graph_input_attn_staged>(graph, *mctx, make_inp);
+    return std::make_unique<graph_input_attn_staged<Input, Context>>(graph, *mctx, make_inp);
+}
+
+std::unique_ptr<llm_graph_input_attn_kv> build_attn_inp(const llm_graph_context & graph,
+        const make_attn_inp<llm_graph_input_attn_kv, llama_kv_cache_context> & make_inp) {
+    return build_staged_input(graph, make_inp);
+}
+
+std::unique_ptr<llm_graph_input_attn_kv_iswa> build_attn_inp_iswa(const llm_graph_context & graph,
+        const make_attn_inp<llm_graph_input_attn_kv_iswa, llama_kv_cache_iswa_context> & make_inp) {
+    return build_staged_input(graph, make_inp);
 }
 
 } // namespace pyfastv

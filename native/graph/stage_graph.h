@@ -9,7 +9,9 @@ struct llm_graph_context;
 struct llm_graph_params;
 
 class llama_kv_cache_context;
+class llama_kv_cache_iswa_context;
 class llm_graph_input_attn_kv;
+class llm_graph_input_attn_kv_iswa;
 
 // How one graph builder of llama.cpp, which knows nothing of stages, builds the graph of one stage.
 //
@@ -28,16 +30,24 @@ constexpr const char * rows_name = "pyfastv_rows";
 // the graph in params.res is complete. Throws unsupported (schedule/schedule.h) if the model cannot be run in stages.
 std::unique_ptr<llm_graph_context> build_arch_graph(const llama_model & model, const llm_graph_params & params);
 
+// the model whose graph this thread builds, inside of build_arch_graph()
+const llama_model & model_of_graph();
+
 // call site in llm_graph_context::cb
 void on_tensor(const llm_graph_context & graph, ggml_tensor * cur, const char * name, int il);
 
 // call site at the start of llm_graph_context::build_attn: the placeholder of an attention outside the stage, else null
 ggml_tensor * skip_attn(const llm_graph_context & graph, ggml_tensor * wo, ggml_tensor * q_cur, int il);
 
-// call site in llm_graph_context::build_attn_inp_kv: null if the memory of the graph has no stages, else one input that
-// owns an input for each stage that the graph runs; make_inp builds one of these.
-using make_attn_inp = std::function<std::unique_ptr<llm_graph_input_attn_kv>(const llama_kv_cache_context * mctx)>;
+// call sites in llm_graph_context::build_attn_inp_kv and build_attn_inp_kv_iswa: null if the memory of the graph has no
+// stages, else one input that owns an input for each stage that the graph runs; make_inp builds one of these.
+template <typename Input, typename Context>
+using make_attn_inp = std::function<std::unique_ptr<Input>(const Context * mctx)>;
 
-std::unique_ptr<llm_graph_input_attn_kv> build_attn_inp(const llm_graph_context & graph, const make_attn_inp & make_inp);
+std::unique_ptr<llm_graph_input_attn_kv> build_attn_inp(const llm_graph_context & graph,
+        const make_attn_inp<llm_graph_input_attn_kv, llama_kv_cache_context> & make_inp);
+
+std::unique_ptr<llm_graph_input_attn_kv_iswa> build_attn_inp_iswa(const llm_graph_context & graph,
+        const make_attn_inp<llm_graph_input_attn_kv_iswa, llama_kv_cache_iswa_context> & make_inp);
 
 } // namespace pyfastv

@@ -9,12 +9,14 @@
 // prompt token at layer k-1 (mean over heads), the lowest `drop` share is left out of layers [k, n_layer).
 // Kept tokens stay in prompt order and keep their positions.
 //
+// A schedule is a list of such cuts, each with a layer and a rule of its own. The layers between two cuts are a stage.
+//
 // Usage:
 //
 //     struct llama_context * ctx = llama_init_from_model(model, llama_context_default_params());
 //     struct pyfastv_params params = pyfastv_default_params();
-//     params.k    = 2;
-//     params.drop = 0.5f;
+//     params.cuts[0].layer = 2;
+//     params.cuts[0].drop  = 0.5f;
 //     if (pyfastv_attach(ctx, &params) != PYFASTV_OK) {
 //         fprintf(stderr, "%s\n", pyfastv_last_error());   // says why, and what to change
 //     }
@@ -22,13 +24,15 @@
 //     struct pyfastv_report report = pyfastv_get_report(ctx);
 //
 // Programs that know nothing of this header: with these libraries in place of the stock ones and
-// LLAMA_FASTV="k=2,drop=0.5" in the environment (further: score=last|question-mean|question-max, pick=top-k|uniform|window4)
-// every context that can be given stages gets them when it is made.
+// LLAMA_FASTV="k=2,drop=0.5" in the environment (pyfastv_parse() has the whole language) every context that can be given
+// stages gets them when it is made.
 //
-// What happens inside: from the first visual row on, llama_decode() runs only stage 0 (layers [0, k)) and keeps the
-// hidden rows. The choice is made, and the later layers run, when logits are first read (llama_get_logits*) or when
-// pyfastv_flush() is called. Outputs that nobody read before the next llama_decode() count as not asked for.
-// A context that was never attached runs exactly the code of stock llama.cpp.
+// What happens inside: from the first visual row on, llama_decode() runs only stage 0 (the layers before the first cut)
+// and keeps the hidden rows. The choice is made, and the later layers run, when logits are first read
+// (llama_get_logits*) or when pyfastv_flush() is called. Outputs that nobody read before the next llama_decode() count
+// as not asked for. The rows of dropped tokens are kept: a later question (a batch of more than one token of a
+// sequence) may bring some of them back. Removing the end of a sequence up to a question takes the choice back that
+// this question made. A context that was never attached runs exactly the code of stock llama.cpp.
 //
 // Thread safety: that of llama.h; a context is used by one thread at a time.
 
@@ -67,49 +71,89 @@ enum pyfastv_media {
     PYFASTV_MEDIA_AUDIO = 1, // embedding rows are kept, like text
 };
 
-// Whose attention, at layer k-1 and averaged over the heads, ranks the visual tokens.
+// What ranks the visual tokens at a cut: attention at the last layer before it, averaged over the heads, of ...
 enum pyfastv_score {
     PYFASTV_SCORE_LAST          = 0, // the last prompt token: FastV's rule
     PYFASTV_SCORE_QUESTION_MEAN = 1, // the tokens behind the last picture, averaged
     PYFASTV_SCORE_QUESTION_MAX  = 2, // the tokens behind the last picture, the highest
+    PYFASTV_SCORE_ALL           = 3, // all tokens from the picture on, averaged: the text of FastV's paper
+    PYFASTV_SCORE_LAST_NO_ROPE  = 4, // the last prompt token, queries and keys without RoPE (FEATHER, arXiv 2412.13180)
+    PYFASTV_SCORE_RANDOM        = 5, // no attention: a number drawn for each token from `seed`
+    PYFASTV_SCORE_NONE          = 6, // no attention: all the same
 };
 
-// How the tokens to keep are picked, given their scores. Of n tokens round(n*(1 - drop)) stay, half to even, at least 1.
+// How the tokens to keep are picked, given their scores. Of n tokens round(n*(1 - drop)) stay, half to even; at least 1
+// unless drop is 1.
 enum pyfastv_pick {
     PYFASTV_PICK_TOP_K   = 0, // the highest scores: FastV's rule
     PYFASTV_PICK_WINDOW  = 1, // the highest of every window of the patch grid, each its share
     PYFASTV_PICK_UNIFORM = 2, // evenly spaced, whatever the scores
+    PYFASTV_PICK_GRID    = 3, // every stride-th patch in both directions, the rest by the highest scores (FEATHER)
+    PYFASTV_PICK_MASS    = 4, // as few as hold the share `mass` of all scores (ZipVL, arXiv 2410.08584); drop is the most to go
 };
 
-struct pyfastv_params {
-    int32_t            k;      // layers [0, k) see every token; 1 <= k < n_layer. FastV's K
-    float              drop;   // share of the visual tokens that layers [k, n_layer) do not see; 0 <= drop < 1. FastV's R
+struct pyfastv_cut {
+    int32_t            layer;  // the first layer that does not see all: 1 <= layer < n_layer, ascending. FastV's K
+    float              drop;   // share of a picture's tokens that layers from here on do not see, of all that the picture
+                               // has, not of those that an earlier cut left: 0 <= drop <= 1, ascending. FastV's R
     enum pyfastv_score score;
     enum pyfastv_pick  pick;
     int32_t            window; // PYFASTV_PICK_WINDOW: side of a window in patches, at least 1
+    int32_t            stride; // PYFASTV_PICK_GRID: at least 1
+    float              mass;   // PYFASTV_PICK_MASS: 0 < mass <= 1
+    uint32_t           seed;   // PYFASTV_SCORE_RANDOM
+    bool               merge;  // dropped rows are averaged into the kept row of the same picture that is nearest by cosine
+};
+
+#define PYFASTV_MAX_CUTS   8
+#define PYFASTV_MAX_STAGES (PYFASTV_MAX_CUTS + 1)
+
+struct pyfastv_params {
+    int32_t            n_cuts; // 1 to PYFASTV_MAX_CUTS
+    struct pyfastv_cut cuts[PYFASTV_MAX_CUTS];
+
+    float   recall;  // share of a picture's tokens that one later question may bring back at a cut, 0 <= recall <= 1; 0: none
+    int32_t n_cells; // KV cells of the later stages; 0: as many as stage 0; -1: by drop, see pyfastv_parse()
 };
 
 // Counts and times since pyfastv_attach() or pyfastv_reset_report().
 struct pyfastv_report {
-    int32_t k;
-    float   drop;
     int32_t n_visual;         // visual tokens decoded
-    int32_t n_visual_kept;    // of those, the ones that entered the later layers
-    int32_t n_pending;        // rows that wait at the stage boundary for somebody to read logits
-    double  t_stage0_ms;      // layers [0, k) of the rows that waited
-    double  t_choose_ms;      // reading the scores and choosing
-    double  t_later_ms;       // layers [k, n_layer) of the rows that waited
-    int32_t n_stages;         // 2; 1 for a context without stages, whose KV cache then counts as stage 0
-    size_t  kv_cell_bytes[2]; // bytes of one KV cell in stage 0 and in the later stage
-    int32_t kv_cells_used[2]; // KV cells in use
-    int32_t kv_cells_size[2]; // KV cells allocated
+    int32_t n_recalled;       // tokens that a later question brought back (at any cut)
+    int32_t n_pending;        // rows that wait at the first cut for somebody to read logits, of all sequences
+    double  t_stage0_ms;      // layers before the first cut, of the rows that waited
+    double  t_choose_ms;      // choosing
+    double  t_later_ms;       // the later layers, of the rows that waited
+    size_t  archive_bytes;    // hidden rows kept for rows that wait, for recall and for taking a choice back
+
+    int32_t n_stages;         // n_cuts + 1; 1 for a context without stages, whose KV cache then counts as stage 0
+    int32_t first_layer     [PYFASTV_MAX_STAGES];
+    int32_t n_visual_entered[PYFASTV_MAX_STAGES]; // of n_visual, those that entered the stage; recalled ones not counted
+    size_t  kv_bytes_used   [PYFASTV_MAX_STAGES]; // bytes of the KV cells in use
+    size_t  kv_bytes        [PYFASTV_MAX_STAGES]; // bytes allocated
+    size_t  kv_bytes_used_stock; // what stock llama.cpp would use for the same tokens
+    size_t  kv_bytes_stock;      // and allocate
 };
 
-// k = 2, drop = 0.5, last, top-k: the paper's main setting
+// One cut: layer = 2, drop = 0.5, last, top-k: the paper's main setting. recall = 0.0625, n_cells = 0.
 PYFASTV_API struct pyfastv_params pyfastv_default_params(void);
 
+// Parameters from text, as in the environment variable LLAMA_FASTV. Cuts are separated by ";", the fields of a cut by ",":
+//     k=2             the cut's layer; k=25% counts in layers of the model, rounded, for pyfastv_parse()'s n_layer
+//     drop=0.5
+//     score=last | question-mean | question-max | all | last-no-rope | random | random7 (a seed) | none
+//     pick=top-k | window4 | uniform | grid3 | mass0.95
+//     merge           dropped rows are merged
+// and, in any cut, for all of them:
+//     recall=0.0625
+//     cells=2048      KV cells of the later stages, or
+//     cells=auto      n_ctx*(1 - drop) + n_ctx/4 of the stage's drop, rounded up to 256, at most n_ctx
+// What is left out is as in pyfastv_default_params(). Returns PYFASTV_OK or PYFASTV_BAD_PARAMS.
+PYFASTV_API enum pyfastv_status pyfastv_parse(const char * text, int32_t n_layer, struct pyfastv_params * params);
+
 // Give the context stages, or, with params == NULL, take them away. The context's memory is cleared: call it before
-// the first llama_decode() or after llama_memory_clear(). If `k` stays the same, nothing is reallocated.
+// the first llama_decode() or after llama_memory_clear(). If the layers of the cuts and n_cells stay the same, nothing is
+// reallocated.
 // Returns PYFASTV_OK or an error. After PYFASTV_BAD_PARAMS nothing has changed. After PYFASTV_UNSUPPORTED and
 // PYFASTV_OUT_OF_MEMORY the context has no stages; if not even a plain memory could be had, it can only be freed.
 PYFASTV_API enum pyfastv_status pyfastv_attach(struct llama_context * ctx, const struct pyfastv_params * params);
@@ -118,22 +162,40 @@ PYFASTV_API enum pyfastv_status pyfastv_attach(struct llama_context * ctx, const
 // pyfastv_attach() checks more (it builds the graphs).
 PYFASTV_API const char * pyfastv_unsupported_reason(const struct llama_model * model);
 
-// Make the choice and run the later layers now, for callers that want a status and not a null pointer from
-// llama_get_logits*(). Nothing pending: does nothing. On PYFASTV_ABORTED the rows stay pending; the call can be repeated.
+// Can the first cut be at this layer, and any other? NULL: yes. Else the reason, a static string: sliding-window layers
+// give no scores, and the first layers of deepstack models are fed visual features.
+PYFASTV_API const char * pyfastv_unsupported_layer(const struct llama_model * model, int32_t layer);
+
+// Make the choice and run the later layers now, for all sequences, for callers that want a status and not a null pointer
+// from llama_get_logits*(). Nothing pending: does nothing. On PYFASTV_ABORTED the rows stay pending; the call can be
+// repeated.
 PYFASTV_API enum pyfastv_status pyfastv_flush(struct llama_context * ctx);
 
 // What the embedding rows of the following llama_decode() calls are. libmtmd calls this for every media chunk.
-PYFASTV_API void pyfastv_set_media(struct llama_context * ctx, enum pyfastv_media media);
+// nx, ny: what the tokens cover in raster order, in tokens, or in any unit of the same proportions, such as pixels; 0 if
+// it is not known. Chunks of the same non-empty id that follow each other, with nothing but
+// text between them, are slices of one picture.
+PYFASTV_API void pyfastv_begin_media(struct llama_context * ctx, enum pyfastv_media media, const char * id, int32_t nx, int32_t ny);
 
 // For a context without stages only the sizes of the KV cache are filled, if it is a plain one.
 PYFASTV_API struct pyfastv_report pyfastv_get_report(const struct llama_context * ctx);
 PYFASTV_API void pyfastv_reset_report(struct llama_context * ctx);
 
-// The choice of the last flush: ascending indices of the kept visual tokens, counted over all visual tokens of that
-// flush in prompt order; and the scores that it was made from (one per visual token, they sum to at most 1).
+// What a sequence's visual tokens came to at a cut, counted over all its pictures in prompt order: ascending indices of
+// those that entered the stage behind the cut, recalled ones included; and the scores of the last choice there, one for
+// every visual token (0 for those that did not reach the cut; attention sums to at most 1).
 // Both write at most `cap` entries and return how many there are.
-PYFASTV_API size_t pyfastv_get_kept  (const struct llama_context * ctx, int32_t * out, size_t cap);
-PYFASTV_API size_t pyfastv_get_scores(const struct llama_context * ctx, float   * out, size_t cap);
+PYFASTV_API size_t pyfastv_get_kept  (const struct llama_context * ctx, int32_t seq_id, int32_t cut, int32_t * out, size_t cap);
+PYFASTV_API size_t pyfastv_get_scores(const struct llama_context * ctx, int32_t seq_id, int32_t cut, float   * out, size_t cap);
+
+struct pyfastv_grid {
+    int32_t picture; // counted from 0
+    int32_t nx;      // patches; a slice without a grid is one row
+    int32_t ny;
+};
+
+// The slices of a sequence's pictures, in prompt order. Writes at most `cap` and returns how many there are.
+PYFASTV_API size_t pyfastv_get_grids(const struct llama_context * ctx, int32_t seq_id, struct pyfastv_grid * out, size_t cap);
 
 // Text of the last error of this thread, never NULL. Valid until the next call of a pyfastv function on this thread.
 PYFASTV_API const char * pyfastv_last_error(void);

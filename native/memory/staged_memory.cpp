@@ -1,20 +1,13 @@
 #include "memory/staged_memory.h"
 
 #include "llama-batch.h"
-#include "llama-io.h"
 
-#include "ggml-backend.h"
-
-#include <cstring>
-#include <stdexcept>
-#include <string>
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace pyfastv {
 namespace {
-
-// start of a saved state; stock llama.cpp's states start with a count of streams
-constexpr char state_magic[8] = { 'p', 'y', 'f', 'a', 's', 't', 'v', '1' };
 
 // llama.h: negative positions stand for the ends
 llama_pos begin_pos(llama_pos p0) { return p0 < 0 ? 0 : p0; }
@@ -26,12 +19,24 @@ llama_pos end_pos  (llama_pos p1) { return p1 < 0 ? INT32_MAX : p1; }
 // staged_memory
 //
 
-staged_memory::staged_memory(int32_t k, std::array<kv_cache_ptr, n_stages> kv, int64_t n_embd) :
-    pending(n_embd), k_(k), kv_(std::move(kv)) {}
+staged_memory::staged_memory(std::vector<int32_t> first_layers, std::vector<std::unique_ptr<stage_cache>> caches, int64_t n_embd) :
+    first_layers_(std::move(first_layers)), n_embd(n_embd), caches(std::move(caches)) {}
+
+bool staged_memory::waits(llama_seq_id seq_id) const {
+    const auto it = sequences.find(seq_id);
+
+    return it != sequences.end() && !it->second.pending.empty();
+}
+
+size_t staged_memory::n_pending() const {
+    size_t n = 0;
+    for (const auto & [id, seq] : sequences) {
+        n += seq.pending.size();
+    }
+    return n;
+}
 
 llama_memory_context_ptr staged_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool /*embd_all*/) {
-    const auto failed = [] { return std::make_unique<staged_memory_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE); };
-
     balloc.split_reset();
 
     std::vector<llama_ubatch> ubatches;
@@ -41,142 +46,174 @@ llama_memory_context_ptr staged_memory::init_batch(llama_batch_allocr & balloc, 
 
     staged_memory_context::parts_t parts;
 
-    for (int s = 0; s < n_stages; ++s) {
-        auto sinfos = kv_[s]->prepare(ubatches);
-        if (sinfos.empty()) {
-            return failed();
+    for (auto & cache : caches) {
+        parts.push_back(cache->prepare(ubatches));
+        if (!parts.back()) {
+            return std::make_unique<staged_memory_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
         }
-        parts[s] = std::make_unique<llama_kv_cache_context>(kv_[s].get(), std::move(sinfos), ubatches);
     }
 
-    return std::make_unique<staged_memory_context>(k_, std::move(parts));
+    return std::make_unique<staged_memory_context>(*this, std::move(parts));
 }
 
 llama_memory_context_ptr staged_memory::init_full() {
-    return std::make_unique<staged_memory_context>(k_, staged_memory_context::parts_t { kv_[0]->init_full(), kv_[1]->init_full() });
+    staged_memory_context::parts_t parts;
+    for (auto & cache : caches) {
+        parts.push_back(cache->memory().init_full());
+    }
+    return std::make_unique<staged_memory_context>(*this, std::move(parts));
 }
 
 llama_memory_context_ptr staged_memory::init_update(llama_context * lctx, bool optimize) {
-    return std::make_unique<staged_memory_context>(k_, staged_memory_context::parts_t {
-        kv_[0]->init_update(lctx, optimize),
-        kv_[1]->init_update(lctx, optimize),
-    });
+    staged_memory_context::parts_t parts;
+    for (auto & cache : caches) {
+        parts.push_back(cache->memory().init_update(lctx, optimize));
+    }
+    return std::make_unique<staged_memory_context>(*this, std::move(parts));
 }
 
-llama_memory_context_ptr staged_memory::init_stage(int s, std::vector<llama_ubatch> ubatches, llama_kv_cache::slot_info_vec_t & sinfos) {
-    sinfos = kv_[s]->prepare(ubatches);
-    if (sinfos.empty()) {
+llama_memory_context_ptr staged_memory::init_stage(int s, const std::vector<llama_ubatch> & ubatches) {
+    staged_memory_context::parts_t parts(caches.size());
+
+    parts[s] = caches[s]->prepare(ubatches);
+    if (!parts[s]) {
         return nullptr;
     }
 
-    staged_memory_context::parts_t parts;
-    parts[s] = std::make_unique<llama_kv_cache_context>(kv_[s].get(), sinfos, std::move(ubatches));
-
-    return std::make_unique<staged_memory_context>(k_, std::move(parts));
+    return std::make_unique<staged_memory_context>(*this, std::move(parts));
 }
 
 bool staged_memory::get_can_shift() const {
-    return kv_[0]->get_can_shift() && kv_[1]->get_can_shift();
+    return std::all_of(caches.begin(), caches.end(), [](const auto & cache) { return cache->memory().get_can_shift(); });
 }
 
 void staged_memory::clear(bool data) {
-    for (auto & kv : kv_) {
-        kv->clear(data);
+    for (auto & cache : caches) {
+        cache->memory().clear(data);
     }
-    pending.clear();
+    sequences.clear();
+}
+
+void staged_memory::forget_later(llama_seq_id seq_id, llama_pos p0, const std::vector<turn::recall> & recalled) {
+    for (int s = 1; s < n_stages(); ++s) {
+        if (p0 != INT32_MAX) {
+            caches[s]->memory().seq_rm(seq_id, p0, -1);
+        }
+        for (const auto & [token, before] : recalled) {
+            if (s >= before.entered) {
+                caches[s]->remove(seq_id, before.pos);
+            }
+        }
+    }
+}
+
+bool staged_memory::forgot_before(llama_seq_id seq_id, llama_pos pos) const {
+    return std::any_of(caches.begin(), caches.end(), [&](const auto & cache) {
+        return cache->forgets() && cache->memory().seq_pos_min(seq_id) > std::max(0, pos - cache->window());
+    });
 }
 
 bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
-    bool res = true;
-    for (auto & kv : kv_) {
-        res &= kv->seq_rm(seq_id, p0, p1);
-    }
-    pending.remove(begin_pos(p0), end_pos(p1));
+    p0 = begin_pos(p0);
+    p1 = end_pos(p1);
 
+    const auto concerned = [&](llama_seq_id id) { return seq_id < 0 || id == seq_id; };
+
+    for (auto & [id, seq] : sequences) {
+        // rows that would wait again could not see what the windows of the later layers have forgotten
+        const llama_pos from = concerned(id) && p1 > seq_pos_max(id) ? seq.taken_back_from(p0) : INT32_MAX;
+        if (p0 > 0 && from != INT32_MAX && from < p0 && forgot_before(id, from)) {
+            return false;
+        }
+    }
+
+    for (auto & [id, seq] : sequences) {
+        if (!concerned(id)) {
+            continue;
+        }
+        if (p1 > seq_pos_max(id)) {
+            const auto undone = seq.truncate(p0);
+            forget_later(id, undone.from, undone.recalled);
+        } else {
+            seq.erase(p0, p1);
+        }
+    }
+
+    bool res = true;
+    for (auto & cache : caches) {
+        res &= cache->memory().seq_rm(seq_id, p0, p1 == INT32_MAX ? -1 : p1);
+    }
     return res;
 }
 
 void staged_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
-    // with one sequence there is nothing but itself to copy to
-    for (auto & kv : kv_) {
-        kv->seq_cp(seq_id_src, seq_id_dst, p0, p1);
+    if (seq_id_src == seq_id_dst) {
+        return;
     }
+    for (auto & cache : caches) {
+        cache->memory().seq_cp(seq_id_src, seq_id_dst, p0, p1);
+    }
+
+    const auto src = sequences.find(seq_id_src);
+    if (src == sequences.end()) {
+        return;
+    }
+
+    auto copy = src->second;
+
+    // a question that was not copied has chosen nothing
+    const auto undone = copy.truncate(end_pos(p1));
+    forget_later(seq_id_dst, undone.from, undone.recalled);
+
+    if (begin_pos(p0) > 0) {
+        copy.erase(0, begin_pos(p0));
+    }
+    sequences[seq_id_dst].append(std::move(copy));
 }
 
 void staged_memory::seq_keep(llama_seq_id seq_id) {
-    for (auto & kv : kv_) {
-        kv->seq_keep(seq_id);
+    for (auto & cache : caches) {
+        cache->memory().seq_keep(seq_id);
+    }
+    for (auto it = sequences.begin(); it != sequences.end(); ) {
+        it = it->first == seq_id ? std::next(it) : sequences.erase(it);
     }
 }
 
 void staged_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
-    for (auto & kv : kv_) {
-        kv->seq_add(seq_id, p0, p1, shift);
+    for (auto & cache : caches) {
+        cache->memory().seq_add(seq_id, p0, p1, shift);
     }
-    pending.shift(begin_pos(p0), end_pos(p1), shift);
+    if (const auto it = sequences.find(seq_id); it != sequences.end()) {
+        it->second.shift(begin_pos(p0), end_pos(p1), shift);
+    }
 }
 
 void staged_memory::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
-    for (auto & kv : kv_) {
-        kv->seq_div(seq_id, p0, p1, d);
+    for (auto & cache : caches) {
+        cache->memory().seq_div(seq_id, p0, p1, d);
     }
-    pending.divide(begin_pos(p0), end_pos(p1), d);
+    if (const auto it = sequences.find(seq_id); it != sequences.end()) {
+        it->second.divide(begin_pos(p0), end_pos(p1), d);
+    }
 }
 
 llama_pos staged_memory::seq_pos_min(llama_seq_id seq_id) const {
-    return kv_[0]->seq_pos_min(seq_id);
+    return caches[0]->memory().seq_pos_min(seq_id);
 }
 
 llama_pos staged_memory::seq_pos_max(llama_seq_id seq_id) const {
-    return kv_[0]->seq_pos_max(seq_id);
+    return caches[0]->memory().seq_pos_max(seq_id);
 }
 
 std::map<ggml_backend_buffer_type_t, size_t> staged_memory::memory_breakdown() const {
-    auto res = kv_[0]->memory_breakdown();
-    for (const auto & [buft, size] : kv_[1]->memory_breakdown()) {
-        res[buft] += size;
+    std::map<ggml_backend_buffer_type_t, size_t> res;
+    for (const auto & cache : caches) {
+        for (const auto & [buft, size] : cache->memory().memory_breakdown()) {
+            res[buft] += size;
+        }
     }
     return res;
-}
-
-void staged_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
-    if (!pending.empty()) {
-        throw std::runtime_error(std::to_string(pending.size()) + " rows wait for the later layers: read the logits (or call pyfastv_flush) before saving the state");
-    }
-
-    io.write(state_magic, sizeof(state_magic));
-    io.write(&k_, sizeof(k_));
-
-    for (const auto & kv : kv_) {
-        kv->state_write(io, seq_id, flags);
-    }
-}
-
-void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
-    char    magic[sizeof(state_magic)];
-    int32_t k;
-
-    io.read(magic, sizeof(magic));
-    if (memcmp(magic, state_magic, sizeof(magic)) != 0) {
-        throw std::runtime_error("this is not the state of a context with FastV stages");
-    }
-    io.read(&k, sizeof(k));
-    if (k != k_) {
-        throw std::runtime_error("this state has its stage boundary at layer " + std::to_string(k) + ", the context at layer " + std::to_string(k_));
-    }
-
-    pending.clear();
-    for (auto & kv : kv_) {
-        kv->state_read(io, seq_id, flags);
-    }
-}
-
-size_t cell_bytes(const llama_kv_cache & kv) {
-    size_t bytes = 0;
-    for (const auto & [buft, size] : kv.memory_breakdown()) {
-        bytes += size;
-    }
-    return bytes/kv.get_size();
 }
 
 //
@@ -195,10 +232,17 @@ static llama_memory_status combine(const staged_memory_context::parts_t & parts)
     return status;
 }
 
-staged_memory_context::staged_memory_context(int32_t k, parts_t parts) : k_(k), status(combine(parts)), parts(std::move(parts)) {}
+staged_memory_context::staged_memory_context(const staged_memory & memory, parts_t parts) :
+    memory(&memory), status(combine(parts)), parts(std::move(parts)) {}
 
 const staged_memory_context * staged_memory_context::from(const llama_memory_context_i * mctx) {
     return dynamic_cast<const staged_memory_context *>(mctx);
+}
+
+int staged_memory_context::stage_of(int il) const {
+    const auto & first = memory->first_layers();
+
+    return (int) (std::upper_bound(first.begin(), first.end(), il) - first.begin()) - 1;
 }
 
 bool staged_memory_context::next() {
@@ -223,15 +267,11 @@ bool staged_memory_context::apply() {
 }
 
 const llama_ubatch & staged_memory_context::get_ubatch() const {
-    return (parts[0] ? parts[0] : parts[1])->get_ubatch();
+    return (*std::find_if(parts.begin(), parts.end(), [](const auto & part) { return part != nullptr; }))->get_ubatch();
 }
 
 llama_memory_status staged_memory_context::get_status() const {
     return status;
-}
-
-const llama_kv_cache_context * staged_memory_context::part(int s) const {
-    return static_cast<const llama_kv_cache_context *>(parts[s].get());
 }
 
 } // namespace pyfastv

@@ -1,30 +1,23 @@
 #pragma once
 
-#include "memory/pending_rows.h"
+#include "memory/sequence.h"
+#include "memory/stage_cache.h"
 
-#include "llama-kv-cache.h"
 #include "llama-memory.h"
 
-#include <array>
+#include <map>
 #include <memory>
 #include <vector>
 
 namespace pyfastv {
 
-constexpr int n_stages = 2;
-
-using kv_cache_ptr = std::unique_ptr<llama_kv_cache>;
-
-// bytes of one cell, over all layers of the cache
-size_t cell_bytes(const llama_kv_cache & kv);
-
-// The memory of a context that runs in stages: an ordinary KV cache for the layers of each stage, and the rows that
-// wait between them. A token has a cell in stage 0, and in stage 1 if it was kept. Every operation on positions goes
-// to all of them. One sequence.
+// The memory of a context that runs in stages: a KV cache for the layers of each stage, and for each sequence the rows
+// that wait at the first cut, the visual tokens, and the turns that can be taken back. A token has a cell in stage 0, and
+// in every stage that it entered. Every operation on sequences goes to all of them.
 class staged_memory : public llama_memory_i {
 public:
-    // kv[0] holds the layers [0, k), kv[1] the layers from k on; both have the same number of cells
-    staged_memory(int32_t k, std::array<kv_cache_ptr, n_stages> kv, int64_t n_embd);
+    // first_layers[s] is the first layer of stage s; caches[s] holds its layers
+    staged_memory(std::vector<int32_t> first_layers, std::vector<std::unique_ptr<stage_cache>> caches, int64_t n_embd);
 
     // llama_memory_i
 
@@ -48,34 +41,49 @@ public:
 
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
 
-    // Throws std::runtime_error while rows are pending, and when the state is not of these stages.
+    // Waiting and dropped rows included. state_read() throws std::runtime_error if the state is not of these stages.
     void state_write(llama_io_write_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) const override;
     void state_read (llama_io_read_i  & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) override;
 
     // the stages
 
-    int32_t k() const { return k_; }
+    int32_t n_stages() const { return (int32_t) caches.size(); }
 
-    llama_kv_cache & kv(int s) const { return *kv_[s]; }
+    const std::vector<int32_t> & first_layers() const { return first_layers_; }
 
-    pending_rows pending;
+    stage_cache & cache(int s) const { return *caches[s]; }
 
-    // Slots for the ubatches in one stage alone: sinfos gets the cells of every ubatch. Null if there is no room.
-    llama_memory_context_ptr init_stage(int s, std::vector<llama_ubatch> ubatches, llama_kv_cache::slot_info_vec_t & sinfos);
+    // by their numbers; those that need none of this may be missing
+    std::map<llama_seq_id, sequence> sequences;
+
+    int32_t n_ubatches = 0; // that were given a number
+
+    bool   waits(llama_seq_id seq_id) const;
+    size_t n_pending() const;
+
+    // Slots for the ubatches in one stage alone; null if there is no room.
+    llama_memory_context_ptr init_stage(int s, const std::vector<llama_ubatch> & ubatches);
+
+    // Later stages forget positions [p0, inf) of a sequence, and these tokens, from the stage `entered` on.
+    void forget_later(llama_seq_id seq_id, llama_pos p0, const std::vector<turn::recall> & recalled);
 
 private:
-    const int32_t k_;
+    // does a sliding window of a row at this position lack what it would have seen?
+    bool forgot_before(llama_seq_id seq_id, llama_pos pos) const;
 
-    std::array<kv_cache_ptr, n_stages> kv_;
+    const std::vector<int32_t> first_layers_;
+    const int64_t              n_embd;
+
+    std::vector<std::unique_ptr<stage_cache>> caches;
 };
 
 // The contexts of one stage or of all of them, for one batch.
 class staged_memory_context : public llama_memory_context_i {
 public:
-    using parts_t = std::array<llama_memory_context_ptr, n_stages>;
+    using parts_t = std::vector<llama_memory_context_ptr>;
 
-    explicit staged_memory_context(llama_memory_status status); // a failure
-    staged_memory_context(int32_t k, parts_t parts);            // a part that is null does not run
+    explicit staged_memory_context(llama_memory_status status);         // a failure
+    staged_memory_context(const staged_memory & memory, parts_t parts); // a part that is null does not run
 
     // null if the memory behind it has no stages
     static const staged_memory_context * from(const llama_memory_context_i * mctx);
@@ -86,12 +94,14 @@ public:
     const llama_ubatch & get_ubatch() const override;
     llama_memory_status  get_status() const override;
 
-    int32_t k() const { return k_; }
+    int                  n_stages()       const { return (int) parts.size(); }
+    int                  stage_of(int il) const;
+    const stage_cache  & cache(int s)     const { return memory->cache(s); }
 
-    const llama_kv_cache_context * part(int s) const;
+    const llama_memory_context_i * part(int s) const { return parts[s].get(); }
 
 private:
-    const int32_t             k_ = 0;
+    const staged_memory *     memory = nullptr;
     const llama_memory_status status;
 
     parts_t parts;

@@ -2,13 +2,11 @@
 
 #include "runner/errors.h"
 #include "runner/log.h"
-#include "schedule/names.h"
 
 #include "ggml.h"
 #include "mtmd-helper.h"
 
 #include <algorithm>
-#include <stdexcept>
 
 namespace pyfastv {
 namespace {
@@ -38,15 +36,10 @@ private:
 // FastV
 //
 
-void engine::set_fastv(int32_t k, float drop, const std::string & score, const std::string & pick) {
-    auto params = pyfastv_default_params();
-    params.k    = k;
-    params.drop = drop;
-    try {
-        params.score = parse_score(score);
-        parse_pick(pick, params);
-    } catch (const std::invalid_argument & err) {
-        throw error(error_kind::option, err.what());
+void engine::set_fastv(const std::string & spec) {
+    pyfastv_params params;
+    if (pyfastv_parse(spec.c_str(), n_layer(), &params) != PYFASTV_OK) {
+        throw error(error_kind::option, pyfastv_last_error());
     }
     attach(&params);
 }
@@ -65,19 +58,32 @@ void engine::attach(const pyfastv_params * params) {
     }
 }
 
-bool engine::in_stages() const {
-    return pyfastv_get_report(ctx.get()).n_stages > 1;
+int32_t engine::check_cut(int32_t cut) const {
+    const int32_t n_cuts = pyfastv_get_report(ctx.get()).n_stages - 1;
+
+    if (cut < -n_cuts || cut >= n_cuts) {
+        throw error(error_kind::option, "cut " + std::to_string(cut) + " is out of range: there are " + std::to_string(n_cuts));
+    }
+    return cut < 0 ? cut + n_cuts : cut;
 }
 
-std::vector<int32_t> engine::kept() const {
-    std::vector<int32_t> res(pyfastv_get_kept(ctx.get(), nullptr, 0));
-    pyfastv_get_kept(ctx.get(), res.data(), res.size());
+std::vector<int32_t> engine::kept(int32_t cut) const {
+    cut = check_cut(cut);
+    std::vector<int32_t> res(pyfastv_get_kept(ctx.get(), 0, cut, nullptr, 0));
+    pyfastv_get_kept(ctx.get(), 0, cut, res.data(), res.size());
     return res;
 }
 
-std::vector<float> engine::scores() const {
-    std::vector<float> res(pyfastv_get_scores(ctx.get(), nullptr, 0));
-    pyfastv_get_scores(ctx.get(), res.data(), res.size());
+std::vector<float> engine::scores(int32_t cut) const {
+    cut = check_cut(cut);
+    std::vector<float> res(pyfastv_get_scores(ctx.get(), 0, cut, nullptr, 0));
+    pyfastv_get_scores(ctx.get(), 0, cut, res.data(), res.size());
+    return res;
+}
+
+std::vector<pyfastv_grid> engine::grids() const {
+    std::vector<pyfastv_grid> res(pyfastv_get_grids(ctx.get(), 0, nullptr, 0));
+    pyfastv_get_grids(ctx.get(), 0, res.data(), res.size());
     return res;
 }
 
@@ -103,17 +109,23 @@ size_t engine::reuse(const prompt & prompt) {
     size_t    n   = 0;
     llama_pos pos = 0;
 
-    const bool staged = in_stages();
-
-    // The last piece is evaluated again: somebody will read its logits. With FastV, what the later layers know of a
-    // picture was chosen by the question that followed it, and holds for that question only.
-    while (n < evaluated.size() && n + 1 < prompt.pieces.size() && prompt.pieces[n].same_as(evaluated[n]) &&
-            !(staged && prompt.pieces[n].visual())) {
+    // The last piece is evaluated again: somebody will read its logits. A picture stays; its choice goes if the question
+    // behind it does.
+    while (n < evaluated.size() && n + 1 < prompt.pieces.size() && prompt.pieces[n].same_as(evaluated[n])) {
         pos += prompt.pieces[n].n_pos;
         n++;
     }
 
-    if (!llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, pos, -1)) {
+    auto * memory = llama_get_memory(ctx.get());
+
+    // layers with sliding windows may have forgotten what the next token sees
+    const int32_t n_swa = llama_model_n_swa(model.get());
+    if (n_swa > 0 && n < evaluated.size() && llama_memory_seq_pos_min(memory, 0) > std::max(0, pos - n_swa)) {
+        reset();
+        return 0;
+    }
+
+    if (!llama_memory_seq_rm(memory, 0, pos, -1)) {
         reset();
         return 0;
     }
@@ -236,13 +248,8 @@ void engine::decode_picture(const prompt_piece & piece) {
                 " tokens at once, but n_ubatch is " + std::to_string(llama_n_ubatch(ctx.get())) + ": use a larger n_ubatch (and n_batch)");
     }
 
-    {
-        const stopwatch watch;
-        if (mtmd_encode_chunk(vision.get(), piece.chunk) != 0) {
-            throw error(error_kind::decode, "the vision encoder failed: " + log.reason("no reason was given"));
-        }
-        counts.encode_ms += watch.ms();
-    }
+    const float * embd = encode(piece);
+
     if (stop_requested()) {
         throw interrupted();
     }
@@ -251,7 +258,7 @@ void engine::decode_picture(const prompt_piece & piece) {
 
     time_full([&] {
         const int32_t result = mtmd_helper_decode_image_chunk(vision.get(), ctx.get(), piece.chunk,
-                mtmd_get_output_embd(vision.get()), n_past, 0, llama_n_batch(ctx.get()), &new_n_past, nullptr, nullptr);
+                const_cast<float *>(embd), n_past, 0, llama_n_batch(ctx.get()), &new_n_past, nullptr, nullptr);
         check(result, log.reason(""));
         llama_synchronize(ctx.get());
     });
@@ -259,6 +266,29 @@ void engine::decode_picture(const prompt_piece & piece) {
     n_past = new_n_past;
     evaluated.push_back(piece);
     evaluated.back().chunk = nullptr;
+}
+
+const float * engine::encode(const prompt_piece & piece) {
+    const log_scope log(options.verbose);
+
+    const auto key = piece.encoder_key();
+
+    if (const float * known = encoded.find(key)) {
+        counts.pictures_from_cache += piece.slice == 0;
+        return known;
+    }
+
+    const stopwatch watch;
+    if (mtmd_encode_chunk(vision.get(), piece.chunk) != 0) {
+        throw error(error_kind::decode, "the vision encoder failed: " + log.reason("no reason was given"));
+    }
+    counts.encode_ms += watch.ms();
+    counts.pictures_encoded += piece.slice == 0;
+
+    const float * embd = mtmd_get_output_embd(vision.get());
+    encoded.put(key, embd, (size_t) piece.n_tokens*llama_model_n_embd_inp(model.get()));
+
+    return embd;
 }
 
 void engine::check(int32_t decode_result, const std::string & reason) {
@@ -388,16 +418,21 @@ run_report engine::report() const {
 
     const auto stages = pyfastv_get_report(ctx.get());
 
-    res.visual_kept   = stages.n_stages > 1 ? stages.n_visual_kept : res.visual_tokens;
-    res.stage0_ms     = stages.t_stage0_ms;
-    res.choose_ms     = stages.t_choose_ms;
-    res.later_ms      = stages.t_later_ms;
-    res.graphs_reused = llama_perf_context(ctx.get()).n_reused;
+    res.stage0_ms       = stages.t_stage0_ms;
+    res.choose_ms       = stages.t_choose_ms;
+    res.later_ms        = stages.t_later_ms;
+    res.recalled_tokens = stages.n_recalled;
+    res.graphs_reused   = llama_perf_context(ctx.get()).n_reused;
 
     for (int32_t s = 0; s < stages.n_stages; ++s) {
-        res.kv_bytes_used.push_back(stages.kv_cells_used[s]*stages.kv_cell_bytes[s]);
-        res.kv_bytes_allocated.push_back(stages.kv_cells_size[s]*stages.kv_cell_bytes[s]);
+        res.first_layers.push_back(stages.first_layer[s]);
+        res.visual_in_stage.push_back(s == 0 ? res.visual_tokens : (int64_t) pyfastv_get_kept(ctx.get(), 0, s - 1, nullptr, 0));
+        res.kv_bytes_used.push_back(stages.kv_bytes_used[s]);
+        res.kv_bytes_allocated.push_back(stages.kv_bytes[s]);
     }
+    res.kv_bytes_used_stock      = stages.kv_bytes_used_stock;
+    res.kv_bytes_allocated_stock = stages.kv_bytes_stock;
+    res.archive_bytes            = stages.archive_bytes;
 
     return res;
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "runner/encoder_cache.h"
 #include "runner/options.h"
 #include "runner/prompt.h"
 #include "runner/sampler.h"
@@ -25,7 +26,7 @@ public:
     engine(const engine &) = delete;
 
     // FastV with these settings from now on, or stock llama.cpp; both empty the context
-    void set_fastv(int32_t k, float drop, const std::string & score, const std::string & pick);
+    void set_fastv(const std::string & spec); // the language of pyfastv_parse()
     void clear_fastv();
 
     // Evaluate a prompt, with one marker() for each picture; what the context holds of its beginning is not evaluated
@@ -51,8 +52,11 @@ public:
 
     run_report report() const;
 
-    std::vector<int32_t> kept()   const;
-    std::vector<float>   scores() const;
+    // at a cut; negative ones count from the last
+    std::vector<int32_t> kept  (int32_t cut) const;
+    std::vector<float>   scores(int32_t cut) const;
+
+    std::vector<pyfastv_grid> grids() const;
 
     const std::string & marker() const { return media_marker; }
 
@@ -71,13 +75,17 @@ private:
     void check_memory(ggml_type type_k, ggml_type type_v) const; // throws error(out_of_memory)
 
     void attach(const pyfastv_params * params);
-    bool in_stages() const;
+    int32_t check_cut(int32_t cut) const;
 
     // how many pieces at the start of the prompt the context holds; the rest of the context is removed
     size_t reuse(const prompt & prompt);
 
     void decode_text   (const std::vector<prompt_piece> & pieces, size_t begin, size_t end, bool logits_last);
     void decode_picture(const prompt_piece & piece);
+
+    // F32 [n_tokens, n_embd_inp], from the encoder or its cache
+    const float * encode(const prompt_piece & piece);
+
     // adds the time of decoding prompt rows to counts.full_ms, if they ran through every layer at once
     void time_full(const std::function<void()> & decode);
 
@@ -97,6 +105,8 @@ private:
     const llama_vocab * vocab = nullptr;
     llama_context_ptr   ctx;
     mtmd_context_ptr    vision;
+
+    encoder_cache encoded;
 
     std::vector<prompt_piece> evaluated; // what the context holds
     llama_pos                 n_past = 0;

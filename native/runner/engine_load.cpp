@@ -47,7 +47,7 @@ std::string random_marker() {
 
 } // namespace
 
-engine::engine(const engine_options & options_in) : options(options_in), media_marker(random_marker()) {
+engine::engine(const engine_options & options_in) : options(options_in), media_marker(random_marker()), encoded(options_in.encoder_cache_bytes) {
     static std::once_flag once;
     std::call_once(once, llama_backend_init);
 

@@ -22,6 +22,7 @@ struct engine_options {
     std::string                flash_attn   = "auto"; // "auto", "on", "off"
     std::string                type_k       = "f16";  // ggml type of the K cache
     std::string                type_v       = "f16";
+    size_t                     encoder_cache_bytes = 0;
     bool                       verbose      = false;
 
     std::function<bool(float)> progress;  // 0..1 while loading; false: stop
@@ -49,13 +50,16 @@ struct image {
     uint32_t        width;
     uint32_t        height;
     const uint8_t * rgb; // [height, width, 3]
+    std::string     id;  // the same for the same pixels and size
 };
 
 struct run_report {
     int64_t prompt_tokens     = 0; // the picture's included
     int64_t cached_tokens     = 0; // of those, the ones that were in the context already
     int64_t visual_tokens     = 0;
-    int64_t visual_kept       = 0; // of those, the ones in the later layers
+    int64_t recalled_tokens   = 0; // visual tokens that this prompt brought back to the later layers
+    int64_t pictures_encoded    = 0;
+    int64_t pictures_from_cache = 0;
     int64_t generated_tokens  = 0;
     double  encode_ms         = 0; // vision encoder and projector
     double  full_ms           = 0; // prompt rows that ran through every layer at once
@@ -66,8 +70,15 @@ struct run_report {
     double  first_token_ms    = 0; // from the start of prefill() to the first sampled token
     int32_t graphs_reused     = 0;
 
-    std::vector<size_t> kv_bytes_used;      // one entry a stage
-    std::vector<size_t> kv_bytes_allocated;
+    // one entry a stage
+    std::vector<int32_t> first_layers;
+    std::vector<int64_t> visual_in_stage; // of visual_tokens, those in its KV cache
+    std::vector<size_t>  kv_bytes_used;
+    std::vector<size_t>  kv_bytes_allocated;
+
+    size_t kv_bytes_used_stock      = 0; // what stock llama.cpp would use
+    size_t kv_bytes_allocated_stock = 0;
+    size_t archive_bytes            = 0; // of rows kept for recall and for choosing again
 };
 
 } // namespace pyfastv

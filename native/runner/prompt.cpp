@@ -3,22 +3,10 @@
 #include "runner/errors.h"
 #include "runner/log.h"
 
+#include <algorithm>
+
 namespace pyfastv {
 namespace {
-
-// FNV-1a, twice with different offsets: tells pictures of one conversation apart
-std::string image_id(const image & picture) {
-    uint64_t a = 0xcbf29ce484222325ull ^ picture.width;
-    uint64_t b = 0x84222325cbf29ce4ull ^ picture.height;
-
-    const size_t n_bytes = size_t(3)*picture.width*picture.height;
-    for (size_t i = 0; i < n_bytes; ++i) {
-        a = (a ^ picture.rgb[i])*0x100000001b3ull;
-        b = (b ^ picture.rgb[i])*0x100000001b3ull + 1;
-    }
-
-    return std::to_string(a) + "-" + std::to_string(b);
-}
 
 size_t count(const std::string & text, const std::string & what) {
     size_t n = 0;
@@ -71,7 +59,8 @@ prompt tokenize(const llama_vocab * vocab, const mtmd_context * vision, const st
     std::vector<const mtmd_bitmap *> pointers;
     for (const auto & picture : images) {
         bitmaps.emplace_back(mtmd_bitmap_init(picture.width, picture.height, picture.rgb));
-        mtmd_bitmap_set_id(bitmaps.back().get(), image_id(picture).c_str());
+        // the number tells pictures of one prompt apart that are the same: the slices of one have one id
+        mtmd_bitmap_set_id(bitmaps.back().get(), (picture.id + "#" + std::to_string(pointers.size())).c_str());
         pointers.push_back(bitmaps.back().get());
     }
 
@@ -97,6 +86,7 @@ prompt tokenize(const llama_vocab * vocab, const mtmd_context * vision, const st
 
         prompt_piece piece;
         piece.image_id = mtmd_input_chunk_get_id(chunk);
+        piece.slice    = std::count_if(res.pieces.begin(), res.pieces.end(), [&](const prompt_piece & p) { return p.image_id == piece.image_id; });
         piece.n_tokens = mtmd_input_chunk_get_n_tokens(chunk);
         piece.n_pos    = mtmd_input_chunk_get_n_pos(chunk);
         piece.chunk    = chunk;

@@ -22,7 +22,8 @@ using mtmd_chunks_ptr  = std::unique_ptr<mtmd_input_chunks, mtmd_deleter>;
 // A piece of a prompt: one text token, or one picture.
 struct prompt_piece {
     llama_token token    = LLAMA_TOKEN_NULL; // text
-    std::string image_id;                    // picture: hash of its pixels and size
+    std::string image_id;                    // picture: image::id and its number in the prompt, the same for all slices
+    int32_t     slice    = 0;                // picture: number of the slice
     int32_t     n_tokens = 1;
     int32_t     n_pos    = 1;
 
@@ -30,7 +31,11 @@ struct prompt_piece {
 
     bool visual() const { return token == LLAMA_TOKEN_NULL; }
     bool same_as(const prompt_piece & other) const {
-        return token == other.token && image_id == other.image_id && n_tokens == other.n_tokens;
+        return token == other.token && image_id == other.image_id && slice == other.slice && n_tokens == other.n_tokens;
+    }
+    // the same for the same picture anywhere
+    std::string encoder_key() const {
+        return image_id.substr(0, image_id.rfind('#')) + "/" + std::to_string(slice) + "/" + std::to_string(n_tokens);
     }
 };
 

@@ -3,8 +3,7 @@
 #include "llama-arch.h"
 #include "llama-model.h"
 
-#include <stdexcept>
-#include <string>
+#include <algorithm>
 
 namespace pyfastv {
 
@@ -17,20 +16,20 @@ const char * unsupported_reason(const llama_model & model) {
     if (llama_model_has_encoder(&model)) {
         return "it is an encoder-decoder model";
     }
-    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE) {
-        return "it has sliding-window layers, which this version does not run in stages";
-    }
-    if (hparams.n_pos_per_embd() > 1) {
-        return "it uses M-RoPE, which this version does not run in stages";
+    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE && hparams.swa_type != LLAMA_SWA_TYPE_STANDARD) {
+        return "its attention windows are not of the usual sliding kind";
     }
     if (hparams.is_mla()) {
         return "it uses multi-head latent attention, whose cache holds no keys to score with";
     }
-    if (hparams.n_deepstack_layers > 0) {
-        return "it adds visual features inside the first layers (deepstack), which this version does not run in stages";
-    }
-    if (hparams.ple_n_heads > 0) {
+    if (hparams.ple_n_heads > 0 || hparams.n_embd_per_layer > 0) {
         return "it feeds token ids into later layers (per-layer embeddings)";
+    }
+    if (hparams.n_layer_kv_from_start >= 0 && hparams.n_layer_kv_from_start < (int32_t) hparams.n_layer()) {
+        return "its later layers share the KV caches of earlier ones";
+    }
+    if (model.arch == LLM_ARCH_COGVLM) {
+        return "its layers have other weights for visual tokens than for text, and use one of them for a whole batch";
     }
     if (model.arch == LLM_ARCH_GROK) {
         return "it squashes its attention logits in a way that the scores do not follow";
@@ -42,24 +41,30 @@ const char * unsupported_reason(const llama_model & model) {
     return nullptr;
 }
 
-void validate(const pyfastv_params & params, int32_t n_layer) {
-    if (params.k < 1 || params.k >= n_layer) {
-        throw std::invalid_argument("k = " + std::to_string(params.k) + " is out of range: this model has " +
-                std::to_string(n_layer) + " layers, so 1 <= k <= " + std::to_string(n_layer - 1));
+const char * unsupported_layer(const llama_model & model, int32_t layer, bool reads_attention) {
+    const auto & hparams = model.hparams;
+
+    if (layer < 1 || layer >= (int32_t) hparams.n_layer()) {
+        return "it is outside the model";
     }
-    // written so that NaN fails
-    if (!(params.drop >= 0.0f && params.drop < 1.0f)) {
-        throw std::invalid_argument("drop = " + std::to_string(params.drop) + " is out of range: 0 <= drop < 1");
+
+    // after the outputs of the first layers (deepstack) or of listed ones
+    int32_t last_fed = (int32_t) hparams.n_deepstack_layers - 1;
+    if (hparams.n_deepstack_layers > 0) {
+        for (int32_t il = 0; il < (int32_t) hparams.n_layer(); ++il) {
+            if (hparams.deepstack_mapping_arr[il] >= 0) {
+                last_fed = std::max(last_fed, il);
+            }
+        }
     }
-    if (params.score < PYFASTV_SCORE_LAST || params.score > PYFASTV_SCORE_QUESTION_MAX) {
-        throw std::invalid_argument("score = " + std::to_string(params.score) + " is no pyfastv_score");
+    if (layer <= last_fed + 1 && last_fed >= 0) {
+        return "the model adds visual features to layers up to there (deepstack)";
     }
-    if (params.pick < PYFASTV_PICK_TOP_K || params.pick > PYFASTV_PICK_UNIFORM) {
-        throw std::invalid_argument("pick = " + std::to_string(params.pick) + " is no pyfastv_pick");
+    if (reads_attention && hparams.is_swa(layer - 1)) {
+        return "the layer before it sees only a sliding window, which gives no scores";
     }
-    if (params.pick == PYFASTV_PICK_WINDOW && params.window < 1) {
-        throw std::invalid_argument("window = " + std::to_string(params.window) + " is out of range: at least 1");
-    }
+
+    return nullptr;
 }
 
 } // namespace pyfastv

@@ -1,20 +1,103 @@
 #include "score/score.h"
 
+#include "graph/stage_graph.h"
+#include "memory/staged_memory.h"
 #include "schedule/schedule.h"
 
 #include "llama-cparams.h"
 #include "llama-graph.h"
+#include "llama-model.h"
 
+#include "ggml-backend.h"
 #include "ggml.h"
 
+#include <cmath>
+#include <memory>
+#include <vector>
 
 namespace pyfastv {
+namespace {
+
+// how far to turn back: minus the positions of the cells, and of the last rows of the ubatch
+class graph_input_turn_back : public llm_graph_input_i {
+public:
+    graph_input_turn_back(const llama_kv_cache & kv, ggml_tensor * cells, ggml_tensor * rows) : kv(kv), cells(cells), rows(rows) {}
+
+    void set_input(const llama_ubatch * ubatch) override {
+        const auto & source = kv.get_cells(0);
+
+        std::vector<int32_t> of_cells(cells->ne[0]);
+        for (size_t i = 0; i < of_cells.size(); ++i) {
+            of_cells[i] = source.is_empty(i) ? 0 : -source.pos_get(i);
+        }
+        ggml_backend_tensor_set(cells, of_cells.data(), 0, ggml_nbytes(cells));
+
+        std::vector<int32_t> of_rows(rows->ne[0]);
+        for (size_t i = 0; i < of_rows.size(); ++i) {
+            of_rows[i] = -ubatch->pos[ubatch->n_tokens - of_rows.size() + i];
+        }
+        ggml_backend_tensor_set(rows, of_rows.data(), 0, ggml_nbytes(rows));
+    }
+
+private:
+    const llama_kv_cache & kv;
+
+    ggml_tensor * cells; // I32 [n_kv]
+    ggml_tensor * rows;  // I32 [n_rows]
+};
+
+// x [n_embd_head, n, n_head] of any type and layout -> the same in F32, turned by `by` [n]
+ggml_tensor * turned(const llm_graph_context & graph, ggml_tensor * x, ggml_tensor * by, int il) {
+    ggml_context * ctx = graph.ctx0;
+
+    const auto & model = model_of_graph();
+
+    // YaRN's scaling of the attention is in q and k already
+    const float attn_factor = graph.ext_factor == 0.0f ? 1.0f : 1.0f/(1.0f + 0.1f*std::log(1.0f/graph.freq_scale));
+
+    x = ggml_cast(ctx, ggml_permute(ctx, x, 0, 2, 1, 3), GGML_TYPE_F32); // [n_embd_head, n_head, n]
+    x = ggml_rope_ext(ctx, x, by, model.get_rope_factors(graph.cparams, il), graph.n_rot, graph.rope_type, graph.n_ctx_orig,
+            model.get_rope_freq_base(graph.cparams, il), model.get_rope_freq_scale(graph.cparams, il),
+            graph.ext_factor, attn_factor, graph.beta_fast, graph.beta_slow);
+
+    return ggml_permute(ctx, x, 0, 2, 1, 3);
+}
+
+ggml_tensor * new_input(const llm_graph_context & graph, int64_t n) {
+    ggml_tensor * t = ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I32, n);
+    ggml_set_input(t);
+    return t;
+}
+
+void turn_back(const llm_graph_context & graph, ggml_tensor *& q, ggml_tensor *& k, int il) {
+    if (graph.rope_type == LLAMA_ROPE_TYPE_NONE) {
+        return;
+    }
+    if (graph.rope_type == LLAMA_ROPE_TYPE_MROPE || graph.rope_type == LLAMA_ROPE_TYPE_IMROPE) {
+        throw unsupported("score = last-no-rope does not know M-RoPE");
+    }
+    if (ggml_is_quantized(k->type)) {
+        throw unsupported("score = last-no-rope cannot turn back the keys of a quantized KV cache");
+    }
+
+    ggml_tensor * cells = new_input(graph, k->ne[1]);
+    ggml_tensor * rows  = new_input(graph, q->ne[1]);
+
+    const auto * mctx = staged_memory_context::from(graph.mctx);
+
+    graph.res->add_input(std::make_unique<graph_input_turn_back>(mctx->cache(mctx->stage_of(il)).base(), cells, rows));
+
+    q = turned(graph, q, rows, il);
+    k = turned(graph, k, cells, il);
+}
+
+} // namespace
 
 void add_scores(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * kq_b,
         ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale, int il) {
     const auto & stage = graph.cparams.stage;
 
-    if (!stage.ends_early() || il != stage.il1 - 1) {
+    if (!stage.ends_early() || il != stage.il1 - 1 || stage.scored == stage::readers::none) {
         return;
     }
     if (kq_b) {
@@ -23,11 +106,15 @@ void add_scores(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * 
 
     ggml_context * ctx = graph.ctx0;
 
-    const int64_t n_rows = stage.score_all_rows ? q->ne[1] : 1;
+    const int64_t n_rows = stage.scored == stage::readers::all_rows ? q->ne[1] : 1;
     const int64_t first  = q->ne[1] - n_rows;
 
     ggml_tensor * q_rows    = ggml_view_4d(ctx, q, q->ne[0], n_rows, q->ne[2], q->ne[3], q->nb[1], q->nb[2], q->nb[3], first*q->nb[1]);
     ggml_tensor * mask_rows = ggml_view_2d(ctx, kq_mask, kq_mask->ne[0], n_rows, kq_mask->nb[1], first*kq_mask->nb[1]);
+
+    if (stage.no_rope) {
+        turn_back(graph, q_rows, k, il);
+    }
 
     ggml_tensor * p = ggml_mul_mat(ctx, k, q_rows); // [n_kv, n_rows, n_head]
     ggml_prec_set_acc(p, GGML_PREC_F32);

@@ -1,12 +1,14 @@
 """The oracle's accuracy on the bench, unpruned and pruned: the reference for the C++ runner's.
 
-    python bench_accuracy.py BENCH --hf FOLDER --answers answers.jsonl
+    python bench_accuracy.py BENCH --hf FOLDER --answers answers.jsonl --out bench_reference.json
+    python bench_accuracy.py BENCH --hf FOLDER --answers answers.jsonl --settings off "k=2,drop=0.5;k=6,drop=0.75,merge"
 
 Answers are greedy, up to </s> or --max-tokens, and appended to the JSONL file one by one; a run that
-was interrupted goes on where it stopped. At the end the table is printed and written as JSON.
+was interrupted goes on where it stopped. At the end the table is printed, and written as JSON to --out.
+Several processes, each with its --shard, can write to one file; a run without --shard then prints the table.
 
-Per question the layers are shared: every setting starts from the boundary of its K, and the dropped
-rows are left out of the later layers (oracle.prefill(compact=True)), not masked.
+Per question the layers are shared: every K:DROP starts from the boundary of its K. The dropped rows
+are left out of the later layers (compact=True), not masked.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from stages import EMPTY, ask
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from oracle import (
     Boundary,
+    Prefill,
     Prompt,
     boundary,
     embed_prompt,
@@ -34,29 +39,31 @@ from oracle import (
     read_image,
     visual_rows,
 )
+from rules import parse
 from scoring import accuracy
 from weights import weights_sha256
-
-HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
 class Setting:
-    """FastV(k, drop), or k=None for no pruning."""
+    """FastV(k, drop), or k=None for no pruning, or a schedule."""
 
     k: int | None
     drop: float
+    spec: str | None = None  # in the language of pyfastv_parse()
 
     @classmethod
     def parse(cls, text: str) -> Setting:
-        """From "off" or "K:DROP"."""
+        """From "off", "K:DROP" or the text of a schedule."""
         if text == "off":
             return cls(None, 0.0)
+        if "=" in text:
+            return cls(None, 0.0, text)
         k, drop = text.split(":")
         return cls(int(k), float(drop))
 
     def __str__(self) -> str:
-        return "off" if self.k is None else f"{self.k}:{self.drop}"
+        return self.spec or ("off" if self.k is None else f"{self.k}:{self.drop}")
 
 
 DEFAULT_SETTINGS = tuple(
@@ -78,7 +85,11 @@ def answers_to(
 
     answers = {}
     for setting in settings:
-        if setting.k is None:
+        if setting.spec is not None:
+            schedule = parse(setting.spec, model.config.text_config.num_hidden_layers)
+            asked = ask(model, schedule, prompt.visual, EMPTY, prompt.rows, compact=True)
+            start = Prefill(np.empty(0), None, asked.logits, asked.memories, asked.n_past)
+        elif setting.k is None:
             start = prefill_unpruned(model, prompt, deepest)
         else:
             start = prefill(model, prompt, at[setting.k], setting.drop, compact=True)
@@ -135,10 +146,22 @@ def answer_all(
 def print_table(by_setting: dict[str, dict[str, dict[str, int | float]]]) -> None:
     settings = list(by_setting)
     groups = list(next(iter(by_setting.values())))
-    print("".join([f"{'':>10} {'n':>4}", *(f"{setting:>8}" for setting in settings)]))
+    widths = [max(8, len(setting) + 2) for setting in settings]
+    heads = [f"{setting:>{width}}" for setting, width in zip(settings, widths, strict=True)]
+    print("".join([f"{'':>10} {'n':>4}", *heads]))
     for group in groups:
-        cells = [f"{by_setting[setting][group]['percent']:8.1f}" for setting in settings]
+        cells = [
+            f"{by_setting[setting][group]['percent']:{width}.1f}"
+            for setting, width in zip(settings, widths, strict=True)
+        ]
         print("".join([f"{group:>10} {by_setting[settings[0]][group]['total']:>4}", *cells]))
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    index, n = map(int, text.split("/"))
+    if not 0 <= index < n:
+        raise ValueError(f"shard {text}")
+    return index, n
 
 
 def main() -> None:
@@ -148,14 +171,14 @@ def main() -> None:
     parser.add_argument("bench", type=Path, help="folder with questions.jsonl and images")
     parser.add_argument("--hf", type=Path, required=True, help="transformers folder of the weights")
     parser.add_argument("--answers", type=Path, required=True, help="JSONL of answers, appended to")
-    parser.add_argument("--out", type=Path, default=HERE / "bench_reference.json", help="the table as JSON")
+    parser.add_argument("--out", type=Path, help="write the table as JSON")
     parser.add_argument(
         "--settings",
         nargs="+",
         type=Setting.parse,
         default=DEFAULT_SETTINGS,
-        metavar="K:DROP",
-        help=f"K:DROP or off; default: {' '.join(map(str, DEFAULT_SETTINGS))}",
+        metavar="SETTING",
+        help=f"off, K:DROP or a schedule as in pyfastv.h, k=...; default: {' '.join(map(str, DEFAULT_SETTINGS))}",
     )
     parser.add_argument(
         "--max-tokens",
@@ -164,12 +187,20 @@ def main() -> None:
         help="of an answer (default: %(default)s; 48 would cut off one caption in six)",
     )
     parser.add_argument("--limit", type=int, help="only the first questions")
+    parser.add_argument(
+        "--shard",
+        type=parse_shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="every N-th question from I on, I < N",
+    )
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; default: %(default)s")
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
     lines = (args.bench / "questions.jsonl").read_text().splitlines()
     questions = [json.loads(line) for line in lines][: args.limit]
+    questions = questions[args.shard[0] :: args.shard[1]]
     tokenizer = AutoTokenizer.from_pretrained(args.hf)
     answer_all(
         load(args.hf), tokenizer, args.bench, questions, list(args.settings), args.max_tokens, args.answers
@@ -186,7 +217,8 @@ def main() -> None:
         "max_tokens": args.max_tokens,
         "settings": by_setting,
     }
-    args.out.write_text(json.dumps(reference, indent=1) + "\n")
+    if args.out:
+        args.out.write_text(json.dumps(reference, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ llama.cpp's convert_hf_to_gguf.py from a Hugging Face folder). Ends with status 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,26 +51,29 @@ def relative_rms(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()))
 
 
-def prefill(runner: pyfastv.Runner, rule: pyfastv.FastV | None, prompt: str, picture: str) -> None:
+def prefill(runner: pyfastv.Runner, prompt: str, picture: str) -> None:
     """Runs a golden file's prompt, with <image> for its picture, up to the logits behind it."""
     engine = runner._engine
-    runner.set_fastv(rule)
     image = pyfastv.load_image(PICTURES / picture)
-    engine.prefill(prompt.replace("<image>", engine.media_marker), [image], None, True, N_STEPS)
+    image_id = hashlib.sha256(image.tobytes()).hexdigest()
+    engine.prefill(prompt.replace("<image>", engine.media_marker), [image], [image_id], None, True, N_STEPS)
 
 
 def compare(runner: pyfastv.Runner, question: GoldenQuestion, case: GoldenCase) -> Difference:
     """Runs the prompt and the reference's own tokens, so that one other choice does not spoil the rest."""
     engine = runner._engine
-    rule = None if case.k is None else pyfastv.FastV(case.k, case.drop)
-    prefill(runner, rule, question.prompt, question.image)
+    if case.k is None:
+        engine.clear_fastv()
+    else:
+        engine.set_fastv(f"k={case.k},drop={case.drop}")
+    prefill(runner, question.prompt, question.image)
+    first = relative_rms(engine.logits(), case.logits_first)
 
     kept_equal = scores_close = True
     if case.k is not None:
-        kept_equal = np.array_equal(engine.kept(), case.kept)
-        scores_close = np.allclose(engine.scores(), question.scores[case.k], **SCORE_TOLERANCE)
+        kept_equal = np.array_equal(engine.kept(0), case.kept)
+        scores_close = np.allclose(engine.scores(0), question.scores[case.k], **SCORE_TOLERANCE)
 
-    first = relative_rms(engine.logits(), case.logits_first)
     for token in case.tokens[:-1]:
         engine.feed(int(token))
     return Difference(kept_equal, scores_close, first, relative_rms(engine.logits(), case.logits_last))

@@ -2,9 +2,12 @@
 
     for question in read_golden(Path("golden_bundle.npz")).questions:
         for case in question.cases: ...
+    for case in read_rules(Path("golden_rules.npz")):
+        for turn in case.turns: ...
 
-One .npz: the array "meta" is a JSON string, the other arrays are named "{question id}/scores" and
-"{question id}/{case name}/{field}".
+Each is one .npz: the array "meta" is a JSON string. In golden_bundle.npz and golden_hf.npz the other arrays are named
+"{question id}/scores" and "{question id}/{case name}/{field}"; in golden_rules.npz they are numbered, equal ones are
+stored once, and "meta" has the number in the array's place.
 """
 
 from __future__ import annotations
@@ -90,3 +93,73 @@ def read_golden(path: Path) -> Golden:
             scores = dict(zip(ks, file[f"{about['id']}/{SCORE}"], strict=True))
             questions.append(GoldenQuestion(**about, scores=scores, cases=cases))
     return Golden(meta["weights_sha256"], questions)
+
+
+@dataclass(frozen=True)
+class RuleTurn:
+    """One question of a conversation about one picture. The lists have an entry for every cut."""
+
+    prompt: str  # all of the conversation up to here, as the chat template makes it
+    answer: list[int]  # token ids that are fed behind the prompt; [] after the last question
+    n_rows: int  # of prompt and answer
+    n_recalled: list[int]  # tokens that this question brought back
+    kept: list[
+        np.ndarray
+    ]  # int16, ascending, tokens in the stage behind the cut; 0 is the picture's first patch
+    scores: list[np.ndarray]  # (n_visual) float32, of this question; 0 for tokens that did not reach the cut
+    logits: np.ndarray  # (n_vocab) float32, of the last prompt token
+
+
+@dataclass(frozen=True)
+class RuleCase:
+    """One schedule on one conversation."""
+
+    question: str  # id of the first question
+    image: str  # images/NAME.png, in the bench folder and in this one
+    spec: str  # in the language of pyfastv_parse()
+    gap: float  # rules.gap(), the smallest of all cuts and turns
+    fragile: bool  # rounding may change what is kept: compare with a tolerance
+    turns: list[RuleTurn]
+
+    @property
+    def name(self) -> str:
+        return f"{self.question}-{self.spec}"
+
+
+def write_rules(path: Path, weights_sha256: dict[str, str], cases: list[RuleCase]) -> None:
+    numbers: dict[tuple[str, bytes], int] = {}
+    arrays: dict[str, np.ndarray] = {}
+
+    def number(array: np.ndarray) -> int:
+        key = (array.dtype.str, array.tobytes())
+        numbers.setdefault(key, len(numbers))
+        arrays[str(numbers[key])] = array
+        return numbers[key]
+
+    about = []
+    for case in cases:
+        turns = [
+            vars(turn)
+            | {
+                "kept": [number(array) for array in turn.kept],
+                "scores": [number(array) for array in turn.scores],
+                "logits": number(turn.logits),
+            }
+            for turn in case.turns
+        ]
+        about.append(vars(case) | {"turns": turns})
+    meta = {"weights_sha256": weights_sha256, "cases": about}
+    np.savez_compressed(path, meta=np.array(json.dumps(meta)), **arrays)
+
+
+def read_rules(path: Path) -> list[RuleCase]:
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    cases = json.loads(str(arrays["meta"]))["cases"]
+    for case in cases:
+        for turn in case["turns"]:
+            turn["kept"] = [arrays[str(number)] for number in turn["kept"]]
+            turn["scores"] = [arrays[str(number)] for number in turn["scores"]]
+            turn["logits"] = arrays[str(turn["logits"])]
+        case["turns"] = [RuleTurn(**turn) for turn in case["turns"]]
+    return [RuleCase(**case) for case in cases]

@@ -1,45 +1,113 @@
-"""The other rules for keeping visual tokens, and the golden file of them. Needs numpy only.
+"""The rules for keeping visual tokens: schedules, scores and picks. Needs numpy only.
 
-    scores = visual_scores(matrix, slice(5, 581), "question-max")
-    kept = pick(scores, 0.5, "window", grid=(24, 24), window=4)
-    for case in read_rules(Path("golden_rules.npz")): ...
+    schedule = parse("k=2,drop=0.5,score=question-max,pick=window4;k=6,drop=0.75", n_layer=12)
+    scores = visual_scores(received, "question-max")
+    kept = pick(scores, schedule.cuts[0], grid=(24, 24))
 
-The attention matrix is the softmax of layer k - 1 after the mean over heads, (n_prompt, n_prompt): a row for
-every token that looks, a column for every token looked at. Of two equal scores the lower index comes first.
+A grid is (height, width) of the patches, in raster order. Of two equal scores the lower index comes first.
 """
 
 from __future__ import annotations
 
-import json
+import math
+import re
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-SCORES = ("last", "question-mean", "question-max")
-PICKS = ("top-k", "window", "uniform")
+SCORES = ("last", "question-mean", "question-max", "all", "last-no-rope", "none")
+PICKS = ("top-k", "window", "uniform", "grid", "mass")
 # A case whose gap is smaller may turn out differently after rounding.
 MIN_GAP = 3e-4
 
 
-def visual_scores(matrix: np.ndarray, visual: slice, score: str) -> np.ndarray:
-    """What the visual tokens receive, (n_visual): from the last row, or from all the rows after the picture."""
-    if score == "last":
-        return matrix[-1, visual]
-    question = matrix[visual.stop :, visual]
-    if score == "question-mean":
-        return question.mean(axis=0)
-    if score == "question-max":
-        return question.max(axis=0)
-    raise ValueError(f"score = {score!r}, need one of {SCORES}")
+@dataclass(frozen=True)
+class Cut:
+    layer: int = 2  # the first layer that does not see all
+    drop: float = 0.5  # share of all of the picture's tokens
+    score: str = "last"  # of SCORES
+    pick: str = "top-k"  # of PICKS
+    number: float = 0  # "window": its side; "grid": the stride; "mass": the share
+    merge: bool = False  # dropped rows are averaged into the nearest kept row
+
+    @property
+    def by_attention(self) -> bool:
+        return self.score != "none"
+
+    @property
+    def choice(self) -> str:
+        """The fields that the choice needs, given the scores."""
+        return f"drop={self.drop},pick={self.pick}{f'{self.number:g}' if self.number else ''}"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    cuts: tuple[Cut, ...]
+    recall: float = 0.0625  # share of the picture's tokens that a later question may bring back at a cut
+
+
+def parse_layer(text: str, n_layer: int) -> int:
+    if text.endswith("%"):
+        return math.floor(n_layer * float(text[:-1]) / 100 + 0.5)
+    return int(text)
+
+
+def parse_pick(text: str) -> tuple[str, float]:
+    name, number = re.fullmatch(r"([a-z-]+)([0-9.]*)", text).groups()
+    if name not in PICKS or (name in ("top-k", "uniform")) != (number == ""):
+        raise ValueError(f"pick = {text!r}, need one of {PICKS}, with their numbers")
+    return name, float(number or 0)
+
+
+def parse(text: str, n_layer: int) -> Schedule:
+    """From the language of pyfastv_parse(), less score=random."""
+    cuts, recall = [], Schedule.recall
+    for part in text.split(";"):
+        fields = {}
+        for field in part.split(","):
+            name, _, value = field.strip().partition("=")
+            if name == "k":
+                fields["layer"] = parse_layer(value, n_layer)
+            elif name == "drop":
+                fields["drop"] = float(value)
+            elif name == "score" and value in SCORES:
+                fields["score"] = value
+            elif name == "pick":
+                fields["pick"], fields["number"] = parse_pick(value)
+            elif name == "merge" and not value:
+                fields["merge"] = True
+            elif name == "recall":
+                recall = float(value)
+            elif name != "cells":
+                raise ValueError(f"{field!r} in {text!r}")
+        cuts.append(Cut(**fields))
+    layers, drops = [cut.layer for cut in cuts], [cut.drop for cut in cuts]
+    if layers != sorted(set(layers)) or not 1 <= layers[0] <= layers[-1] < n_layer or drops != sorted(drops):
+        raise ValueError(f"{text!r}: layers and drops must ascend, layers from 1 to {n_layer - 1}")
+    return Schedule(tuple(cuts), recall)
+
+
+def asks(score: str, positions: np.ndarray, visual: slice, start: int) -> np.ndarray:
+    """Which rows rank the visual tokens, (n_rows) bool. The rows of this turn begin at position `start`."""
+    if score in ("last", "last-no-rope"):
+        return positions == positions.max()
+    if score == "all":
+        return positions >= max(visual.start, start)
+    if score in ("question-mean", "question-max"):
+        return positions >= max(visual.stop, start)
+    raise ValueError(f"score = {score!r}, no rows rank")
+
+
+def visual_scores(received: np.ndarray, score: str) -> np.ndarray:
+    """(n_visual), from what the tokens receive from the rows that ask, (n_rows, n_visual), mean over heads."""
+    return received.max(axis=0) if score == "question-max" else received.mean(axis=0)
 
 
 def count_kept(n: int, drop: float) -> int:
-    if not 0 <= drop < 1:
-        raise ValueError(f"drop = {drop}, need 0 <= drop < 1")
-    return max(1, round(n * (1 - drop)))  # half to even
+    if not 0 <= drop <= 1:
+        raise ValueError(f"drop = {drop}, need 0 <= drop <= 1")
+    return 0 if drop == 1 else max(1, round(n * (1 - drop)))  # half to even
 
 
 def ranked(scores: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -48,7 +116,7 @@ def ranked(scores: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 
 def windows(grid: tuple[int, int], size: int) -> list[np.ndarray]:
-    """Indices of the tokens of each window of a (height, width) grid in raster order; cut off at the edges."""
+    """Indices of the tokens of each window of a grid; cut off at the edges."""
     height, width = grid
     indices = np.arange(height * width).reshape(grid)
     return [
@@ -59,15 +127,16 @@ def windows(grid: tuple[int, int], size: int) -> list[np.ndarray]:
 
 
 def window_order(
-    scores: np.ndarray, grid: tuple[int, int], size: int
+    scores: np.ndarray, grid: tuple[int, int], size: int, present: np.ndarray
 ) -> tuple[list[int], dict[int, Fraction]]:
-    """All tokens, the first to keep first, and the share of its window that is better than each of them.
+    """All tokens present, the first to keep first, and the share of its window that is better than each of them.
 
     The share of the token ranked r of s, r = 0 the best, is (r + 1/2) / s. Of equal shares the higher score
     comes first.
     """
     share = {}
     for window in windows(grid, size):
+        window = window[present[window]]
         for rank, index in enumerate(ranked(scores, window).tolist()):
             share[index] = Fraction(2 * rank + 1, 2 * len(window))
     return sorted(share, key=lambda index: (share[index], -scores[index], index)), share
@@ -78,22 +147,54 @@ def uniform(n: int, n_keep: int) -> np.ndarray:
     return (2 * np.arange(n_keep) + 1) * n // (2 * n_keep)
 
 
+def grid_points(grid: tuple[int, int], stride: int) -> np.ndarray:
+    """Indices of every stride-th row and column, from stride // 2 on."""
+    indices = np.arange(grid[0] * grid[1]).reshape(grid)
+    return indices[stride // 2 :: stride, stride // 2 :: stride].ravel()
+
+
+def shares_held(scores: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """What none, the best, the two best, ... of the tokens hold of the sum over them; all of nothing is 1."""
+    held = np.append(0.0, np.cumsum(scores[ranked(scores, tokens)], dtype=np.float64))
+    return held / held[-1] if held[-1] > 0 else np.ones(len(held))
+
+
 def pick(
-    scores: np.ndarray, drop: float, how: str, *, grid: tuple[int, int], window: int | None = None
+    scores: np.ndarray, cut: Cut, *, grid: tuple[int, int], present: np.ndarray | None = None
 ) -> np.ndarray:
-    """Indices of the tokens to keep, ascending. window: the side of a window, for "window" only."""
-    n, n_keep = len(scores), count_kept(len(scores), drop)
+    """Indices of the tokens to keep, ascending. present: (n) bool, those to choose from; None is all."""
+    n = len(scores)
     if grid[0] * grid[1] != n:
         raise ValueError(f"grid {grid} for {n} tokens")
-    if how == "top-k":
-        return np.sort(ranked(scores, np.arange(n))[:n_keep])
-    if how == "window":
-        assert window is not None
-        order, _ = window_order(scores, grid, window)
-        return np.sort(order[:n_keep])
-    if how == "uniform":
-        return uniform(n, n_keep)
-    raise ValueError(f"pick = {how!r}, need one of {PICKS}")
+    if present is None:
+        present = np.ones(n, bool)
+    tokens = np.flatnonzero(present)
+    n_keep = min(count_kept(n, cut.drop), len(tokens))
+    if cut.pick == "top-k":
+        kept = ranked(scores, tokens)[:n_keep]
+    elif cut.pick == "window":
+        order, _ = window_order(scores, grid, int(cut.number), present)
+        kept = np.array(order[:n_keep], np.intp)
+    elif cut.pick == "uniform":
+        kept = tokens[uniform(len(tokens), n_keep)]
+    elif cut.pick == "grid":
+        points = grid_points(grid, int(cut.number))
+        points = points[present[points]]
+        points = points[uniform(len(points), min(len(points), n_keep))]
+        others = np.setdiff1d(tokens, points)
+        kept = np.append(points, ranked(scores, others)[: n_keep - len(points)])
+    else:
+        n_mass = int(np.argmax(shares_held(scores, tokens) >= cut.number))
+        kept = ranked(scores, tokens)[: max(n_keep, n_mass)]
+    return np.sort(kept)
+
+
+def recalled(chosen: np.ndarray, there: np.ndarray, scores: np.ndarray, recall: float) -> np.ndarray:
+    """Of those chosen, (n) indices, those that a stage lacks, at most round-half-even(recall * n); ascending.
+
+    there: (n_visual) bool, what the stage has.
+    """
+    return np.sort(ranked(scores, chosen[~there[chosen]])[: round(recall * len(scores))])
 
 
 def cut_gap(scores: np.ndarray, kept: np.ndarray, dropped: np.ndarray) -> float:
@@ -104,77 +205,32 @@ def cut_gap(scores: np.ndarray, kept: np.ndarray, dropped: np.ndarray) -> float:
     return float((lowest - scores[dropped].max()) / lowest)
 
 
-def gap(
-    scores: np.ndarray, drop: float, how: str, *, grid: tuple[int, int], window: int | None = None
-) -> float:
+def gap(scores: np.ndarray, cut: Cut, *, grid: tuple[int, int], present: np.ndarray | None = None) -> float:
     """The smallest relative difference of two scores that decides who is kept.
 
-    For windows: at the cut of each window, and among the tokens of one share that are kept only in part.
+    For windows: at the cut of each window, and among the tokens of one share that are kept only in part. For
+    "mass" also: by how much the scores of all those kept have to change until one more or one less is enough.
     """
     n = len(scores)
-    if how == "uniform":
-        return float("inf")
-    kept = pick(scores, drop, how, grid=grid, window=window)
+    if present is None:
+        present = np.ones(n, bool)
+    tokens = np.flatnonzero(present)
+    kept = pick(scores, cut, grid=grid, present=present)
     is_kept = np.isin(np.arange(n), kept)
-    groups = [np.arange(n)]
-    if how == "window":
-        assert window is not None
-        order, share = window_order(scores, grid, window)
+    groups, smallest = [tokens], float("inf")
+    if cut.pick == "uniform" or len(kept) == 0:
+        groups = []
+    elif cut.pick == "window":
+        order, share = window_order(scores, grid, int(cut.number), present)
         last = share[order[len(kept) - 1]]
-        groups = [*windows(grid, window), np.array([index for index in order if share[index] == last])]
-    return min(cut_gap(scores, group[is_kept[group]], group[~is_kept[group]]) for group in groups)
-
-
-@dataclass(frozen=True)
-class RuleCase:
-    """One rule in one setting on one question."""
-
-    question: str  # id
-    image: str  # images/NAME.png, in the bench folder and in this one
-    prompt: str
-    k: int
-    drop: float
-    score: str  # of SCORES; of no effect when pick is "uniform"
-    pick: str  # of PICKS
-    window: int | None  # the side of a window; None unless pick is "window"
-    gap: float  # inf for "uniform"
-    fragile: bool  # gap < MIN_GAP: compare the sets with a tolerance
-    kept: np.ndarray  # (n_keep) int16, ascending, 0 is the picture's first patch
-    scores: np.ndarray  # (n_visual) float32
-    logits_first: np.ndarray  # (n_vocab) float32, of the last prompt token
-
-    @property
-    def rule(self) -> str:
-        return f"{self.score}-{self.pick}{self.window or ''}"
-
-    @property
-    def name(self) -> str:
-        return f"k{self.k}-drop{self.drop}-{self.rule}"
-
-
-ARRAYS = ("kept", "scores", "logits_first")
-
-
-def array_name(case: RuleCase, name: str) -> str:
-    """Scores are stored once for all the cases that share them."""
-    of = f"k{case.k}-{case.score}" if name == "scores" else case.name
-    return f"{case.question}/{of}/{name}"
-
-
-def write_rules(path: Path, weights_sha256: dict[str, str], cases: list[RuleCase]) -> None:
-    arrays: dict[str, np.ndarray] = {}
-    about: list[dict[str, Any]] = []
-    for case in cases:
-        about.append({k: v for k, v in vars(case).items() if k not in ARRAYS})
-        arrays |= {array_name(case, name): getattr(case, name) for name in ARRAYS}
-    meta = {"weights_sha256": weights_sha256, "cases": about}
-    np.savez_compressed(path, meta=np.array(json.dumps(meta)), **arrays)
-
-
-def read_rules(path: Path) -> list[RuleCase]:
-    with np.load(path) as file:
-        cases = []
-        for values in json.loads(str(file["meta"]))["cases"]:
-            empty = RuleCase(**values, **dict.fromkeys(ARRAYS, np.empty(0)))
-            cases.append(RuleCase(**values, **{name: file[array_name(empty, name)] for name in ARRAYS}))
-    return cases
+        groups = [window[present[window]] for window in windows(grid, int(cut.number))]
+        groups.append(np.array([index for index in order if share[index] == last]))
+    elif cut.pick == "grid":
+        groups = [np.setdiff1d(tokens, grid_points(grid, int(cut.number)))]
+    elif cut.pick == "mass" and cut.number < 1:
+        off = np.abs(shares_held(scores, tokens) - cut.number)
+        decisive = off[count_kept(n, cut.drop) :]
+        smallest = float(decisive.min(initial=np.inf)) / (cut.number * (1 - cut.number))
+    return min(
+        [smallest, *(cut_gap(scores, group[is_kept[group]], group[~is_kept[group]]) for group in groups)]
+    )

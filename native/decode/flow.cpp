@@ -1,0 +1,264 @@
+#include "decode/flow.h"
+
+#include "schedule/schedule.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <functional>
+#include <iterator>
+#include <utility>
+
+namespace pyfastv {
+
+flow::flow(llama_seq_id seq_id, const sequence & seq) :
+    seq_id(seq_id), seq(&seq), rows(seq.pending), tokens(seq.tokens), scores(seq.scores) {}
+
+std::vector<patch_grid> grids_of(const picture & picture) {
+    std::vector<patch_grid> res;
+
+    for (const auto & slice : picture.slices) {
+        const int64_t cells = (int64_t) slice.nx*slice.ny;
+        const double  ratio = cells > 0 ? (double) slice.nx/slice.ny : 1.0;
+        const auto    nx    = (int32_t) std::lround(std::sqrt(slice.n*ratio));
+
+        if (cells > 0 && slice.n % cells == 0) {
+            res.insert(res.end(), slice.n/cells, patch_grid { slice.nx, slice.ny }); // more than one: frames
+        } else if (nx > 0 && slice.n % nx == 0 && (int32_t) std::lround(nx/ratio) == slice.n/nx) {
+            res.push_back({ nx, slice.n/nx });
+        } else {
+            res.push_back({ slice.n, 1 });
+        }
+    }
+
+    return res;
+}
+
+std::vector<float> flow::token_scores(const pyfastv_cut & rule) const {
+    std::vector<float> res(tokens.size(), 0.0f);
+
+    // tokens come to exist as rows are decoded: an earlier row has paid nothing to later ones
+    const auto add = [&](const staged_row & row, bool max) {
+        const size_t n = std::min(res.size(), row.scores.size());
+        for (size_t i = 0; i < n; ++i) {
+            res[i] = max ? std::max(res[i], row.scores[i]) : res[i] + row.scores[i];
+        }
+    };
+
+    size_t first = rows.size(); // of the rows that vote
+    switch (rule.score) {
+        case PYFASTV_SCORE_ALL:
+            first = std::find_if(rows.begin(), rows.end(), [](const auto & row) { return row.visual(); }) - rows.begin();
+            first = first == rows.size() ? 0 : first;
+            break;
+        case PYFASTV_SCORE_QUESTION_MEAN:
+        case PYFASTV_SCORE_QUESTION_MAX:
+            while (first > 0 && !rows[first - 1].visual()) {
+                first--;
+            }
+            break;
+        case PYFASTV_SCORE_LAST:
+        case PYFASTV_SCORE_LAST_NO_ROPE:
+        case PYFASTV_SCORE_RANDOM:
+        case PYFASTV_SCORE_NONE:
+            break;
+    }
+
+    const size_t n_voters = rows.size() - first;
+
+    for (size_t i = first; i < rows.size(); ++i) {
+        add(rows[i], rule.score == PYFASTV_SCORE_QUESTION_MAX);
+    }
+    if (rule.score == PYFASTV_SCORE_QUESTION_MEAN || rule.score == PYFASTV_SCORE_ALL) {
+        std::for_each(res.begin(), res.end(), [n_voters](float & score) { score /= std::max<size_t>(n_voters, 1); });
+    }
+
+    if (n_voters == 0) {
+        // the last row; or, if rows behind it were removed again or it is the picture itself, the last that was read
+        const auto last = std::find_if(rows.rbegin(), rows.rend(), [](const auto & row) { return !row.scores.empty(); });
+        if (last != rows.rend()) {
+            add(*last, true);
+        }
+    }
+
+    return res;
+}
+
+void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n_embd) {
+    const auto of_tokens = token_scores(rule);
+
+    std::vector<uint8_t> arrives(tokens.size(), 0); // with these rows
+    std::vector<uint8_t> enters (tokens.size(), 0);
+    for (const auto & row : rows) {
+        if (row.visual()) {
+            arrives[row.token] = 1;
+            // somebody will read the logits of these, whatever their scores
+            enters[row.token] = row.output >= 0;
+        }
+    }
+
+    scores.resize(std::max<size_t>(scores.size(), cut + 1));
+    scores[cut].resize(tokens.size(), 0.0f);
+
+    std::vector<staged_row> back;
+
+    for (const auto & picture : seq->pictures) {
+        const auto    first = picture.first;
+        const int32_t n     = picture.n_tokens();
+
+        const auto is_new = std::any_of(arrives.begin() + first, arrives.begin() + first + n, [](uint8_t a) { return a; });
+        if (!is_new && (recall == 0.0f || !reads_attention(rule))) {
+            continue;
+        }
+
+        picture_scores input = { {}, std::vector<uint8_t>(n), grids_of(picture) };
+        if (rule.score == PYFASTV_SCORE_RANDOM) {
+            input.scores = random_scores(n, rule.seed);
+        } else {
+            input.scores.assign(of_tokens.begin() + first, of_tokens.begin() + first + n);
+        }
+        for (int32_t i = 0; i < n; ++i) {
+            const auto & token = tokens[first + i];
+            input.present[i] = !token.gone && token.entered > cut;
+        }
+        std::transform(input.scores.begin(), input.scores.end(), input.present.begin(), scores[cut].begin() + first,
+                [](float score, uint8_t present) { return present ? score : 0.0f; });
+
+        const auto chosen = pyfastv::choose(input, rule);
+
+        for (const int32_t i : chosen) {
+            enters[first + i] |= arrives[first + i];
+        }
+        if (recall > 0.0f && reads_attention(rule)) {
+            recall_tokens(picture, chosen, cut, arrives, recall, back);
+        }
+    }
+
+    if (rule.merge) {
+        for (const auto & picture : seq->pictures) {
+            std::vector<size_t> kept, dropped;
+            for (size_t i = 0; i < rows.size(); ++i) {
+                const int32_t token = rows[i].token;
+                if (token >= picture.first && token < picture.first + picture.n_tokens()) {
+                    (enters[token] ? kept : dropped).push_back(i);
+                }
+            }
+            merge_rows(rows, kept, dropped, n_embd);
+        }
+    }
+
+    n_kept = 0;
+
+    std::vector<staged_row> next = std::move(back);
+    for (auto & row : rows) {
+        if (row.visual()) {
+            auto & token = tokens[row.token];
+
+            if (!enters[row.token]) {
+                token.hidden = row.hidden;
+                continue;
+            }
+            token.entered = cut + 2;
+            token.hidden  = nullptr;
+            n_kept += !row.recalled();
+        }
+        next.push_back(std::move(row));
+    }
+    rows = std::move(next);
+}
+
+void flow::recall_tokens(const picture & picture, const std::vector<int32_t> & chosen, int32_t cut, const std::vector<uint8_t> & arrives,
+        float recall, std::vector<staged_row> & back) {
+    std::vector<int32_t> candidates;
+    for (const int32_t i : chosen) {
+        const int32_t token = picture.first + i;
+        if (tokens[token].entered == cut + 1 && !arrives[token]) {
+            candidates.push_back(token);
+        }
+    }
+
+    const auto budget = (size_t) std::nearbyint(std::round((double) recall*picture.n_tokens()*1e6)/1e6);
+    const auto higher = [&](int32_t a, int32_t b) {
+        return scores[cut][a] != scores[cut][b] ? scores[cut][a] > scores[cut][b] : a < b;
+    };
+    std::sort(candidates.begin(), candidates.end(), higher);
+    candidates.resize(std::min(candidates.size(), budget));
+    std::sort(candidates.begin(), candidates.end());
+
+    for (const int32_t index : candidates) {
+        auto & token = tokens[index];
+
+        recalled.push_back({ index, token });
+
+        back.push_back({ token.pos, staged_row::no_ubatch, -1, index, true, token.hidden, {} });
+
+        token.entered = cut + 2;
+        token.hidden  = nullptr;
+    }
+}
+
+// in parts, which the compiler may keep in vectors
+static float dot(const float * a, const float * b, int64_t n) {
+    std::array<float, 16> sums = {};
+
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        for (int64_t j = 0; j < 16; ++j) {
+            sums[j] += a[i + j]*b[i + j];
+        }
+    }
+    float res = 0.0f;
+    for (; i < n; ++i) {
+        res += a[i]*b[i];
+    }
+    for (const float sum : sums) {
+        res += sum;
+    }
+    return res;
+}
+
+void merge_rows(std::vector<staged_row> & rows, const std::vector<size_t> & kept, const std::vector<size_t> & dropped, int64_t n_embd) {
+    if (kept.empty() || dropped.empty()) {
+        return;
+    }
+
+    const auto inverse_norm = [&](const float * row) {
+        const float square = dot(row, row, n_embd);
+        return square > 0.0f ? 1.0f/std::sqrt(square) : 0.0f;
+    };
+
+    std::vector<float> scale(kept.size());
+    std::transform(kept.begin(), kept.end(), scale.begin(), [&](size_t i) { return inverse_norm(rows[i].hidden.get()); });
+
+    std::vector<std::vector<size_t>> members(kept.size());
+    for (const size_t i : dropped) {
+        size_t nearest = 0;
+        float  highest = -2.0f*std::sqrt(dot(rows[i].hidden.get(), rows[i].hidden.get(), n_embd)) - 1.0f;
+        for (size_t k = 0; k < kept.size(); ++k) {
+            // the length of the dropped row is the same for all
+            const float cosine = dot(rows[i].hidden.get(), rows[kept[k]].hidden.get(), n_embd)*scale[k];
+            if (cosine > highest) {
+                highest = cosine;
+                nearest = k;
+            }
+        }
+        members[nearest].push_back(i);
+    }
+
+    for (size_t k = 0; k < kept.size(); ++k) {
+        if (members[k].empty()) {
+            continue;
+        }
+        const float * own  = rows[kept[k]].hidden.get();
+        auto          mean = std::make_shared<std::vector<float>>(own, own + n_embd);
+
+        for (const size_t i : members[k]) {
+            std::transform(mean->begin(), mean->end(), rows[i].hidden.get(), mean->begin(), std::plus<float>());
+        }
+        std::for_each(mean->begin(), mean->end(), [n = members[k].size() + 1](float & value) { value /= n; });
+
+        rows[kept[k]].hidden = hidden_row(mean, mean->data());
+    }
+}
+
+} // namespace pyfastv

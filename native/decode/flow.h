@@ -1,0 +1,46 @@
+#pragma once
+
+#include "pyfastv.h"
+
+#include "choose/choose.h"
+#include "memory/sequence.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace pyfastv {
+
+// The rows of one sequence on their way through the later stages. The sequence itself changes when all of it is done.
+struct flow {
+    llama_seq_id           seq_id;
+    const sequence *       seq;
+    std::vector<staged_row> rows; // at the current cut, recalled ones first, then in prompt order
+
+    // as they will be in the sequence
+    std::vector<visual_token>       tokens;
+    std::vector<std::vector<float>> scores;
+    std::vector<turn::recall>       recalled;
+
+    int32_t n_kept = 0; // visual tokens that entered the stage behind the cut for the first time
+
+    flow(llama_seq_id seq_id, const sequence & seq);
+
+    // Makes the choice at a cut: `rows` become those that enter the stage behind it. `n_embd`: width of a row.
+    void choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n_embd);
+
+private:
+    std::vector<float> token_scores(const pyfastv_cut & rule) const;
+
+    // tokens of the picture that are at the cut and not among `rows`, chosen now: those that come back
+    void recall_tokens(const picture & picture, const std::vector<int32_t> & chosen, int32_t cut, const std::vector<uint8_t> & arrives,
+            float recall, std::vector<staged_row> & back);
+};
+
+// the patch grids of the slices of a picture, as choose() takes them
+std::vector<patch_grid> grids_of(const picture & picture);
+
+// Every dropped row is averaged into the kept one that is nearest by cosine; of equal ones into the first.
+// kept, dropped: indices into rows, ascending. n_embd: width of a row.
+void merge_rows(std::vector<staged_row> & rows, const std::vector<size_t> & kept, const std::vector<size_t> & dropped, int64_t n_embd);
+
+} // namespace pyfastv

@@ -1,0 +1,115 @@
+#pragma once
+
+#include "llama.h"
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+// What a context with stages remembers of one sequence, beside its KV cells: its visual tokens, the rows that wait, and
+// what every choice was made from.
+namespace pyfastv {
+
+// A position as in llama_ubatch: for M-RoPE t, y, x and one more; for others the first alone, the rest zero.
+// It tells the tokens of a sequence apart, and so finds their KV cells.
+using position = std::array<llama_pos, 4>;
+
+// F32 [n_embd] at the end of a stage; a part of a block that rows of one ubatch share
+using hidden_row = std::shared_ptr<const float>;
+
+// One row that has been through stage 0.
+struct staged_row {
+    static constexpr int32_t no_ubatch = -1;
+
+    position   pos;
+    int32_t    ubatch; // number of the ubatch that brought it; no_ubatch: it was recalled
+    int32_t    output; // index in its llama_decode() batch if its logits were asked for; else -1
+    int32_t    token;  // index in sequence::tokens; text: -1
+    bool       causal; // decoded with causal attention
+    hidden_row hidden;
+
+    std::vector<float> scores; // attention paid to sequence::tokens, as many as there were; empty: not read
+
+    bool visual()   const { return token >= 0; }
+    bool recalled() const { return ubatch == no_ubatch; }
+};
+
+struct visual_token {
+    position   pos;
+    int32_t    entered; // number of stages that it is in, at least 1
+    bool       gone;    // removed from the sequence; its place in the picture stays
+    hidden_row hidden;  // at the end of the last stage that it is in; null if it is in all
+};
+
+struct picture {
+    struct slice {
+        int32_t n;      // tokens
+        int32_t nx, ny; // what they cover, in tokens or in proportion; 0: not known
+    };
+
+    std::string        id;
+    int32_t            first; // in sequence::tokens
+    std::vector<slice> slices;
+
+    int32_t n_tokens() const;
+};
+
+// What one flush did: enough to take it back.
+struct turn {
+    struct recall {
+        int32_t      token; // in sequence::tokens
+        visual_token before;
+    };
+
+    std::vector<staged_row> rows; // that waited
+    std::vector<recall>     recalled;
+};
+
+struct sequence {
+    std::vector<visual_token> tokens;   // of all pictures, in prompt order
+    std::vector<picture>      pictures;
+    std::vector<staged_row>   pending;  // rows that wait at the first cut, in prompt order
+    std::vector<turn>         turns;
+
+    std::vector<std::vector<float>> scores; // [cut][token] of the last choice
+
+    bool empty() const { return tokens.empty() && pending.empty() && turns.empty(); }
+
+    // a visual token is at a cut that it did not pass
+    bool has_dropped(int32_t n_stages) const;
+
+    bool last_picture_waits() const;
+
+    // Appends visual tokens: to the last picture if it `continues`, as a new slice or as more of the last.
+    enum class extent { picture, slice, more };
+    int32_t add_tokens(const std::vector<position> & pos, extent as, const std::string & id, int32_t nx, int32_t ny);
+
+    // Removes positions [p0, inf). A turn that loses rows is taken back: what is left of it waits again, and what it
+    // recalled is dropped again.
+    struct undone {
+        llama_pos                 from = INT32_MAX; // the later stages must forget everything from here on
+        std::vector<turn::recall> recalled;         // and these tokens: from their stage `before.entered` on
+    };
+    undone truncate(llama_pos p0);
+
+    // undone::from of truncate(p0)
+    llama_pos taken_back_from(llama_pos p0) const;
+
+    // Removes positions [p0, p1) from the middle.
+    void erase(llama_pos p0, llama_pos p1);
+
+    void shift (llama_pos p0, llama_pos p1, llama_pos delta);
+    void divide(llama_pos p0, llama_pos p1, int d);
+
+    // Takes over all of another sequence, behind its own.
+    void append(sequence other);
+
+    size_t archive_bytes(int64_t n_embd) const;
+
+private:
+    template <typename F> void for_each_position(F && f);
+};
+
+} // namespace pyfastv

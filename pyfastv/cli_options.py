@@ -1,0 +1,177 @@
+"""The options that ``pyfastv ask`` and ``pyfastv chat`` share, and what they make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+import huggingface_hub
+from click.core import ParameterSource
+
+from .console import bar
+from .models import from_hub, mmproj_beside
+from .options import Sampling, SamplingOptions
+from .presets import PRESETS, Recommended, to_schedule
+from .runner import Runner
+from .schedule import RECALL, SCORES, Cut, Schedule
+
+__all__ = ["load_runner", "request_options", "shows_progress", "to_fastv", "to_sampling"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_RULE = Recommended().cuts[0]
+
+_MODEL = [
+    click.option("-m", "--model", help="GGUF file of the language model.  [default: the bundled model]"),
+    click.option(
+        "--mmproj", help="GGUF file of its vision encoder.  [default: the only mmproj*.gguf beside it]"
+    ),
+    click.option("-hf", "--hf-repo", metavar="REPO[:QUANT]", help="Model and mmproj from Hugging Face."),
+    click.option(
+        "-c", "--n-ctx", type=int, default=0, help="Context in tokens; 0: what the model was trained for."
+    ),
+    click.option("-t", "--threads", type=int, help="CPU threads.  [default: physical cores]"),
+    click.option("-ngl", "--n-gpu-layers", type=int, default=-1, help="Layers on the GPU; -1: all."),
+    click.option("-fa", "--flash-attn", type=click.Choice(["auto", "on", "off"]), default="auto"),
+    click.option("-v", "--verbose", is_flag=True, help="llama.cpp's log on stderr."),
+    click.option("--no-progress", is_flag=True, help="No progress bars, on a terminal neither."),
+]
+
+# the one cut of the recommended rule
+_CUT = [
+    click.option("--k", default=str(_RULE.layer), help="Layers before K see every visual token; also 25%."),
+    click.option("--drop", type=float, default=_RULE.drop, help="Share that the later layers do not see."),
+    click.option(
+        "--score",
+        default=_RULE.score,
+        help=f"What ranks the visual tokens: {', '.join(SCORES)}; random7 is a seed.",
+    ),
+    click.option("--pick", default=_RULE.pick, help="top-k, window4 (a side), uniform, grid3 or mass0.95."),
+    click.option(
+        "--merge/--no-merge", default=_RULE.merge, help="Average what is dropped into what is kept."
+    ),
+    click.option("--off", is_flag=True, help="No pruning: stock llama.cpp."),
+]
+_CUT_NAMES = ("k", "drop", "score", "pick", "merge", "off")
+
+_SCHEDULE = [
+    click.option(
+        "--schedule",
+        metavar="SPEC",
+        help=f'In place of these: cuts as in "k=2,drop=0.5;k=6,drop=0.75", or {", ".join(PRESETS)}, off.',
+    ),
+    click.option(
+        "--recall",
+        type=float,
+        help="Share of a picture's tokens that a later question may bring back; 0: none."
+        f"  [default: {RECALL}]",
+    ),
+    click.option(
+        "--cells", help="KV cells of the later stages; auto: by drop.  [default: as the first stage]"
+    ),
+]
+
+_SAMPLING = [
+    click.option("-s", "--seed", type=int, help="Seed of the sampler."),
+    click.option("--temp", type=float, default=Sampling.temperature, help="Temperature; 0: likeliest token."),
+    click.option("--top-k", type=int, default=Sampling.top_k, help="Only the k likeliest tokens; 0: all."),
+    click.option(
+        "--top-p", type=float, default=Sampling.top_p, help="Only the likeliest with this probability."
+    ),
+    click.option(
+        "--min-p", type=float, default=Sampling.min_p, help="Only tokens this likely beside the likeliest."
+    ),
+    click.option("-n", "--max-tokens", type=int, help="Most tokens in the answer.  [default: no limit]"),
+    click.option("--system", help="System message."),
+]
+
+
+def request_options(command: Command) -> Command:
+    """Adds the options of the model, the schedule and the sampling to a command."""
+    for option in reversed([*_MODEL, *_CUT, *_SCHEDULE, *_SAMPLING]):
+        command = option(command)
+    return command
+
+
+def to_sampling(options: dict[str, Any]) -> SamplingOptions:
+    """The sampling keywords of a request. A wrong value is told before a model is loaded."""
+    sampling: SamplingOptions = {
+        "max_tokens": options["max_tokens"],
+        "temperature": options["temp"],
+        "top_k": options["top_k"],
+        "top_p": options["top_p"],
+        "min_p": options["min_p"],
+        "seed": options["seed"],
+    }
+    Sampling(**sampling)
+    return sampling
+
+
+def to_fastv(options: dict[str, Any]) -> Schedule | None:
+    """The schedule asked for; None: off."""
+    given = click.get_current_context().get_parameter_source
+    named = [name for name in _CUT_NAMES if given(name) is ParameterSource.COMMANDLINE]
+    if options["schedule"] is not None and named:
+        raise click.UsageError(f"--schedule excludes --{named[0]}.")
+    if options["off"] and named != ["off"]:
+        raise click.UsageError("--off excludes --k, --drop, --score, --pick and --merge.")
+    if options["off"]:
+        schedule = None
+    elif options["schedule"] is not None:
+        schedule = to_schedule(options["schedule"])
+    elif set(named) <= {"k", "drop"}:
+        schedule = Recommended(_number(options["k"]), options["drop"])
+    else:
+        schedule = Schedule([Cut(_number(options["k"]), *(options[name] for name in _CUT_NAMES[1:5]))])
+    if schedule is None or (options["recall"] is None and options["cells"] is None):
+        return schedule
+    recall = schedule.recall if options["recall"] is None else options["recall"]
+    cells = schedule.cells if options["cells"] is None else _number(options["cells"])
+    return Schedule(schedule.cuts, recall, cells)
+
+
+def _number(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def load_runner(options: dict[str, Any], fastv: Schedule | None) -> Runner:
+    """The model that the options name, with a progress bar on a terminal."""
+    show_progress = shows_progress(options)
+    model, mmproj = _find_model(options, show_progress)
+    with bar("Loading", show_progress) as loading:
+        return Runner(
+            model,
+            mmproj,
+            n_ctx=options["n_ctx"],
+            n_threads=options["threads"],
+            n_gpu_layers=options["n_gpu_layers"],
+            flash_attn=options["flash_attn"],
+            verbose=options["verbose"],
+            fastv=fastv,
+            progress=loading,
+        )
+
+
+def shows_progress(options: dict[str, Any]) -> bool:
+    """False where bars would disturb."""
+    return not (options["no_progress"] or options["verbose"])
+
+
+def _find_model(options: dict[str, Any], show_progress: bool) -> tuple[Any, Any]:
+    if options["hf_repo"] is None:
+        model, mmproj = options["model"], options["mmproj"]
+        if model is not None and mmproj is None:
+            mmproj = mmproj_beside(model)
+            if mmproj is None:
+                raise click.UsageError("--model needs --mmproj, the GGUF file of its vision encoder.")
+        return model, mmproj
+    if options["model"] is not None:
+        raise click.UsageError("--model and --hf-repo exclude each other.")
+    if not show_progress:
+        huggingface_hub.utils.disable_progress_bars()
+    model, mmproj = from_hub(options["hf_repo"])
+    return model, options["mmproj"] or mmproj

@@ -1,0 +1,174 @@
+"""Named schedules: the rules of papers, and our own default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .errors import OptionError
+from .schedule import RECALL, Cut, Schedule
+
+__all__ = ["PRESETS", "VTW", "FastV", "Feather", "PyramidDrop", "Recommended", "ZipVL", "to_schedule"]
+
+
+class Recommended(Schedule):
+    """Our default: the rule that kept most answers right at equal cost (docs/methods.md has the measurement).
+
+    The tokens of the question vote, each for what it looks at (the highest, not the mean); every 4 x 4 patches keep
+    their share, so that no part of a picture goes unseen; what is dropped is averaged into its nearest kept neighbour.
+    """
+
+    def __init__(
+        self, k: int | str = 2, drop: float = 0.5, *, recall: float = RECALL, cells: int | str | None = None
+    ) -> None:
+        """``k``, ``drop``: as in FastV. ``recall``, ``cells``: see :class:`pyfastv.Schedule`."""
+        cut = Cut(k, drop, score="question-max", pick="window4", merge=True)
+        super().__init__((cut,), recall, cells)
+
+
+class FastV(Schedule):
+    """Layers from ``k`` on see only the visual tokens that layer ``k - 1`` attends to.
+
+    Chen et al., "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large
+    Vision-Language Models", ECCV 2024, arXiv 2403.06764, section 4: visual tokens are ranked by the attention that the
+    last prompt token pays them, averaged over the heads, and the share ``drop`` with the lowest is left out. ``score``,
+    ``pick`` and ``merge`` change who ranks, how the tokens are picked, and what becomes of the others; see
+    :class:`pyfastv.Cut`.
+    """
+
+    def __init__(
+        self,
+        k: int | str = 2,
+        drop: float = 0.5,
+        score: str = Cut.score,
+        pick: str = Cut.pick,
+        *,
+        merge: bool = Cut.merge,
+        recall: float = RECALL,
+        cells: int | str | None = None,
+    ) -> None:
+        """``k``: the paper's K, ``drop``: its R. ``recall``, ``cells``: see :class:`pyfastv.Schedule`."""
+        super().__init__((Cut(k, drop, score, pick, merge),), recall, cells)
+
+    @property
+    def k(self) -> int | str:
+        """Layers before it see every token. The paper's K."""
+        return self.cuts[0].layer
+
+    @property
+    def drop(self) -> float:
+        """Share of the visual tokens that the later layers do not see. The paper's R."""
+        return self.cuts[0].drop
+
+    @property
+    def score(self) -> str:
+        """What ranks the visual tokens."""
+        return self.cuts[0].score
+
+    @property
+    def pick(self) -> str:
+        """How the tokens to keep are picked."""
+        return self.cuts[0].pick
+
+
+class PyramidDrop(Schedule):
+    """Four stages of equally many layers; each sees half of the visual tokens of the one before.
+
+    Xing et al., "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction",
+    CVPR 2025, arXiv 2410.17247, with four stages and a ratio of 0.5: LLaVA-1.5-7B's 32 layers are cut at 8, 16 and 24.
+    The paper ranks by the last token of the instruction; here it is the last prompt token, which in a chat template
+    comes a few tokens later.
+    """
+
+    def __init__(self, *, recall: float = RECALL, cells: int | str | None = None) -> None:
+        super().__init__((Cut("25%", 0.5), Cut("50%", 0.75), Cut("75%", 0.875)), recall, cells)
+
+
+class Feather(Schedule):
+    """An early cut by attention without rotary positions plus a uniform grid, a later one by that attention alone.
+
+    After Endo, Wang and Yeung-Levy, "Feather the Throttle: Revisiting Visual Token Pruning for Vision-Language Model
+    Acceleration", ICCV 2025, arXiv 2412.13180: rotary positions make an early layer prefer the lower part of a
+    picture, whatever is there. Taken from the paper: the score, the grid, the two cuts. The layers, shares and the stride
+    are ours; we have not compared them with the paper's.
+    """
+
+    def __init__(
+        self,
+        k: int | str = "25%",
+        drop: float = 0.5,
+        later_k: int | str = "50%",
+        later_drop: float = 0.75,
+        *,
+        stride: int = 3,
+        recall: float = RECALL,
+        cells: int | str | None = None,
+    ) -> None:
+        """``k``, ``drop``: the early cut; ``later_k``, ``later_drop``: the later one, its share also of all tokens."""
+        early = Cut(k, drop, score="last-no-rope", pick=f"grid{stride}")
+        later = Cut(later_k, later_drop, score="last-no-rope")
+        super().__init__((early, later), recall, cells)
+
+
+class VTW(Schedule):
+    """All visual tokens are withdrawn from layer ``k`` on; only the text goes on.
+
+    Lin et al., "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference", AAAI
+    2025, arXiv 2405.05803. The paper finds K on a few examples of the task, as the first layer from which on the
+    output hardly changes; half of the layers, the default here, is only a place to start.
+    """
+
+    def __init__(self, k: int | str | None = None, *, cells: int | str | None = None) -> None:
+        super().__init__((Cut("50%" if k is None else k, 1.0, score="none"),), 0.0, cells)
+
+
+class ZipVL(Schedule):
+    """As few visual tokens as hold the share ``tau`` of the attention: many for a busy question, few for a plain one.
+
+    After He et al., "ZipVL: Efficient Large Vision-Language Models with Dynamic Token Sparsification", arXiv
+    2410.08584. Taken from the paper: the adaptive number. The paper chooses in every layer, by the attention of probe
+    tokens; this is one cut at ``k``, by the attention of the tokens behind the picture. The defaults are ours.
+    """
+
+    def __init__(
+        self,
+        tau: float = 0.95,
+        k: int | str = 2,
+        most: float = 0.9,
+        *,
+        recall: float = RECALL,
+        cells: int | str | None = None,
+    ) -> None:
+        """``tau``: share of the attention to hold, in (0, 1]. ``most``: the largest share of tokens that may go."""
+        super().__init__((Cut(k, most, score="question-mean", pick=f"mass{tau}"),), recall, cells)
+
+
+PRESETS: dict[str, Callable[[], Schedule]] = {
+    "recommended": Recommended,
+    "fastv": FastV,
+    "pyramiddrop": PyramidDrop,
+    "feather": Feather,
+    "vtw": VTW,
+    "zipvl": ZipVL,
+}
+"""By the names that the command line and ``fastv=`` take."""
+
+
+def to_schedule(value: object) -> Schedule | None:
+    """What ``fastv=`` takes: a schedule, the name of a preset, text as in ``LLAMA_FASTV``; None or "off": no pruning."""
+    if value is None or isinstance(value, Schedule):
+        return value
+    if not isinstance(value, str):
+        raise OptionError(
+            f"fastv must be a Schedule, text such as 'k=2,drop=0.5', one of {', '.join(PRESETS)}, or None; "
+            f"got {value!r}"
+        )
+    name = value.strip().lower()
+    if name == "off":
+        return None
+    if name in PRESETS:
+        return PRESETS[name]()
+    if "=" not in name:
+        raise OptionError(
+            f"{value!r} is no schedule: give text such as 'k=2,drop=0.5', or one of {', '.join(PRESETS)}, off"
+        )
+    return Schedule.parse(value)

@@ -1,0 +1,251 @@
+"""Schedules: from which layer on how many visual tokens are left out, and by what rule."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from ._checks import integer, real
+from .errors import OptionError
+
+__all__ = ["MAX_CUTS", "PICKS", "RECALL", "SCORES", "Cut", "Schedule"]
+
+MAX_CUTS = 8
+RECALL = 0.0625
+
+SCORES = ("last", "question-mean", "question-max", "all", "last-no-rope", "random", "none")
+"""What ranks the visual tokens at a cut; see :class:`Cut`."""
+PICKS = ("top-k", "window", "uniform", "grid", "mass")
+"""How the tokens to keep are picked, given their scores; see :class:`Cut`."""
+
+_SCORE = re.compile(rf"(?:{'|'.join(SCORES)})|random\d+")
+_PICK = re.compile(r"top-k|uniform|(?:window|grid)0*[1-9]\d*|mass(?P<mass>[\d.eE+-]+)")
+_SHARE = re.compile(r"(\d+(?:\.\d*)?)%")
+_FIELDS = "k=, drop=, score=, pick=, merge, recall=, cells="
+
+
+@dataclass(frozen=True)
+class Cut:
+    """From one layer on, a part of every picture's tokens is left out. Raises OptionError.
+
+    Of a picture's n tokens round(n * (1 - drop)) stay (half to even; at least 1 unless drop is 1), in prompt
+    order and at their own positions. Whether the layer is within a model's is checked by the runner.
+    """
+
+    layer: int | str
+    """The first layer that does not see all: a number, at least 1, or a share of the layers such as "25%"."""
+    drop: float
+    """Share of a picture's tokens that layers from here on do not see, in [0, 1]: of all that the picture has, not of
+    those that an earlier cut left."""
+    score: str = "last"
+    """What ranks the tokens: attention at the last layer before the cut, mean over the heads, of the "last" prompt token;
+    of the tokens behind the last picture, by mean ("question-mean") or highest ("question-max"); of "all" tokens from
+    the picture on; of the last token without rotary positions ("last-no-rope"). Without attention: "random", or
+    "random7" with a seed; "none", all the same."""
+    pick: str = "top-k"
+    """"top-k": the highest scores; "window4", or another side: the highest of every 4 x 4 patches, each its share;
+    "uniform": evenly spaced, whatever the scores; "grid3", or another stride: every third patch in both directions, the
+    rest by the highest scores; "mass0.95", or another share: as few of the highest as hold this share of all scores,
+    and ``drop`` the most that goes."""
+    merge: bool = False
+    """Dropped rows are averaged into the kept row of the same picture that is nearest by cosine."""
+
+    def __post_init__(self) -> None:
+        checked = {
+            "layer": _layer(self.layer),
+            "drop": real("drop", self.drop, "a share of the visual tokens in [0, 1], such as 0.5", 0.0, 1.0),
+            "score": _score(self.score),
+            "pick": _pick(self.pick),
+            "merge": _flag("merge", self.merge),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def spec(self) -> str:
+        """As in ``LLAMA_FASTV``; what is as FastV has it is left out."""
+        fields = [f"k={self.layer}", f"drop={_number(self.drop)}"]
+        if self.score != Cut.score:
+            fields.append(f"score={self.score}")
+        if self.pick != Cut.pick:
+            fields.append(f"pick={self.pick}")
+        if self.merge:
+            fields.append("merge")
+        return ",".join(fields)
+
+
+@dataclass(frozen=True, repr=False)
+class Schedule:
+    """Cuts, in the order of their layers; the layers between two cuts are a stage. Raises OptionError.
+
+    The presets (:class:`pyfastv.Recommended`, :class:`pyfastv.FastV`, ...) are schedules with a name. Schedules
+    with the same values are equal.
+    """
+
+    cuts: Sequence[Cut]
+    """1 to 8, layers ascending, drop never descending; kept as a tuple."""
+    recall: float = RECALL
+    """Share of a picture's tokens that one later question in a conversation may bring back at a cut; 0 or False: none,
+    the first choice stays."""
+    cells: int | str | None = None
+    """KV cells of the later stages; None: as many as the first stage has, "auto": by drop."""
+
+    def __post_init__(self) -> None:
+        cuts = (self.cuts,) if isinstance(self.cuts, Cut) else self.cuts
+        if not isinstance(cuts, Sequence) or not all(isinstance(cut, Cut) for cut in cuts):
+            raise OptionError(f"cuts must be Cuts; got {self.cuts!r}")
+        if not 1 <= len(cuts) <= MAX_CUTS:
+            raise OptionError(f"a schedule has 1 to {MAX_CUTS} cuts; got {len(cuts)}")
+        for before, cut in pairwise(cuts):
+            if _is_at_or_behind(before.layer, cut.layer):
+                raise OptionError(f"k must ascend from cut to cut; got {before.layer}, then {cut.layer}")
+            if before.drop > cut.drop:
+                raise OptionError(
+                    f"drop is a share of all of a picture's tokens and cannot descend from cut to cut; "
+                    f"got {_number(before.drop)}, then {_number(cut.drop)}"
+                )
+        object.__setattr__(self, "cuts", tuple(cuts))
+        object.__setattr__(self, "recall", _recall(self.recall))
+        object.__setattr__(self, "cells", _cells(self.cells))
+
+    def spec(self) -> str:
+        """As in ``LLAMA_FASTV``; what is as FastV has it is left out. :meth:`parse` reads it."""
+        fields = [";".join(cut.spec() for cut in self.cuts)]
+        if self.recall != RECALL:
+            fields.append(f"recall={_number(self.recall)}")
+        if self.cells is not None:
+            fields.append(f"cells={self.cells}")
+        return ",".join(fields)
+
+    @staticmethod
+    def parse(text: str) -> Schedule:
+        """From text as in ``LLAMA_FASTV``: cuts separated by ``;``, their fields by ``,``.
+
+        ``k=2`` or ``k=25%``, ``drop=0.5``, ``score=...`` and ``pick=...`` as in :class:`Cut`, ``merge``; and, in
+        any cut, for all of them ``recall=0.0625`` and ``cells=2048`` or ``cells=auto``. What is left out is as
+        FastV has it. Raises OptionError.
+        """
+        shared: dict[str, Any] = {}
+        cuts = []
+        for part in text.split(";"):
+            values: dict[str, Any] = {"layer": 2, "drop": 0.5}
+            seen: set[str] = set()
+            for field in part.split(","):
+                key, value = _field(field)
+                if key in seen or key in shared:
+                    raise OptionError(f"{field.strip()!r}: {key} is given twice")
+                if key in ("recall", "cells"):
+                    shared[key] = value
+                else:
+                    seen.add(key)
+                    values["layer" if key == "k" else key] = value
+            cuts.append(Cut(**values))
+        return Schedule(cuts, **shared)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schedule) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def _values(self) -> tuple[object, ...]:
+        return self.cuts, self.recall, self.cells
+
+    def __repr__(self) -> str:
+        return f"Schedule.parse({self.spec()!r})"
+
+    def __str__(self) -> str:
+        text = self.spec().replace(",", ", ").replace(";", "; ")
+        return text if type(self) is Schedule else f"{type(self).__name__} {text}"
+
+
+def _field(text: str) -> tuple[str, Any]:
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if key == "merge" and not equals:
+        return key, True
+    if not equals or key not in ("k", "drop", "score", "pick", "recall", "cells"):
+        raise OptionError(f"{text.strip()!r} is none of {_FIELDS}")
+    if key in ("drop", "recall"):
+        return key, _real(key, value)
+    if key == "k" and re.fullmatch(r"[+-]?\d+", value):
+        return key, int(value)
+    if key == "cells" and value.isdecimal():
+        return key, int(value) or None
+    return key, value
+
+
+def _real(name: str, text: str) -> float:
+    if re.fullmatch(r"[\d.eE+-]+", text):
+        try:
+            return float(text)
+        except ValueError:
+            pass
+    raise OptionError(f"{name} must be a number, such as 0.5; got {text!r}")
+
+
+def _layer(value: object) -> int | str:
+    if isinstance(value, str):
+        share = _SHARE.fullmatch(value)
+        if share is not None and 0.0 <= float(share[1]) <= 100.0:
+            return value
+    elif not isinstance(value, float):
+        try:
+            return integer("k", value, 1)
+        except OptionError:
+            pass
+    raise OptionError(
+        "k, the layer of a cut, must be an integer, at least 1, or a share of the layers such as '25%'; "
+        f"got {value!r}"
+    )
+
+
+def _is_at_or_behind(layer: int | str, other: int | str) -> bool:
+    """Numbers and shares can be compared only where the number of layers is known."""
+    if isinstance(layer, str) and isinstance(other, str):
+        return float(layer[:-1]) >= float(other[:-1])
+    return isinstance(layer, int) and isinstance(other, int) and layer >= other
+
+
+def _score(value: object) -> str:
+    if not isinstance(value, str) or not _SCORE.fullmatch(value):
+        raise OptionError(f"score must be one of {', '.join(SCORES)}, or random7 (a seed); got {value!r}")
+    if value.startswith("random") and int(value[len("random") :] or 0) >= 2**32:
+        raise OptionError(f"score: a seed is from 0 to {2**32 - 1}; got {value!r}")
+    return value
+
+
+def _pick(value: object) -> str:
+    found = _PICK.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise OptionError(
+            "pick must be 'top-k', 'uniform', 'window' and a side as 'window4', 'grid' and a stride as 'grid3', "
+            f"or 'mass' and a share as 'mass0.95'; got {value!r}"
+        )
+    if found["mass"] is not None and not 0.0 < _real("pick: mass", found["mass"]) <= 1.0:
+        raise OptionError(f"pick: mass must be above 0 and at most 1; got {value!r}")
+    return found.string
+
+
+def _recall(value: object) -> float:
+    if isinstance(value, bool):
+        return RECALL if value else 0.0
+    return real("recall", value, "a share of a picture's tokens in [0, 1]; 0 or False: none", 0.0, 1.0)
+
+
+def _cells(value: object) -> int | str | None:
+    return (
+        value if value in (None, "auto") else integer("cells (None: as the first stage, or 'auto')", value, 1)
+    )  # type: ignore[return-value]
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} must be True or False; got {value!r}")
+    return value
+
+
+def _number(value: float) -> str:
+    """As short as it can be; llama.cpp reads it as a 32-bit float, which has no more than 9 digits."""
+    return f"{value:.9g}"

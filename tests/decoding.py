@@ -1,0 +1,74 @@
+"""Decodes the prompts of masked_reference with llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+import random_gguf
+from c_api import Context, Model, llama
+from masked_reference import Part, picture, picture_2d, text
+
+NX, NY = 8, 5
+PICTURE = NX * NY
+M_ROPE = ("qwen2vl", "qwen3vl")
+
+
+def small_context(model: Model, **options: object) -> Context:
+    """One thread: with more, a model this small mostly waits, and longer on a busy machine."""
+    context = Context(model, **{"n_ctx": 256, **options})
+    llama.llama_set_n_threads(context.pointer, 1, 1)
+    return context
+
+
+def prompt_for(arch: str, *, causal: bool = True, seed: int = 1) -> list[Part]:
+    """Some text, a picture and a question."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(PICTURE, random_gguf.n_embd_inp(arch))).astype(np.float32)
+    before = text([1, 2, 3], 0)
+    if arch in M_ROPE:
+        return [before, picture_2d(rows, 3, NX), text([5, 6, 7, 8], 3 + NX)]
+    return [before, picture(rows, 3, causal=causal), text([5, 6, 7, 8], 3 + PICTURE)]
+
+
+def long_prompt_for(arch: str, *, n_pictures: int, causal: bool) -> list[Part]:
+    """As prompt_for(), so many times; not for M-RoPE."""
+    parts: list[Part] = []
+    for seed in range(n_pictures):
+        for part in prompt_for(arch, causal=causal, seed=seed):
+            start = int(parts[-1].positions[0, -1]) + 1 if parts else 0
+            parts.append(
+                text(part.rows, start) if not part.is_picture else picture(part.rows, start, causal=causal)
+            )
+    return parts
+
+
+def decode(context: Context, prompt: Sequence[Part]) -> np.ndarray:
+    """Each part in a call of its own; the logits of the last row."""
+    for part in prompt:
+        assert _decode(context, part) == 0
+    logits = context.logits()
+    assert logits is not None
+    return logits
+
+
+def _decode(context: Context, part: Part) -> int:
+    n = len(part.rows)
+    batch = llama.llama_batch()
+    batch.n_tokens = n
+    rows = np.ascontiguousarray(part.rows, np.float32 if part.is_picture else np.int32)
+    positions = np.ascontiguousarray(part.positions, np.int32)  # without M-RoPE the first row is read
+    outputs = np.zeros(n, np.int8)
+    outputs[-1] = not part.is_picture
+    if part.is_picture:
+        batch.embd = rows.ctypes.data_as(type(batch.embd))
+        context.begin_picture("", NX, NY)
+    else:
+        batch.token = rows.ctypes.data_as(type(batch.token))
+    batch.pos = positions.ctypes.data_as(type(batch.pos))
+    batch.logits = outputs.ctypes.data_as(type(batch.logits))
+    llama.llama_set_causal_attn(context.pointer, part.causal)
+    status = llama.llama_decode(context.pointer, batch)
+    llama.llama_set_causal_attn(context.pointer, True)
+    return int(status)

@@ -1,0 +1,252 @@
+"""LLAMA_FASTV: llama.cpp's own programs, built unpatched, prune with our libraries loaded in place of theirs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import pyfastv
+from pyfastv.models import bundled_mmproj, bundled_model
+
+STOCK = Path(__file__).parents[1] / "build" / "stock" / "bin"
+MTMD_CLI, SERVER = STOCK / "llama-mtmd-cli", STOCK / "llama-server"
+
+pytestmark = pytest.mark.skipif(
+    not (MTMD_CLI.exists() and SERVER.exists()),
+    reason=f"{STOCK} has no llama-mtmd-cli and llama-server: `make programs` builds them (5 minutes)",
+)
+
+SETTINGS = [
+    None,
+    "k=2,drop=0.9",
+    "k=2,drop=0.5,score=question-mean,pick=window4,merge;k=6,drop=0.9",
+]
+BAD_SETTING = "k=2,drop=2"
+MAX_TOKENS = 32
+
+
+class Question(NamedTuple):
+    picture: str
+    text: str
+
+
+DICE = Question("dice", "What is the sum of the dice?")
+CHART = Question("chart", "Describe the image.")
+SCENE = Question("scene", "What is the number in the image?")
+SHORTEST = Question("chart", "Which bar is the shortest?")
+
+Expected = Callable[[str | None, Question], str]
+
+
+@pytest.fixture(scope="module")
+def expected(runner: pyfastv.Runner) -> Expected:
+    """The Runner's answer."""
+    answers: dict[tuple[str | None, Question], str] = {}
+    data = bundled_model().parent
+
+    def answer(setting: str | None, question: Question) -> str:
+        key = setting, question
+        if key not in answers:
+            image = data / f"{question.picture}.png"
+            made = runner.ask(image, question.text, fastv=setting, max_tokens=MAX_TOKENS)
+            answers[key] = made.text
+        return answers[key]
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our libraries under the names that a stock build looks for, as docs/programs.md makes the folder."""
+    folder = tmp_path_factory.mktemp("lib")
+    suffix, versioned = (".dylib", ".0.dylib") if sys.platform == "darwin" else (".so", ".so.0")
+    for file in pyfastv.lib_path().glob(f"*{suffix}"):
+        (folder / file.name).symlink_to(file)
+        (folder / file.name.replace(suffix, versioned)).symlink_to(file)
+    return folder
+
+
+def environment(libraries: Path, setting: str | None) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
+    kept["DYLD_LIBRARY_PATH" if sys.platform == "darwin" else "LD_LIBRARY_PATH"] = str(libraries)
+    return kept if setting is None else kept | {"LLAMA_FASTV": setting}
+
+
+def model_options() -> list[str]:
+    return ["--model", str(bundled_model()), "--mmproj", str(bundled_mmproj())]
+
+
+def test_the_settings_answer_differently(expected: Expected) -> None:
+    """Or the tests below could not tell pruning from none."""
+    for question in (DICE, CHART):
+        assert len({expected(setting, question) for setting in SETTINGS}) == len(SETTINGS)
+
+
+# llama-mtmd-cli
+
+
+def run_mtmd_cli(libraries: Path, setting: str | None, question: Question) -> subprocess.CompletedProcess[str]:
+    # the template puts a line end behind a picture only where it is told of the picture, which this program does not
+    prompt = f"<__media__>\n{question.text}"
+    image = bundled_model().parent / f"{question.picture}.png"
+    command = [str(MTMD_CLI), *model_options(), "--image", str(image), "--prompt", prompt, "--jinja"]
+    command += ["--temp", "0", "--predict", str(MAX_TOKENS)]
+    env = environment(libraries, setting)
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.parametrize("question", [DICE, CHART], ids=lambda question: question.picture)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_mtmd_cli_answers_as_the_runner(
+    libraries: Path, expected: Expected, setting: str | None, question: Question
+) -> None:
+    assert run_mtmd_cli(libraries, setting, question).stdout.strip() == expected(setting, question)
+
+
+def test_mtmd_cli_says_once_that_a_setting_is_malformed(libraries: Path, expected: Expected) -> None:
+    done = run_mtmd_cli(libraries, BAD_SETTING, DICE)
+    assert done.stdout.strip() == expected(None, DICE)
+    check_complaint(done.stderr)
+
+
+def check_complaint(log: str) -> None:
+    lines = [line for line in log.splitlines() if "LLAMA_FASTV" in line]
+    assert len(lines) == 1
+    assert "0 <= drop <= 1" in lines[0]
+    assert "nothing is pruned" in lines[0]
+
+
+# llama-server
+
+
+class Server:
+    """A running llama-server."""
+
+    def __init__(self, url: str, setting: str | None) -> None:
+        self.url = url
+        self.setting = setting
+
+    def complete(self, messages: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+        body = {"messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS, **options}
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(
+            f"{self.url}/v1/chat/completions", json.dumps(body).encode(), headers
+        )
+        with urllib.request.urlopen(request, timeout=600) as response:
+            return json.load(response)
+
+    def ask(self, question: Question) -> str:
+        return text_of(self.complete([user(question)]))
+
+
+def user(question: Question) -> dict[str, Any]:
+    """A message with the picture. As llama-mtmd-cli, the server leaves the line end behind a picture to the user."""
+    image = (bundled_model().parent / f"{question.picture}.png").read_bytes()
+    uri = f"data:image/png;base64,{base64.b64encode(image).decode()}"
+    parts = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": f"\n{question.text}"}]
+    return {"role": "user", "content": parts}
+
+
+def text_of(completion: dict[str, Any], choice: int = 0) -> str:
+    return completion["choices"][choice]["message"]["content"].strip()
+
+
+@contextmanager
+def serve(log: Path, libraries: Path, setting: str | None, *options: str) -> Iterator[Server]:
+    """llama-server on a free port, until the end of the block; its log is in `log`."""
+    command = [str(SERVER), *model_options(), "--host", "127.0.0.1", "--port", "0", *options]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, env=environment(libraries, setting), stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        deadline = time.monotonic() + 300
+        while (listening := re.search(r"listening on (http://\S+)", log.read_text())) is None:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        yield Server(listening[1], setting)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def server(
+    request: pytest.FixtureRequest, libraries: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """As it comes: four slots, one KV cache for all."""
+    with serve(tmp_path_factory.mktemp("server") / "log", libraries, request.param) as server:
+        yield server
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_server_with_one_slot_answers_as_the_runner(
+    tmp_path: Path, libraries: Path, expected: Expected, setting: str | None
+) -> None:
+    """The picture that comes again has been put aside by the server meanwhile, and is loaded again."""
+    with serve(tmp_path / "log", libraries, setting, "--parallel", "1") as server:
+        for question in (DICE, CHART, DICE):
+            assert server.ask(question) == expected(setting, question)
+
+
+def test_a_server_answers_as_the_runner(server: Server, expected: Expected) -> None:
+    for question in (DICE, CHART, DICE):
+        assert server.ask(question) == expected(server.setting, question)
+
+
+def test_a_server_answers_several_at_once(server: Server, expected: Expected) -> None:
+    questions = [SCENE, DICE, CHART]
+    with ThreadPoolExecutor(len(questions)) as threads:
+        answers = list(threads.map(server.ask, questions))
+    assert answers == [expected(server.setting, question) for question in questions]
+
+
+def test_a_server_answers_twice_from_one_prompt(server: Server, expected: Expected) -> None:
+    """The second slot gets a copy of the first one's prompt before anybody has read logits."""
+    completion = server.complete([user(CHART)], n=2, cache_prompt=False)
+    assert [text_of(completion, choice) for choice in (0, 1)] == [expected(server.setting, CHART)] * 2
+
+
+def test_another_question_about_a_picture_chooses_anew(server: Server, expected: Expected) -> None:
+    """The server keeps what both prompts begin with: the picture, which its first question had pruned."""
+    server.ask(CHART)
+    completion = server.complete([user(SHORTEST)])
+    assert completion["usage"]["prompt_tokens_details"]["cached_tokens"] > 576
+    assert text_of(completion) == expected(server.setting, SHORTEST)
+
+
+def test_a_servers_conversation_is_the_runners(server: Server, runner: pyfastv.Runner) -> None:
+    with runner.session(fastv=server.setting, max_tokens=MAX_TOKENS) as session:
+        first = session.ask(CHART.text, bundled_model().parent / "chart.png").text
+        second = session.ask(SHORTEST.text).text
+
+    messages = [user(CHART)]
+    assert text_of(server.complete(messages)) == first
+    messages.append({"role": "assistant", "content": first})
+    messages.append({"role": "user", "content": SHORTEST.text})
+    completion = server.complete(messages)
+    assert completion["usage"]["prompt_tokens_details"]["cached_tokens"] > 576
+    assert text_of(completion) == second
+
+
+def test_a_server_says_once_that_a_setting_is_malformed(
+    tmp_path: Path, libraries: Path, expected: Expected
+) -> None:
+    log = tmp_path / "log"
+    with serve(log, libraries, BAD_SETTING) as server:
+        assert server.ask(DICE) == expected(None, DICE)
+    check_complaint(log.read_text())

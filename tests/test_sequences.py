@@ -1,0 +1,525 @@
+"""Several sequences in one context with stages: each is as it would be alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import random_gguf
+from c_api import OK, UNSUPPORTED, Context, Model, Row, contexts, last_error, llama
+from masked_reference import relative_rms
+
+SPEC = "k=1,drop=0.5;k=3,drop=0.75,score=question-mean"
+STEPS = 6  # of generation
+EXACT = 1e-4  # relative rms: other row counts round differently
+
+
+class Talk(NamedTuple):
+    """Text, a picture and a question, from position 0 on."""
+
+    before: list[int]
+    picture: np.ndarray  # float32 [n, n_embd]
+    question: list[int]
+
+    @property
+    def at_question(self) -> int:
+        return len(self.before) + len(self.picture)
+
+    @property
+    def end(self) -> int:
+        return self.at_question + len(self.question)
+
+    def question_rows(self, seq: int, begin: int = 0, end: int | None = None) -> list[Row]:
+        """Part of the question as rows of a sequence."""
+        rows = [Row(seq, self.at_question + i, token) for i, token in enumerate(self.question)]
+        return rows[begin:end]
+
+
+class Alone(NamedTuple):
+    """What a talk comes to in a context of its own."""
+
+    kept: list[list[int]]  # [cut]
+    logits: list[np.ndarray]  # behind the question and behind each generated token
+    tokens: list[int]  # generated
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    path = tmp_path_factory.mktemp("model") / "llama.gguf"
+    random_gguf.write(path, "llama")
+    model = Model(path)
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def make(model: Model) -> Iterator[Callable[..., Context]]:
+    exact = {"type_k": llama.GGML_TYPE_F32, "type_v": llama.GGML_TYPE_F32}
+    with contexts(model, n_seq_max=8, **exact) as make:
+        yield make
+
+
+def talk_of(i: int) -> Talk:
+    rng = np.random.default_rng(i)
+    picture = rng.normal(size=(32 + 4 * i, random_gguf.WIDTH)).astype(np.float32)
+    tokens = rng.integers(3, random_gguf.VOCAB, size=20).tolist()
+    return Talk(tokens[: 2 + i % 3], picture, tokens[8 : 12 + i])
+
+
+TALKS = [talk_of(i) for i in range(8)]
+
+
+def see(context: Context, talk: Talk, seq: int = 0) -> None:
+    assert context.tokens(talk.before, 0, logits=False, seq=seq) == 0
+    show(context, talk, seq)
+
+
+def show(context: Context, talk: Talk, seq: int = 0) -> None:
+    context.begin_picture()
+    assert context.picture(talk.picture, len(talk.before), seq=seq) == 0
+
+
+def ask(context: Context, talk: Talk, seq: int = 0) -> np.ndarray:
+    assert context.tokens(talk.question, talk.at_question, seq=seq) == 0
+    return read(context)
+
+
+def read(context: Context, index: int = -1) -> np.ndarray:
+    logits = context.logits(index)
+    assert logits is not None
+    return logits
+
+
+def kept(context: Context, seq: int = 0) -> list[list[int]]:
+    return [context.kept(cut, seq=seq) for cut in range(context.report().n_stages - 1)]
+
+
+def go_on(context: Context, logits: np.ndarray, position: int, seq: int = 0) -> list[np.ndarray]:
+    """Logits of greedy steps behind these."""
+    out = []
+    for i in range(STEPS):
+        assert context.tokens([int(logits.argmax())], position + i, seq=seq) == 0
+        logits = read(context)
+        out.append(logits)
+    return out
+
+
+def alone(make: Callable[..., Context], talk: Talk, spec: str = SPEC) -> Alone:
+    context = make(spec)
+    see(context, talk)
+    logits = ask(context, talk)
+    chosen = kept(context)
+    steps = go_on(context, logits, talk.end)
+    return Alone(chosen, [logits, *steps], [int(row.argmax()) for row in (logits, *steps)])
+
+
+def assert_close(logits: np.ndarray, expected: np.ndarray) -> None:
+    assert relative_rms(logits, expected) <= EXACT
+
+
+def last_rows(rows: Sequence[Row]) -> dict[int, int]:
+    """The index of each sequence's last row in a batch."""
+    return {row.seq: i for i, row in enumerate(rows)}
+
+
+@pytest.mark.parametrize("recall", [0, 0.25])
+def test_eight_interleaved_sequences_are_each_as_alone(make, recall):
+    """Text of many in one batch, pictures one after the other, generation in one batch."""
+    spec = f"{SPEC},recall={recall}"
+    expected = [alone(make, talk, spec) for talk in TALKS]
+    context = make(spec)
+    logits: dict[int, np.ndarray] = {}
+    answers: list[list[int]] = [[] for _ in TALKS]
+
+    def decode(rows: list[Row], reads: Sequence[int]) -> None:
+        assert context.rows(rows, logits=[last_rows(rows)[seq] for seq in reads]) == 0
+        for seq in reads:
+            logits[seq] = read(context, last_rows(rows)[seq])
+
+    def next_rows(seqs: Sequence[int]) -> list[Row]:
+        rows = []
+        for seq in seqs:
+            position = TALKS[seq].end + len(answers[seq])
+            answers[seq].append(int(logits[seq].argmax()))
+            rows.append(Row(seq, position, answers[seq][-1]))
+        return rows
+
+    decode([Row(s, i, token) for s, talk in enumerate(TALKS) for i, token in enumerate(talk.before)], [])
+    for seq in (0, 2, 4, 6):
+        show(context, TALKS[seq], seq)
+    decode([row for seq in (0, 4, 2, 6) for row in TALKS[seq].question_rows(seq, 0, 2)], [])
+    for seq in (1, 3, 5, 7):
+        show(context, TALKS[seq], seq)
+    decode([row for seq in range(8) for row in TALKS[seq].question_rows(seq, 2 * (seq % 2 == 0), 3)], [])
+    decode([row for seq in (0, 2, 4, 6) for row in TALKS[seq].question_rows(seq, 3)], [0, 2, 4, 6])
+    assert [context.kept(seq=seq) == [] for seq in range(8)] == [False, True] * 4
+    # some generate while others are still asked
+    decode(next_rows([0, 2, 4, 6]), [0, 2, 4, 6])
+    rows = [row for seq in (1, 3, 5, 7) for row in TALKS[seq].question_rows(seq, 3)]
+    decode(next_rows([0, 2]) + rows + next_rows([4, 6]), range(8))
+
+    for seq in range(8):
+        assert kept(context, seq) == expected[seq].kept
+        assert_close(logits[seq], expected[seq].logits[len(answers[seq])])
+    while len(answers[1]) < STEPS - 2:
+        decode(next_rows(range(8)), range(8))
+    for seq in range(8):
+        assert answers[seq] == expected[seq].tokens[: len(answers[seq])]
+        assert_close(logits[seq], expected[seq].logits[len(answers[seq])])
+
+
+def test_without_drop_interleaved_sequences_are_stock_to_the_bit(make):
+    """The same batches: what is in a batch decides how ggml rounds."""
+    outs = []
+    for context in (make(), make("k=1,drop=0;k=3,drop=0")):
+        logits = []
+        for seq in (0, 1):
+            see(context, TALKS[seq], seq)
+        rows = TALKS[1].question_rows(1) + TALKS[0].question_rows(0)
+        for _ in range(4):
+            assert context.rows(rows) == 0
+            logits += [read(context, i) for i in sorted(last_rows(rows).values())]
+            rows = [
+                Row(row.seq, row.position + 1, int(read(context, i).argmax()))
+                for row, i in ((rows[i], i) for i in last_rows(rows).values())
+            ]
+        outs.append(logits)
+    np.testing.assert_array_equal(outs[0], outs[1])
+
+
+@pytest.mark.parametrize("asked_for", [False, True])
+def test_who_generates_does_not_make_the_choice_of_who_waits(make, asked_for):
+    """Also if outputs of the one that waits were asked for, but not read: that counts as not asked for."""
+    expected = [alone(make, TALKS[0]), alone(make, TALKS[1])]
+    context = make(SPEC)
+    see(context, TALKS[0], 0)
+    logits = [ask(context, TALKS[0], 0)]
+    see(context, TALKS[1], 1)
+    assert context.rows(TALKS[1].question_rows(1, 0, 2), logits=[1] if asked_for else []) == 0
+    waiting = context.report().n_pending
+
+    for i in range(STEPS):
+        assert context.tokens([int(logits[-1].argmax())], TALKS[0].end + i, seq=0) == 0
+        logits.append(read(context))
+    assert context.report().n_pending == waiting == len(TALKS[1].picture) + 2
+    assert kept(context, 1) == [[], []]
+    for row, wanted in zip(logits, expected[0].logits, strict=True):
+        assert_close(row, wanted)
+
+    assert context.rows(TALKS[1].question_rows(1, 2)) == 0
+    assert_close(read(context), expected[1].logits[0])
+    assert (kept(context, 0), kept(context, 1)) == (expected[0].kept, expected[1].kept)
+
+
+def test_a_token_generated_beside_another_s_question_recalls_nothing(make):
+    """It goes through the same batch, but it is no question."""
+    spec = "k=1,drop=0.5,recall=0.5"
+    expected = alone(make, TALKS[0], spec)
+    context = make(spec)
+    see(context, TALKS[0], 0)
+    logits = [ask(context, TALKS[0], 0)]
+    see(context, TALKS[1], 1)
+    for i in range(3):  # the question comes token by token, nobody reads before its end
+        token = Row(0, TALKS[0].end + i, int(logits[-1].argmax()))
+        assert context.rows([token, *TALKS[1].question_rows(1, i, i + 1)], logits=[0]) == 0
+        logits.append(read(context, 0))
+    assert context.report().n_recalled == 0
+    assert kept(context, 0) == expected.kept
+    for row, wanted in zip(logits, expected.logits, strict=False):
+        assert_close(row, wanted)
+
+
+def test_two_questions_on_a_copy_of_a_picture_that_waits(make):
+    """One picture decoded, two sequences ask about it, in one batch."""
+    first = TALKS[5]
+    second = first._replace(question=TALKS[3].question)
+    expected = [alone(make, first), alone(make, second)]
+    context = make(SPEC)
+    see(context, first, 0)
+    context.copy(0, 1)
+    assert context.report().n_pending == 2 * len(first.picture)
+    rows = first.question_rows(0) + second.question_rows(1)
+    assert context.rows(rows) == 0
+    for seq, index in last_rows(rows).items():
+        assert_close(read(context, index), expected[seq].logits[0])
+        assert kept(context, seq) == expected[seq].kept
+    assert kept(context, 0) != kept(context, 1)
+    assert context.report().archive_bytes < 1.6 * alone_archive_bytes(make, first)  # most rows are shared
+
+    for seq, talk in enumerate((first, second)):
+        steps = go_on(context, expected[seq].logits[0], talk.end, seq)
+        for row, wanted in zip(steps, expected[seq].logits[1:], strict=True):
+            assert_close(row, wanted)
+
+
+def alone_archive_bytes(make: Callable[..., Context], talk: Talk) -> int:
+    context = make(SPEC)
+    see(context, talk)
+    ask(context, talk)
+    return int(context.report().archive_bytes)
+
+
+def test_a_copy_behind_the_question_goes_on_as_the_original(make):
+    talk = TALKS[2]
+    expected = alone(make, talk)
+    context = make(SPEC)
+    see(context, talk, 4)
+    logits = ask(context, talk, 4)
+    context.copy(4, 1)
+    assert kept(context, 1) == kept(context, 4) == expected.kept
+    for seq in (4, 1):
+        for row, wanted in zip(go_on(context, logits, talk.end, seq), expected.logits[1:], strict=True):
+            assert_close(row, wanted)
+    assert context.remove(-1, -1, seq=4)
+    assert context.remove(talk.end, -1, seq=1)
+    for row, wanted in zip(go_on(context, logits, talk.end, 1), expected.logits[1:], strict=True):
+        assert_close(row, wanted)
+
+
+def test_a_copy_of_the_picture_alone_chooses_anew(make):
+    """The choice was the question's, and that was not copied."""
+    first = TALKS[5]
+    second = first._replace(question=TALKS[3].question)
+    expected = [alone(make, first), alone(make, second)]
+    context = make(SPEC)
+    see(context, first, 0)
+    logits = ask(context, first, 0)
+    used = list(context.report().kv_bytes_used)
+    context.copy(0, 1, -1, first.at_question)
+    assert kept(context, 1) == [[], []]
+    assert list(context.report().kv_bytes_used) == used  # no cell of its own yet
+    assert context.last_position(seq=1) == first.at_question - 1
+
+    assert_close(ask(context, second, 1), expected[1].logits[0])
+    assert (kept(context, 0), kept(context, 1)) == (expected[0].kept, expected[1].kept)
+    for row, wanted in zip(go_on(context, logits, first.end, 0), expected[0].logits[1:], strict=True):
+        assert_close(row, wanted)
+
+
+@pytest.mark.parametrize("end", [-1, 30])
+def test_a_copy_of_a_part_is_as_if_the_rest_had_never_been(make, end):
+    """From the third position on, to the end or to within the picture."""
+    talk = TALKS[5]
+    expected = make(SPEC)
+    context = make(SPEC)
+    for c, seq in ((expected, 1), (context, 0)):
+        see(c, talk, seq)
+    context.copy(0, 1, 3, end)
+    if end >= 0:
+        assert expected.remove(end, -1, seq=1)
+    assert expected.remove(0, 3, seq=1)
+    at_question = expected.last_position(seq=1) + 1
+    assert context.last_position(seq=1) == at_question - 1
+    outs = []
+    for c in (expected, context):
+        assert c.tokens(talk.question, at_question, seq=1) == 0
+        outs.append(read(c))
+    assert_close(outs[1], outs[0])
+    assert kept(context, 1) == kept(expected, 1)
+
+
+def asked(make: Callable[..., Context], n: int) -> tuple[Context, list[np.ndarray]]:
+    """A context where sequences were asked, one after the other; their logits."""
+    context = make(SPEC)
+    logits = []
+    for seq in range(n):
+        see(context, TALKS[seq], seq)
+        logits.append(ask(context, TALKS[seq], seq))
+    return context, logits
+
+
+def test_removing_a_sequence_leaves_the_others(make):
+    expected = [alone(make, TALKS[seq]) for seq in range(3)]
+    context, logits = asked(make, 3)
+    see(context, TALKS[3], 3)
+    assert context.remove(-1, -1, seq=1)
+    assert context.remove(-1, -1, seq=3)
+    assert context.report().n_pending == 0
+    assert (context.last_position(seq=1), kept(context, 1)) == (-1, [[], []])
+    for seq in (0, 2):
+        assert kept(context, seq) == expected[seq].kept
+        steps = go_on(context, logits[seq], TALKS[seq].end, seq)
+        for row, wanted in zip(steps, expected[seq].logits[1:], strict=True):
+            assert_close(row, wanted)
+    see(context, TALKS[1], 1)  # and its number can be used again
+    assert_close(ask(context, TALKS[1], 1), expected[1].logits[0])
+
+
+def test_keeping_one_sequence_removes_the_others(make):
+    expected = alone(make, TALKS[1])
+    context, logits = asked(make, 3)
+    see(context, TALKS[3], 3)
+    context.keep_only(1)
+    assert [context.last_position(seq=seq) for seq in range(4)] == [-1, TALKS[1].end - 1, -1, -1]
+    assert [bool(context.kept(seq=seq)) for seq in range(4)] == [False, True, False, False]
+    assert context.report().n_pending == 0
+    single = make(SPEC)
+    see(single, TALKS[1])
+    ask(single, TALKS[1])
+    assert list(context.report().kv_bytes_used) == list(single.report().kv_bytes_used)
+    assert context.report().archive_bytes == single.report().archive_bytes
+    for row, wanted in zip(go_on(context, logits[1], TALKS[1].end, 1), expected.logits[1:], strict=True):
+        assert_close(row, wanted)
+
+
+def test_removing_all_sequences_at_once(make):
+    """llama.h: a negative sequence matches all."""
+    expected = alone(make, TALKS[0])
+    context, _ = asked(make, 3)
+    see(context, TALKS[3], 3)
+    assert context.remove(-1, -1, seq=-1)
+    report = context.report()
+    assert (report.n_pending, report.archive_bytes, sum(report.kv_bytes_used)) == (0, 0, 0)
+    see(context, TALKS[0], 3)
+    assert_close(ask(context, TALKS[0], 3), expected.logits[0])
+    assert kept(context, 3) == expected.kept
+
+
+def test_removing_the_end_of_all_sequences_takes_their_choices_back(make):
+    context, _ = asked(make, 2)
+    begin = min(TALKS[seq].at_question for seq in range(2))
+    assert context.remove(begin, -1, seq=-1)
+    assert kept(context, 0) == kept(context, 1) == [[], []]
+    assert context.report().n_pending == sum(begin - len(talk.before) for talk in TALKS[:2])
+
+
+@pytest.mark.parametrize("delta", [9, -2])
+def test_shifting_one_sequence_leaves_the_others(make, delta):
+    """Rows that wait and rows that were kept; RoPE knows distances only."""
+    expected = [alone(make, TALKS[seq]) for seq in range(4)]
+    context, logits = asked(make, 2)
+    see(context, TALKS[2], 2)
+    see(context, TALKS[3], 3)
+    for seq in (1, 2):
+        assert context.remove(0, 2, seq=seq)  # makes room below
+        context.shift(2, -1, delta, seq=seq)
+    reference = make(SPEC)  # without the first two tokens, and not shifted
+    see(reference, TALKS[2])
+    assert reference.remove(0, 2)
+
+    assert context.tokens(TALKS[2].question, TALKS[2].at_question + delta, seq=2) == 0
+    assert_close(read(context), ask(reference, TALKS[2]))
+    assert kept(context, 2) == kept(reference)
+    assert_close(ask(context, TALKS[3], 3), expected[3].logits[0])
+    for row, wanted in zip(go_on(context, logits[0], TALKS[0].end, 0), expected[0].logits[1:], strict=True):
+        assert_close(row, wanted)
+    assert context.last_position(seq=1) == TALKS[1].end - 1 + delta
+    assert kept(context, 1) == expected[1].kept
+
+
+def test_a_question_after_a_context_shift(make):
+    """The middle goes, with part of the picture; the rest moves up; what is left can be recalled."""
+    talk, second = TALKS[7], TALKS[5].question
+    context, apart = make("k=1,drop=0.5,recall=0.25"), make("k=1,drop=0.5,recall=0.25")
+    n, removed = len(talk.picture), 20
+    first = len(talk.before)
+    for c in (context, apart):
+        see(c, talk)
+        ask(c, talk)
+        assert c.remove(first + 10, first + 10 + removed)
+    before = set(context.kept())
+    gone = set(range(10, 10 + removed))
+    assert not before & gone
+    context.shift(first + 10 + removed, -1, -removed)
+
+    outs = []
+    for c, end in ((context, talk.end - removed), (apart, talk.end)):
+        assert c.tokens(second, end) == 0
+        outs.append(read(c))
+        after = set(c.kept())
+        assert before < after
+        assert len(after - before) <= n // 4
+        assert not after & gone
+        assert c.report().n_recalled == len(after - before)
+    assert relative_rms(outs[0], outs[1]) > 0.01  # distances have changed
+
+
+def test_a_shift_of_everything_does_not_change_what_a_question_recalls(make):
+    talk, second = TALKS[7], TALKS[5].question
+    outs, sets = [], []
+    for delta in (0, 13):
+        context = make("k=1,drop=0.5,recall=0.25")
+        see(context, talk, 3)
+        ask(context, talk, 3)
+        context.shift(-1, -1, delta, seq=3)
+        assert context.tokens(second, talk.end + delta, seq=3) == 0
+        outs.append(read(context))
+        sets.append(context.kept(seq=3))
+    assert_close(outs[1], outs[0])
+    assert sets[0] == sets[1]
+
+
+def test_a_cache_for_each_sequence_is_refused(make):
+    context = make(n_seq_max=2, kv_unified=False)
+    assert context.attach(SPEC) == UNSUPPORTED
+    assert "n_seq_max = 2" in last_error()
+    assert "kv_unified" in last_error()
+    see(context, TALKS[0], 1)
+    assert np.isfinite(ask(context, TALKS[0], 1)).all()  # as without stages
+    assert make(n_seq_max=1, kv_unified=False).attach(SPEC) == OK
+
+
+def test_rows_that_two_sequences_share(make):
+    """A row of a batch may belong to several sequences, as a common prompt does."""
+    talk = TALKS[1]
+    expected = alone(make, talk)
+    context = make(SPEC)
+    both = (0, 1)
+    assert context.rows([Row(both, i, token) for i, token in enumerate(talk.before)], logits=False) == 0
+    assert context.picture(talk.picture, len(talk.before), seq=both) == 0
+    rows = [row._replace(seq=both) for row in talk.question_rows(0)]
+    assert context.rows(rows) == 0
+    for index in (-1, len(rows) - 1):
+        assert_close(read(context, index), expected.logits[0])
+    assert kept(context, 0) == kept(context, 1) == expected.kept
+    for seq in both:
+        for row, wanted in zip(
+            go_on(context, read(context), talk.end, seq), expected.logits[1:], strict=True
+        ):
+            assert_close(row, wanted)
+
+
+def test_the_report_knows_what_stock_would_use_for_copies(make):
+    """Sequences that chose from one picture share its cells in the first stage only."""
+    talk = TALKS[6]
+    stock, context = make(), make("k=1,drop=0.25")
+    for c in (stock, context):
+        see(c, talk, 0)
+        for seq in range(1, 4):
+            c.copy(0, seq)
+        for seq in range(4):
+            assert c.tokens(TALKS[seq].question, talk.at_question, seq=seq) == 0
+            read(c)
+    assert context.report().kv_bytes_used_stock == stock.report().kv_bytes_used_stock
+
+
+def test_copies_that_do_not_fit_later_are_refused_when_decoding(make):
+    """Each has cells of its own in the later stages."""
+    talk = TALKS[7]  # 60 rows
+    context = make("k=1,drop=0.25", n_ctx=256)
+    see(context, talk, 0)
+    for seq in range(1, 8):
+        context.copy(0, seq)
+    rows = [
+        row
+        for seq in range(8)
+        for row in TALKS[0]._replace(picture=talk.picture, before=talk.before).question_rows(seq)
+    ]
+    assert context.rows(rows) == 1  # 8 * (45 + 4) cells
+    context.keep_only(0)
+    assert context.rows([row for row in rows if row.seq == 0]) == 0
+    assert np.isfinite(read(context)).all()
+
+
+def test_others_do_not_take_the_cells_of_rows_that_wait(make):
+    talk = TALKS[7]
+    context = make("k=1,drop=0.5,cells=256", n_ctx=512)
+    see(context, talk, 0)
+    status = context.tokens([7] * 240, 0, seq=1)
+    assert context.tokens(talk.question, talk.at_question, seq=0) == 1 or status == 1
+    assert context.remove(200, -1, seq=1)
+    assert context.tokens(talk.question, talk.at_question, seq=0) == 0
+    assert np.isfinite(read(context)).all()
