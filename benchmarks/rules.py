@@ -19,6 +19,12 @@ RULES = {
     "last, window4": "score=last,pick=window4",
     "question-max, window4": "score=question-max,pick=window4",
     "question-max, window4, merge": "score=question-max,pick=window4,merge",
+    "question-max, grid3": "score=question-max,pick=grid3",
+    "last, cover": "score=last,pick=cover",
+    "question-mean, cover": "score=question-mean,pick=cover",
+    "question-max, cover (Recommended)": "score=question-max,pick=cover",
+    "question-max, cover, merge": "score=question-max,pick=cover,merge",
+    "no score, cover": "score=none,pick=cover",
     "random": "score=random,pick=top-k",
     "uniform": "score=none,pick=uniform",
 }

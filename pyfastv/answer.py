@@ -159,7 +159,8 @@ class Answer:
     text: str
     report: Report
     finish_reason: str
-    """"stop": the model ended it, or a stop string; "length": ``max_tokens`` or the context ended it."""
+    """"stop": the model ended it, or a stop string, or :meth:`pyfastv.Stream.stop`; "length": ``max_tokens`` or the
+    context ended it."""
 
     def __str__(self) -> str:
         return self.text

@@ -47,13 +47,18 @@ _CUT = [
         default=_RULE.score,
         help=f"What ranks the visual tokens: {', '.join(SCORES)}; random7 is a seed.",
     ),
-    click.option("--pick", default=_RULE.pick, help="top-k, window4 (a side), uniform, grid3 or mass0.95."),
+    click.option(
+        "--pick", default=_RULE.pick, help="top-k, window4 (a side), cover, uniform, grid3 or mass0.95."
+    ),
+    click.option(
+        "--weigh/--no-weigh", default=_RULE.weigh, help="Kept tokens count for those that they stand for."
+    ),
     click.option(
         "--merge/--no-merge", default=_RULE.merge, help="Average what is dropped into what is kept."
     ),
     click.option("--off", is_flag=True, help="No pruning: stock llama.cpp."),
 ]
-_CUT_NAMES = ("k", "drop", "score", "pick", "merge", "off")
+_CUT_NAMES = ("k", "drop", "score", "pick", "weigh", "merge", "off")
 
 _SCHEDULE = [
     click.option(
@@ -115,7 +120,7 @@ def to_fastv(options: dict[str, Any]) -> Schedule | None:
     if options["schedule"] is not None and named:
         raise click.UsageError(f"--schedule excludes --{named[0]}.")
     if options["off"] and named != ["off"]:
-        raise click.UsageError("--off excludes --k, --drop, --score, --pick and --merge.")
+        raise click.UsageError("--off excludes --k, --drop, --score, --pick, --weigh and --merge.")
     if options["off"]:
         schedule = None
     elif options["schedule"] is not None:
@@ -123,7 +128,7 @@ def to_fastv(options: dict[str, Any]) -> Schedule | None:
     elif set(named) <= {"k", "drop"}:
         schedule = Recommended(_number(options["k"]), options["drop"])
     else:
-        schedule = Schedule([Cut(_number(options["k"]), *(options[name] for name in _CUT_NAMES[1:5]))])
+        schedule = Schedule([Cut(_number(options["k"]), *(options[name] for name in _CUT_NAMES[1:-1]))])
     if schedule is None or (options["recall"] is None and options["cells"] is None):
         return schedule
     recall = schedule.recall if options["recall"] is None else options["recall"]

@@ -13,15 +13,17 @@ __all__ = ["PRESETS", "VTW", "FastV", "Feather", "PyramidDrop", "Recommended", "
 class Recommended(Schedule):
     """Our default: the rule that kept most answers right at equal cost (docs/methods.md has the measurement).
 
-    The tokens of the question vote, each for what it looks at (the highest, not the mean); every 4 x 4 patches keep
-    their share, so that no part of a picture goes unseen; what is dropped is averaged into its nearest kept neighbour.
+    The tokens of the question vote, each for what it looks at (the highest, not the mean). Those tokens stay that
+    together represent the picture best: every patch counts as much as it was voted for, by the most similar one that
+    stays (facility location, picked greedily). A patch that nothing else resembles is so kept before the tenth of a kind,
+    and the one that stays of a kind counts in attention for all of them.
     """
 
     def __init__(
         self, k: int | str = 2, drop: float = 0.5, *, recall: float = RECALL, cells: int | str | None = None
     ) -> None:
         """``k``, ``drop``: as in FastV. ``recall``, ``cells``: see :class:`pyfastv.Schedule`."""
-        cut = Cut(k, drop, score="question-max", pick="window4", merge=True)
+        cut = Cut(k, drop, score="question-max", pick="cover", weigh=True)
         super().__init__((cut,), recall, cells)
 
 
@@ -31,7 +33,7 @@ class FastV(Schedule):
     Chen et al., "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large
     Vision-Language Models", ECCV 2024, arXiv 2403.06764, section 4: visual tokens are ranked by the attention that the
     last prompt token pays them, averaged over the heads, and the share ``drop`` with the lowest is left out. ``score``,
-    ``pick`` and ``merge`` change who ranks, how the tokens are picked, and what becomes of the others; see
+    ``pick``, ``weigh`` and ``merge`` change who ranks, how the tokens are picked, and what becomes of the others; see
     :class:`pyfastv.Cut`.
     """
 
@@ -42,12 +44,13 @@ class FastV(Schedule):
         score: str = Cut.score,
         pick: str = Cut.pick,
         *,
+        weigh: bool = Cut.weigh,
         merge: bool = Cut.merge,
         recall: float = RECALL,
         cells: int | str | None = None,
     ) -> None:
         """``k``: the paper's K, ``drop``: its R. ``recall``, ``cells``: see :class:`pyfastv.Schedule`."""
-        super().__init__((Cut(k, drop, score, pick, merge),), recall, cells)
+        super().__init__((Cut(k, drop, score, pick, weigh, merge),), recall, cells)
 
     @property
     def k(self) -> int | str:

@@ -88,8 +88,7 @@ class Repl:
         click.echo()
         if noted:
             click.echo("stopped", err=True)
-        else:
-            self._report = stream.report
+        self._report = stream.stop().report
 
 
 @contextmanager

@@ -210,7 +210,7 @@ class Runner:
         ``fastv``, a schedule for this request alone.
 
         What the context or the encoder's cache still holds of an earlier request is not computed again. The visual
-        tokens are chosen anew: the answer is that of a new runner.
+        tokens are chosen anew, as by a new runner; only rounding may differ.
 
         Raises ImageError, OptionError, ContextLengthError (the prompt does not fit), OutOfMemoryError,
         DecodeError, ClosedError.

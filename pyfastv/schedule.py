@@ -14,17 +14,18 @@ from .errors import OptionError
 __all__ = ["MAX_CUTS", "PICKS", "RECALL", "SCORES", "Cut", "Schedule"]
 
 MAX_CUTS = 8
-RECALL = 0.0625
+RECALL = 0.03125
 
 SCORES = ("last", "question-mean", "question-max", "all", "last-no-rope", "random", "none")
 """What ranks the visual tokens at a cut; see :class:`Cut`."""
-PICKS = ("top-k", "window", "uniform", "grid", "mass")
+PICKS = ("top-k", "window", "uniform", "grid", "mass", "cover")
 """How the tokens to keep are picked, given their scores; see :class:`Cut`."""
 
 _SCORE = re.compile(rf"(?:{'|'.join(SCORES)})|random\d+")
-_PICK = re.compile(r"top-k|uniform|(?:window|grid)0*[1-9]\d*|mass(?P<mass>[\d.eE+-]+)")
+_PICK = re.compile(r"top-k|uniform|cover|(?:window|grid)0*[1-9]\d*|mass(?P<mass>[\d.eE+-]+)")
 _SHARE = re.compile(r"(\d+(?:\.\d*)?)%")
-_FIELDS = "k=, drop=, score=, pick=, merge, recall=, cells="
+_FLAGS = ("weigh", "merge")
+_FIELDS = "k=, drop=, score=, pick=, weigh, merge, recall=, cells="
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ class Cut:
     """"top-k": the highest scores; "window4", or another side: the highest of every 4 x 4 patches, each its share;
     "uniform": evenly spaced, whatever the scores; "grid3", or another stride: every third patch in both directions, the
     rest by the highest scores; "mass0.95", or another share: as few of the highest as hold this share of all scores,
-    and ``drop`` the most that goes."""
+    and ``drop`` the most that goes; "cover": so that every patch, as much as it scores, has a similar one among them."""
+    weigh: bool = False
+    """A kept token counts in attention, from here to the next cut, as often as the tokens that it stands for: itself and the
+    dropped ones of its picture that are most similar to it (as in ToMe, arXiv 2210.09461, section 3.2)."""
     merge: bool = False
     """Dropped rows are averaged into the kept row of the same picture that is nearest by cosine."""
 
@@ -59,6 +63,7 @@ class Cut:
             "drop": real("drop", self.drop, "a share of the visual tokens in [0, 1], such as 0.5", 0.0, 1.0),
             "score": _score(self.score),
             "pick": _pick(self.pick),
+            "weigh": _flag("weigh", self.weigh),
             "merge": _flag("merge", self.merge),
         }
         for name, value in checked.items():
@@ -71,8 +76,7 @@ class Cut:
             fields.append(f"score={self.score}")
         if self.pick != Cut.pick:
             fields.append(f"pick={self.pick}")
-        if self.merge:
-            fields.append("merge")
+        fields += [name for name in _FLAGS if getattr(self, name)]
         return ",".join(fields)
 
 
@@ -123,8 +127,8 @@ class Schedule:
     def parse(text: str) -> Schedule:
         """From text as in ``LLAMA_FASTV``: cuts separated by ``;``, their fields by ``,``.
 
-        ``k=2`` or ``k=25%``, ``drop=0.5``, ``score=...`` and ``pick=...`` as in :class:`Cut`, ``merge``; and, in
-        any cut, for all of them ``recall=0.0625`` and ``cells=2048`` or ``cells=auto``. What is left out is as
+        ``k=2`` or ``k=25%``, ``drop=0.5``, ``score=...`` and ``pick=...`` as in :class:`Cut`, ``weigh``, ``merge``; and, in
+        any cut, for all of them ``recall=0.03125`` and ``cells=2048`` or ``cells=auto``. What is left out is as
         FastV has it. Raises OptionError.
         """
         shared: dict[str, Any] = {}
@@ -163,7 +167,7 @@ class Schedule:
 
 def _field(text: str) -> tuple[str, Any]:
     key, equals, value = (part.strip() for part in text.partition("="))
-    if key == "merge" and not equals:
+    if key in _FLAGS and not equals:
         return key, True
     if not equals or key not in ("k", "drop", "score", "pick", "recall", "cells"):
         raise OptionError(f"{text.strip()!r} is none of {_FIELDS}")
@@ -220,7 +224,7 @@ def _pick(value: object) -> str:
     found = _PICK.fullmatch(value) if isinstance(value, str) else None
     if found is None:
         raise OptionError(
-            "pick must be 'top-k', 'uniform', 'window' and a side as 'window4', 'grid' and a stride as 'grid3', "
+            "pick must be 'top-k', 'cover', 'uniform', 'window' and a side as 'window4', 'grid' and a stride as 'grid3', "
             f"or 'mass' and a share as 'mass0.95'; got {value!r}"
         )
     if found["mass"] is not None and not 0.0 < _real("pick: mass", found["mass"]) <= 1.0:

@@ -51,6 +51,13 @@ class Stream(Iterator[str]):
             pass
         return self.answer
 
+    def stop(self) -> Answer:
+        """End the answer where it is; what comes later is not generated."""
+        if self._answer is None:
+            report, _ = self._finish()
+            self._answer = Answer(self.text, report, "stop")
+        return self._answer
+
     @property
     def text(self) -> str:
         """The answer as far as it has come."""

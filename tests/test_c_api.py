@@ -20,7 +20,6 @@ from c_api import (
     contexts,
     fastv,
     last_error,
-    llama,
 )
 
 BEFORE, QUESTION = [1, 300, 301, 302], [400, 410, 420, 430, 440, 450]
@@ -171,8 +170,10 @@ def test_cells_that_every_stage_has_are_stock_s(make, rows):
     assert sum(make("k=2,drop=0.5,cells=5000").report().kv_bytes) == make().report().kv_bytes[0]
 
 
-def test_a_full_later_stage_is_reported_when_decoding(make, model):
-    context = make("k=2,drop=0.5,cells=256,recall=0")
+@pytest.mark.parametrize("recall", [0, 0.25])
+def test_a_full_later_stage_is_reported_when_decoding(make, model, recall):
+    """To the cell; a first question recalls nothing."""
+    context = make(f"k=2,drop=0.5,cells=256,recall={recall}")
     rows = np.random.default_rng(1).normal(size=(512, model.n_embd)).astype(np.float32)
     assert context.tokens(BEFORE, 0, logits=False) == 0
     assert context.picture(rows, AT_PICTURE) == 1  # 4 + 256 cells
@@ -380,12 +381,22 @@ def test_rows_are_archived_as_long_as_they_may_be_needed(make, rows):
     waited = N_VISUAL + len(QUESTION)
     assert context.report().archive_bytes == waited * row
     logits = context.logits()
-    dropped_at_the_second = 16  # as they left layer 6; the others as they left layer 2
-    assert context.report().archive_bytes == (waited + dropped_at_the_second) * row
+    at_the_second_cut = 32  # as they left layer 6; beside all as they left layer 2
+    assert context.report().archive_bytes == (waited + at_the_second_cut) * row
     generate(context, logits, AT_ANSWER)
-    assert context.report().archive_bytes == (waited + dropped_at_the_second) * row
+    assert context.report().archive_bytes == (waited + at_the_second_cut) * row
     context.remove(AT_PICTURE, -1)
     assert context.report().archive_bytes == 0
+
+
+def test_a_token_is_counted_once_however_often_it_is_chosen(make, rows):
+    context = make("k=2,drop=0.5")
+    ask(context, rows)
+    for _ in range(2):
+        assert context.remove(AT_QUESTION, -1)
+        assert context.tokens(QUESTION, AT_QUESTION) == 0
+        assert context.logits() is not None
+    assert (context.report().n_visual, context.report().n_visual_entered[1]) == (64, 32)
 
 
 def test_the_report_starts_anew(make, rows):
@@ -445,7 +456,7 @@ def test_rows_that_wait_are_shifted_with_the_rest(make, rows):
     context.shift(0, -1, 7)
     assert context.tokens(QUESTION, AT_QUESTION + 7) == 0
     assert rms(context.logits(), expected) < 1e-2
-    assert llama.llama_memory_seq_pos_max(context.memory, 0) == AT_ANSWER + 6
+    assert context.last_position() == AT_ANSWER + 6
 
 
 def test_clear_forgets_everything(make, rows):
@@ -459,9 +470,12 @@ def test_clear_forgets_everything(make, rows):
 
 
 def test_positions_are_those_of_the_whole_prompt(make, rows):
-    context = make("k=2,drop=0.9")
-    ask(context, rows)
-    assert llama.llama_memory_seq_pos_max(context.memory, 0) == AT_ANSWER - 1
+    context = make("k=2,drop=1")
+    see(context, rows)
+    assert context.flush() == OK
+    assert (cells_of(context)[1], context.last_position()) == (len(BEFORE), AT_QUESTION - 1)
+    assert context.tokens(QUESTION, AT_QUESTION) == 0
+    assert context.last_position() == AT_ANSWER - 1
 
 
 def test_an_aborted_flush_can_be_repeated(make, rows):

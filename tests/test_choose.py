@@ -398,3 +398,66 @@ def test_present_of_another_length_is_refused(shape: tuple[int, ...]) -> None:
 def test_scores_that_are_no_vector_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(pyfastv.OptionError, match="scores"):
         _native.choose(np.zeros(shape, np.float32), "drop=0.5")
+
+
+# --- cover
+
+
+def random_similarity(rng: np.random.Generator, n: int) -> NDArray[np.float32]:
+    rows = rng.normal(size=(n, 5))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows @ rows.T).astype(np.float32)
+
+
+def greedy_cover(weights: NDArray[np.float64], similarity: NDArray[np.float32], count: int) -> list[int]:
+    """Facility location step by step, every gain computed anew."""
+    likeness = (1 + similarity.astype(np.float64)) / 2
+    covered, picked = np.zeros(len(weights)), []
+    for _ in range(count):
+        gains = np.maximum(likeness - covered, 0) @ weights
+        gains[picked] = -1
+        picked.append(int(gains.argmax()))
+        covered = np.maximum(covered, likeness[picked[-1]])
+    return picked
+
+
+@given(st.integers(1, 60), PERCENT, SEEDS, st.sampled_from([0.3, 1.0]))
+def test_cover_is_the_greedy_set_of_facility_location(
+    n: int, percent: int, seed: int, share_present: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    scores, present = rng.random(n).astype(np.float32), rng.random(n) < share_present
+    similarity = random_similarity(rng, present.sum())
+    kept = _native.choose(scores, f"drop={percent / 100},pick=cover", present=present, similarity=similarity)
+    tokens = np.flatnonzero(present)
+    expected = greedy_cover(scores[tokens].astype(np.float64), similarity, len(kept))
+    assert len(kept) == min(kept_count(n, percent), len(tokens))
+    np.testing.assert_array_equal(kept, np.sort(tokens[expected]))
+
+
+def test_cover_takes_one_of_each_kind_before_a_second() -> None:
+    """Three kinds of patches, the last of them scores little; top-k would take the first kind only."""
+    kind = np.repeat([0, 1, 2], [10, 3, 2])
+    similarity = np.where(kind[:, None] == kind, 1, -1).astype(np.float32)
+    scores = np.choose(kind, [0.9, 0.3, 0.1]).astype(np.float32)
+    kept = _native.choose(scores, "drop=0.8,pick=cover", similarity=similarity)
+    assert kind[kept].tolist() == [0, 1, 2]
+
+
+def test_cover_leaves_out_what_nobody_looks_at() -> None:
+    similarity = np.eye(4, dtype=np.float32) * 2 - 1
+    kept = _native.choose(np.array([0, 0.2, 0, 0.1], np.float32), "drop=0.5,pick=cover", similarity=similarity)
+    assert kept.tolist() == [1, 3]
+
+
+def test_cover_without_scores_counts_every_patch_the_same() -> None:
+    similarity = random_similarity(np.random.default_rng(0), 30)
+    kept = _native.choose(np.zeros(30, np.float32), "drop=0.5,pick=cover", similarity=similarity)
+    assert kept.tolist() == sorted(greedy_cover(np.ones(30), similarity, 15))
+
+
+def test_cover_refuses_a_similarity_of_another_size() -> None:
+    with pytest.raises(pyfastv.OptionError, match="4 rows and columns"):
+        _native.choose(
+            np.zeros(4, np.float32), "drop=0.5,pick=cover", similarity=np.eye(3, dtype=np.float32)
+        )

@@ -62,6 +62,8 @@ def test_the_choice_alone(case: RuleCase) -> None:
     """The reference's scores in, the reference's indices out."""
     turn, present = case.turns[0], np.ones(GRID[0] * GRID[1], bool)
     for cut, scores, kept in zip(parse(case.spec, N_LAYER).cuts, turn.scores, turn.kept, strict=True):
+        if cut.pick == "cover":
+            pytest.skip("needs the hidden rows, which are not in the file")
         found = _native.choose(scores, cut.choice, grids=[GRID], present=present)
         np.testing.assert_array_equal(found, kept)
         present = np.isin(np.arange(len(scores)), kept)
@@ -98,7 +100,7 @@ def test_the_choice_is_numpys(
 
 def test_the_second_questions_recall() -> None:
     """In the reference, or the tests above showed nothing: none, as many as the limit allows, and what they want."""
-    limits = {0: (0, 0), 0.0625: (36, 36), 1: (37, 432)}
+    limits = {0: (0, 0), 0.03125: (1, 18), 0.0625: (36, 36), 1: (37, 432)}
     for case in CASES:
         if len(case.turns) == 2:
             lowest, highest = limits[parse(case.spec, N_LAYER).recall]

@@ -32,7 +32,7 @@ from pyfastv.schedule import SCORES
 
 # schedules
 
-EVERY_FIELD = "k=2,drop=0.25,score=random7,pick=grid3,merge;k=50%,drop=1,recall=0.5,cells=2048"
+EVERY_FIELD = "k=2,drop=0.25,score=random7,pick=grid3,weigh,merge;k=50%,drop=1,recall=0.5,cells=2048"
 
 
 def test_fastv_defaults_are_the_papers_example() -> None:
@@ -162,7 +162,7 @@ CUTS = st.builds(
     st.integers(1, 11) | st.integers(1, 99).map("{}%".format),
     st.floats(0, 1, width=32),
     st.sampled_from([*SCORES, "random7"]),
-    st.sampled_from(["top-k", "window4", "uniform", "grid3", "mass0.95"]),
+    st.sampled_from(["top-k", "window4", "uniform", "grid3", "mass0.95", "cover"]),
     st.booleans(),
 )
 SCHEDULES = st.builds(
@@ -180,12 +180,14 @@ def test_a_spec_is_read_as_the_same_schedule(schedule: Schedule) -> None:
         again.cuts[0].layer,
         again.cuts[0].score,
         again.cuts[0].pick,
+        again.cuts[0].weigh,
         again.cuts[0].merge,
         again.cells,
     ) == (
         schedule.cuts[0].layer,
         schedule.cuts[0].score,
         schedule.cuts[0].pick,
+        schedule.cuts[0].weigh,
         schedule.cuts[0].merge,
         schedule.cells,
     )
@@ -208,7 +210,7 @@ def test_llama_cpp_reads_the_same_from_a_spec(schedule: Schedule) -> None:
 
 def test_what_a_spec_leaves_out_is_the_same_in_llama_cpp() -> None:
     full = _native.check_schedule("k=2", 12)
-    assert full == _native.check_schedule("k=2,drop=0.5,score=last,pick=top-k,recall=0.0625,cells=0", 12)
+    assert full == _native.check_schedule("k=2,drop=0.5,score=last,pick=top-k,recall=0.03125,cells=0", 12)
     assert Schedule.parse(full) == Schedule.parse("k=2") == FastV()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import os
 import re
@@ -21,7 +22,9 @@ import pytest
 import pyfastv
 from pyfastv.models import bundled_mmproj, bundled_model
 
-STOCK = Path(__file__).parents[1] / "build" / "stock" / "bin"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "programs.md"
+STOCK = ROOT / "build" / "stock" / "bin"
 MTMD_CLI, SERVER = STOCK / "llama-mtmd-cli", STOCK / "llama-server"
 
 pytestmark = pytest.mark.skipif(
@@ -29,18 +32,21 @@ pytestmark = pytest.mark.skipif(
     reason=f"{STOCK} has no llama-mtmd-cli and llama-server: `make programs` builds them (5 minutes)",
 )
 
-SETTINGS = [
-    None,
-    "k=2,drop=0.9",
-    "k=2,drop=0.5,score=question-mean,pick=window4,merge;k=6,drop=0.9",
-]
+PRUNING = ["k=2,drop=0.9", "k=2,drop=0.5,score=question-mean,pick=window4,merge;k=6,drop=0.9"]
+SETTINGS = [None, *PRUNING]
 BAD_SETTING = "k=2,drop=2"
 MAX_TOKENS = 32
 
 
 class Question(NamedTuple):
+    """About a bundled picture."""
+
     picture: str
     text: str
+
+    @property
+    def path(self) -> Path:
+        return bundled_model().parent / f"{self.picture}.png"
 
 
 DICE = Question("dice", "What is the sum of the dice?")
@@ -54,29 +60,24 @@ Expected = Callable[[str | None, Question], str]
 @pytest.fixture(scope="module")
 def expected(runner: pyfastv.Runner) -> Expected:
     """The Runner's answer."""
-    answers: dict[tuple[str | None, Question], str] = {}
-    data = bundled_model().parent
 
+    @functools.cache
     def answer(setting: str | None, question: Question) -> str:
-        key = setting, question
-        if key not in answers:
-            image = data / f"{question.picture}.png"
-            made = runner.ask(image, question.text, fastv=setting, max_tokens=MAX_TOKENS)
-            answers[key] = made.text
-        return answers[key]
+        return runner.ask(question.path, question.text, fastv=setting, max_tokens=MAX_TOKENS).text
 
     return answer
 
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Our libraries under the names that a stock build looks for, as docs/programs.md makes the folder."""
-    folder = tmp_path_factory.mktemp("lib")
-    suffix, versioned = (".dylib", ".0.dylib") if sys.platform == "darwin" else (".so", ".so.0")
-    for file in pyfastv.lib_path().glob(f"*{suffix}"):
-        (folder / file.name).symlink_to(file)
-        (folder / file.name.replace(suffix, versioned)).symlink_to(file)
-    return folder
+    """The folder that docs/programs.md makes: our libraries under the names that a stock build looks for."""
+    folder = tmp_path_factory.mktemp("programs")
+    on_linux, on_macos = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)
+    pyfastv_command = f'pyfastv() {{ "{sys.executable}" -m pyfastv "$@"; }}\n'
+    script = pyfastv_command + (on_macos if sys.platform == "darwin" else on_linux)
+    env = os.environ | {"PYTHONPATH": str(Path(pyfastv.__file__).parents[1])}
+    subprocess.run(["sh", "-euc", script], cwd=folder, env=env, check=True)
+    return folder / "fastv-lib"
 
 
 def environment(libraries: Path, setting: str | None) -> dict[str, str]:
@@ -85,8 +86,9 @@ def environment(libraries: Path, setting: str | None) -> dict[str, str]:
     return kept if setting is None else kept | {"LLAMA_FASTV": setting}
 
 
-def model_options() -> list[str]:
-    return ["--model", str(bundled_model()), "--mmproj", str(bundled_mmproj())]
+def common_options() -> list[str]:
+    # one thread: in a model this small more of them mostly wait for each other
+    return ["--model", str(bundled_model()), "--mmproj", str(bundled_mmproj()), "--threads", "1"]
 
 
 def test_the_settings_answer_differently(expected: Expected) -> None:
@@ -98,11 +100,12 @@ def test_the_settings_answer_differently(expected: Expected) -> None:
 # llama-mtmd-cli
 
 
-def run_mtmd_cli(libraries: Path, setting: str | None, question: Question) -> subprocess.CompletedProcess[str]:
+def run_mtmd_cli(
+    libraries: Path, setting: str | None, question: Question
+) -> subprocess.CompletedProcess[str]:
     # the template puts a line end behind a picture only where it is told of the picture, which this program does not
     prompt = f"<__media__>\n{question.text}"
-    image = bundled_model().parent / f"{question.picture}.png"
-    command = [str(MTMD_CLI), *model_options(), "--image", str(image), "--prompt", prompt, "--jinja"]
+    command = [str(MTMD_CLI), *common_options(), "--image", str(question.path), "--prompt", prompt, "--jinja"]
     command += ["--temp", "0", "--predict", str(MAX_TOKENS)]
     env = environment(libraries, setting)
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True)
@@ -154,8 +157,7 @@ class Server:
 
 def user(question: Question) -> dict[str, Any]:
     """A message with the picture. As llama-mtmd-cli, the server leaves the line end behind a picture to the user."""
-    image = (bundled_model().parent / f"{question.picture}.png").read_bytes()
-    uri = f"data:image/png;base64,{base64.b64encode(image).decode()}"
+    uri = f"data:image/png;base64,{base64.b64encode(question.path.read_bytes()).decode()}"
     parts = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": f"\n{question.text}"}]
     return {"role": "user", "content": parts}
 
@@ -167,7 +169,7 @@ def text_of(completion: dict[str, Any], choice: int = 0) -> str:
 @contextmanager
 def serve(log: Path, libraries: Path, setting: str | None, *options: str) -> Iterator[Server]:
     """llama-server on a free port, until the end of the block; its log is in `log`."""
-    command = [str(SERVER), *model_options(), "--host", "127.0.0.1", "--port", "0", *options]
+    command = [str(SERVER), *common_options(), "--host", "127.0.0.1", "--port", "0", *options]
     with log.open("w") as file:
         process = subprocess.Popen(
             command, env=environment(libraries, setting), stdout=file, stderr=subprocess.STDOUT
@@ -184,7 +186,7 @@ def serve(log: Path, libraries: Path, setting: str | None, *options: str) -> Ite
         process.wait(60)
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
+@pytest.fixture(scope="module", params=PRUNING)
 def server(
     request: pytest.FixtureRequest, libraries: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
@@ -193,11 +195,19 @@ def server(
         yield server
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_a_server_with_one_slot_answers_as_the_runner(
-    tmp_path: Path, libraries: Path, expected: Expected, setting: str | None
+def test_a_server_without_a_setting_prunes_nothing(
+    tmp_path: Path, libraries: Path, expected: Expected
 ) -> None:
-    """The picture that comes again has been put aside by the server meanwhile, and is loaded again."""
+    with serve(tmp_path / "log", libraries, None) as server:
+        for question in (DICE, CHART):
+            assert server.ask(question) == expected(None, question)
+
+
+@pytest.mark.parametrize("setting", PRUNING)
+def test_a_server_with_one_slot_answers_as_the_runner(
+    tmp_path: Path, libraries: Path, expected: Expected, setting: str
+) -> None:
+    """The picture that comes again was put aside by the server meanwhile, and is loaded again."""
     with serve(tmp_path / "log", libraries, setting, "--parallel", "1") as server:
         for question in (DICE, CHART, DICE):
             assert server.ask(question) == expected(setting, question)
@@ -231,7 +241,7 @@ def test_another_question_about_a_picture_chooses_anew(server: Server, expected:
 
 def test_a_servers_conversation_is_the_runners(server: Server, runner: pyfastv.Runner) -> None:
     with runner.session(fastv=server.setting, max_tokens=MAX_TOKENS) as session:
-        first = session.ask(CHART.text, bundled_model().parent / "chart.png").text
+        first = session.ask(CHART.text, CHART.path).text
         second = session.ask(SHORTEST.text).text
 
     messages = [user(CHART)]

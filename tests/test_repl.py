@@ -111,10 +111,11 @@ def test_ctrl_c_stops_an_answer_which_stays_as_far_as_it_came(
         return generate(engine)
 
     monkeypatch.setattr(FakeEngine, "next", interrupted)
-    type_in(["One?", "Two?"])
+    type_in(["One?", "/why", "Two?"])
     assert main(["chat", PICTURE]) == 0
     printed = capsys.readouterr()
-    assert printed.out == "It is 9:10\nIt is 9:10. Yes.\n"
+    assert printed.out.startswith("It is 9:10\nvisual tokens ")
+    assert printed.out.endswith("\nIt is 9:10. Yes.\n")
     assert printed.err == "stopped\n"
     assert "reset" not in dict(fake_engine[0].calls)
     assert prompts(fake_engine[0])[-1][0] == "USER: *\nOne? ASSISTANT: It is 9:10</s>USER: Two? ASSISTANT:"

@@ -224,6 +224,15 @@ def test_a_stream_joins_to_the_answer(fake_runner: Runner) -> None:
     assert list(stream) == []
 
 
+def test_a_stream_can_be_stopped(fake_runner: Runner) -> None:
+    stream = fake_runner.stream(PICTURE, "Q")
+    next(stream)
+    answer = stream.stop()
+    assert (answer.text, answer.finish_reason) == ("It is ", "stop")
+    assert list(stream) == []
+    assert stream.stop() is answer is stream.answer
+
+
 def test_an_empty_answer(fake_runner: Runner) -> None:
     engine_of(fake_runner).tokens = []
     assert fake_runner.ask(None, "Q").text == ""

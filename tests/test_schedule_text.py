@@ -14,7 +14,7 @@ import pyfastv
 from pyfastv._native import check_schedule
 
 N_LAYER = 32
-REST = ",recall=0.0625,cells=0"
+REST = ",recall=0.03125,cells=0"
 SHARES = st.floats(0, 1, width=32, allow_subnormal=False)  # libc++ refuses them
 SPACES = st.sampled_from(["", " ", "\t", "  \n"])
 
@@ -49,6 +49,8 @@ SPACES = st.sampled_from(["", " ", "\t", "  \n"])
         ("pick=grid3", "k=2,drop=0.5,score=last,pick=grid3"),
         ("pick=mass0.95", "k=2,drop=0.5,score=last,pick=mass0.95"),
         ("merge", "k=2,drop=0.5,score=last,pick=top-k,merge"),
+        ("weigh", "k=2,drop=0.5,score=last,pick=top-k,weigh"),
+        ("merge,weigh", "k=2,drop=0.5,score=last,pick=top-k,weigh,merge"),
         ("merge,drop=0.75,k=1", "k=1,drop=0.75,score=last,pick=top-k,merge"),
     ],
 )
@@ -61,9 +63,9 @@ def test_every_field_of_a_cut(spec: str, full: str) -> None:
     [
         ("k=2,recall=0.25", "recall=0.25,cells=0"),
         ("k=2,recall=0", "recall=0,cells=0"),
-        ("k=2,cells=2048", "recall=0.0625,cells=2048"),
-        ("k=2,cells=0", "recall=0.0625,cells=0"),
-        ("k=2,cells=auto", "recall=0.0625,cells=auto"),
+        ("k=2,cells=2048", "recall=0.03125,cells=2048"),
+        ("k=2,cells=0", "recall=0.03125,cells=0"),
+        ("k=2,cells=auto", "recall=0.03125,cells=auto"),
         ("cells=auto,k=2,recall=0.5", "recall=0.5,cells=auto"),
     ],
 )
@@ -101,12 +103,14 @@ SCORES = st.one_of(
     st.integers(0, 2**32 - 1).map(lambda seed: f"random{seed}"),
 )
 PICKS = st.one_of(
-    st.sampled_from(["top-k", "uniform"]),
+    st.sampled_from(["top-k", "uniform", "cover"]),
     st.integers(1, 2**31 - 1).map(lambda side: f"window{side}"),
     st.integers(1, 2**31 - 1).map(lambda stride: f"grid{stride}"),
     st.integers(1, 1000).map(lambda share: f"mass{share / 1000}"),
 )
-MERGE: st.SearchStrategy[dict[str, Any]] = st.sampled_from([{}, {"merge": None}])
+MERGE: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
+    [{}, {"merge": None}, {"weigh": None}, {"weigh": None, "merge": None}]
+)
 
 
 @st.composite
@@ -178,7 +182,7 @@ def test_an_empty_cut_is_refused(spec: str) -> None:
 def test_an_unknown_field_is_refused_with_the_choices(field: str) -> None:
     with pytest.raises(pyfastv.OptionError) as caught:
         check_schedule(f"drop=0.5,{field}", N_LAYER)
-    assert str(caught.value) == f'"{field}" is none of k=, drop=, score=, pick=, merge, recall=, cells='
+    assert str(caught.value) == f'"{field}" is none of k=, drop=, score=, pick=, weigh, merge, recall=, cells='
 
 
 @pytest.mark.parametrize("spec", ["k=2,", ",k=2", "k=2,,drop=0.5"])
@@ -225,7 +229,7 @@ def test_an_unknown_pick_is_refused_with_the_choices(value: str) -> None:
         check_schedule(f"pick={value}", N_LAYER)
     assert str(caught.value) == (
         f'pick = "{value}" is not understood; one of: top-k, window4 (side of a window), uniform, grid3 (every third), '
-        "mass0.95 (share of the scores)"
+        "mass0.95 (share of the scores), cover"
     )
 
 

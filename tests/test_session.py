@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyfastv import ClosedError, DecodeError, FastV, ImageError, OptionError, Report, Runner
+from pyfastv import (
+    Answer,
+    ClosedError,
+    DecodeError,
+    FastV,
+    ImageError,
+    OptionError,
+    PyramidDrop,
+    Recommended,
+    Report,
+    Runner,
+    Schedule,
+)
 from pyfastv.demo import same_answer
 from pyfastv.models import bundled_examples
 
@@ -141,12 +153,6 @@ def cleared(fastv: Runner) -> Runner:
     return fastv
 
 
-def fresh_answer(question: str, rule: FastV) -> tuple[str, list[int]]:
-    """Of a runner that was asked nothing else: the text, and the tokens kept."""
-    with Runner(fastv=rule) as runner:
-        return runner.ask(CLOCK.picture, question).text, engine_of(runner).kept(0).tolist()
-
-
 def is_no_work_for_the_picture(report: Report) -> bool:
     return (
         report.pictures_encoded == report.pictures_from_cache == 0
@@ -163,8 +169,7 @@ def test_a_second_question_costs_no_encoder_and_no_first_stage(cleared: Runner) 
     assert first.pictures_encoded + first.pictures_from_cache == 1
     assert first.cached_tokens < 576
     assert is_no_work_for_the_picture(second)
-    # a few rows in place of hundreds: not even a loaded machine makes that as long
-    assert second.stage0_ms + second.full_ms < first.stage0_ms / 2
+    assert second.prefill_ms < first.prefill_ms
     assert second.visual_tokens == 576
 
 
@@ -177,7 +182,7 @@ def test_a_later_question_recalls_within_its_budget(cleared: Runner) -> None:
     assert len(before) == 144
     assert before < after
     assert len(after) - len(before) == report.recalled_tokens
-    assert 0 < report.recalled_tokens <= 576 * 0.0625
+    assert 0 < report.recalled_tokens <= 576 * 0.03125
     assert report.visual_tokens_kept == report.visual_tokens_in_stage[-1] == len(after)
 
 
@@ -201,14 +206,23 @@ def test_another_picture_joins_a_conversation(cleared: Runner, picture: dict[str
     assert 288 <= report.visual_tokens_kept <= 288 + report.recalled_tokens
 
 
-def test_another_question_about_a_picture_chooses_anew(cleared: Runner) -> None:
-    fresh = fresh_answer(ANALOG.question, FastV(2, 0.75))
-    cleared.ask(CLOCK.picture, CLOCK.question)
-    answer = cleared.ask(CLOCK.picture, ANALOG.question)
-    assert (answer.text, engine_of(cleared).kept(0).tolist()) == fresh
-    assert answer.report.pictures_encoded == 0
-    assert answer.report.recalled_tokens == 0
-    assert answer.report.cached_tokens > 0
+@pytest.mark.parametrize("rule", [FastV(2, 0.75), Recommended(2, 0.75), PyramidDrop()], ids=str)
+def test_another_question_about_a_picture_chooses_anew(exact: Runner, rule: Schedule) -> None:
+    """As if the first had not been asked. In f32: rounding decides nothing."""
+
+    def ask(question: str) -> tuple[Answer, list[list[int]]]:
+        answer = exact.ask(CLOCK.picture, question, fastv=rule)
+        return answer, [engine_of(exact).kept(cut).tolist() for cut in range(len(rule.cuts))]
+
+    exact.set_fastv(rule)  # clears
+    fresh, fresh_kept = ask(ANALOG.question)
+    exact.set_fastv(rule)
+    ask(CLOCK.question)
+    answer, kept = ask(ANALOG.question)
+    assert (answer.text, kept) == (fresh.text, fresh_kept)
+    report = answer.report
+    assert (report.pictures_encoded, report.pictures_from_cache, report.recalled_tokens) == (0, 0, 0)
+    assert report.cached_tokens > 576 > fresh.report.cached_tokens
 
 
 def test_a_picture_that_comes_again_is_not_encoded_again(cleared: Runner, picture: dict[str, Path]) -> None:

@@ -161,7 +161,8 @@ using scores_array  = py::array_t<float, py::array::c_style | py::array::forceca
 using present_array = py::array_t<bool,  py::array::c_style | py::array::forcecast>;
 using grid_list     = std::vector<std::pair<int32_t, int32_t>>;
 
-static pyfastv::picture_scores make_picture(const scores_array & scores, const std::optional<grid_list> & grids, const std::optional<present_array> & present) {
+static pyfastv::picture_scores make_picture(const scores_array & scores, const std::optional<grid_list> & grids, const std::optional<present_array> & present,
+        const std::optional<scores_array> & similarity) {
     if (scores.ndim() != 1) {
         throw std::invalid_argument("scores has " + std::to_string(scores.ndim()) + " dimensions; one is expected");
     }
@@ -177,6 +178,13 @@ static pyfastv::picture_scores make_picture(const scores_array & scores, const s
 
     if (present) {
         std::copy_n(present->data(), n, picture.present.begin());
+    }
+    if (similarity) {
+        const auto m = std::count(picture.present.begin(), picture.present.end(), 1);
+        if (similarity->ndim() != 2 || similarity->shape(0) != m || similarity->shape(1) != m) {
+            throw std::invalid_argument("similarity must be a matrix with " + std::to_string(m) + " rows and columns, one for each token that is present");
+        }
+        picture.similarity.assign(similarity->data(), similarity->data() + similarity->size());
     }
     if (!grids) {
         picture.grids = { { (int32_t) n, 1 } };
@@ -197,8 +205,9 @@ static pyfastv::picture_scores make_picture(const scores_array & scores, const s
     return picture;
 }
 
-static py::array_t<int32_t> choose(const scores_array & scores, const std::string & cut, const std::optional<grid_list> & grids, const std::optional<present_array> & present) {
-    const auto kept = option_checked([&] { return pyfastv::choose(make_picture(scores, grids, present), parse_cut(cut)); });
+static py::array_t<int32_t> choose(const scores_array & scores, const std::string & cut, const std::optional<grid_list> & grids,
+        const std::optional<present_array> & present, const std::optional<scores_array> & similarity) {
+    const auto kept = option_checked([&] { return pyfastv::choose(make_picture(scores, grids, present, similarity), parse_cut(cut)); });
     return py::array_t<int32_t>(kept.size(), kept.data());
 }
 
@@ -221,7 +230,8 @@ void bind_info(py::module_ & m) {
     m.def("backends", &backends);
     m.def("model_info", &model_info, "model_path"_a);
     m.def("vision_info", &vision_info, "mmproj_path"_a);
-    m.def("choose", &choose, "scores"_a, "cut"_a, py::kw_only(), "grids"_a = py::none(), "present"_a = py::none());
+    m.def("choose", &choose, "scores"_a, "cut"_a, py::kw_only(), "grids"_a = py::none(), "present"_a = py::none(),
+          "similarity"_a = py::none());
     m.def("random_scores", &random_scores, "n"_a, "seed"_a);
     m.def("check_schedule", &check_schedule, "spec"_a, "n_layer"_a);
 }

@@ -21,6 +21,10 @@ struct picture_scores {
     std::vector<float>      scores;  // [n]
     std::vector<uint8_t>    present; // [n] 0: not to be chosen
     std::vector<patch_grid> grids;   // the slices, in order; their tokens sum to n
+
+    // PYFASTV_PICK_COVER: cosines of the hidden rows of the tokens that are present, as similarities() makes them
+    // (choose/similarity.h): [m, m], m of them
+    std::vector<float> similarity;
 };
 
 // How many of the n tokens of a picture stay when the share `drop` leaves: round-half-even of n*(1 - drop), at least 1
@@ -37,6 +41,9 @@ size_t count_kept(size_t n, float drop);
 //   grid     First the tokens at every stride-th column and row of a grid, starting at stride/2 (uniformly thinned if
 //            they are too many), then the highest scores (FEATHER, arXiv 2412.13180).
 //   mass     As few of the highest scores as hold the share cut.mass of the sum over those present (ZipVL, arXiv 2410.08584).
+//   cover    The set S that makes sum_i score_i * max_{j in S} (1 + similarity_ij)/2 large, picked greedily: every token is
+//            represented by the most similar one in S, and counts as much as it scores. Facility location; the greedy set
+//            reaches 1 - 1/e of the best (Nemhauser, Wolsey and Fisher, 1978). Without similarity: top-k.
 std::vector<int32_t> choose(const picture_scores & picture, const pyfastv_cut & cut);
 
 // PYFASTV_SCORE_RANDOM: n numbers in [0, 1) from a seed, the same on every machine.

@@ -61,8 +61,11 @@ static bool same_memory(const pyfastv_params & a, const pyfastv_params & b, uint
     return true;
 }
 
-static void refuse_layers(const llama_model & model, const pyfastv_params & params) {
+static void refuse_cuts(const llama_model & model, const pyfastv_params & params) {
     for (int32_t c = 0; c < params.n_cuts; ++c) {
+        if (const char * reason = unsupported_rule(model, params.cuts[c])) {
+            throw unsupported(reason);
+        }
         if (const char * reason = unsupported_layer(model, params.cuts[c].layer, reads_attention(params.cuts[c]))) {
             throw unsupported("a cut at layer " + std::to_string(params.cuts[c].layer) + " is not possible: " + reason);
         }
@@ -78,7 +81,7 @@ void staged_decode::attach(llama_context & ctx, const pyfastv_params & params) {
     if (!ctx.memory) {
         throw unsupported("its memory is not a plain KV cache");
     }
-    refuse_layers(ctx.model, params);
+    refuse_cuts(ctx.model, params);
 
     const uint32_t n_ctx = ctx.cparams.n_ctx_seq;
 

@@ -1,5 +1,6 @@
 #include "decode/flow.h"
 
+#include "choose/similarity.h"
 #include "schedule/schedule.h"
 
 #include <algorithm>
@@ -84,14 +85,18 @@ std::vector<float> flow::token_scores(const pyfastv_cut & rule) const {
     return res;
 }
 
-void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n_embd) {
+void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n_embd, ggml_backend_t backend) {
     const auto of_tokens = token_scores(rule);
 
     std::vector<uint8_t> arrives(tokens.size(), 0); // with these rows
+    std::vector<uint8_t> is_new (tokens.size(), 0); // of those, the ones that were not recalled
     std::vector<uint8_t> enters (tokens.size(), 0);
     for (const auto & row : rows) {
         if (row.visual()) {
             arrives[row.token] = 1;
+            is_new [row.token] = !row.recalled();
+            tokens[row.token].hidden.resize(cut + 1);
+            tokens[row.token].hidden[cut] = row.hidden;
             // somebody will read the logits of these, whatever their scores
             enters[row.token] = row.output >= 0;
         }
@@ -106,12 +111,16 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n
         const auto    first = picture.first;
         const int32_t n     = picture.n_tokens();
 
-        const auto is_new = std::any_of(arrives.begin() + first, arrives.begin() + first + n, [](uint8_t a) { return a; });
-        if (!is_new && (recall == 0.0f || !reads_attention(rule))) {
+        const auto any_of = [&](const std::vector<uint8_t> & flags) { return std::count(flags.begin() + first, flags.begin() + first + n, 1) > 0; };
+
+        const bool asks_again = recall > 0.0f && reads_attention(rule);
+        const bool weighs     = rule.weigh && any_of(is_new);
+
+        if (!any_of(arrives) && !asks_again) {
             continue;
         }
 
-        picture_scores input = { {}, std::vector<uint8_t>(n), grids_of(picture) };
+        picture_scores input = { {}, std::vector<uint8_t>(n), grids_of(picture), {} };
         if (rule.score == PYFASTV_SCORE_RANDOM) {
             input.scores = random_scores(n, rule.seed);
         } else {
@@ -121,6 +130,15 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n
             const auto & token = tokens[first + i];
             input.present[i] = !token.gone && token.entered > cut;
         }
+        if (rule.pick == PYFASTV_PICK_COVER || weighs) {
+            std::vector<const float *> hidden;
+            for (int32_t i = 0; i < n; ++i) {
+                if (input.present[i]) {
+                    hidden.push_back(tokens[first + i].hidden[cut].get());
+                }
+            }
+            input.similarity = similarities(hidden, n_embd, backend);
+        }
         std::transform(input.scores.begin(), input.scores.end(), input.present.begin(), scores[cut].begin() + first,
                 [](float score, uint8_t present) { return present ? score : 0.0f; });
 
@@ -129,7 +147,10 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n
         for (const int32_t i : chosen) {
             enters[first + i] |= arrives[first + i];
         }
-        if (recall > 0.0f && reads_attention(rule)) {
+        if (weighs) {
+            weigh(picture, cut, input.present, input.similarity, enters);
+        }
+        if (asks_again) {
             recall_tokens(picture, chosen, cut, arrives, recall, back);
         }
     }
@@ -139,7 +160,7 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n
             std::vector<size_t> kept, dropped;
             for (size_t i = 0; i < rows.size(); ++i) {
                 const int32_t token = rows[i].token;
-                if (token >= picture.first && token < picture.first + picture.n_tokens()) {
+                if (token >= picture.first && token < picture.first + picture.n_tokens() && is_new[token]) {
                     (enters[token] ? kept : dropped).push_back(i);
                 }
             }
@@ -152,19 +173,55 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n
     std::vector<staged_row> next = std::move(back);
     for (auto & row : rows) {
         if (row.visual()) {
-            auto & token = tokens[row.token];
-
             if (!enters[row.token]) {
-                token.hidden = row.hidden;
                 continue;
             }
+            auto & token = tokens[row.token];
             token.entered = cut + 2;
-            token.hidden  = nullptr;
+            if ((int32_t) token.size.size() == cut) {
+                token.size.push_back(rule.weigh ? token.size_in(cut) : 1.0f);
+            }
             n_kept += !row.recalled();
         }
         next.push_back(std::move(row));
     }
     rows = std::move(next);
+}
+
+void flow::weigh(const picture & picture, int32_t cut, const std::vector<uint8_t> & present, const std::vector<float> & similarity,
+        const std::vector<uint8_t> & enters) {
+    std::vector<int32_t> here; // rows of `similarity`
+    for (int32_t i = 0; i < (int32_t) present.size(); ++i) {
+        if (present[i]) {
+            here.push_back(picture.first + i);
+        }
+    }
+
+    for (const int32_t index : here) {
+        if (enters[index]) {
+            tokens[index].size.resize(cut);
+            tokens[index].size.push_back(tokens[index].size_in(cut));
+        }
+    }
+    for (size_t i = 0; i < here.size(); ++i) {
+        auto & token = tokens[here[i]];
+        if (enters[here[i]]) {
+            continue;
+        }
+        const float * row = similarity.data() + i*here.size();
+
+        token.owner = -1;
+        float highest = 0.0f;
+        for (size_t j = 0; j < here.size(); ++j) {
+            if (enters[here[j]] && (token.owner < 0 || row[j] > highest)) {
+                token.owner = here[j];
+                highest     = row[j];
+            }
+        }
+        if (token.owner >= 0) {
+            tokens[token.owner].size[cut] += token.size_in(cut);
+        }
+    }
 }
 
 void flow::recall_tokens(const picture & picture, const std::vector<int32_t> & chosen, int32_t cut, const std::vector<uint8_t> & arrives,
@@ -190,10 +247,16 @@ void flow::recall_tokens(const picture & picture, const std::vector<int32_t> & c
 
         recalled.push_back({ index, token });
 
-        back.push_back({ token.pos, staged_row::no_ubatch, -1, index, true, token.hidden, {} });
+        back.push_back({ token.pos, staged_row::no_ubatch, -1, index, true, token.hidden[cut], {} });
 
+        // it speaks for itself again
+        const float own = token.size_in(cut);
+        if (token.owner >= 0) {
+            tokens[token.owner].size[cut] -= own;
+        }
+        token.size.push_back(token.owner >= 0 ? own : 1.0f);
+        token.owner   = -1;
         token.entered = cut + 2;
-        token.hidden  = nullptr;
     }
 }
 

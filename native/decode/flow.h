@@ -5,6 +5,8 @@
 #include "choose/choose.h"
 #include "memory/sequence.h"
 
+#include "ggml-backend.h"
+
 #include <cstdint>
 #include <vector>
 
@@ -26,10 +28,15 @@ struct flow {
     flow(llama_seq_id seq_id, const sequence & seq);
 
     // Makes the choice at a cut: `rows` become those that enter the stage behind it. `n_embd`: width of a row.
-    void choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n_embd);
+    // `backend`: a CPU for matrix products.
+    void choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n_embd, ggml_backend_t backend);
 
 private:
     std::vector<float> token_scores(const pyfastv_cut & rule) const;
+
+    // weighs those that enter behind the cut by those that do not; similarity: of the tokens present, as for choose()
+    void weigh(const picture & picture, int32_t cut, const std::vector<uint8_t> & present, const std::vector<float> & similarity,
+            const std::vector<uint8_t> & enters);
 
     // tokens of the picture that are at the cut and not among `rows`, chosen now: those that come back
     void recall_tokens(const picture & picture, const std::vector<int32_t> & chosen, int32_t cut, const std::vector<uint8_t> & arrives,

@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <limits>
 #include <map>
+#include <new>
 #include <utility>
 
 namespace pyfastv {
@@ -80,7 +81,17 @@ pyfastv_status staged_decode::flush(const std::vector<llama_seq_id> & seq_ids) {
         flows.emplace_back(seq_id, memory.sequences.at(seq_id));
     }
 
-    const auto status = run_later(flows);
+    for (const auto & flow : flows) {
+        memory.in_flight[flow.seq_id] = &flow.tokens;
+    }
+    auto status = PYFASTV_FAILED;
+    try {
+        status = run_later(flows);
+    } catch (const std::bad_alloc &) {
+        status = PYFASTV_OUT_OF_MEMORY;
+    }
+    memory.in_flight.clear();
+    memory.forget_weights();
 
     if (status != PYFASTV_OK) {
         // of the later layers only: the rows still wait, so that the call can be repeated
@@ -132,7 +143,7 @@ pyfastv_status staged_decode::run_later(std::vector<flow> & flows) {
             const timer time(counts.t_choose_ms);
 
             for (auto & flow : flows) {
-                flow.choose(s - 1, params.cuts[s - 1], memory.cache(0).forgets() ? 0.0f : recall, n_embd);
+                flow.choose(s - 1, params.cuts[s - 1], memory.cache(0).forgets() ? 0.0f : recall, n_embd, ctx.backend_cpu);
                 n_kept[s] += flow.n_kept;
             }
         }

@@ -246,7 +246,7 @@ void staged_decode::read_rows(const stage_output & output, const llama_ubatch & 
             row.scores = output.scores(i, seq.tokens, cells);
 
             if (visual) {
-                seq.tokens[row.token].hidden = row.hidden;
+                seq.tokens[row.token].hidden = { row.hidden };
             }
             seq.pending.push_back(std::move(row));
         }

@@ -45,6 +45,38 @@ private:
     ggml_tensor * rows; // F32 [n_embd, n_tokens]
 };
 
+// adds to the mask, F32 or F16 [n_kv, n_tokens], in every row; what is masked stays so
+void add_weights(ggml_tensor * mask, const std::vector<staged_memory::cell_weight> & weights) {
+    if (!mask || !mask->buffer || weights.empty()) {
+        return;
+    }
+    // llama.cpp fills masks in place, too
+    GGML_ASSERT(ggml_backend_buffer_is_host(mask->buffer));
+
+    for (int64_t row = 0; row < ggml_nrows(mask); ++row) {
+        for (const auto & [cell, log_size] : weights) {
+            if (cell >= mask->ne[0]) {
+                continue;
+            }
+            if (mask->type == GGML_TYPE_F16) {
+                auto & value = ((ggml_fp16_t *) mask->data)[row*mask->ne[0] + cell];
+                value = ggml_fp32_to_fp16(ggml_fp16_to_fp32(value) + log_size);
+            } else {
+                ((float *) mask->data)[row*mask->ne[0] + cell] += log_size;
+            }
+        }
+    }
+}
+
+void add_weights(llm_graph_input_attn_kv & input, const staged_memory::cell_weights & weights) {
+    add_weights(input.self_kq_mask, weights.all);
+}
+
+void add_weights(llm_graph_input_attn_kv_iswa & input, const staged_memory::cell_weights & weights) {
+    add_weights(input.self_kq_mask,     weights.all);
+    add_weights(input.self_kq_mask_swa, weights.windows);
+}
+
 // one attention input for each stage that the graph runs
 template <typename Input, typename Context>
 class graph_input_attn_staged : public Input {
@@ -63,9 +95,10 @@ public:
     }
 
     void set_input(const llama_ubatch * ubatch) override {
-        for (auto & part : parts) {
-            if (part) {
-                part->set_input(ubatch);
+        for (size_t s = 0; s < parts.size(); ++s) {
+            if (parts[s]) {
+                parts[s]->set_input(ubatch);
+                add_weights(*parts[s], mctx->stages().weights((int) s));
             }
         }
     }

@@ -90,6 +90,7 @@ enum pyfastv_pick {
     PYFASTV_PICK_UNIFORM = 2, // evenly spaced, whatever the scores
     PYFASTV_PICK_GRID    = 3, // every stride-th patch in both directions, the rest by the highest scores (FEATHER)
     PYFASTV_PICK_MASS    = 4, // as few as hold the share `mass` of all scores (ZipVL, arXiv 2410.08584); drop is the most to go
+    PYFASTV_PICK_COVER   = 5, // so that every patch, as much as it scores, has a similar one among them (facility location)
 };
 
 struct pyfastv_cut {
@@ -102,6 +103,9 @@ struct pyfastv_cut {
     int32_t            stride; // PYFASTV_PICK_GRID: at least 1
     float              mass;   // PYFASTV_PICK_MASS: 0 < mass <= 1
     uint32_t           seed;   // PYFASTV_SCORE_RANDOM
+    bool               weigh;  // a kept token counts in attention, from here to the next cut, as often as the tokens that it
+                               // stands for: itself and the dropped ones that are most similar to it. log(count) is added
+                               // to the logits of its key, as in ToMe (arXiv 2210.09461, section 3.2)
     bool               merge;  // dropped rows are averaged into the kept row of the same picture that is nearest by cosine
 };
 
@@ -135,17 +139,18 @@ struct pyfastv_report {
     size_t  kv_bytes_stock;      // and allocate
 };
 
-// One cut: layer = 2, drop = 0.5, last, top-k: the paper's main setting. recall = 0.0625, n_cells = 0.
+// One cut: layer = 2, drop = 0.5, last, top-k: the paper's main setting. recall = 0.03125, n_cells = 0.
 PYFASTV_API struct pyfastv_params pyfastv_default_params(void);
 
 // Parameters from text, as in the environment variable LLAMA_FASTV. Cuts are separated by ";", the fields of a cut by ",":
 //     k=2             the cut's layer; k=25% counts in layers of the model, rounded, for pyfastv_parse()'s n_layer
 //     drop=0.5
 //     score=last | question-mean | question-max | all | last-no-rope | random | random7 (a seed) | none
-//     pick=top-k | window4 | uniform | grid3 | mass0.95
+//     pick=top-k | window4 | uniform | grid3 | mass0.95 | cover
+//     weigh           kept tokens count as often as those that they stand for
 //     merge           dropped rows are merged
 // and, in any cut, for all of them:
-//     recall=0.0625
+//     recall=0.03125
 //     cells=2048      KV cells of the later stages, or
 //     cells=auto      n_ctx*(1 - drop) + n_ctx/4 of the stage's drop, rounded up to 256, at most n_ctx
 // What is left out is as in pyfastv_default_params(). Returns PYFASTV_OK or PYFASTV_BAD_PARAMS.

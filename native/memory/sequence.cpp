@@ -32,7 +32,7 @@ int32_t sequence::add_tokens(const std::vector<position> & pos, extent as, const
     const auto n     = (int32_t) pos.size();
 
     for (const auto & p : pos) {
-        tokens.push_back({ p, 1, false, nullptr });
+        tokens.push_back({ p, 1, false, {}, {}, -1 });
     }
 
     if (pictures.empty() || as == extent::picture) {
@@ -74,15 +74,18 @@ sequence::undone sequence::truncate(llama_pos p0) {
         auto & last = turns.back();
 
         for (auto it = last.recalled.rbegin(); it != last.recalled.rend(); ++it) {
-            tokens[it->token] = it->before;
+            const auto & before = it->before;
+            tokens[it->token] = before;
+            if (before.owner >= 0) {
+                tokens[before.owner].size[before.entered - 1] += before.size_in(before.entered - 1);
+            }
             res.recalled.push_back(*it);
         }
         drop_beyond(last.rows);
         for (auto & row : last.rows) {
             row.output = -1;
             if (row.visual()) {
-                tokens[row.token].entered = 1;
-                tokens[row.token].hidden  = row.hidden;
+                tokens[row.token] = { tokens[row.token].pos, 1, false, { row.hidden }, {}, -1 };
             }
         }
         pending.insert(pending.begin(), std::make_move_iterator(last.rows.begin()), std::make_move_iterator(last.rows.end()));
@@ -124,7 +127,7 @@ void sequence::erase(llama_pos p0, llama_pos p1) {
     for (auto & token : tokens) {
         if (inside(token)) {
             token.gone   = true;
-            token.hidden = nullptr;
+            token.hidden.clear();
         }
     }
 }
@@ -217,7 +220,9 @@ size_t sequence::archive_bytes(int64_t n_embd) const {
         }
     }
     for (const auto & token : tokens) {
-        rows.insert(token.hidden.get());
+        for (const auto & hidden : token.hidden) {
+            rows.insert(hidden.get());
+        }
     }
     rows.erase(nullptr);
 

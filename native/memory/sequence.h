@@ -40,7 +40,13 @@ struct visual_token {
     position   pos;
     int32_t    entered; // number of stages that it is in, at least 1
     bool       gone;    // removed from the sequence; its place in the picture stays
-    hidden_row hidden;  // at the end of the last stage that it is in; null if it is in all
+
+    std::vector<hidden_row> hidden; // [cut] at the end of each stage that it is in, as it left it
+    std::vector<float>      size;   // [cut] that it passed: how many tokens it stands for in the stage behind
+    int32_t                 owner;  // who stands for it behind the cut that it did not pass: index in sequence::tokens; -1: nobody
+
+    // how many tokens it stands for in a stage
+    float size_in(int32_t stage) const { return stage == 0 ? 1.0f : size[stage - 1]; }
 };
 
 struct picture {

@@ -118,16 +118,23 @@ static position key_of_cell(const llama_kv_cells & cells, uint32_t cell, bool wi
     return { pos, ext.y, ext.x };
 }
 
-stage_cache::cells stage_cache::cells_of(llama_seq_id seq_id) const {
-    const auto & kv     = base();
+static stage_cache::cells cells_in(const llama_kv_cache & kv, llama_seq_id seq_id) {
     const bool   ext    = kv.has_cell_ext();
     const auto & source = kv.get_cells(seq_id);
 
-    cells res;
+    stage_cache::cells res;
     for (const auto & [pos, cell] : source.seq_pos_get(seq_id)) {
         res.emplace(key_of_cell(source, cell, ext), cell);
     }
     return res;
+}
+
+stage_cache::cells stage_cache::cells_of(llama_seq_id seq_id) const {
+    return cells_in(base(), seq_id);
+}
+
+stage_cache::cells stage_cache::cells_of_windows(llama_seq_id seq_id) const {
+    return iswa ? cells_in(*iswa->get_swa(), seq_id) : cells {};
 }
 
 void stage_cache::remove(llama_seq_id seq_id, const position & pos) {

@@ -50,7 +50,8 @@ public:
 
     // the cell of every token of a sequence, by what cell_key() makes of its position
     using cells = std::map<position, uint32_t>;
-    cells cells_of(llama_seq_id seq_id) const;
+    cells cells_of(llama_seq_id seq_id) const; // of the layers that see everything
+    cells cells_of_windows(llama_seq_id seq_id) const; // of those with sliding windows; empty if there are none
 
     // forgets one token of a sequence, whatever others have its position in time
     void remove(llama_seq_id seq_id, const position & pos);

@@ -3,6 +3,7 @@
 #include "llama-batch.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 #include <utility>
 
@@ -88,13 +89,69 @@ bool staged_memory::get_can_shift() const {
 }
 
 void staged_memory::clear(bool data) {
+    forget_weights();
+
     for (auto & cache : caches) {
         cache->memory().clear(data);
     }
     sequences.clear();
 }
 
+const staged_memory::cell_weights & staged_memory::weights(int s) const {
+    // what is outside a window loses its cell without anybody being told
+    const auto known = weights_.find(s);
+    if (known != weights_.end() && in_flight.empty() && !caches[s]->forgets()) {
+        return known->second;
+    }
+
+    cell_weights res;
+
+    const auto add = [&](llama_seq_id id, const std::vector<visual_token> & tokens) {
+        const auto weighs = [s](const visual_token & token) { return !token.gone && token.entered > s && token.size_in(s) > 1.0f; };
+
+        if (std::none_of(tokens.begin(), tokens.end(), weighs)) {
+            return;
+        }
+        const auto all     = caches[s]->cells_of(id);
+        const auto windows = caches[s]->cells_of_windows(id);
+
+        for (const auto & token : tokens) {
+            if (!weighs(token)) {
+                continue;
+            }
+            const float log_size = std::log(token.size_in(s));
+            if (const auto it = all.find(cell_key(token.pos)); it != all.end()) {
+                res.all.push_back({ it->second, log_size });
+            }
+            if (const auto it = windows.find(cell_key(token.pos)); it != windows.end()) {
+                res.windows.push_back({ it->second, log_size });
+            }
+        }
+    };
+
+    if (s > 0) {
+        for (const auto & [id, seq] : sequences) {
+            if (!in_flight.count(id)) {
+                add(id, seq.tokens);
+            }
+        }
+        for (const auto & [id, tokens] : in_flight) {
+            add(id, *tokens);
+        }
+    }
+
+    // sequences may share a cell
+    for (auto * list : { &res.all, &res.windows }) {
+        std::sort(list->begin(), list->end(), [](const auto & a, const auto & b) { return a.cell != b.cell ? a.cell < b.cell : a.log_size > b.log_size; });
+        list->erase(std::unique(list->begin(), list->end(), [](const auto & a, const auto & b) { return a.cell == b.cell; }), list->end());
+    }
+
+    return weights_[s] = std::move(res);
+}
+
 void staged_memory::forget_later(llama_seq_id seq_id, llama_pos p0, const std::vector<turn::recall> & recalled) {
+    forget_weights();
+
     for (int s = 1; s < n_stages(); ++s) {
         if (p0 != INT32_MAX) {
             caches[s]->memory().seq_rm(seq_id, p0, -1);
@@ -114,6 +171,8 @@ bool staged_memory::forgot_before(llama_seq_id seq_id, llama_pos pos) const {
 }
 
 bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    forget_weights();
+
     p0 = begin_pos(p0);
     p1 = end_pos(p1);
 
@@ -147,6 +206,8 @@ bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
 }
 
 void staged_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
+    forget_weights();
+
     if (seq_id_src == seq_id_dst) {
         return;
     }
@@ -172,6 +233,8 @@ void staged_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
 }
 
 void staged_memory::seq_keep(llama_seq_id seq_id) {
+    forget_weights();
+
     for (auto & cache : caches) {
         cache->memory().seq_keep(seq_id);
     }
@@ -181,6 +244,8 @@ void staged_memory::seq_keep(llama_seq_id seq_id) {
 }
 
 void staged_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
+    forget_weights();
+
     for (auto & cache : caches) {
         cache->memory().seq_add(seq_id, p0, p1, shift);
     }
@@ -190,6 +255,8 @@ void staged_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, lla
 }
 
 void staged_memory::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
+    forget_weights();
+
     for (auto & cache : caches) {
         cache->memory().seq_div(seq_id, p0, p1, d);
     }

@@ -58,6 +58,23 @@ public:
 
     int32_t n_ubatches = 0; // that were given a number
 
+    // What is added to the attention logits of KV cells in a stage: the log of the number of tokens that one stands for.
+    struct cell_weight {
+        uint32_t cell;
+        float    log_size;
+    };
+    struct cell_weights {
+        std::vector<cell_weight> all;     // of the layers that see everything
+        std::vector<cell_weight> windows; // of those with sliding windows
+    };
+    const cell_weights & weights(int s) const;
+
+    // call when the tokens, their sizes or their cells have changed
+    void forget_weights() { weights_.clear(); }
+
+    // tokens of sequences on their way through the later stages, which count instead of those in `sequences`
+    std::map<llama_seq_id, const std::vector<visual_token> *> in_flight;
+
     bool   waits(llama_seq_id seq_id) const;
     size_t n_pending() const;
 
@@ -75,6 +92,8 @@ private:
     const int64_t              n_embd;
 
     std::vector<std::unique_ptr<stage_cache>> caches;
+
+    mutable std::map<int, cell_weights> weights_; // by stage, made when asked for
 };
 
 // The contexts of one stage or of all of them, for one batch.
@@ -96,7 +115,7 @@ public:
 
     int                  n_stages()       const { return (int) parts.size(); }
     int                  stage_of(int il) const;
-    const stage_cache  & cache(int s)     const { return memory->cache(s); }
+    const staged_memory & stages()        const { return *memory; }
 
     const llama_memory_context_i * part(int s) const { return parts[s].get(); }
 

@@ -98,7 +98,9 @@ private:
         write(io, token.pos);
         write(io, token.entered);
         write(io, (uint8_t) token.gone);
-        put(token.hidden);
+        write_all(io, token.hidden, [&](const auto & hidden) { put(hidden); });
+        put(token.size);
+        write(io, token.owner);
     }
 
     void put(const staged_row & row) {
@@ -161,7 +163,12 @@ private:
 
         const auto check_row   = [&](const staged_row & row) { require(row.token >= -1 && row.token < n && row.hidden); };
         const auto check_token = [&](const visual_token & token) {
-            require(token.entered >= 1 && token.entered <= n_stages && (token.gone || token.hidden || token.entered == n_stages));
+            // of every stage but the last, which has no cut behind it
+            require(token.entered >= 1 && token.entered <= n_stages);
+            require(token.gone || token.hidden.size() == (size_t) std::min(token.entered, n_stages - 1));
+            require(token.size.size() == (size_t) token.entered - 1 && token.owner >= -1 && token.owner < n);
+            require(std::all_of(token.size.begin(), token.size.end(), [](float size) { return size >= 1.0f; }));
+            require(std::all_of(token.hidden.begin(), token.hidden.end(), [](const auto & hidden) { return hidden != nullptr; }));
         };
 
         for (const auto & token : seq.tokens) {
@@ -214,7 +221,9 @@ private:
         res.pos     = read<position>(io);
         res.entered = read<int32_t>(io);
         res.gone    = read<uint8_t>(io) != 0;
-        res.hidden  = get_hidden();
+        res.hidden  = read_all<hidden_row>(io, [&] { return get_hidden(); });
+        res.size    = get_floats();
+        res.owner   = read<int32_t>(io);
         return res;
     }
 
@@ -274,6 +283,8 @@ void staged_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llam
 
 void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
     refuse_partial(flags);
+
+    forget_weights();
 
     char magic[sizeof(state_magic)];
     io.read(magic, sizeof(magic));

@@ -16,11 +16,11 @@ static const std::vector<std::string> score_names = {
 };
 
 // by pyfastv_pick; window, grid and mass are followed by a number
-static const std::vector<std::string> pick_names = { "top-k", "window", "uniform", "grid", "mass" };
+static const std::vector<std::string> pick_names = { "top-k", "window", "uniform", "grid", "mass", "cover" };
 
 static const char * const score_choices = "last, question-mean, question-max, all, last-no-rope, random, random7 (a seed), none";
-static const char * const pick_choices  = "top-k, window4 (side of a window), uniform, grid3 (every third), mass0.95 (share of the scores)";
-static const char * const field_choices = "k=, drop=, score=, pick=, merge, recall=, cells=";
+static const char * const pick_choices  = "top-k, window4 (side of a window), uniform, grid3 (every third), mass0.95 (share of the scores), cover";
+static const char * const field_choices = "k=, drop=, score=, pick=, weigh, merge, recall=, cells=";
 
 static std::invalid_argument bad(const std::string & key, const std::string & value, const std::string & expected) {
     return std::invalid_argument(key + " = \"" + value + "\" is not understood; " + expected);
@@ -103,6 +103,7 @@ static bool read_pick_number(pyfastv_pick pick, const std::string & text, pyfast
         case PYFASTV_PICK_UNIFORM: break;
         case PYFASTV_PICK_GRID:    return read_digits(text, cut.stride);
         case PYFASTV_PICK_MASS:    return read_real(text, cut.mass);
+        case PYFASTV_PICK_COVER:   break;
     }
     return text.empty();
 }
@@ -137,6 +138,8 @@ static std::string parse_field(const std::string & field, int32_t n_layer, pyfas
 
     if (field == "merge") {
         cut.merge = true;
+    } else if (field == "weigh") {
+        cut.weigh = true;
     } else if (key == "k") {
         cut.layer = parse_layer(value, n_layer);
     } else if (key == "drop") {
@@ -223,7 +226,7 @@ static std::string to_text(const pyfastv_cut & cut) {
         case PYFASTV_PICK_GRID:    text += std::to_string(cut.stride); break;
         case PYFASTV_PICK_MASS:    text += to_text(cut.mass); break;
     }
-    return text + (cut.merge ? ",merge" : "");
+    return text + (cut.weigh ? ",weigh" : "") + (cut.merge ? ",merge" : "");
 }
 
 std::string to_text(const pyfastv_params & params) {

@@ -67,4 +67,11 @@ const char * unsupported_layer(const llama_model & model, int32_t layer, bool re
     return nullptr;
 }
 
+const char * unsupported_rule(const llama_model & model, const pyfastv_cut & cut) {
+    if (cut.weigh && model.hparams.f_max_alibi_bias > 0.0f) {
+        return "its attention (ALiBi) scales what weigh adds to it";
+    }
+    return nullptr;
+}
+
 } // namespace pyfastv

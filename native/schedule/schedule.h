@@ -24,6 +24,9 @@ const char * unsupported_layer(const llama_model & model, int32_t layer, bool re
 // does the rule need the attention at the last layer before the cut?
 bool reads_attention(const pyfastv_cut & cut);
 
+// Why a rule is not possible with this model; nullptr if it is.
+const char * unsupported_rule(const llama_model & model, const pyfastv_cut & cut);
+
 // does the score count more rows than the last?
 bool every_row_votes(pyfastv_score score);
 

@@ -25,7 +25,7 @@ void validate_cut(const pyfastv_cut & cut) {
     if (cut.score < PYFASTV_SCORE_LAST || cut.score > PYFASTV_SCORE_NONE) {
         throw std::invalid_argument("score = " + std::to_string(cut.score) + " is no pyfastv_score");
     }
-    if (cut.pick < PYFASTV_PICK_TOP_K || cut.pick > PYFASTV_PICK_MASS) {
+    if (cut.pick < PYFASTV_PICK_TOP_K || cut.pick > PYFASTV_PICK_COVER) {
         throw std::invalid_argument("pick = " + std::to_string(cut.pick) + " is no pyfastv_pick");
     }
     if (cut.pick == PYFASTV_PICK_WINDOW && cut.window < 1) {

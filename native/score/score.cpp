@@ -85,7 +85,7 @@ void turn_back(const llm_graph_context & graph, ggml_tensor *& q, ggml_tensor *&
 
     const auto * mctx = staged_memory_context::from(graph.mctx);
 
-    graph.res->add_input(std::make_unique<graph_input_turn_back>(mctx->cache(mctx->stage_of(il)).base(), cells, rows));
+    graph.res->add_input(std::make_unique<graph_input_turn_back>(mctx->stages().cache(mctx->stage_of(il)).base(), cells, rows));
 
     q = turned(graph, q, rows, il);
     k = turned(graph, k, cells, il);

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from stages import EMPTY, ask
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from oracle import (
@@ -41,6 +40,7 @@ from oracle import (
 )
 from rules import parse
 from scoring import accuracy
+from stages import EMPTY, ask
 from weights import weights_sha256
 
 

@@ -22,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from stages import EMPTY, Context, ask, feed, rows_of
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from golden import GoldenQuestion, RuleCase, RuleTurn, read_golden, write_rules
 from oracle import Prompt, embed_prompt, load, read_image, visual_rows
 from rules import MIN_GAP, parse
+from stages import EMPTY, Context, ask, feed, rows_of
 from weights import weights_sha256
 
 ONE_CUT = tuple(
@@ -51,6 +51,11 @@ SPECS = (
     "k=4,drop=0.95,score=question-max,pick=grid3",
     "k=2,drop=0.9,pick=mass0.9",
     "k=2,drop=0.75,score=question-max,pick=window4,merge",
+    "k=2,drop=0.75,score=question-max,pick=cover",
+    "k=4,drop=0.5,score=question-max,pick=cover;k=8,drop=0.75,score=question-max,pick=cover",
+    "k=2,drop=0.75,score=question-max,pick=cover,weigh",
+    "k=4,drop=0.5,score=question-max,pick=window4,weigh;k=8,drop=0.75,score=question-max,pick=window4,weigh",
+    "k=2,drop=0.75,score=question-max,pick=window4,merge,weigh",
     "k=6,drop=1,score=none",
     "k=2,drop=0.5,score=question-max,pick=window4;k=6,drop=0.75,score=question-mean,pick=window4",
     "k=2,drop=0.5;k=6,drop=0.75,score=last-no-rope,pick=grid3",
@@ -63,6 +68,8 @@ TWO_TURNS = (
     "k=2,drop=0.75,score=question-max,pick=window4,recall=0",
     "k=2,drop=0.75,score=question-max,pick=window4,recall=0.0625",
     "k=4,drop=0.75,merge,recall=0.0625",
+    "k=4,drop=0.9,score=question-max,pick=cover,recall=0.03125",
+    "k=4,drop=0.9,score=question-max,pick=cover,weigh,recall=0.03125",
     "k=2,drop=0.5;k=6,drop=0.75,score=question-max,recall=1",
 )
 FOLLOW_UPS = {

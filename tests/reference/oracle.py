@@ -103,20 +103,26 @@ class Memory:
     values: Tensor  # (n_head_kv, n, head_dim)
     positions: Tensor  # (n)
     visible: Tensor  # (n) bool: False is a dropped token, -inf in the attention mask
+    sizes: Tensor  # (n) float: as how many equal tokens each one counts in attention; 1 without weighing
 
-    def extended(self, keys: Tensor, values: Tensor, positions: Tensor, visible: Tensor) -> Memory:
+    def extended(
+        self, keys: Tensor, values: Tensor, positions: Tensor, visible: Tensor, sizes: Tensor
+    ) -> Memory:
         return Memory(
             torch.cat([self.keys, keys], dim=1),
             torch.cat([self.values, values], dim=1),
             torch.cat([self.positions, positions]),
             torch.cat([self.visible, visible]),
+            torch.cat([self.sizes, sizes]),
         )
 
 
 def empty_memory(model: LlavaForConditionalGeneration) -> Memory:
     config = model.config.text_config
     nothing = torch.empty(config.num_key_value_heads, 0, config.head_dim)
-    return Memory(nothing, nothing, torch.empty(0, dtype=torch.long), torch.empty(0, dtype=bool))
+    return Memory(
+        nothing, nothing, torch.empty(0, dtype=torch.long), torch.empty(0, dtype=bool), torch.empty(0)
+    )
 
 
 def rotated(x: Tensor, positions: Tensor, theta: float) -> Tensor:
@@ -130,7 +136,7 @@ def rotated(x: Tensor, positions: Tensor, theta: float) -> Tensor:
 
 
 def attention(
-    module: nn.Module, x: Tensor, positions: Tensor, visible: Tensor, memory: Memory
+    module: nn.Module, x: Tensor, positions: Tensor, visible: Tensor, sizes: Tensor, memory: Memory
 ) -> tuple[Tensor, Memory, Tensor]:
     """Returns the output (n, n_embd), the memory with x's rows, and the softmax (n_head, n, m)."""
     config = module.config
@@ -141,13 +147,13 @@ def attention(
 
     queries = rotated(heads(module.q_proj), positions, theta)
     keys = rotated(heads(module.k_proj), positions, theta)
-    memory = memory.extended(keys, heads(module.v_proj), positions, visible)
+    memory = memory.extended(keys, heads(module.v_proj), positions, visible, sizes)
 
     group = config.num_attention_heads // config.num_key_value_heads
     keys = memory.keys.repeat_interleave(group, dim=0)
     values = memory.values.repeat_interleave(group, dim=0)
     allowed = (memory.positions <= positions[:, None]) & memory.visible  # (n, m)
-    scores = queries @ keys.transpose(1, 2) * config.head_dim**-0.5
+    scores = queries @ keys.transpose(1, 2) * config.head_dim**-0.5 + memory.sizes.log()
     softmax = scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1)
     output = (softmax @ values).transpose(0, 1).reshape(len(x), -1)
     return module.o_proj(output), memory, softmax
@@ -165,21 +171,25 @@ def run_layers(
     positions: Tensor,
     memories: dict[int, Memory],
     visible: Tensor | None = None,
+    sizes: Tensor | None = None,
 ) -> tuple[Tensor, dict[int, Memory], Tensor]:
     """Runs rows x (n, n_embd) through the layers, after what the memories hold.
 
     visible: which of these rows others may look at in these layers, (n) bool; None is all.
+    sizes: as how many equal rows each of them counts there, (n) float; None is 1.
     Returns the rows at the end, the new memories, and the softmax of the last of the layers.
     """
     if visible is None:
         visible = torch.ones(len(x), dtype=bool)
+    if sizes is None:
+        sizes = torch.ones(len(x))
     memories = dict(memories)
     softmax = torch.empty(0)
     for il in layers:
         layer = model.model.language_model.layers[il]
         memory = memories.get(il, empty_memory(model))
         attended, memories[il], softmax = attention(
-            layer.self_attn, rms_norm(layer.input_layernorm, x), positions, visible, memory
+            layer.self_attn, rms_norm(layer.input_layernorm, x), positions, visible, sizes, memory
         )
         x = x + attended
         normed = rms_norm(layer.post_attention_layernorm, x)

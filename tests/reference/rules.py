@@ -17,7 +17,7 @@ from fractions import Fraction
 import numpy as np
 
 SCORES = ("last", "question-mean", "question-max", "all", "last-no-rope", "none")
-PICKS = ("top-k", "window", "uniform", "grid", "mass")
+PICKS = ("top-k", "window", "uniform", "grid", "mass", "cover")
 # A case whose gap is smaller may turn out differently after rounding.
 MIN_GAP = 3e-4
 
@@ -29,6 +29,7 @@ class Cut:
     score: str = "last"  # of SCORES
     pick: str = "top-k"  # of PICKS
     number: float = 0  # "window": its side; "grid": the stride; "mass": the share
+    weigh: bool = False  # a kept token counts in attention as often as the tokens it stands for
     merge: bool = False  # dropped rows are averaged into the nearest kept row
 
     @property
@@ -44,7 +45,7 @@ class Cut:
 @dataclass(frozen=True)
 class Schedule:
     cuts: tuple[Cut, ...]
-    recall: float = 0.0625  # share of the picture's tokens that a later question may bring back at a cut
+    recall: float = 0.03125  # share of the picture's tokens that a later question may bring back at a cut
 
 
 def parse_layer(text: str, n_layer: int) -> int:
@@ -55,7 +56,7 @@ def parse_layer(text: str, n_layer: int) -> int:
 
 def parse_pick(text: str) -> tuple[str, float]:
     name, number = re.fullmatch(r"([a-z-]+)([0-9.]*)", text).groups()
-    if name not in PICKS or (name in ("top-k", "uniform")) != (number == ""):
+    if name not in PICKS or (name in ("top-k", "uniform", "cover")) != (number == ""):
         raise ValueError(f"pick = {text!r}, need one of {PICKS}, with their numbers")
     return name, float(number or 0)
 
@@ -75,8 +76,8 @@ def parse(text: str, n_layer: int) -> Schedule:
                 fields["score"] = value
             elif name == "pick":
                 fields["pick"], fields["number"] = parse_pick(value)
-            elif name == "merge" and not value:
-                fields["merge"] = True
+            elif name in ("weigh", "merge") and not value:
+                fields[name] = True
             elif name == "recall":
                 recall = float(value)
             elif name != "cells":
@@ -159,10 +160,43 @@ def shares_held(scores: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return held / held[-1] if held[-1] > 0 else np.ones(len(held))
 
 
+def similarities(rows: np.ndarray) -> np.ndarray:
+    """Cosines (m, m) between the rows (m, n_embd) after their mean was subtracted."""
+    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    return unit @ unit.T
+
+
+def cover(weights: np.ndarray, similarity: np.ndarray, n_keep: int) -> tuple[list[int], list[np.ndarray]]:
+    """Greedy facility location: indices in the order picked, and every token's gain at each step.
+
+    The set's worth is the weighted sum, over all tokens, of (1 + cosine) / 2 with the most similar one in the set.
+    """
+    likeness = (1 + similarity) / 2
+    if not weights.any():
+        weights = np.ones_like(weights)
+    covered, picked, gains = np.zeros(len(weights)), [], []
+    for _ in range(n_keep):
+        gain = np.maximum(likeness - covered, 0) @ weights
+        gain[picked] = -1
+        gains.append(gain)
+        picked.append(int(gain.argmax()))
+        covered = np.maximum(covered, likeness[picked[-1]])
+    return picked, gains
+
+
 def pick(
-    scores: np.ndarray, cut: Cut, *, grid: tuple[int, int], present: np.ndarray | None = None
+    scores: np.ndarray,
+    cut: Cut,
+    *,
+    grid: tuple[int, int],
+    present: np.ndarray | None = None,
+    similarity: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Indices of the tokens to keep, ascending. present: (n) bool, those to choose from; None is all."""
+    """Indices of the tokens to keep, ascending.
+
+    present: (n) bool, those to choose from; None is all. similarity: (m, m) of those, for "cover".
+    """
     n = len(scores)
     if grid[0] * grid[1] != n:
         raise ValueError(f"grid {grid} for {n} tokens")
@@ -183,6 +217,9 @@ def pick(
         points = points[uniform(len(points), min(len(points), n_keep))]
         others = np.setdiff1d(tokens, points)
         kept = np.append(points, ranked(scores, others)[: n_keep - len(points)])
+    elif cut.pick == "cover":
+        assert similarity is not None
+        kept = tokens[cover(scores[tokens].astype(np.float64), similarity, n_keep)[0]]
     else:
         n_mass = int(np.argmax(shares_held(scores, tokens) >= cut.number))
         kept = ranked(scores, tokens)[: max(n_keep, n_mass)]
@@ -197,6 +234,46 @@ def recalled(chosen: np.ndarray, there: np.ndarray, scores: np.ndarray, recall: 
     return np.sort(ranked(scores, chosen[~there[chosen]])[: round(recall * len(scores))])
 
 
+def owners(similarity: np.ndarray, present: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The kept token that each of the tokens present belongs to, (n): the most similar one, kept ones to themselves.
+
+    similarity: (m, m) of those present. -1 for tokens that are not present, and where none is kept.
+    """
+    owner = np.full(len(present), -1)
+    if len(kept) > 0:
+        columns = np.searchsorted(np.flatnonzero(present), kept)
+        owner[present] = kept[similarity[:, columns].argmax(axis=1)]
+        owner[kept] = kept
+    return owner
+
+
+def owner_lead(similarity: np.ndarray, present: np.ndarray, kept: np.ndarray) -> float:
+    """The smallest lead of a dropped token's owner, in cosine, over the kept token that is second nearest."""
+    columns = np.searchsorted(np.flatnonzero(present), kept)
+    cosines = np.sort(np.delete(similarity, columns, axis=0)[:, columns], axis=1)
+    return float((cosines[:, -1] - cosines[:, -2]).min(initial=np.inf)) if len(kept) > 1 else float("inf")
+
+
+def sizes_behind(owner: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """For how many tokens each one stands behind a cut, (n): the sizes before it of those that it owns; 0 for others."""
+    owned = owner >= 0
+    return np.bincount(owner[owned], before[owned], len(owner)).astype(int)
+
+
+def sizes_taken_back(
+    sizes: np.ndarray, owner: np.ndarray, before: np.ndarray, back: np.ndarray
+) -> np.ndarray:
+    """The sizes behind a cut once the tokens `back` are there: each has its size before the cut, off its owner's.
+
+    A token that had not reached the cut when the owners were found was never counted in anyone's size.
+    """
+    sizes = sizes.copy()
+    sizes[back] = before[back]
+    counted = back[owner[back] >= 0]
+    np.subtract.at(sizes, owner[counted], before[counted])
+    return sizes
+
+
 def cut_gap(scores: np.ndarray, kept: np.ndarray, dropped: np.ndarray) -> float:
     """(lowest kept score - highest dropped) / lowest kept; inf when there was nothing to decide."""
     if len(kept) == 0 or len(dropped) == 0:
@@ -205,16 +282,30 @@ def cut_gap(scores: np.ndarray, kept: np.ndarray, dropped: np.ndarray) -> float:
     return float((lowest - scores[dropped].max()) / lowest)
 
 
-def gap(scores: np.ndarray, cut: Cut, *, grid: tuple[int, int], present: np.ndarray | None = None) -> float:
+def gap(
+    scores: np.ndarray,
+    cut: Cut,
+    *,
+    grid: tuple[int, int],
+    present: np.ndarray | None = None,
+    similarity: np.ndarray | None = None,
+) -> float:
     """The smallest relative difference of two scores that decides who is kept.
 
     For windows: at the cut of each window, and among the tokens of one share that are kept only in part. For
     "mass" also: by how much the scores of all those kept have to change until one more or one less is enough.
+    "cover": of a gain and the best gain of a token that is never kept, at any step.
     """
     n = len(scores)
     if present is None:
         present = np.ones(n, bool)
     tokens = np.flatnonzero(present)
+    if cut.pick == "cover":
+        weights = scores[tokens].astype(np.float64)
+        picked, gains = cover(weights, similarity, min(count_kept(n, cut.drop), len(tokens)))
+        never = np.setdiff1d(np.arange(len(tokens)), picked)
+        leads = [1 - gain[never].max() / gain[i] for i, gain in zip(picked, gains, strict=True) if len(never)]
+        return float(min(leads, default=np.inf))
     kept = pick(scores, cut, grid=grid, present=present)
     is_kept = np.isin(np.arange(n), kept)
     groups, smallest = [tokens], float("inf")

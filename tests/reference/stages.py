@@ -9,6 +9,10 @@ A cut leaves visual tokens out of its layer and all later ones; the layers betwe
 question chooses among the tokens that reached a cut. A later one chooses among them afresh, with its own rows; of
 those chosen, the ones that the next stage lacks are recalled: their hidden rows at the cut run through the stage at
 their own positions, before the text. Nobody computed earlier sees them.
+
+A cut that weighs: a kept token stands for itself and for those dropped ones that it is most similar to. In the stage
+behind the cut it counts as often as the tokens that it stands for, as if its row were there that many times: the log
+of that size is added to its attention logits. A recalled token no longer counts in the size of another.
 """
 
 from __future__ import annotations
@@ -21,7 +25,21 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from oracle import Memory, last_logits, rms_norm, rotated, run_layers
-from rules import Cut, Schedule, asks, cut_gap, gap, pick, recalled, visual_scores
+from rules import (
+    Cut,
+    Schedule,
+    asks,
+    cut_gap,
+    gap,
+    owner_lead,
+    owners,
+    pick,
+    recalled,
+    similarities,
+    sizes_behind,
+    sizes_taken_back,
+    visual_scores,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +50,9 @@ class Choice:
     entered: np.ndarray  # (n_visual) bool: in the stage behind the cut, recalled ones included
     hidden: Tensor  # (n_visual, n_embd) before the cut's layer, of tokens that reached the cut; never merged
     gap: float  # the smallest relative difference of scores that the choice hung on
-    merge_gap: float  # the smallest difference of cosines that a merge hung on
+    merge_gap: float  # the smallest difference of cosines that a merge or an owner hung on
+    owner: np.ndarray  # (n_visual) rules.owners() at the first question; without weighing all -1
+    sizes: np.ndarray  # (n_visual) for how many tokens each one stands behind the cut; without weighing all 1
 
 
 @dataclass(frozen=True)
@@ -70,7 +90,7 @@ def attention_without_rope(
     query = layer.self_attn.q_proj(normed).view(-1, 1, config.head_dim)
     keys = rotated(memory.keys, -memory.positions, config.rope_parameters["rope_theta"])
     keys = keys.repeat_interleave(config.num_attention_heads // config.num_key_value_heads, dim=0)
-    scores = (query @ keys.transpose(1, 2))[:, 0] * config.head_dim**-0.5
+    scores = (query @ keys.transpose(1, 2))[:, 0] * config.head_dim**-0.5 + memory.sizes.log()
     return scores.masked_fill(~memory.visible, float("-inf")).softmax(dim=-1).mean(dim=0)
 
 
@@ -123,6 +143,14 @@ def scores_at(
     return scores
 
 
+def row_sizes(positions: Tensor, visual: slice, sizes: np.ndarray) -> Tensor:
+    """Of rows at these positions, (n): `sizes` (n_visual) for the picture's, 1 for text."""
+    of_rows = torch.ones(len(positions))
+    is_visual = (positions >= visual.start) & (positions < visual.stop)
+    of_rows[is_visual] = torch.from_numpy(sizes).float()[positions[is_visual] - visual.start]
+    return of_rows
+
+
 @torch.inference_mode()
 def ask(
     model: LlavaForConditionalGeneration,
@@ -141,13 +169,19 @@ def ask(
     n_visual, grid = visual.stop - visual.start, patch_grid(model)
     memories, choices = context.memories, []
     x, positions = rows, torch.arange(start, start + len(rows))
-    visible = torch.ones(len(rows), dtype=bool)
-    reached = np.ones(n_visual, bool)
+    visible, weights = torch.ones(len(rows), dtype=bool), torch.ones(len(rows))
+    reached, sizes = np.ones(n_visual, bool), np.ones(n_visual, int)
+    n_layer = model.config.text_config.num_hidden_layers
+    ends = [*(cut.layer for cut in schedule.cuts[1:]), n_layer]
     done = 0
-    for i, cut in enumerate(schedule.cuts):
-        before, memories, _ = run_layers(model, range(done, cut.layer - 1), x, positions, memories, visible)
+    for i, (cut, end) in enumerate(zip(schedule.cuts, ends, strict=True)):
+        before, memories, _ = run_layers(
+            model, range(done, cut.layer - 1), x, positions, memories, visible, weights
+        )
         done = cut.layer
-        x, memories, softmax = run_layers(model, range(done - 1, done), before, positions, memories, visible)
+        x, memories, softmax = run_layers(
+            model, range(done - 1, done), before, positions, memories, visible, weights
+        )
         memory = memories[done - 1]
         scores = scores_at(
             model, cut, visual, start, before, positions.numpy(), visible.numpy(), softmax, memory
@@ -158,17 +192,25 @@ def ask(
         hidden = torch.zeros(n_visual, rows.shape[1]) if first else context.choices[i].hidden.clone()
         hidden[positions[here] - visual.start] = x[here]
 
-        chosen = pick(scores, cut, grid=grid, present=reached)
-        distance, lead = gap(scores, cut, grid=grid, present=reached), float("inf")
+        compared = cut.pick == "cover" or (cut.weigh and first)
+        similarity = similarities(hidden[reached].numpy()) if compared else None
+        chosen = pick(scores, cut, grid=grid, present=reached, similarity=similarity)
+        distance = gap(scores, cut, grid=grid, present=reached, similarity=similarity)
+        lead = float("inf")
         entered = np.zeros(n_visual, bool) if first else context.choices[i].entered.copy()
+        owner, sizes_before, sizes = np.full(n_visual, -1), sizes, np.ones(n_visual, int)
         if first:
             entered[chosen] = True
+            if cut.weigh:
+                owner, lead = owners(similarity, reached, chosen), owner_lead(similarity, reached, chosen)
+                sizes = sizes_behind(owner, sizes_before)
             if cut.merge:
                 x = x.clone()
                 dropped = np.flatnonzero(reached & ~entered)
                 is_kept = is_visual.clone()
                 is_kept[is_visual] = torch.from_numpy(entered)[positions[is_visual] - visual.start]
-                x[is_kept], lead = merged(hidden, chosen, dropped)
+                x[is_kept], merge_lead = merged(hidden, chosen, dropped)
+                lead = min(lead, merge_lead)
             visible = ~is_visual
             visible[is_visual] = torch.from_numpy(entered)[positions[is_visual] - visual.start]
             if compact:
@@ -178,14 +220,20 @@ def ask(
             back = recalled(chosen, entered, scores, schedule.recall)
             distance = min(distance, cut_gap(scores, back, np.setdiff1d(lacking, back)))
             entered[back] = True
+            if cut.weigh:
+                owner = context.choices[i].owner
+                sizes = sizes_taken_back(context.choices[i].sizes, owner, sizes_before, back)
+                for il in range(cut.layer, end):
+                    resized = row_sizes(memories[il].positions, visual, sizes)
+                    memories[il] = replace(memories[il], sizes=resized)
             text = positions >= start
             x = torch.cat([hidden[back], x[text]])
             positions = torch.cat([visual.start + torch.from_numpy(back), positions[text]])
             visible = torch.ones(len(x), dtype=bool)
-        choices.append(Choice(scores, entered, hidden, distance, lead))
+        weights = row_sizes(positions, visual, sizes)
+        choices.append(Choice(scores, entered, hidden, distance, lead, owner, sizes))
         reached = entered
-    layers = range(done, model.config.text_config.num_hidden_layers)
-    x, memories, _ = run_layers(model, layers, x, positions, memories, visible)
+    x, memories, _ = run_layers(model, range(done, n_layer), x, positions, memories, visible, weights)
     return Context(memories, start + len(rows), tuple(choices), last_logits(model, x))
 
 
