@@ -30,7 +30,10 @@ sys.path.insert(0, str(REFERENCE))
 from scoring import accuracy  # noqa: E402 - the reference's own scorer
 
 MAX_TOKENS = 96
-SETTINGS = ["off", *(f"k={k},drop={drop}" for k, drop in ((2, 0.5), (2, 0.75), (4, 0.5), (4, 0.75), (6, 0.75)))]
+SETTINGS = [
+    "off",
+    *(f"k={k},drop={drop}" for k, drop in ((2, 0.5), (2, 0.75), (4, 0.5), (4, 0.75), (6, 0.75))),
+]
 
 Question = dict[str, Any]
 Job = tuple[list[str], Question]  # settings, question
@@ -60,7 +63,9 @@ def answer(picture: list[Job]) -> list[Given]:
     return given
 
 
-def ask(questions: list[Question], settings: list[str], args: argparse.Namespace) -> dict[str, dict[str, Given]]:
+def ask(
+    questions: list[Question], settings: list[str], args: argparse.Namespace
+) -> dict[str, dict[str, Given]]:
     """What was answered, by setting and id; what the file of answers lacks is asked now."""
     answers: dict[str, dict[str, Given]] = {setting: {} for setting in settings}
     asked = {question["id"] for question in questions}
@@ -106,11 +111,18 @@ def mean_share(given: dict[str, Given]) -> float:
 
 def print_table(questions: list[Question], answers: dict[str, dict[str, Given]]) -> None:
     reference = json.loads((REFERENCE / "bench_reference.json").read_text())["settings"]
-    reference = {key if key == "off" else "k={},drop={}".format(*key.split(":")): r for key, r in reference.items()}
+    reference = {
+        key if key == "off" else "k={},drop={}".format(*key.split(":")): r for key, r in reference.items()
+    }
     table = Table("setting", "right", "accuracy %", "retained", "PyTorch reference %", "difference")
     for setting, given in answers.items():
         score = percent(questions, given)
-        row = [setting, f"{score['right']} of {score['total']}", f"{score['percent']:.2f}", f"{mean_share(given):.3f}"]
+        row = [
+            setting,
+            f"{score['right']} of {score['total']}",
+            f"{score['percent']:.2f}",
+            f"{mean_share(given):.3f}",
+        ]
         if setting in reference and score["total"] == reference[setting]["all"]["total"]:
             expected = reference[setting]["all"]["percent"]
             row += [f"{expected:.2f}", f"{score['percent'] - expected:+.2f}"]
@@ -136,7 +148,9 @@ def read_questions(args: argparse.Namespace) -> list[Question]:
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--settings", nargs="+", default=SETTINGS, help="off, or schedules (default: %(default)s)")
+    parser.add_argument(
+        "--settings", nargs="+", default=SETTINGS, help="off, or schedules (default: %(default)s)"
+    )
     args = parser.parse_args()
 
     questions = read_questions(args)

@@ -14,16 +14,17 @@ import multiprocessing
 import sys
 from pathlib import Path
 
-from accuracy import REFERENCE, Question, read_questions
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 import pyfastv
 
+from accuracy import REFERENCE, Question, read_questions
+
 sys.path.insert(0, str(REFERENCE))
 
-from scoring import is_right  # noqa: E402 - the reference's own scorer
+from scoring import is_right
 
 MAX_TOKENS = 96
 LEAKS = {"ocr", "ocr_loc", "caption"}  # families whose answers may have the word that is asked for
@@ -73,7 +74,9 @@ def pairs(questions: list[Question], families: list[str], first: str) -> list[Pa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bench", type=Path, help="folder with questions.jsonl and images")
-    parser.add_argument("--schedule", nargs="+", default=["k=2,drop=0.75,score=question-max,pick=window4,merge"])
+    parser.add_argument(
+        "--schedule", nargs="+", default=["k=2,drop=0.75,score=question-max,pick=window4,merge"]
+    )
     parser.add_argument("--recall", type=float, nargs="+", default=[0.0, 0.03125, 0.0625, 0.125, 1.0])
     parser.add_argument("--first", default="bench", help="text, or bench (default: %(default)s)")
     parser.add_argument("--families", nargs="+", default=["ocr", "ocr_loc"])
@@ -96,7 +99,9 @@ def main() -> None:
     for (schedule, how), found in results.items():
         right = sum(r for r, _ in found)
         recalled = sum(n for _, n in found) / len(found)
-        table.add_row(schedule, how, f"{right} of {len(found)}", f"{100 * right / len(found):.1f}", f"{recalled:.1f}")
+        table.add_row(
+            schedule, how, f"{right} of {len(found)}", f"{100 * right / len(found):.1f}", f"{recalled:.1f}"
+        )
     Console(width=120).print(table)
 
 

@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
 
-    table = Table("schedule", "first ms", "encoder ms", "second ms", "tokens", "recalled", "ratio", "with encoder")
+    table = Table(
+        "schedule", "first ms", "encoder ms", "second ms", "tokens", "recalled", "ratio", "with encoder"
+    )
     with pyfastv.Runner(args.model, args.mmproj, n_ctx=2048, n_threads=args.threads, fastv=None) as runner:
         for schedule in [f"{s},recall={share}" for s in args.schedule for share in args.recall]:
             runner.set_fastv(schedule)

@@ -21,7 +21,8 @@ def choose(
     *,
     grids: Sequence[tuple[int, int]] | None = None,  # (nx, ny) of every slice; None: one row
     present: NDArray[np.bool_] | None = None,  # [n] False: not to be chosen; None: all
-    similarity: NDArray[np.float32] | None = None,  # [m, m] for pick=cover: cosines of the m tokens that are present
+    similarity: NDArray[np.float32]
+    | None = None,  # [m, m] for pick=cover: cosines of the m tokens that are present
 ) -> NDArray[np.int32]:
     """Ascending indices of the visual tokens kept: native/choose/choose.h. Raises OptionError."""
 

@@ -52,8 +52,8 @@ class Cut:
     rest by the highest scores; "mass0.95", or another share: as few of the highest as hold this share of all scores,
     and ``drop`` the most that goes; "cover": so that every patch, as much as it scores, has a similar one among them."""
     weigh: bool = False
-    """A kept token counts in attention, from here to the next cut, as often as the tokens that it stands for: itself and the
-    dropped ones of its picture that are most similar to it (as in ToMe, arXiv 2210.09461, section 3.2)."""
+    """A kept token counts in attention, from here to the next cut, as often as the tokens that it stands for: itself and
+    the dropped ones of its picture that are most similar to it (as in ToMe, arXiv 2210.09461, section 3.2)."""
     merge: bool = False
     """Dropped rows are averaged into the kept row of the same picture that is nearest by cosine."""
 
@@ -127,8 +127,8 @@ class Schedule:
     def parse(text: str) -> Schedule:
         """From text as in ``LLAMA_FASTV``: cuts separated by ``;``, their fields by ``,``.
 
-        ``k=2`` or ``k=25%``, ``drop=0.5``, ``score=...`` and ``pick=...`` as in :class:`Cut`, ``weigh``, ``merge``; and, in
-        any cut, for all of them ``recall=0.03125`` and ``cells=2048`` or ``cells=auto``. What is left out is as
+        ``k=2`` or ``k=25%``, ``drop=0.5``, ``score=...`` and ``pick=...`` as in :class:`Cut`, ``weigh``, ``merge``;
+        and, in any cut, for all of them ``recall=0.03125`` and ``cells=2048`` or ``cells=auto``. What is left out is as
         FastV has it. Raises OptionError.
         """
         shared: dict[str, Any] = {}

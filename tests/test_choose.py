@@ -446,7 +446,9 @@ def test_cover_takes_one_of_each_kind_before_a_second() -> None:
 
 def test_cover_leaves_out_what_nobody_looks_at() -> None:
     similarity = np.eye(4, dtype=np.float32) * 2 - 1
-    kept = _native.choose(np.array([0, 0.2, 0, 0.1], np.float32), "drop=0.5,pick=cover", similarity=similarity)
+    kept = _native.choose(
+        np.array([0, 0.2, 0, 0.1], np.float32), "drop=0.5,pick=cover", similarity=similarity
+    )
     assert kept.tolist() == [1, 3]
 
 
@@ -458,6 +460,4 @@ def test_cover_without_scores_counts_every_patch_the_same() -> None:
 
 def test_cover_refuses_a_similarity_of_another_size() -> None:
     with pytest.raises(pyfastv.OptionError, match="4 rows and columns"):
-        _native.choose(
-            np.zeros(4, np.float32), "drop=0.5,pick=cover", similarity=np.eye(3, dtype=np.float32)
-        )
+        _native.choose(np.zeros(4, np.float32), "drop=0.5,pick=cover", similarity=np.eye(3, dtype=np.float32))

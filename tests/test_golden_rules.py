@@ -19,6 +19,11 @@ from rules import Cut, parse, pick
 CASES = read_rules(Path(__file__).parent / "reference" / "golden_rules.npz")
 N_LAYER, GRID = 12, (24, 24)
 
+# Where rounding gives a dropped token to another kept one, two sizes are off by that token: share of the scores at a
+# later cut that this may move, and relative rms of the logits. Without any sizes it is 0.06 to 0.24.
+MAX_SCORES_OFF = 0.1
+MAX_RMS_OF_OTHER_SIZES = 2e-2
+
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
 
@@ -27,16 +32,23 @@ def as_in_the_reference(runner: pyfastv.Runner, case: RuleCase, turn: RuleTurn) 
     engine = runner._engine
     logits = engine.logits()
     schedule = parse(case.spec, N_LAYER)
+    other_sizes = False
     for i, (kept, cut) in enumerate(zip(turn.kept, schedule.cuts, strict=True)):
         # without recall a later question chooses nothing
         if cut.by_attention and (turn is case.turns[0] or schedule.recall > 0):
-            np.testing.assert_allclose(engine.scores(i), turn.scores[i], **SCORE_TOLERANCE)
+            off = ~np.isclose(engine.scores(i), turn.scores[i], **SCORE_TOLERANCE)
+            assert off.mean() <= (MAX_SCORES_OFF if other_sizes else 0)
+            if off.any():
+                return False
         changed = set(engine.kept(i).tolist()) ^ set(kept.tolist())
-        # where two scores at a cut differ by less than rounding, either choice is right
-        assert len(changed) <= (4 if case.fragile else 0)
+        # Where two scores at a cut differ by less than rounding, either choice is right. A greedy choice that went the
+        # other way once goes on from another set.
+        by_rounding = max(4, len(kept) // 8) if cut.pick == "cover" else 4
+        assert len(changed) <= (by_rounding if case.fragile else 0)
         if changed:
             return False
-    assert relative_rms(logits, turn.logits) < MAX_RMS
+        other_sizes |= case.fragile and cut.weigh
+    assert relative_rms(logits, turn.logits) < (MAX_RMS_OF_OTHER_SIZES if other_sizes else MAX_RMS)
     return True
 
 

@@ -36,7 +36,8 @@ def test_a_second_question_is_answered_as_if_it_were_the_first_and_not_without_r
     before = runner.fastv
     runner.set_fastv(SCHEDULE)
     first = sum(
-        is_right(pair, runner.ask(FOLDER / pair["image"], pair["question"], max_tokens=96).text) for pair in PAIRS
+        is_right(pair, runner.ask(FOLDER / pair["image"], pair["question"], max_tokens=96).text)
+        for pair in PAIRS
     )
     with_recall = second_answers(runner, pyfastv.Schedule.recall)
     without = second_answers(runner, 0)

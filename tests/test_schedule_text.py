@@ -182,7 +182,9 @@ def test_an_empty_cut_is_refused(spec: str) -> None:
 def test_an_unknown_field_is_refused_with_the_choices(field: str) -> None:
     with pytest.raises(pyfastv.OptionError) as caught:
         check_schedule(f"drop=0.5,{field}", N_LAYER)
-    assert str(caught.value) == f'"{field}" is none of k=, drop=, score=, pick=, weigh, merge, recall=, cells='
+    assert (
+        str(caught.value) == f'"{field}" is none of k=, drop=, score=, pick=, weigh, merge, recall=, cells='
+    )
 
 
 @pytest.mark.parametrize("spec", ["k=2,", ",k=2", "k=2,,drop=0.5"])

@@ -410,7 +410,8 @@ def test_both_pictures_can_be_recalled(make):
 
 
 def test_a_removed_token_does_not_come_back(make):
-    """The second question recalled it; it was removed; then the second question was, too."""
+    """The second question recalled it; it was removed; then the second question was, too. Nor does that touch the token
+    that has its position now."""
     context = asked(make, "k=1,drop=0.5,recall=0.5")
     first = set(context.kept())
     ask(context, SECOND, AT_ANSWER)
@@ -422,6 +423,9 @@ def test_a_removed_token_does_not_come_back(make):
     assert not set(context.kept()) & set(back)
     assert context.remove(AT_ANSWER - len(back), -1)
     assert set(context.kept()) == first
+    n_cells = [AT_ANSWER - len(back), len(BEFORE) + len(QUESTION) + N // 2]
+    of_one = used(context)[0] // n_cells[0]  # of one layer
+    assert used(context) == [of_one * n_cells[0], (N_LAYER - 1) * of_one * n_cells[1]]
     ask(context, SECOND, AT_ANSWER - len(back))
     assert not set(context.kept()) & set(back)
 

@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -148,7 +149,9 @@ void staged_decode::attach_from_env(llama_context & ctx) {
     try {
         attach(ctx, parse_params(text, ctx.model.hparams.n_layer()));
     } catch (const std::exception & err) {
-        fprintf(stderr, "LLAMA_FASTV=%s: nothing is pruned: %s\n", text, err.what());
+        // a program may make several contexts
+        static std::once_flag told;
+        std::call_once(told, [&] { fprintf(stderr, "LLAMA_FASTV=%s: nothing is pruned: %s\n", text, err.what()); });
     }
 }
 

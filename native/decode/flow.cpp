@@ -188,6 +188,10 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n
     rows = std::move(next);
 }
 
+size_t recall_budget(size_t n, float recall) {
+    return (size_t) std::nearbyint(std::round((double) recall*n*1e6)/1e6); // the default rounding mode is half to even
+}
+
 void flow::weigh(const picture & picture, int32_t cut, const std::vector<uint8_t> & present, const std::vector<float> & similarity,
         const std::vector<uint8_t> & enters) {
     std::vector<int32_t> here; // rows of `similarity`
@@ -234,7 +238,7 @@ void flow::recall_tokens(const picture & picture, const std::vector<int32_t> & c
         }
     }
 
-    const auto budget = (size_t) std::nearbyint(std::round((double) recall*picture.n_tokens()*1e6)/1e6);
+    const size_t budget = recall_budget(picture.n_tokens(), recall);
     const auto higher = [&](int32_t a, int32_t b) {
         return scores[cut][a] != scores[cut][b] ? scores[cut][a] > scores[cut][b] : a < b;
     };
@@ -247,7 +251,7 @@ void flow::recall_tokens(const picture & picture, const std::vector<int32_t> & c
 
         recalled.push_back({ index, token });
 
-        back.push_back({ token.pos, staged_row::no_ubatch, -1, index, true, token.hidden[cut], {} });
+        back.push_back({ token.pos, staged_row::no_ubatch, -1, index, true, false, token.hidden[cut], {} });
 
         // it speaks for itself again
         const float own = token.size_in(cut);

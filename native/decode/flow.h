@@ -43,6 +43,9 @@ private:
             float recall, std::vector<staged_row> & back);
 };
 
+// how many tokens of a picture of n a question may bring back at a cut: round-half-even of n*recall
+size_t recall_budget(size_t n, float recall);
+
 // the patch grids of the slices of a picture, as choose() takes them
 std::vector<patch_grid> grids_of(const picture & picture);
 

@@ -134,8 +134,8 @@ pyfastv_status staged_decode::run_later(std::vector<flow> & flows) {
         }
     }
     std::sort(outputs.begin(), outputs.end());
+    outputs.erase(std::unique(outputs.begin(), outputs.end()), outputs.end()); // a row may belong to several sequences
 
-    const float recall = params.recall;
     int32_t n_kept[PYFASTV_MAX_STAGES] = {};
 
     for (int s = 1; s < memory.n_stages(); ++s) {
@@ -143,7 +143,10 @@ pyfastv_status staged_decode::run_later(std::vector<flow> & flows) {
             const timer time(counts.t_choose_ms);
 
             for (auto & flow : flows) {
-                flow.choose(s - 1, params.cuts[s - 1], memory.cache(0).forgets() ? 0.0f : recall, n_embd, ctx.backend_cpu);
+                const bool asks = can_recall(*flow.seq) && std::any_of(flow.seq->pending.begin(), flow.seq->pending.end(),
+                        [](const staged_row & row) { return row.asks; });
+
+                flow.choose(s - 1, params.cuts[s - 1], asks ? params.recall : 0.0f, n_embd, ctx.backend_cpu);
                 n_kept[s] += flow.n_kept;
             }
         }

@@ -19,6 +19,8 @@
 #include <exception>
 #include <iterator>
 #include <map>
+#include <set>
+#include <unordered_set>
 #include <utility>
 
 namespace pyfastv {
@@ -39,8 +41,26 @@ bool staged_decode::can_recall(const sequence & seq) const {
             std::any_of(params.cuts, params.cuts + params.n_cuts, reads_attention);
 }
 
-bool staged_decode::takes(const llama_batch_allocr & balloc) const {
+static std::map<llama_seq_id, int32_t> rows_by_sequence(const llama_batch & batch) {
+    std::map<llama_seq_id, int32_t> n_rows;
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        for (int32_t j = 0; j < batch.n_seq_id[i]; ++j) {
+            n_rows[batch.seq_id[i][j]]++;
+        }
+    }
+    return n_rows;
+}
+
+bool staged_decode::takes(const llama_batch_allocr & balloc) {
     const auto & batch = balloc.get_batch();
+
+    // outputs that nobody has read
+    for (auto & [id, seq] : memory.sequences) {
+        for (auto & row : seq.pending) {
+            row.output = -1;
+        }
+    }
+    n_outputs = 0;
 
     if (batch.embd && !batch.token && media == PYFASTV_MEDIA_IMAGE) {
         return true;
@@ -49,12 +69,7 @@ bool staged_decode::takes(const llama_batch_allocr & balloc) const {
         return false;
     }
 
-    std::map<llama_seq_id, int32_t> n_rows;
-    for (int32_t i = 0; i < batch.n_tokens; ++i) {
-        for (int32_t j = 0; j < batch.n_seq_id[i]; ++j) {
-            n_rows[batch.seq_id[i][j]]++;
-        }
-    }
+    const auto n_rows = rows_by_sequence(batch);
 
     return std::any_of(n_rows.begin(), n_rows.end(), [&](const auto & item) {
         const auto seq = memory.sequences.find(item.first);
@@ -74,36 +89,34 @@ int staged_decode::decode(llama_batch_allocr & balloc) {
 }
 
 bool staged_decode::has_room_later(const llama_batch_allocr & balloc, bool visual) const {
+    const auto n_rows = rows_by_sequence(balloc.get_batch());
+
     for (int s = 1; s < memory.n_stages(); ++s) {
-        const auto & kv = memory.cache(s).base();
-
-        // every token in it is in stage 0 too
-        if (kv.get_size() == memory.cache(0).base().get_size()) {
-            continue;
-        }
-
+        const auto & kv  = memory.cache(s).base();
         const auto & cut = params.cuts[s - 1];
 
         const auto at_most = [&](size_t n) { return cut.pick == PYFASTV_PICK_MASS ? n : count_kept(n, cut.drop); };
 
-        size_t n = kv.get_cells(0).get_used() + (visual ? at_most(balloc.get_n_tokens()) : balloc.get_n_tokens());
+        // every sequence fills cells of its own
+        size_t n = kv.get_cells(0).get_used();
 
-        for (const auto & [id, seq] : memory.sequences) {
-            std::map<int32_t, size_t> waiting; // visual tokens of each picture, by its first token
+        for (const auto & [seq_id, rows] : n_rows) {
+            n += visual ? at_most(rows) : rows;
+        }
+        for (const auto & [seq_id, seq] : memory.sequences) {
+            std::vector<size_t> waiting(seq.pictures.size(), 0); // visual tokens
             for (const auto & row : seq.pending) {
-                if (!row.visual()) {
+                if (row.visual()) {
+                    waiting[seq.picture_of(row.token)]++;
+                } else {
                     n++;
-                    continue;
                 }
-                const auto behind = std::upper_bound(seq.pictures.begin(), seq.pictures.end(), row.token,
-                        [](int32_t token, const picture & p) { return token < p.first; });
-                waiting[std::prev(behind)->first]++;
             }
-            for (const auto & [first, n_tokens] : waiting) {
-                n += at_most(n_tokens);
+            for (size_t p = 0; p < waiting.size(); ++p) {
+                n += std::min(at_most(seq.pictures[p].n_tokens()), waiting[p]);
             }
-            if (can_recall(seq)) {
-                n += (size_t) (params.recall*seq.tokens.size());
+            if (n_rows.count(seq_id) && can_recall(seq)) {
+                n += most_recalled(seq, s);
             }
         }
 
@@ -116,6 +129,22 @@ bool staged_decode::has_room_later(const llama_batch_allocr & balloc, bool visua
     return true;
 }
 
+size_t staged_decode::most_recalled(const sequence & seq, int s) const {
+    size_t n = 0;
+    for (const auto & picture : seq.pictures) {
+        const auto first = seq.tokens.begin() + picture.first;
+        const auto last  = first + picture.n_tokens();
+
+        const auto is_out = [s](const visual_token & token) { return !token.gone && token.entered <= s; };
+        if (std::none_of(first, last, [](const visual_token & token) { return token.entered > 1; })) {
+            continue; // it waits
+        }
+        // at every cut up to there
+        n += std::min((size_t) std::count_if(first, last, is_out), s*recall_budget(picture.n_tokens(), params.recall));
+    }
+    return n;
+}
+
 int staged_decode::run_stage0(llama_batch_allocr & balloc) {
     if (const char * reason = unsupported_output(ctx)) {
         LLAMA_LOG_ERROR("%s: %s\n", __func__, reason);
@@ -123,13 +152,6 @@ int staged_decode::run_stage0(llama_batch_allocr & balloc) {
     }
 
     const bool visual = balloc.get_batch().embd && media == PYFASTV_MEDIA_IMAGE;
-
-    for (auto & [id, seq] : memory.sequences) {
-        for (auto & row : seq.pending) {
-            row.output = -1; // nobody has read it
-        }
-    }
-    n_outputs = 0;
 
     balloc.split_reset();
 
@@ -155,6 +177,13 @@ int staged_decode::run_stage0(llama_batch_allocr & balloc) {
     if (ctx.output_reserve(n_outputs_all) < n_outputs_all) {
         LLAMA_LOG_ERROR("%s: could not reserve space for batch with %u outputs\n", __func__, n_outputs_all);
         return -2;
+    }
+
+    std::set<llama_seq_id> asking;
+    for (const auto & [seq_id, n_rows] : rows_by_sequence(balloc.get_batch())) {
+        if (!visual && n_rows > 1) {
+            asking.insert(seq_id);
+        }
     }
 
     const timer time(counts.t_stage0_ms);
@@ -185,7 +214,7 @@ int staged_decode::run_stage0(llama_batch_allocr & balloc) {
             return to_decode_result(status);
         }
 
-        read_rows(stage_output(*res, ubatch.n_tokens), ubatch, outputs[u], visual);
+        read_rows(stage_output(*res, ubatch.n_tokens), ubatch, outputs[u], visual, asking);
 
         mctx->next();
     }
@@ -197,7 +226,8 @@ int staged_decode::run_stage0(llama_batch_allocr & balloc) {
     return 0;
 }
 
-void staged_decode::read_rows(const stage_output & output, const llama_ubatch & ubatch, const std::vector<int8_t> & outputs, bool visual) {
+void staged_decode::read_rows(const stage_output & output, const llama_ubatch & ubatch, const std::vector<int8_t> & outputs,
+        bool visual, const std::set<llama_seq_id> & asking) {
     const int32_t number = memory.n_ubatches++;
 
     for (uint32_t s = 0; s < ubatch.n_seqs_unq; ++s) {
@@ -242,6 +272,7 @@ void staged_decode::read_rows(const stage_output & output, const llama_ubatch & 
             row.output = outputs[i] ? ubatch.data->batch_idxs[i] : -1;
             row.token  = visual ? token + (int32_t) m : -1;
             row.causal = ctx.cparams.causal_attn;
+            row.asks   = asking.count(seq_id) > 0;
             row.hidden = output.hidden(i);
             row.scores = output.scores(i, seq.tokens, cells);
 
@@ -287,9 +318,11 @@ pyfastv_report staged_decode::report() const {
     res.n_stages            = memory.n_stages();
     res.n_visual_entered[0] = res.n_visual;
 
+    std::unordered_set<const float *> hidden; // copies of a sequence share their rows
     for (const auto & [id, seq] : memory.sequences) {
-        res.archive_bytes += seq.archive_bytes(ctx.model.hparams.n_embd);
+        seq.collect_hidden(hidden);
     }
+    res.archive_bytes = hidden.size()*ctx.model.hparams.n_embd*sizeof(float);
 
     const auto & stage0 = memory.cache(0).base();
 
@@ -303,7 +336,7 @@ pyfastv_report staged_decode::report() const {
         // every layer would have the cells of stage 0
         const auto & kv = memory.cache(s).base();
         res.kv_bytes_stock      += bytes.allocated + bytes.cell*(stage0.get_size() - kv.get_size());
-        res.kv_bytes_used_stock += bytes.used      + bytes.cell*(stage0.get_cells(0).get_used() - kv.get_cells(0).get_used());
+        res.kv_bytes_used_stock += bytes.used      + bytes.cell*stage0.get_cells(0).get_used() - bytes.cell*kv.get_cells(0).get_used();
     }
 
     return res;

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -45,7 +46,7 @@ public:
     void reserve();
 
     // call sites in llama_context::decode, after the batch was checked and before slots are looked for
-    bool takes(const llama_batch_allocr & balloc) const;
+    bool takes(const llama_batch_allocr & balloc);
     int  decode(llama_batch_allocr & balloc); // llama_decode()'s return values
 
     // call site in llama_context::output_reorder, which every reading of outputs passes
@@ -80,11 +81,15 @@ private:
     int  run_stage0(llama_batch_allocr & balloc);
     bool has_room_later(const llama_batch_allocr & balloc, bool visual) const;
 
+    // how many tokens of a sequence a question may bring back to stage s
+    size_t most_recalled(const sequence & seq, int s) const;
+
     // one ubatch through the layers of one stage; its slots were found by staged_memory::init_stage()
     ggml_status run(stage layers, const llama_ubatch & ubatch, llama_memory_context_i & mctx, llm_graph_result *& res);
 
     // what stage 0 left in its graph, to the sequences of the ubatch
-    void read_rows(const stage_output & output, const llama_ubatch & ubatch, const std::vector<int8_t> & outputs, bool visual);
+    void read_rows(const stage_output & output, const llama_ubatch & ubatch, const std::vector<int8_t> & outputs,
+            bool visual, const std::set<llama_seq_id> & asking);
 
     pyfastv_status flush(const std::vector<llama_seq_id> & seq_ids);
     pyfastv_status run_later(std::vector<flow> & flows);

@@ -45,16 +45,22 @@ private:
     ggml_tensor * rows; // F32 [n_embd, n_tokens]
 };
 
-// adds to the mask, F32 or F16 [n_kv, n_tokens], in every row; what is masked stays so
-void add_weights(ggml_tensor * mask, const std::vector<staged_memory::cell_weight> & weights) {
+using cell_list = std::vector<staged_memory::cell_weight> staged_memory::cell_weights::*;
+
+// adds to the mask, F32 or F16 [n_kv, n_tokens], in the rows of each sequence; what is masked stays so
+void add_weights(ggml_tensor * mask, const staged_memory::weights_of_sequences & weights, cell_list list, const llama_ubatch & ubatch) {
     if (!mask || !mask->buffer || weights.empty()) {
         return;
     }
     // llama.cpp fills masks in place, too
     GGML_ASSERT(ggml_backend_buffer_is_host(mask->buffer));
 
-    for (int64_t row = 0; row < ggml_nrows(mask); ++row) {
-        for (const auto & [cell, log_size] : weights) {
+    for (int64_t row = 0; row < ubatch.n_tokens; ++row) {
+        const auto of_sequence = weights.find(ubatch.seq_id[row][0]);
+        if (of_sequence == weights.end()) {
+            continue;
+        }
+        for (const auto & [cell, log_size] : of_sequence->second.*list) {
             if (cell >= mask->ne[0]) {
                 continue;
             }
@@ -68,13 +74,13 @@ void add_weights(ggml_tensor * mask, const std::vector<staged_memory::cell_weigh
     }
 }
 
-void add_weights(llm_graph_input_attn_kv & input, const staged_memory::cell_weights & weights) {
-    add_weights(input.self_kq_mask, weights.all);
+void add_weights(llm_graph_input_attn_kv & input, const staged_memory::weights_of_sequences & weights, const llama_ubatch & ubatch) {
+    add_weights(input.self_kq_mask, weights, &staged_memory::cell_weights::all, ubatch);
 }
 
-void add_weights(llm_graph_input_attn_kv_iswa & input, const staged_memory::cell_weights & weights) {
-    add_weights(input.self_kq_mask,     weights.all);
-    add_weights(input.self_kq_mask_swa, weights.windows);
+void add_weights(llm_graph_input_attn_kv_iswa & input, const staged_memory::weights_of_sequences & weights, const llama_ubatch & ubatch) {
+    add_weights(input.self_kq_mask,     weights, &staged_memory::cell_weights::all,     ubatch);
+    add_weights(input.self_kq_mask_swa, weights, &staged_memory::cell_weights::windows, ubatch);
 }
 
 // one attention input for each stage that the graph runs
@@ -98,7 +104,9 @@ public:
         for (size_t s = 0; s < parts.size(); ++s) {
             if (parts[s]) {
                 parts[s]->set_input(ubatch);
-                add_weights(*parts[s], mctx->stages().weights((int) s));
+                if (s > 0) {
+                    add_weights(*parts[s], mctx->stages().weights((int) s), *ubatch);
+                }
             }
         }
     }

@@ -132,7 +132,7 @@ struct pyfastv_report {
 
     int32_t n_stages;         // n_cuts + 1; 1 for a context without stages, whose KV cache then counts as stage 0
     int32_t first_layer     [PYFASTV_MAX_STAGES];
-    int32_t n_visual_entered[PYFASTV_MAX_STAGES]; // of n_visual, those that entered the stage; recalled ones not counted
+    int32_t n_visual_entered[PYFASTV_MAX_STAGES]; // those that entered the stage, each time that they were chosen; not by recall
     size_t  kv_bytes_used   [PYFASTV_MAX_STAGES]; // bytes of the KV cells in use
     size_t  kv_bytes        [PYFASTV_MAX_STAGES]; // bytes allocated
     size_t  kv_bytes_used_stock; // what stock llama.cpp would use for the same tokens

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <iterator>
-#include <unordered_set>
 #include <utility>
 
 namespace pyfastv {
@@ -19,6 +18,12 @@ bool sequence::has_dropped(int32_t n_stages) const {
     return std::any_of(tokens.begin(), tokens.end(), [n_stages](const visual_token & token) {
         return !token.gone && token.entered < n_stages;
     });
+}
+
+size_t sequence::picture_of(int32_t token) const {
+    const auto behind = std::upper_bound(pictures.begin(), pictures.end(), token, [](int32_t t, const picture & p) { return t < p.first; });
+
+    return behind - pictures.begin() - 1;
 }
 
 bool sequence::last_picture_waits() const {
@@ -79,7 +84,9 @@ sequence::undone sequence::truncate(llama_pos p0) {
             if (before.owner >= 0) {
                 tokens[before.owner].size[before.entered - 1] += before.size_in(before.entered - 1);
             }
-            res.recalled.push_back(*it);
+            if (!before.gone) {
+                res.recalled.push_back(*it);
+            }
         }
         drop_beyond(last.rows);
         for (auto & row : last.rows) {
@@ -107,6 +114,19 @@ sequence::undone sequence::truncate(llama_pos p0) {
         of_cut.resize(std::min(of_cut.size(), tokens.size()));
     }
 
+    // positions that were moved by halves may have parted rows and tokens
+    const auto n = (int32_t) tokens.size();
+
+    const auto drop_orphans = [n](auto & list) {
+        list.erase(std::remove_if(list.begin(), list.end(), [n](const auto & item) { return item.token >= n; }), list.end());
+    };
+    drop_orphans(pending);
+    for (auto & turn : turns) {
+        drop_orphans(turn.rows);
+        drop_orphans(turn.recalled);
+    }
+    turns.erase(std::remove_if(turns.begin(), turns.end(), [](const turn & t) { return t.rows.empty(); }), turns.end());
+
     return res;
 }
 
@@ -124,10 +144,18 @@ void sequence::erase(llama_pos p0, llama_pos p1) {
     // a turn without rows can no longer be cut, so nothing that it recalled can be taken back
     turns.erase(std::remove_if(turns.begin(), turns.end(), [](const turn & t) { return t.rows.empty(); }), turns.end());
 
-    for (auto & token : tokens) {
+    const auto remove = [&](visual_token & token) {
         if (inside(token)) {
-            token.gone   = true;
+            token.gone  = true;
+            token.owner = -1;
             token.hidden.clear();
+        }
+    };
+
+    std::for_each(tokens.begin(), tokens.end(), remove);
+    for (auto & turn : turns) {
+        for (auto & recall : turn.recalled) {
+            remove(recall.before);
         }
     }
 }
@@ -158,6 +186,7 @@ void sequence::shift(llama_pos p0, llama_pos p1, llama_pos delta) {
             pos += delta;
         }
     });
+    erase(INT32_MIN, 0); // as the KV cache does
 }
 
 void sequence::divide(llama_pos p0, llama_pos p1, int d) {
@@ -190,13 +219,21 @@ void sequence::append(sequence other) {
         to.insert(to.end(), std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
     };
 
+    const auto renumber_owner = [n_before](visual_token & token) {
+        if (token.owner >= 0) {
+            token.owner += n_before;
+        }
+    };
+
     renumber(other.pending);
     for (auto & turn : other.turns) {
         renumber(turn.rows);
         for (auto & recall : turn.recalled) {
             recall.token += n_before;
+            renumber_owner(recall.before);
         }
     }
+    std::for_each(other.tokens.begin(), other.tokens.end(), renumber_owner);
     for (auto & picture : other.pictures) {
         picture.first += n_before;
     }
@@ -208,9 +245,7 @@ void sequence::append(sequence other) {
     move_to(turns,    other.turns);
 }
 
-size_t sequence::archive_bytes(int64_t n_embd) const {
-    std::unordered_set<const float *> rows;
-
+void sequence::collect_hidden(std::unordered_set<const float *> & rows) const {
     for (const auto & row : pending) {
         rows.insert(row.hidden.get());
     }
@@ -224,9 +259,6 @@ size_t sequence::archive_bytes(int64_t n_embd) const {
             rows.insert(hidden.get());
         }
     }
-    rows.erase(nullptr);
-
-    return rows.size()*n_embd*sizeof(float);
 }
 
 } // namespace pyfastv

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 // What a context with stages remembers of one sequence, beside its KV cells: its visual tokens, the rows that wait, and
@@ -28,6 +29,7 @@ struct staged_row {
     int32_t    output; // index in its llama_decode() batch if its logits were asked for; else -1
     int32_t    token;  // index in sequence::tokens; text: -1
     bool       causal; // decoded with causal attention
+    bool       asks;   // part of a question: text, and not the only row of its sequence in its batch
     hidden_row hidden;
 
     std::vector<float> scores; // attention paid to sequence::tokens, as many as there were; empty: not read
@@ -88,6 +90,9 @@ struct sequence {
 
     bool last_picture_waits() const;
 
+    // index in pictures
+    size_t picture_of(int32_t token) const;
+
     // Appends visual tokens: to the last picture if it `continues`, as a new slice or as more of the last.
     enum class extent { picture, slice, more };
     int32_t add_tokens(const std::vector<position> & pos, extent as, const std::string & id, int32_t nx, int32_t ny);
@@ -112,7 +117,8 @@ struct sequence {
     // Takes over all of another sequence, behind its own.
     void append(sequence other);
 
-    size_t archive_bytes(int64_t n_embd) const;
+    // adds its hidden rows to those that are known
+    void collect_hidden(std::unordered_set<const float *> & rows) const;
 
 private:
     template <typename F> void for_each_position(F && f);

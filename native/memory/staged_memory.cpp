@@ -97,14 +97,14 @@ void staged_memory::clear(bool data) {
     sequences.clear();
 }
 
-const staged_memory::cell_weights & staged_memory::weights(int s) const {
+const staged_memory::weights_of_sequences & staged_memory::weights(int s) const {
     // what is outside a window loses its cell without anybody being told
     const auto known = weights_.find(s);
     if (known != weights_.end() && in_flight.empty() && !caches[s]->forgets()) {
         return known->second;
     }
 
-    cell_weights res;
+    weights_of_sequences res;
 
     const auto add = [&](llama_seq_id id, const std::vector<visual_token> & tokens) {
         const auto weighs = [s](const visual_token & token) { return !token.gone && token.entered > s && token.size_in(s) > 1.0f; };
@@ -121,29 +121,17 @@ const staged_memory::cell_weights & staged_memory::weights(int s) const {
             }
             const float log_size = std::log(token.size_in(s));
             if (const auto it = all.find(cell_key(token.pos)); it != all.end()) {
-                res.all.push_back({ it->second, log_size });
+                res[id].all.push_back({ it->second, log_size });
             }
             if (const auto it = windows.find(cell_key(token.pos)); it != windows.end()) {
-                res.windows.push_back({ it->second, log_size });
+                res[id].windows.push_back({ it->second, log_size });
             }
         }
     };
 
-    if (s > 0) {
-        for (const auto & [id, seq] : sequences) {
-            if (!in_flight.count(id)) {
-                add(id, seq.tokens);
-            }
-        }
-        for (const auto & [id, tokens] : in_flight) {
-            add(id, *tokens);
-        }
-    }
-
-    // sequences may share a cell
-    for (auto * list : { &res.all, &res.windows }) {
-        std::sort(list->begin(), list->end(), [](const auto & a, const auto & b) { return a.cell != b.cell ? a.cell < b.cell : a.log_size > b.log_size; });
-        list->erase(std::unique(list->begin(), list->end(), [](const auto & a, const auto & b) { return a.cell == b.cell; }), list->end());
+    for (const auto & [id, seq] : sequences) {
+        const auto moving = in_flight.find(id);
+        add(id, moving == in_flight.end() ? seq.tokens : *moving->second);
     }
 
     return weights_[s] = std::move(res);

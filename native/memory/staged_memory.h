@@ -59,6 +59,7 @@ public:
     int32_t n_ubatches = 0; // that were given a number
 
     // What is added to the attention logits of KV cells in a stage: the log of the number of tokens that one stands for.
+    // Sequences that share a cell may weigh it differently.
     struct cell_weight {
         uint32_t cell;
         float    log_size;
@@ -67,7 +68,9 @@ public:
         std::vector<cell_weight> all;     // of the layers that see everything
         std::vector<cell_weight> windows; // of those with sliding windows
     };
-    const cell_weights & weights(int s) const;
+    using weights_of_sequences = std::map<llama_seq_id, cell_weights>;
+
+    const weights_of_sequences & weights(int s) const;
 
     // call when the tokens, their sizes or their cells have changed
     void forget_weights() { weights_.clear(); }
@@ -93,7 +96,7 @@ private:
 
     std::vector<std::unique_ptr<stage_cache>> caches;
 
-    mutable std::map<int, cell_weights> weights_; // by stage, made when asked for
+    mutable std::map<int, weights_of_sequences> weights_; // by stage, made when asked for
 };
 
 // The contexts of one stage or of all of them, for one batch.

@@ -108,6 +108,7 @@ private:
         write(io, row.ubatch);
         write(io, row.token);
         write(io, (uint8_t) row.causal);
+        write(io, (uint8_t) row.asks);
         put(row.hidden);
         put(row.scores);
     }
@@ -161,7 +162,10 @@ private:
     void check(const sequence & seq) const {
         const auto n = (int32_t) seq.tokens.size();
 
-        const auto check_row   = [&](const staged_row & row) { require(row.token >= -1 && row.token < n && row.hidden); };
+        const auto check_row   = [&](const staged_row & row) {
+            require(row.token >= -1 && row.token < n && row.hidden);
+            require(!row.visual() || (!seq.tokens[row.token].gone && seq.tokens[row.token].pos == row.pos));
+        };
         const auto check_token = [&](const visual_token & token) {
             // of every stage but the last, which has no cut behind it
             require(token.entered >= 1 && token.entered <= n_stages);
@@ -176,7 +180,7 @@ private:
         }
         int32_t first = 0;
         for (const auto & picture : seq.pictures) {
-            require(picture.first == first);
+            require(picture.first == first && !picture.slices.empty());
             for (const auto & slice : picture.slices) {
                 require(slice.n > 0 && slice.n <= n - first && slice.nx >= 0 && slice.ny >= 0);
                 first += slice.n;
@@ -185,14 +189,21 @@ private:
         require(first == n);
         for (const auto & row : seq.pending) {
             check_row(row);
+            require(!row.visual() || seq.tokens[row.token].entered == 1);
+        }
+        for (const auto & token : seq.tokens) {
+            require(token.gone || token.owner < 0 || seq.tokens[token.owner].entered > token.entered);
         }
         for (const auto & turn : seq.turns) {
+            require(!turn.rows.empty());
             for (const auto & row : turn.rows) {
                 check_row(row);
             }
             for (const auto & recall : turn.recalled) {
                 require(recall.token >= 0 && recall.token < n);
                 check_token(recall.before);
+                require(recall.before.gone || recall.before.pos == seq.tokens[recall.token].pos);
+                require(recall.before.owner < 0 || seq.tokens[recall.before.owner].entered > recall.before.entered);
             }
         }
         require(seq.scores.size() < (size_t) n_stages);
@@ -235,6 +246,7 @@ private:
         res.output = -1;
         res.token  = read<int32_t>(io);
         res.causal = read<uint8_t>(io) != 0;
+        res.asks   = read<uint8_t>(io) != 0;
         res.hidden = get_hidden();
         res.scores = get_floats();
         return res;

@@ -118,7 +118,7 @@ class RuleCase:
     image: str  # images/NAME.png, in the bench folder and in this one
     spec: str  # in the language of pyfastv_parse()
     gap: float  # rules.gap(), the smallest of all cuts and turns
-    fragile: bool  # rounding may change what is kept: compare with a tolerance
+    fragile: bool  # rounding may change what is kept, or its sizes: compare with a tolerance
     turns: list[RuleTurn]
 
     @property
