@@ -57,6 +57,22 @@ programs: install ## build llama-mtmd-cli and llama-server unpatched (build/stoc
 	@echo "pyfastv: compiling unpatched llama.cpp with llama-mtmd-cli and llama-server; this takes a few minutes"
 	$(BIN)/python benchmarks/build_stock.py build/stock --programs
 
+# a copy of the package with libraries of its own; the interpreter is not built for it, hence the preload
+.PHONY: asan
+asan: $(VENV)/.test-deps ## the tests of the native code under AddressSanitizer (build/asan)
+	$(BIN)/python -m pip install --disable-pip-version-check -q cmake ninja pybind11
+	$(BIN)/cmake -G Ninja -S . -B build/asan -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=Release \
+		-DCMAKE_C_FLAGS="-fsanitize=address -g1 -O1" -DCMAKE_CXX_FLAGS="-fsanitize=address -g1 -O1" \
+		-DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(BIN)/cmake --build build/asan --target _native
+	rm -rf build/asan/package && mkdir -p build/asan/package && cp -r pyfastv build/asan/package/ && mkdir -p build/asan/package/pyfastv/lib
+	cp build/asan/bin/lib*.so* build/asan/package/pyfastv/lib/ && cp build/asan/_native*.so build/asan/package/pyfastv/
+	PYTHONPATH=build/asan/package LD_PRELOAD=$$($${CXX:-c++} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+		$(BIN)/pytest -p no:cacheprovider $(ASAN_TESTS)
+
+ASAN_TESTS := tests/test_c_api.py tests/test_sequences.py tests/test_states.py tests/test_turns.py tests/test_architectures.py \
+	tests/test_choose.py tests/test_schedule_text.py
+
 .PHONY: bench
 bench: stock $(VENV)/.test-deps ## prefill of a LLaVA-1.5-7B geometry, stock and ours in turn (12 GB of memory, half an hour)
 	$(BIN)/python benchmarks/prefill.py --geometry llava-1.5-7b --stock build/stock/lib

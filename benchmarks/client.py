@@ -24,7 +24,8 @@ HANDED_THROUGH = (
 # every large buffer has pages of its own.
 STEADY_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
-Setting = tuple[int, float] | None  # FastV's k and drop; None: off
+Setting = tuple[int, float, str] | None  # k, drop and a name of RULES; None: off
+RULES = {"fastv": "score=last,pick=top-k", "recommended": "score=question-max,pick=cover,weigh"}
 
 
 class Driver:
@@ -137,14 +138,17 @@ def resolve_common_options(parser: argparse.ArgumentParser, args: argparse.Names
 
 
 def parse_setting(text: str) -> Setting:
-    """Parse `off` or `K:DROP`."""
+    """Parse `off`, `K:DROP` or `K:DROP:RULE`; FastV's rule by default."""
     if text == "off":
         return None
     try:
-        k, drop = text.split(":")
-        return int(k), float(drop)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither off nor K:DROP, as in 2:0.5") from None
+        k, drop, rule = (text if text.count(":") > 1 else f"{text}:fastv").split(":")
+        RULES[rule]
+        return int(k), float(drop), rule
+    except (ValueError, KeyError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither off nor K:DROP, as in 2:0.5, nor one of {', '.join(RULES)} behind it"
+        ) from None
 
 
 def parse_settings(text: str) -> list[Setting]:
@@ -154,12 +158,16 @@ def parse_settings(text: str) -> list[Setting]:
 
 def setting_name(setting: Setting) -> str:
     """As it stands in tables."""
-    return "off" if setting is None else f"K={setting[0]} drop {setting[1]:g}"
+    if setting is None:
+        return "off"
+    k, drop, rule = setting
+    return f"K={k} drop {drop:g}{'' if rule == 'fastv' else f' {rule}'}"
 
 
 def apply_setting(driver: Driver, setting: Setting) -> None:
-    """FastV on or off in a process of our libraries."""
+    """Stages on or off in a process of our libraries."""
     if setting is None:
         driver.request("detach")
     else:
-        driver.request("attach", k=setting[0], drop=setting[1])
+        k, drop, rule = setting
+        driver.request("attach", spec=f"k={k},drop={drop},{RULES[rule]}")

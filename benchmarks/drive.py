@@ -6,7 +6,7 @@ llama-cpp-python of the same pin, which know nothing of pyfastv. Two such proces
 loading their models again. Requests are JSON objects, one a line, on stdin; answers likewise on stdout:
 
     {"do": "info"}                                   the libraries, their flags, sizes of the model
-    {"do": "attach", "k": 2, "drop": 0.5}            FastV for what follows (pyfastv's libraries only)
+    {"do": "attach", "spec": "k=2,drop=0.5"}         stages for what follows (pyfastv's libraries only)
     {"do": "detach"}                                 and off again
     {"do": "measure", "generate": 16}                encoder, prefill and generation times
     {"do": "encode", "save": "embeddings.npy"}       the picture's embeddings: float32 (tokens, width)

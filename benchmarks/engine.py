@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bindings import EngineError, FastvParams, FastvReport, foreign_libraries, load_bindings
+from bindings import EngineError, FastvParams, FastvReport, declare, foreign_libraries, load_bindings
 
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 FIRST_WORD = 259  # ids below are specials and bytes in a SentencePiece vocabulary
@@ -161,12 +161,7 @@ class Engine:
         library = self.llama._lib
         self.fastv = library if hasattr(library, "pyfastv_attach") else None
         if self.fastv:
-            self.fastv.pyfastv_attach.argtypes = [ctypes.c_void_p, ctypes.POINTER(FastvParams)]
-            self.fastv.pyfastv_attach.restype = ctypes.c_int
-            self.fastv.pyfastv_last_error.argtypes = []
-            self.fastv.pyfastv_last_error.restype = ctypes.c_char_p
-            self.fastv.pyfastv_get_report.argtypes = [ctypes.c_void_p]
-            self.fastv.pyfastv_get_report.restype = FastvReport
+            declare(self.fastv)
 
     # --- requests ---
 
@@ -200,18 +195,22 @@ class Engine:
             raise EngineError(f"the model has no {key}")
         return buffer.value.decode()
 
-    def attach(self, k: int, drop: float) -> dict[str, Any]:
-        """FastV on."""
+    def attach(self, spec: str) -> dict[str, Any]:
+        """Stages on, by the language of pyfastv_parse()."""
         if not self.fastv:
             raise EngineError(
                 f"{self.folder}: libllama has no pyfastv_attach, these are not pyfastv's libraries"
             )
-        self._set_stages(FastvParams(k, drop))
+        params = FastvParams()
+        n_layer = self.llama.llama_model_n_layer(self.model)
+        if self.fastv.pyfastv_parse(spec.encode(), n_layer, ctypes.byref(params)) != 0:
+            raise EngineError(self.fastv.pyfastv_last_error().decode())
+        self._set_stages(params)
         self.attached = True
         return {}
 
     def detach(self) -> dict[str, Any]:
-        """FastV off. Nothing is called if it never was on."""
+        """Stages off. Nothing is called if it never was on."""
         if self.attached:
             self._set_stages(None)
             self.attached = False

@@ -79,7 +79,7 @@ def check_pruned(result: Measurement, setting: Setting, n_visual: int) -> None:
     """A setting that did not prune as asked must not enter the table."""
     if setting is None:
         return
-    expected, found = kept_tokens(n_visual, setting[1]), result["report"]["n_visual_kept"]
+    expected, found = kept_tokens(n_visual, setting[1]), result["report"]["n_visual_entered"][1]
     if found != expected:
         sys.exit(
             f"{setting_name(setting)}: {found} visual tokens were kept, expected {expected} of {n_visual}"

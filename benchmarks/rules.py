@@ -31,7 +31,7 @@ OTHERS = {
     "`none`, `cover`, `weigh`": "score=none,pick=cover,weigh",
     "`last`, `cover`, `weigh`": "score=last,pick=cover,weigh",
 }
-FIRST, BEST = list(RULES)[0], list(RULES)[3]
+FIRST, BEST = next(iter(RULES)), list(RULES)[3]
 CUTS = [(k, drop) for k in (2, 4, 6) for drop in (0.5, 0.75)]
 
 

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from client import Setting
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -36,11 +38,11 @@ def kept_tokens(n_visual: int, drop: float) -> int:
     return max(1, round(n_visual * (1 - drop)))
 
 
-def rows_by_layer(sizes: Sizes, n_visual: int, n_text: int, setting: tuple[int, float] | None) -> list[int]:
-    """Rows of the prompt in each layer. `setting` is (k, drop), or None for stock."""
+def rows_by_layer(sizes: Sizes, n_visual: int, n_text: int, setting: Setting) -> list[int]:
+    """Rows of the prompt in each layer."""
     if setting is None:
         return [n_visual + n_text] * sizes.layers
-    k, drop = setting
+    k, drop, _ = setting
     return [n_visual + n_text] * k + [kept_tokens(n_visual, drop) + n_text] * (sizes.layers - k)
 
 

@@ -2,7 +2,8 @@
 
     python benchmarks/turns.py --model llava-1.5-7b-random-Q4_0.gguf --mmproj mmproj-llava-1.5-7b-random-f16.gguf
 
-The second question recalls as many tokens as the schedule lets it. With --no-recall nothing comes back.
+The second question recalls as many tokens as the schedule lets it; recall=0 brings nothing back. Questions are so many
+letters, which are as many tokens in a model with a vocabulary of bytes, as make_geometry.py writes it.
 """
 
 from __future__ import annotations
@@ -10,54 +11,79 @@ from __future__ import annotations
 import argparse
 import statistics
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 import pyfastv
 
-FIRST, SECOND = "Describe the image.", "What is written on it?"
 PICTURE = Path(pyfastv.__file__).parent / "data" / "scene.png"
+
+
+def ask_twice(runner: pyfastv.Runner, n_question: int) -> list[dict[str, Any]]:
+    """Reports of the two questions: the picture and one, and one more behind it."""
+    engine = runner._engine
+    engine.reset()
+    rgb = pyfastv.load_image(PICTURE)
+    prompt, reports = f"{engine.media_marker}", []
+    for letter in "ab":
+        prompt += letter * n_question
+        engine.prefill(prompt, [rgb], ["scene"], None, True, 1)
+        reports.append(engine.report())
+    return reports
+
+
+def prefill_ms(report: dict[str, Any]) -> float:
+    return sum(report[name] for name in ("full_ms", "stage0_ms", "choose_ms", "later_ms"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="GGUF file (default: the bundled model)")
     parser.add_argument("--mmproj", type=Path)
-    parser.add_argument("--schedule", nargs="+", default=["k=2,drop=0.5,score=question-max,pick=cover"])
+    parser.add_argument("--schedule", nargs="+", default=[pyfastv.Recommended().spec()])
+    parser.add_argument(
+        "--question", type=int, default=14, help="letters of a question (default: %(default)s)"
+    )
     parser.add_argument("--recall", type=float, nargs="+", default=[0.0, pyfastv.Schedule.recall])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
 
     table = Table(
-        "schedule", "first ms", "encoder ms", "second ms", "tokens", "recalled", "ratio", "with encoder"
+        "schedule",
+        "first ms",
+        "encoder ms",
+        "second ms",
+        "choosing",
+        "tokens",
+        "recalled",
+        "ratio",
+        "with encoder",
     )
-    with pyfastv.Runner(args.model, args.mmproj, n_ctx=2048, n_threads=args.threads, fastv=None) as runner:
+    with pyfastv.Runner(
+        args.model, args.mmproj, n_ctx=2048, n_threads=args.threads, fastv=None, encoder_cache_mb=0
+    ) as runner:
         for schedule in [f"{s},recall={share}" for s in args.schedule for share in args.recall]:
             runner.set_fastv(schedule)
-            pairs = []
-            for _ in range(args.rounds):
-                with runner.session() as chat:
-                    first = chat.ask(FIRST, PICTURE, max_tokens=1).report
-                    second = chat.ask(SECOND, max_tokens=1).report
-                pairs.append((first, second))
-                runner.set_fastv(schedule)  # forgets the context
-            first_ms = statistics.median(first.prefill_ms for first, _ in pairs)
-            encode_ms = pairs[0][0].encode_ms  # later ones come from the encoder's cache
-            second_ms = statistics.median(second.prefill_ms for _, second in pairs)
-            report = pairs[-1][1]
+            rounds = [ask_twice(runner, args.question) for _ in range(args.rounds)]
+            first, second = (statistics.median(prefill_ms(pair[i]) for pair in rounds) for i in (0, 1))
+            encoder = statistics.median(pair[0]["encode_ms"] for pair in rounds)
+            choosing = statistics.median(pair[1]["choose_ms"] for pair in rounds)
+            report = rounds[-1][1]
             table.add_row(
                 schedule,
-                f"{first_ms:.0f}",
-                f"{encode_ms:.0f}" if encode_ms else "",
-                f"{second_ms:.0f}",
-                str(report.prompt_tokens - report.cached_tokens),
-                str(report.recalled_tokens),
-                f"{first_ms / second_ms:.1f}",
-                f"{(first_ms + encode_ms) / second_ms:.1f}" if encode_ms else "",
+                f"{first:.0f}",
+                f"{encoder:.0f}",
+                f"{second:.0f}",
+                f"{choosing:.0f}",
+                str(report["prompt_tokens"] - report["cached_tokens"]),
+                str(report["recalled_tokens"]),
+                f"{first / second:.1f}",
+                f"{(first + encoder) / second:.1f}",
             )
-    Console(width=140).print(table)
+    Console(width=150).print(table)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def backends() -> list[dict[str, str]]:
 
 def choose(
     scores: NDArray[np.float32],  # [n]
-    cut: str,  # "drop=0.5,pick=window4": the fields of a cut in the language of pyfastv_parse() (native/include/pyfastv.h)
+    cut: str,  # "drop=0.5,pick=window4": fields of a cut in the language of pyfastv_parse() (native/include/pyfastv.h)
     *,
     grids: Sequence[tuple[int, int]] | None = None,  # (nx, ny) of every slice; None: one row
     present: NDArray[np.bool_] | None = None,  # [n] False: not to be chosen; None: all

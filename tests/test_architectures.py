@@ -33,7 +33,11 @@ CUT_LAYERS = {
     "qwen2vl": [1, 2, 3],
     "qwen3vl": [3, 4, 5],
 }
-SUPPORTED = [*CUT_LAYERS, "gemma3 non-causal", "gemma4 dense non-causal"]  # a picture whose rows see each other
+SUPPORTED = [
+    *CUT_LAYERS,
+    "gemma3 non-causal",
+    "gemma4 dense non-causal",
+]  # a picture whose rows see each other
 REFUSED = ["mamba", "deepseek2", "cogvlm", "gemma4"]
 
 # ggml rounds the input and the output of GELU to float16.

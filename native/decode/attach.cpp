@@ -7,6 +7,7 @@
 #include "schedule/schedule.h"
 
 #include "llama-context.h"
+#include "llama-impl.h"
 #include "llama-model.h"
 
 #include "ggml-backend.h"
@@ -147,7 +148,9 @@ void staged_decode::attach_from_env(llama_context & ctx) {
         return;
     }
     try {
-        attach(ctx, parse_params(text, ctx.model.hparams.n_layer()));
+        const auto params = parse_params(text, ctx.model.hparams.n_layer());
+        attach(ctx, params);
+        LLAMA_LOG_INFO("LLAMA_FASTV: %s\n", to_text(params).c_str());
     } catch (const std::exception & err) {
         // a program may make several contexts
         static std::once_flag told;

@@ -120,15 +120,9 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n
             continue;
         }
 
-        picture_scores input = { {}, std::vector<uint8_t>(n), grids_of(picture), {} };
+        auto input = scores_of(picture, cut, of_tokens);
         if (rule.score == PYFASTV_SCORE_RANDOM) {
             input.scores = random_scores(n, rule.seed);
-        } else {
-            input.scores.assign(of_tokens.begin() + first, of_tokens.begin() + first + n);
-        }
-        for (int32_t i = 0; i < n; ++i) {
-            const auto & token = tokens[first + i];
-            input.present[i] = !token.gone && token.entered > cut;
         }
         if (rule.pick == PYFASTV_PICK_COVER || weighs) {
             std::vector<const float *> hidden;
@@ -156,18 +150,39 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n
     }
 
     if (rule.merge) {
-        for (const auto & picture : seq->pictures) {
-            std::vector<size_t> kept, dropped;
-            for (size_t i = 0; i < rows.size(); ++i) {
-                const int32_t token = rows[i].token;
-                if (token >= picture.first && token < picture.first + picture.n_tokens() && is_new[token]) {
-                    (enters[token] ? kept : dropped).push_back(i);
-                }
-            }
-            merge_rows(rows, kept, dropped, n_embd);
-        }
+        merge(is_new, enters, n_embd);
     }
+    enter(cut, rule, enters, std::move(back));
+}
 
+picture_scores flow::scores_of(const picture & picture, int32_t cut, const std::vector<float> & of_tokens) const {
+    const auto    first = picture.first;
+    const int32_t n     = picture.n_tokens();
+
+    picture_scores res;
+    res.scores.assign(of_tokens.begin() + first, of_tokens.begin() + first + n);
+    res.grids = grids_of(picture);
+    for (int32_t i = 0; i < n; ++i) {
+        const auto & token = tokens[first + i];
+        res.present.push_back(!token.gone && token.entered > cut);
+    }
+    return res;
+}
+
+void flow::merge(const std::vector<uint8_t> & is_new, const std::vector<uint8_t> & enters, int64_t n_embd) {
+    for (const auto & picture : seq->pictures) {
+        std::vector<size_t> kept, dropped;
+        for (size_t i = 0; i < rows.size(); ++i) {
+            const int32_t token = rows[i].token;
+            if (token >= picture.first && token < picture.first + picture.n_tokens() && is_new[token]) {
+                (enters[token] ? kept : dropped).push_back(i);
+            }
+        }
+        merge_rows(rows, kept, dropped, n_embd);
+    }
+}
+
+void flow::enter(int32_t cut, const pyfastv_cut & rule, const std::vector<uint8_t> & enters, std::vector<staged_row> back) {
     n_kept = 0;
 
     std::vector<staged_row> next = std::move(back);

@@ -34,6 +34,15 @@ struct flow {
 private:
     std::vector<float> token_scores(const pyfastv_cut & rule) const;
 
+    // all tokens of a picture, with what they scored
+    picture_scores scores_of(const picture & picture, int32_t cut, const std::vector<float> & of_tokens) const;
+
+    // averages the new rows that do not enter into those that do
+    void merge(const std::vector<uint8_t> & is_new, const std::vector<uint8_t> & enters, int64_t n_embd);
+
+    // `rows` become those that come back and those that enter
+    void enter(int32_t cut, const pyfastv_cut & rule, const std::vector<uint8_t> & enters, std::vector<staged_row> back);
+
     // weighs those that enter behind the cut by those that do not; similarity: of the tokens present, as for choose()
     void weigh(const picture & picture, int32_t cut, const std::vector<uint8_t> & present, const std::vector<float> & similarity,
             const std::vector<uint8_t> & enters);
