@@ -30,6 +30,7 @@ class FastvCut(ctypes.Structure):
         ("stride", ctypes.c_int32),
         ("mass", ctypes.c_float),
         ("seed", ctypes.c_uint32),
+        ("weigh", ctypes.c_bool),
         ("merge", ctypes.c_bool),
     ]
 

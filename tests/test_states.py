@@ -385,6 +385,7 @@ def test_no_broken_state_ends_the_process(path, spec):
     result = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", code],
         env=environment,
+        cwd=Path(__file__).parent,  # not the checkout, whose pyfastv is not the installed one
         capture_output=True,
         text=True,
         timeout=300,

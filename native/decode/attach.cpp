@@ -63,13 +63,22 @@ static bool same_memory(const pyfastv_params & a, const pyfastv_params & b, uint
     return true;
 }
 
+static std::string next_layer(const llama_model & model, const pyfastv_cut & cut) {
+    for (int32_t il = cut.layer + 1; il < (int32_t) model.hparams.n_layer(); ++il) {
+        if (!unsupported_layer(model, il, reads_attention(cut))) {
+            return "; the next possible is layer " + std::to_string(il);
+        }
+    }
+    return "";
+}
+
 static void refuse_cuts(const llama_model & model, const pyfastv_params & params) {
     for (int32_t c = 0; c < params.n_cuts; ++c) {
         if (const char * reason = unsupported_rule(model, params.cuts[c])) {
             throw unsupported(reason);
         }
         if (const char * reason = unsupported_layer(model, params.cuts[c].layer, reads_attention(params.cuts[c]))) {
-            throw unsupported("a cut at layer " + std::to_string(params.cuts[c].layer) + " is not possible: " + reason);
+            throw unsupported("a cut at layer " + std::to_string(params.cuts[c].layer) + " is not possible: " + reason + next_layer(model, params.cuts[c]));
         }
     }
 }

@@ -178,8 +178,8 @@ PYFASTV_API enum pyfastv_status pyfastv_flush(struct llama_context * ctx);
 
 // What the embedding rows of the following llama_decode() calls are. libmtmd calls this for every media chunk.
 // nx, ny: what the tokens cover in raster order, in tokens, or in any unit of the same proportions, such as pixels; 0 if
-// it is not known. Chunks of the same non-empty id that follow each other, with nothing but
-// text between them, are slices of one picture.
+// it is not known: a square number of tokens is then a square, any other one row. Chunks of the same non-empty id that
+// follow each other, with nothing but text between them, are slices of one picture.
 PYFASTV_API void pyfastv_begin_media(struct llama_context * ctx, enum pyfastv_media media, const char * id, int32_t nx, int32_t ny);
 
 // For a context without stages only the sizes of the KV cache are filled, if it is a plain one.
