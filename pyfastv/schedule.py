@@ -14,7 +14,7 @@ from .errors import OptionError
 __all__ = ["MAX_CUTS", "PICKS", "RECALL", "SCORES", "Cut", "Schedule"]
 
 MAX_CUTS = 8
-RECALL = 0.03125
+RECALL = 0.025
 
 SCORES = ("last", "question-mean", "question-max", "all", "last-no-rope", "random", "none")
 """What ranks the visual tokens at a cut; see :class:`Cut`."""
@@ -128,7 +128,7 @@ class Schedule:
         """From text as in ``LLAMA_FASTV``: cuts separated by ``;``, their fields by ``,``.
 
         ``k=2`` or ``k=25%``, ``drop=0.5``, ``score=...`` and ``pick=...`` as in :class:`Cut`, ``weigh``, ``merge``;
-        and, in any cut, for all of them ``recall=0.03125`` and ``cells=2048`` or ``cells=auto``. What is left out is as
+        and, in any cut, for all of them ``recall=0.025`` and ``cells=2048`` or ``cells=auto``. What is left out is as
         FastV has it. Raises OptionError.
         """
         shared: dict[str, Any] = {}

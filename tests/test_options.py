@@ -210,7 +210,7 @@ def test_llama_cpp_reads_the_same_from_a_spec(schedule: Schedule) -> None:
 
 def test_what_a_spec_leaves_out_is_the_same_in_llama_cpp() -> None:
     full = _native.check_schedule("k=2", 12)
-    assert full == _native.check_schedule("k=2,drop=0.5,score=last,pick=top-k,recall=0.03125,cells=0", 12)
+    assert full == _native.check_schedule("k=2,drop=0.5,score=last,pick=top-k,recall=0.025,cells=0", 12)
     assert Schedule.parse(full) == Schedule.parse("k=2") == FastV()
 
 

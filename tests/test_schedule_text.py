@@ -14,7 +14,7 @@ import pyfastv
 from pyfastv._native import check_schedule
 
 N_LAYER = 32
-REST = ",recall=0.03125,cells=0"
+REST = ",recall=0.025,cells=0"
 SHARES = st.floats(0, 1, width=32, allow_subnormal=False)  # libc++ refuses them
 SPACES = st.sampled_from(["", " ", "\t", "  \n"])
 
@@ -63,9 +63,9 @@ def test_every_field_of_a_cut(spec: str, full: str) -> None:
     [
         ("k=2,recall=0.25", "recall=0.25,cells=0"),
         ("k=2,recall=0", "recall=0,cells=0"),
-        ("k=2,cells=2048", "recall=0.03125,cells=2048"),
-        ("k=2,cells=0", "recall=0.03125,cells=0"),
-        ("k=2,cells=auto", "recall=0.03125,cells=auto"),
+        ("k=2,cells=2048", "recall=0.025,cells=2048"),
+        ("k=2,cells=0", "recall=0.025,cells=0"),
+        ("k=2,cells=auto", "recall=0.025,cells=auto"),
         ("cells=auto,k=2,recall=0.5", "recall=0.5,cells=auto"),
     ],
 )

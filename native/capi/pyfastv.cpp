@@ -33,7 +33,7 @@ size_t copy_out(const std::vector<T> & values, T * out, size_t cap) {
 struct pyfastv_params pyfastv_default_params(void) {
     pyfastv_params res = {};
     res.n_cuts = 1;
-    res.recall = 0.03125f;
+    res.recall = 0.025f;
     for (auto & cut : res.cuts) {
         cut.layer  = 2;
         cut.drop   = 0.5f;

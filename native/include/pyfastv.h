@@ -139,7 +139,7 @@ struct pyfastv_report {
     size_t  kv_bytes_stock;      // and allocate
 };
 
-// One cut: layer = 2, drop = 0.5, last, top-k: the paper's main setting. recall = 0.03125, n_cells = 0.
+// One cut: layer = 2, drop = 0.5, last, top-k: the paper's main setting. recall = 0.025, n_cells = 0.
 PYFASTV_API struct pyfastv_params pyfastv_default_params(void);
 
 // Parameters from text, as in the environment variable LLAMA_FASTV. Cuts are separated by ";", the fields of a cut by ",":
@@ -150,7 +150,7 @@ PYFASTV_API struct pyfastv_params pyfastv_default_params(void);
 //     weigh           kept tokens count as often as those that they stand for
 //     merge           dropped rows are merged
 // and, in any cut, for all of them:
-//     recall=0.03125
+//     recall=0.025
 //     cells=2048      KV cells of the later stages, or
 //     cells=auto      n_ctx*(1 - drop) + n_ctx/4 of the stage's drop, rounded up to 256, at most n_ctx
 // What is left out is as in pyfastv_default_params(). Returns PYFASTV_OK or PYFASTV_BAD_PARAMS.

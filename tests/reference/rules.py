@@ -45,7 +45,7 @@ class Cut:
 @dataclass(frozen=True)
 class Schedule:
     cuts: tuple[Cut, ...]
-    recall: float = 0.03125  # share of the picture's tokens that a later question may bring back at a cut
+    recall: float = 0.025  # share of the picture's tokens that a later question may bring back at a cut
 
 
 def parse_layer(text: str, n_layer: int) -> int:
