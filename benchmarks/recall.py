@@ -77,7 +77,9 @@ def main() -> None:
     parser.add_argument(
         "--schedule", nargs="+", default=["k=2,drop=0.75,score=question-max,pick=window4,merge"]
     )
-    parser.add_argument("--recall", type=float, nargs="+", default=[0.0, pyfastv.Schedule.recall, 0.0625, 1.0])
+    parser.add_argument(
+        "--recall", type=float, nargs="+", default=[0.0, pyfastv.Schedule.recall, 0.0625, 1.0]
+    )
     parser.add_argument("--first", default="bench", help="text, or bench (default: %(default)s)")
     parser.add_argument("--families", nargs="+", default=["ocr", "ocr_loc"])
     parser.add_argument("--model", type=Path, help="GGUF file (default: the bundled model)")
