@@ -67,7 +67,8 @@ asan: $(VENV)/.test-deps ## the tests of the native code under AddressSanitizer 
 	$(BIN)/cmake --build build/asan --target _native
 	rm -rf build/asan/package && mkdir -p build/asan/package && cp -r pyfastv build/asan/package/ && mkdir -p build/asan/package/pyfastv/lib
 	cp build/asan/bin/lib*.so* build/asan/package/pyfastv/lib/ && cp build/asan/_native*.so build/asan/package/pyfastv/
-	PYTHONPATH=build/asan/package LD_PRELOAD=$$($${CXX:-c++} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	PYTHONPATH=build/asan/package ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 		$(BIN)/pytest -p no:cacheprovider $(ASAN_TESTS)
 
 ASAN_TESTS := tests/test_c_api.py tests/test_sequences.py tests/test_states.py tests/test_turns.py tests/test_architectures.py \
