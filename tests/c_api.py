@@ -297,3 +297,10 @@ def contexts(model: Model, **options: object) -> Iterator[Callable[..., Context]
     finally:
         for context in made:
             context.close()
+
+
+def read(context: Context, index: int = -1) -> np.ndarray:
+    """Logits that must be there."""
+    logits = context.logits(index)
+    assert logits is not None
+    return logits

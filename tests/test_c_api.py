@@ -21,6 +21,7 @@ from c_api import (
     fastv,
     last_error,
 )
+from compare import relative_rms
 
 BEFORE, QUESTION = [1, 300, 301, 302], [400, 410, 420, 430, 440, 450]
 N_VISUAL = 64
@@ -72,10 +73,6 @@ def generate(context: Context, logits: np.ndarray, position: int, n: int = 6) ->
     return np.stack(out)
 
 
-def rms(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.sqrt(((a - b) ** 2).mean() / (b**2).mean()))
-
-
 @pytest.mark.parametrize("k", [1, 4, 11])
 def test_two_stages_without_drop_are_stock_to_the_bit(make, rows, k):
     stock, staged = make(), make(f"k={k},drop=0")
@@ -102,7 +99,7 @@ def cells_of(context: Context) -> list[int]:
 
 def test_drop_changes_the_logits_and_the_cells(make, rows):
     stock, staged = make(), make("k=2,drop=0.5")
-    assert rms(ask(staged, rows), ask(stock, rows)) > 1e-3
+    assert relative_rms(ask(staged, rows), ask(stock, rows)) > 1e-3
     report = staged.report()
     assert (report.n_stages, list(report.first_layer[:2])) == (2, [0, 2])
     assert (report.n_visual, report.n_visual_entered[1], report.n_pending) == (64, 32, 0)
@@ -217,7 +214,7 @@ def test_outputs_that_nobody_reads_do_not_make_the_choice(make, rows):
             assert context.logits() is not None
         assert context.tokens(QUESTION[2:4], AT_QUESTION + 2) == 0
         assert context.tokens(QUESTION[4:], AT_QUESTION + 4) == 0
-    assert rms(chunked.logits(), expected) < 1e-2  # other row counts round differently, quantized
+    assert relative_rms(chunked.logits(), expected) < 1e-2  # other row counts round differently, quantized
     assert chunked.kept() == whole.kept()
     assert hasty.kept() != whole.kept()  # else this test could not fail
 
@@ -455,7 +452,7 @@ def test_rows_that_wait_are_shifted_with_the_rest(make, rows):
     see(context, rows)
     context.shift(0, -1, 7)
     assert context.tokens(QUESTION, AT_QUESTION + 7) == 0
-    assert rms(context.logits(), expected) < 1e-2
+    assert relative_rms(context.logits(), expected) < 1e-2
     assert context.last_position() == AT_ANSWER + 6
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import random_gguf
-from c_api import OK, UNSUPPORTED, Context, Model, Row, contexts, last_error, llama
+from c_api import OK, UNSUPPORTED, Context, Model, Row, contexts, last_error, llama, read
 from masked_reference import relative_rms
 
 SPEC = "k=1,drop=0.5;k=3,drop=0.75,score=question-mean"
@@ -87,12 +87,6 @@ def show(context: Context, talk: Talk, seq: int = 0) -> None:
 def ask(context: Context, talk: Talk, seq: int = 0) -> np.ndarray:
     assert context.tokens(talk.question, talk.at_question, seq=seq) == 0
     return read(context)
-
-
-def read(context: Context, index: int = -1) -> np.ndarray:
-    logits = context.logits(index)
-    assert logits is not None
-    return logits
 
 
 def kept(context: Context, seq: int = 0) -> list[list[int]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import random_gguf
-from c_api import Context, Model, contexts, llama, logged
+from c_api import Context, Model, contexts, llama, logged, read
 from masked_reference import relative_rms
 
 SPEC = "k=1,drop=0.5,score=question-mean;k=3,drop=0.75,recall=0.125"
@@ -49,12 +49,6 @@ def make(model: Model) -> Iterator[Callable[..., Context]]:
 
 def rows_of(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(N, random_gguf.WIDTH)).astype(np.float32)
-
-
-def read(context: Context) -> np.ndarray:
-    logits = context.logits()
-    assert logits is not None
-    return logits
 
 
 def see(context: Context, seq: int = 0, seed: int = 0) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import random_gguf
-from c_api import ABORTED, OK, Context, Model, contexts, llama
+from c_api import ABORTED, OK, Context, Model, contexts, llama, read
 from masked_reference import Reference, picture, relative_rms, text
 
 N_LAYER = random_gguf.n_layer("llama")
@@ -52,12 +52,6 @@ def rows_of(seed: int, n: int = N) -> np.ndarray:
 
 
 PICTURE = rows_of(0)
-
-
-def read(context: Context) -> np.ndarray:
-    logits = context.logits()
-    assert logits is not None
-    return logits
 
 
 def see(context: Context, rows: np.ndarray = PICTURE) -> None:

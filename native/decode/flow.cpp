@@ -124,10 +124,12 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n
         if (rule.score == PYFASTV_SCORE_RANDOM) {
             input.scores = random_scores(n, rule.seed);
         }
+        std::vector<int32_t> here; // tokens at the cut, the rows of the similarity
         if (rule.pick == PYFASTV_PICK_COVER || weighs) {
             std::vector<const float *> hidden;
             for (int32_t i = 0; i < n; ++i) {
                 if (input.present[i]) {
+                    here.push_back(first + i);
                     hidden.push_back(tokens[first + i].hidden[cut].get());
                 }
             }
@@ -142,7 +144,7 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n
             enters[first + i] |= arrives[first + i];
         }
         if (weighs) {
-            weigh(picture, cut, input.present, input.similarity, enters);
+            weigh(cut, here, input.similarity, enters);
         }
         if (asks_again) {
             recall_tokens(picture, chosen, cut, arrives, recall, back);
@@ -207,15 +209,7 @@ size_t recall_budget(size_t n, float recall) {
     return (size_t) std::nearbyint(std::round((double) recall*n*1e6)/1e6); // the default rounding mode is half to even
 }
 
-void flow::weigh(const picture & picture, int32_t cut, const std::vector<uint8_t> & present, const std::vector<float> & similarity,
-        const std::vector<uint8_t> & enters) {
-    std::vector<int32_t> here; // rows of `similarity`
-    for (int32_t i = 0; i < (int32_t) present.size(); ++i) {
-        if (present[i]) {
-            here.push_back(picture.first + i);
-        }
-    }
-
+void flow::weigh(int32_t cut, const std::vector<int32_t> & here, const std::vector<float> & similarity, const std::vector<uint8_t> & enters) {
     for (const int32_t index : here) {
         if (enters[index]) {
             tokens[index].size.resize(cut);

@@ -43,9 +43,8 @@ private:
     // `rows` become those that come back and those that enter
     void enter(int32_t cut, const pyfastv_cut & rule, const std::vector<uint8_t> & enters, std::vector<staged_row> back);
 
-    // weighs those that enter behind the cut by those that do not; similarity: of the tokens present, as for choose()
-    void weigh(const picture & picture, int32_t cut, const std::vector<uint8_t> & present, const std::vector<float> & similarity,
-            const std::vector<uint8_t> & enters);
+    // weighs those that enter behind the cut by those that do not; here: a picture's tokens at the cut, the rows of similarity
+    void weigh(int32_t cut, const std::vector<int32_t> & here, const std::vector<float> & similarity, const std::vector<uint8_t> & enters);
 
     // tokens of the picture that are at the cut and not among `rows`, chosen now: those that come back
     void recall_tokens(const picture & picture, const std::vector<int32_t> & chosen, int32_t cut, const std::vector<uint8_t> & arrives,

@@ -23,12 +23,6 @@ llama_pos end_pos  (llama_pos p1) { return p1 < 0 ? INT32_MAX : p1; }
 staged_memory::staged_memory(std::vector<int32_t> first_layers, std::vector<std::unique_ptr<stage_cache>> caches, int64_t n_embd) :
     first_layers_(std::move(first_layers)), n_embd(n_embd), caches(std::move(caches)) {}
 
-bool staged_memory::waits(llama_seq_id seq_id) const {
-    const auto it = sequences.find(seq_id);
-
-    return it != sequences.end() && !it->second.pending.empty();
-}
-
 size_t staged_memory::n_pending() const {
     size_t n = 0;
     for (const auto & [id, seq] : sequences) {

@@ -78,7 +78,6 @@ public:
     // tokens of sequences on their way through the later stages, which count instead of those in `sequences`
     std::map<llama_seq_id, const std::vector<visual_token> *> in_flight;
 
-    bool   waits(llama_seq_id seq_id) const;
     size_t n_pending() const;
 
     // Slots for the ubatches in one stage alone; null if there is no room.
