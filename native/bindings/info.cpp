@@ -184,7 +184,7 @@ static pyfastv::picture_scores make_picture(const scores_array & scores, const s
         if (similarity->ndim() != 2 || similarity->shape(0) != m || similarity->shape(1) != m) {
             throw std::invalid_argument("similarity must be a matrix with " + std::to_string(m) + " rows and columns, one for each token that is present");
         }
-        picture.similarity.assign(similarity->data(), similarity->data() + similarity->size());
+        picture.similarity = similarity->data();
     }
     if (!grids) {
         picture.grids = { { (int32_t) n, 1 } };

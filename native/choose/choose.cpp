@@ -157,7 +157,7 @@ static std::vector<int32_t> pick_cover(const picture_scores & picture, const std
     std::vector<float> covered(m, 0.0f); // how well each token is represented
 
     const auto gain_of = [&](size_t j) {
-        const float * row = picture.similarity.data() + j*m;
+        const float * row = picture.similarity + j*m;
 
         double gain = 0.0;
         for (size_t i = 0; i < m; ++i) {
@@ -192,7 +192,7 @@ static std::vector<int32_t> pick_cover(const picture_scores & picture, const std
             continue;
         }
 
-        const float * row = picture.similarity.data() + best.token*m;
+        const float * row = picture.similarity + best.token*m;
         for (size_t i = 0; i < m; ++i) {
             covered[i] = std::max(covered[i], (1.0f + row[i])/2);
         }
@@ -216,7 +216,7 @@ std::vector<int32_t> choose(const picture_scores & picture, const pyfastv_cut & 
         case PYFASTV_PICK_GRID:    order = rank_by_grid(picture, ranked, cut.stride, n_kept); break;
         case PYFASTV_PICK_MASS:    n_kept = std::max(n_kept, count_mass(picture.scores, ranked, cut.mass)); break;
         case PYFASTV_PICK_COVER:
-            if (picture.similarity.size() == present.size()*present.size()) {
+            if (picture.similarity) {
                 order = pick_cover(picture, present, n_kept);
             }
             break;

@@ -23,8 +23,8 @@ struct picture_scores {
     std::vector<patch_grid> grids;   // the slices, in order; their tokens sum to n
 
     // PYFASTV_PICK_COVER: cosines of the hidden rows of the tokens that are present, as similarities() makes them
-    // (choose/similarity.h): [m, m], m of them
-    std::vector<float> similarity;
+    // (choose/similarity.h): [m, m], m of them; null: none
+    const float * similarity = nullptr;
 };
 
 // How many of the n tokens of a picture stay when the share `drop` leaves: round-half-even of n*(1 - drop), at least 1

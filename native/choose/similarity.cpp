@@ -5,16 +5,17 @@
 
 #include <cmath>
 #include <new>
+#include <utility>
 
 namespace pyfastv {
 
-std::vector<float> similarities(const std::vector<const float *> & rows, int64_t n_embd, ggml_backend_t backend) {
+similarity_matrix similarities(std::vector<std::shared_ptr<const float>> rows, int64_t n_embd, ggml_backend_t backend) {
     const auto m = (int64_t) rows.size();
 
     std::vector<double> mean(n_embd, 0.0);
-    for (const float * row : rows) {
+    for (const auto & row : rows) {
         for (int64_t i = 0; i < n_embd; ++i) {
-            mean[i] += row[i];
+            mean[i] += row.get()[i];
         }
     }
 
@@ -24,7 +25,7 @@ std::vector<float> similarities(const std::vector<const float *> & rows, int64_t
 
         double square = 0.0;
         for (int64_t i = 0; i < n_embd; ++i) {
-            to[i] = (float) (rows[r][i] - mean[i]/m);
+            to[i] = (float) (rows[r].get()[i] - mean[i]/m);
             square += (double) to[i]*to[i];
         }
         const auto scale = (float) (square > 0.0 ? 1.0/std::sqrt(square) : 0.0);
@@ -57,7 +58,7 @@ std::vector<float> similarities(const std::vector<const float *> & rows, int64_t
     }
     ggml_backend_tensor_get(res, cosines.data(), 0, ggml_nbytes(res));
 
-    return cosines;
+    return { std::move(rows), std::move(cosines) };
 }
 
 } // namespace pyfastv

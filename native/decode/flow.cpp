@@ -13,7 +13,7 @@
 namespace pyfastv {
 
 flow::flow(llama_seq_id seq_id, const sequence & seq) :
-    seq_id(seq_id), seq(&seq), rows(seq.pending), tokens(seq.tokens), scores(seq.scores) {}
+    seq_id(seq_id), seq(&seq), rows(seq.pending), pictures(seq.pictures), tokens(seq.tokens), scores(seq.scores) {}
 
 std::vector<patch_grid> grids_of(const picture & picture) {
     std::vector<patch_grid> res;
@@ -107,7 +107,7 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n
 
     std::vector<staged_row> back;
 
-    for (const auto & picture : seq->pictures) {
+    for (auto & picture : pictures) {
         const auto    first = picture.first;
         const int32_t n     = picture.n_tokens();
 
@@ -126,14 +126,12 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n
         }
         std::vector<int32_t> here; // tokens at the cut, the rows of the similarity
         if (rule.pick == PYFASTV_PICK_COVER || weighs) {
-            std::vector<const float *> hidden;
             for (int32_t i = 0; i < n; ++i) {
                 if (input.present[i]) {
                     here.push_back(first + i);
-                    hidden.push_back(tokens[first + i].hidden[cut].get());
                 }
             }
-            input.similarity = similarities(hidden, n_embd, backend);
+            input.similarity = similarity_of(picture, cut, here, n_embd, backend);
         }
         std::transform(input.scores.begin(), input.scores.end(), input.present.begin(), scores[cut].begin() + first,
                 [](float score, uint8_t present) { return present ? score : 0.0f; });
@@ -157,6 +155,18 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n
     enter(cut, rule, enters, std::move(back));
 }
 
+const float * flow::similarity_of(picture & picture, int32_t cut, const std::vector<int32_t> & here, int64_t n_embd, ggml_backend_t backend) const {
+    std::vector<hidden_row> hidden;
+    std::transform(here.begin(), here.end(), std::back_inserter(hidden), [&](int32_t token) { return tokens[token].hidden[cut]; });
+
+    picture.similarity.resize(std::max<size_t>(picture.similarity.size(), cut + 1));
+    auto & matrix = picture.similarity[cut];
+    if (!matrix || matrix->rows != hidden) {
+        matrix = std::make_shared<similarity_matrix>(similarities(std::move(hidden), n_embd, backend));
+    }
+    return matrix->cosines.data();
+}
+
 picture_scores flow::scores_of(const picture & picture, int32_t cut, const std::vector<float> & of_tokens) const {
     const auto    first = picture.first;
     const int32_t n     = picture.n_tokens();
@@ -172,7 +182,7 @@ picture_scores flow::scores_of(const picture & picture, int32_t cut, const std::
 }
 
 void flow::merge(const std::vector<uint8_t> & is_new, const std::vector<uint8_t> & enters, int64_t n_embd) {
-    for (const auto & picture : seq->pictures) {
+    for (const auto & picture : pictures) {
         std::vector<size_t> kept, dropped;
         for (size_t i = 0; i < rows.size(); ++i) {
             const int32_t token = rows[i].token;
@@ -209,7 +219,7 @@ size_t recall_budget(size_t n, float recall) {
     return (size_t) std::nearbyint(std::round((double) recall*n*1e6)/1e6); // the default rounding mode is half to even
 }
 
-void flow::weigh(int32_t cut, const std::vector<int32_t> & here, const std::vector<float> & similarity, const std::vector<uint8_t> & enters) {
+void flow::weigh(int32_t cut, const std::vector<int32_t> & here, const float * similarity, const std::vector<uint8_t> & enters) {
     for (const int32_t index : here) {
         if (enters[index]) {
             tokens[index].size.resize(cut);
@@ -221,7 +231,7 @@ void flow::weigh(int32_t cut, const std::vector<int32_t> & here, const std::vect
         if (enters[here[i]]) {
             continue;
         }
-        const float * row = similarity.data() + i*here.size();
+        const float * row = similarity + i*here.size();
 
         token.owner = -1;
         float highest = 0.0f;

@@ -19,6 +19,7 @@ struct flow {
     std::vector<staged_row> rows; // at the current cut, recalled ones first, then in prompt order
 
     // as they will be in the sequence
+    std::vector<picture>            pictures;
     std::vector<visual_token>       tokens;
     std::vector<std::vector<float>> scores;
     std::vector<turn::recall>       recalled;
@@ -34,6 +35,9 @@ struct flow {
 private:
     std::vector<float> token_scores(const pyfastv_cut & rule) const;
 
+    // of the rows at a cut of some tokens of a picture: what it has, or computed now and kept there
+    const float * similarity_of(picture & picture, int32_t cut, const std::vector<int32_t> & here, int64_t n_embd, ggml_backend_t backend) const;
+
     // all tokens of a picture, with what they scored
     picture_scores scores_of(const picture & picture, int32_t cut, const std::vector<float> & of_tokens) const;
 
@@ -44,7 +48,7 @@ private:
     void enter(int32_t cut, const pyfastv_cut & rule, const std::vector<uint8_t> & enters, std::vector<staged_row> back);
 
     // weighs those that enter behind the cut by those that do not; here: a picture's tokens at the cut, the rows of similarity
-    void weigh(int32_t cut, const std::vector<int32_t> & here, const std::vector<float> & similarity, const std::vector<uint8_t> & enters);
+    void weigh(int32_t cut, const std::vector<int32_t> & here, const float * similarity, const std::vector<uint8_t> & enters);
 
     // tokens of the picture that are at the cut and not among `rows`, chosen now: those that come back
     void recall_tokens(const picture & picture, const std::vector<int32_t> & chosen, int32_t cut, const std::vector<uint8_t> & arrives,

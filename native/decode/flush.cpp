@@ -106,8 +106,9 @@ pyfastv_status staged_decode::flush(const std::vector<llama_seq_id> & seq_ids) {
 
         seq.turns.push_back({ std::move(seq.pending), std::move(flow.recalled) });
         seq.pending.clear();
-        seq.tokens = std::move(flow.tokens);
-        seq.scores = std::move(flow.scores);
+        seq.pictures = std::move(flow.pictures);
+        seq.tokens   = std::move(flow.tokens);
+        seq.scores   = std::move(flow.scores);
 
         counts.n_recalled += (int32_t) seq.turns.back().recalled.size();
 

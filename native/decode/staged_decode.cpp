@@ -3,6 +3,7 @@
 #include "decode/staged_decode.h"
 
 #include "choose/choose.h"
+#include "choose/similarity.h"
 #include "decode/flow.h"
 #include "decode/scopes.h"
 #include "decode/stage_output.h"
@@ -318,11 +319,16 @@ pyfastv_report staged_decode::report() const {
     res.n_stages            = memory.n_stages();
     res.n_visual_entered[0] = res.n_visual;
 
-    std::unordered_set<const float *> hidden; // copies of a sequence share their rows
+    // copies of a sequence share them
+    std::unordered_set<const float *>             hidden;
+    std::unordered_set<const similarity_matrix *> similarities;
     for (const auto & [id, seq] : memory.sequences) {
-        seq.collect_hidden(hidden);
+        seq.collect_archive(hidden, similarities);
     }
     res.archive_bytes = hidden.size()*ctx.model.hparams.n_embd*sizeof(float);
+    for (const auto * matrix : similarities) {
+        res.archive_bytes += matrix->cosines.size()*sizeof(float);
+    }
 
     const auto & stage0 = memory.cache(0).base();
 

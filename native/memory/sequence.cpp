@@ -41,7 +41,7 @@ int32_t sequence::add_tokens(const std::vector<position> & pos, extent as, const
     }
 
     if (pictures.empty() || as == extent::picture) {
-        pictures.push_back({ id, first, {} });
+        pictures.push_back({ id, first, {}, {} });
     }
     auto & slices = pictures.back().slices;
     if (slices.empty() || as != extent::more) {
@@ -245,7 +245,7 @@ void sequence::append(sequence other) {
     move_to(turns,    other.turns);
 }
 
-void sequence::collect_hidden(std::unordered_set<const float *> & rows) const {
+void sequence::collect_archive(std::unordered_set<const float *> & rows, std::unordered_set<const similarity_matrix *> & similarities) const {
     for (const auto & row : pending) {
         rows.insert(row.hidden.get());
     }
@@ -257,6 +257,13 @@ void sequence::collect_hidden(std::unordered_set<const float *> & rows) const {
     for (const auto & token : tokens) {
         for (const auto & hidden : token.hidden) {
             rows.insert(hidden.get());
+        }
+    }
+    for (const auto & picture : pictures) {
+        for (const auto & matrix : picture.similarity) {
+            if (matrix) {
+                similarities.insert(matrix.get());
+            }
         }
     }
 }

@@ -13,6 +13,8 @@
 // what every choice was made from.
 namespace pyfastv {
 
+struct similarity_matrix;
+
 // A position as in llama_ubatch: for M-RoPE t, y, x and one more; for others the first alone, the rest zero.
 // It tells the tokens of a sequence apart, and so finds their KV cells.
 using position = std::array<llama_pos, 4>;
@@ -60,6 +62,8 @@ struct picture {
     std::string        id;
     int32_t            first; // in sequence::tokens
     std::vector<slice> slices;
+
+    std::vector<std::shared_ptr<const similarity_matrix>> similarity; // [cut] of its tokens, as last used; null: not computed
 
     int32_t n_tokens() const;
 };
@@ -117,8 +121,8 @@ struct sequence {
     // Takes over all of another sequence, behind its own.
     void append(sequence other);
 
-    // adds its hidden rows to those that are known
-    void collect_hidden(std::unordered_set<const float *> & rows) const;
+    // adds its hidden rows and similarities to those that are known
+    void collect_archive(std::unordered_set<const float *> & rows, std::unordered_set<const similarity_matrix *> & similarities) const;
 
 private:
     template <typename F> void for_each_position(F && f);
