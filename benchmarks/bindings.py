@@ -57,6 +57,7 @@ class FastvReport(ctypes.Structure):
         ("t_choose_ms", ctypes.c_double),
         ("t_later_ms", ctypes.c_double),
         ("archive_bytes", ctypes.c_size_t),
+        ("similarity_bytes", ctypes.c_size_t),
         ("n_stages", ctypes.c_int32),
         ("first_layer", ctypes.c_int32 * MAX_STAGES),
         ("n_visual_entered", ctypes.c_int32 * MAX_STAGES),

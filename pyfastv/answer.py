@@ -76,7 +76,7 @@ class Report:
     kv_bytes_allocated_stock: int
     """What it would allocate."""
     archive_bytes: int
-    """Hidden rows kept for later questions."""
+    """Hidden rows, and their similarities, kept for later questions."""
     graphs_reused: int
     """Batches that could use the graph of the batch before."""
 

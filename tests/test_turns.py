@@ -391,6 +391,16 @@ def test_a_second_picture_is_chosen_by_its_own_question(make):
     assert len(context.grids()) == 1
 
 
+def test_the_similarities_of_a_picture_go_with_it(make):
+    context = asked(make, "k=1,drop=0.5,pick=cover;k=3,drop=0.75,pick=cover,recall=0.125")
+    assert context.report().similarity_bytes == (N * N + (N // 2) ** 2) * 4  # at each cut, of what is there
+    ask(context, SECOND, AT_ANSWER)
+    assert len(context.kept(0)) > N // 2
+    assert context.report().similarity_bytes == (N * N + len(context.kept(0)) ** 2) * 4
+    assert context.remove(AT_PICTURE, -1)
+    assert context.report().similarity_bytes == 0
+
+
 def test_both_pictures_can_be_recalled(make):
     context = asked(make, "k=1,drop=0.75,recall=0.125")
     context.begin_picture()

@@ -327,7 +327,7 @@ pyfastv_report staged_decode::report() const {
     }
     res.archive_bytes = hidden.size()*ctx.model.hparams.n_embd*sizeof(float);
     for (const auto * matrix : similarities) {
-        res.archive_bytes += matrix->cosines.size()*sizeof(float);
+        res.similarity_bytes += matrix->cosines.size()*sizeof(float);
     }
 
     const auto & stage0 = memory.cache(0).base();
