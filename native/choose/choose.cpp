@@ -148,20 +148,33 @@ static size_t count_mass(const std::vector<float> & scores, const std::vector<in
 static std::vector<int32_t> pick_cover(const picture_scores & picture, const std::vector<int32_t> & present, size_t n_kept) {
     const size_t m = present.size();
 
-    std::vector<double> weight(m);
-    std::transform(present.begin(), present.end(), weight.begin(), [&](int32_t i) { return std::max(0.0, (double) picture.scores[i]); });
-    if (std::all_of(weight.begin(), weight.end(), [](double w) { return w == 0.0; })) {
-        weight.assign(m, 1.0);
+    std::vector<float> weight(m);
+    std::transform(present.begin(), present.end(), weight.begin(), [&](int32_t i) { return std::max(0.0f, picture.scores[i]); });
+    if (std::all_of(weight.begin(), weight.end(), [](float w) { return w == 0.0f; })) {
+        weight.assign(m, 1.0f);
     }
 
-    std::vector<float> covered(m, 0.0f); // how well each token is represented
+    std::vector<float> covered(m, -1.0f); // [m] similarity to the most similar one in the set
 
+    // twice sum_i weight_i*(what j would add to the cover of i); in parts, which the compiler may keep in vectors
     const auto gain_of = [&](size_t j) {
         const float * row = picture.similarity + j*m;
 
         double gain = 0.0;
-        for (size_t i = 0; i < m; ++i) {
-            gain += weight[i]*std::max(0.0f, (1.0f + row[i])/2 - covered[i]);
+        for (size_t i0 = 0; i0 < m; i0 += 64) {
+            std::array<float, 8> sums = {};
+
+            const size_t i1 = std::min(i0 + 64, m);
+            size_t i = i0;
+            for (; i + sums.size() <= i1; i += sums.size()) {
+                for (size_t k = 0; k < sums.size(); ++k) {
+                    sums[k] += weight[i + k]*std::max(0.0f, row[i + k] - covered[i + k]);
+                }
+            }
+            for (; i < i1; ++i) {
+                sums[0] += weight[i]*std::max(0.0f, row[i] - covered[i]);
+            }
+            gain += std::accumulate(sums.begin(), sums.end(), 0.0);
         }
         return gain;
     };
@@ -194,7 +207,7 @@ static std::vector<int32_t> pick_cover(const picture_scores & picture, const std
 
         const float * row = picture.similarity + best.token*m;
         for (size_t i = 0; i < m; ++i) {
-            covered[i] = std::max(covered[i], (1.0f + row[i])/2);
+            covered[i] = std::max(covered[i], row[i]);
         }
         picked.push_back(present[best.token]);
         heap.pop_back();
