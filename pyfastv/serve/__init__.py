@@ -1,0 +1,1 @@
+"""Serving a model to several clients at once."""
