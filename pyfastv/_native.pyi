@@ -236,7 +236,7 @@ class Slots:
         Returns what happened, one dict each: ``id``; ``token`` (None: only an end) and its ``bytes``; with n_probs
         ``logprob`` (natural log of the softmax of the raw logits) and ``top`` (list of (token, bytes, logprob)); and of
         a request that has ended ``finish`` ("stop", "length", "cancelled") or ``error`` (an exception), ``report`` as
-        :meth:`Engine.report` (of the KV cache: all slots), ``kept`` (int32, the visual tokens behind the last cut) and
+        :meth:`Engine.report` (of the KV cache: all slots), ``kept`` (a list of :meth:`Engine.kept` of every cut) and
         ``grids`` as :meth:`Engine.grids`."""
     def cancel(self, id: int) -> None:
         """From any thread: the request ends with the next step. An unknown number is ignored."""

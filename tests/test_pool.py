@@ -171,7 +171,7 @@ def test_a_picture_that_another_client_asks_about_is_evaluated_once(pool: Pool, 
 
 def test_conversations_do_not_cost_each_other_what_they_hold(pool: Pool) -> None:
     talks = []
-    for example in bundled_examples()[::2][:2]:
+    for example in bundled_examples()[::3][:2]:
         message = user_message(example.question, example.picture)
         talks.append([message, assistant_message(pool.submit([message], GREEDY).read())])
     for talk in talks:
@@ -325,9 +325,9 @@ def test_an_error_of_one_job_is_raised_to_its_reader_alone(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = Failing(pool._slots)
-    monkeypatch.setattr(pool, "_slots", failing)
+    monkeypatch.setattr(pool._batcher, "_slots", failing)
     other = endless(pool)
-    failing.fail_id = next(iter(pool._active)) + 1
+    failing.fail_id = next(iter(pool._batcher._active)) + 1
     job = ask(pool, CLOCK.picture, CLOCK.question)
     with pytest.raises(OptionError, match="one"):
         job.read()
@@ -351,7 +351,7 @@ def test_a_request_without_room_in_the_later_layers_takes_that_of_idle_slots_or_
         picture = ask(pool, CLOCK.picture, CLOCK.question)
         assert same_answer(picture.read(), CLOCK.answer)  # 576 cells of the first layers, 144 of the later
         waiting = pool.submit_text(f"6 {text} {text}"[:4000], Sampling(max_tokens=2))
-        while not pool._active.keys() > {5}:
+        while not pool._batcher._active.keys() > {5}:
             time.sleep(0.01)
         assert not waiting.wait(0.3)
         running.cancel()
@@ -364,14 +364,18 @@ def test_a_request_without_room_in_the_later_layers_takes_that_of_idle_slots_or_
 
 def test_a_request_with_its_own_schedule_has_the_context_for_itself(pool: Pool) -> None:
     settings: list[Any] = [{}, {"fastv": FastV(2, 0.75)}, {"fastv": None}, {}]
-    jobs = [ask(pool, CLOCK.picture, CLOCK.question, **setting) for setting in settings]
+    jobs = [ask(pool, CLOCK.picture, CLOCK.question, details=True, **setting) for setting in settings]
     for job in jobs:
         job.read()
     reports = [job.report for job in jobs if job.report is not None]
     assert [report.visual_tokens_kept for report in reports] == [288, 144, 576, 288]
     assert [report.fastv for report in reports] == [pool.fastv, FastV(2, 0.75), None, pool.fastv]
-    assert [len(job.kept) for job in jobs if job.kept is not None] == [288, 144, 0, 288]
-    assert [job.grids for job in jobs] == [[[(24, 24)]], [[(24, 24)]], [], [[(24, 24)]]]
+    for job, kept in zip(jobs, ([288], [144], [], [288]), strict=True):
+        assert job.details is not None
+        assert [len(of_cut) for of_cut in job.details["kept"]] == kept
+        assert job.details["grids"] == ([[[24, 24]]] if kept else [])
+        assert job.details["first_layers"] == ([0, 2] if kept else [0])
+        assert json.loads(json.dumps(job.details)) == job.details
 
 
 # probabilities

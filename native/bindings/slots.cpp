@@ -113,7 +113,7 @@ int64_t start(py_slots & self, py_request & request) {
     return impl.start(std::exchange(request.impl, {}));
 }
 
-py::dict to_dict(const pyfastv::slot_event & event, bool probs) {
+py::dict event_dict(const pyfastv::slot_event & event, bool probs) {
     py::dict res("id"_a = event.id, "token"_a = py::none(), "bytes"_a = py::bytes(event.bytes), "logprob"_a = py::none(), "top"_a = py::list(),
             "finish"_a = event.finish, "error"_a = py::none(), "report"_a = py::none());
 
@@ -133,7 +133,11 @@ py::dict to_dict(const pyfastv::slot_event & event, bool probs) {
     }
     if (event.ended()) {
         res["report"] = to_dict(event.report);
-        res["kept"]   = py::array_t<int32_t>(event.kept.size(), event.kept.data());
+        py::list kept;
+        for (const auto & of_cut : event.kept) {
+            kept.append(py::array_t<int32_t>(of_cut.size(), of_cut.data()));
+        }
+        res["kept"]   = kept;
         res["grids"]  = to_grids(event.grids);
     }
     return res;
@@ -149,7 +153,7 @@ py::list step(py_slots & self) {
     }
     py::list res;
     for (const auto & event : events) {
-        res.append(to_dict(event, !event.top.empty()));
+        res.append(event_dict(event, !event.top.empty()));
     }
     return res;
 }

@@ -41,8 +41,8 @@ struct slot_event {
     std::optional<error> failure;          // or in this way
     run_report           report;           // of a request that has ended
 
-    std::vector<int32_t>      kept;  // visual tokens behind the last cut, of a request that has ended; without cuts none
-    std::vector<pyfastv_grid> grids;
+    std::vector<std::vector<int32_t>> kept; // [cut] visual tokens behind it, of a request that has ended
+    std::vector<pyfastv_grid>         grids;
 
     bool ended() const { return finish || failure; }
 };

@@ -232,7 +232,9 @@ slot * slots::find(int64_t id) {
 void slots::end(slot & s, slot_event & event) {
     if (!s.idle()) {
         event.report = report(s);
-        event.kept   = kept(s, n_cuts - 1);
+        for (int32_t cut = 0; cut < n_cuts; ++cut) {
+            event.kept.push_back(kept(s, cut));
+        }
         event.grids.resize(pyfastv_get_grids(ctx.get(), s.seq_id, nullptr, 0));
         pyfastv_get_grids(ctx.get(), s.seq_id, event.grids.data(), event.grids.size());
     }
@@ -286,9 +288,6 @@ run_report slots::report(const slot & s) const {
 }
 
 std::vector<int32_t> slots::kept(const slot & s, int32_t cut) const {
-    if (cut < 0) {
-        return {};
-    }
     std::vector<int32_t> res(pyfastv_get_kept(ctx.get(), s.seq_id, cut, nullptr, 0));
     pyfastv_get_kept(ctx.get(), s.seq_id, cut, res.data(), res.size());
     return res;

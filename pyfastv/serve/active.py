@@ -26,6 +26,7 @@ class Active:
     stop: Sequence[str]
     image_decode_ms: float
     n_pictures: int
+    details: bool = False
     cancelled: bool = False
     queued: float = field(default_factory=time.monotonic)
     began: float | None = None
@@ -80,8 +81,12 @@ class Active:
 
     def end(self, event: dict[str, Any] | None, report: Report | None, error: BaseException | None) -> None:
         """Tell the job."""
-        if event is not None:
-            self.job.kept, self.job.grids = event["kept"], event["grids"]
+        if event is not None and self.details:
+            self.job.details = {
+                "grids": [[list(grid) for grid in slices] for slices in event["grids"]],
+                "kept": [kept.tolist() for kept in event["kept"]],
+                "first_layers": list(event["report"]["first_layers"]),
+            }
         self.job._end(None if error is not None else self.reason(event), report, error)
 
 

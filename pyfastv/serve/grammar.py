@@ -1,67 +1,54 @@
-"""What an answer has to look like: OpenAI's ``response_format`` to a GBNF grammar."""
+"""What an answer has to look like: JSON schemas to GBNF grammars, with llama.cpp's own converter."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from .. import _native
 from ..errors import OptionError
 
-__all__ = ["grammar_of_format", "grammar_of_schema"]
+__all__ = ["json_grammar", "schema_grammar"]
 
-# llama.cpp's converter recurses into a schema, and its regular expressions over strings
+# the converter recurses into a schema, and its regular expressions over strings
 _MAX_DEPTH = 32
-_MAX_STRING = 1000
-_MAX_NODES = 5000
+_MAX_STRING = 500
+_MAX_NODES = 2000
+# more repetitions of one thing than its grammars may have
+_MAX_REPEATED = 1000
 
-# a constraint that it would leave out without a word
+_COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
+# constraints that it would leave out without a word
 _IGNORED = frozenset(
     {
-        "contains", "dependentRequired", "dependentSchemas", "else", "exclusiveMaximum", "exclusiveMinimum", "if",
-        "maxContains", "maxProperties", "minContains", "minProperties", "multipleOf", "not", "patternProperties",
-        "propertyNames", "then", "unevaluatedItems", "unevaluatedProperties", "uniqueItems",
+        "contains", "dependentRequired", "dependentSchemas", "else", "if", "maxContains", "maxProperties", "minContains",
+        "minProperties", "multipleOf", "not", "patternProperties", "propertyNames", "then", "unevaluatedItems",
+        "unevaluatedProperties", "uniqueItems",
     }
 )  # fmt: skip
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+# under these stands a map of schemas, or a value
+_MAPS = ("properties", "$defs", "definitions")
+_VALUES = ("enum", "const", "default", "examples", "example", "required")
 
 
-def grammar_of_format(response_format: Any) -> str | None:
-    """The grammar for a request's ``response_format``; None: anything goes.
-
-    ``{"type": "text"}``, ``{"type": "json_object"}`` (llama-server's ``schema`` beside it is understood), or
-    ``{"type": "json_schema", "json_schema": {"schema": ...}}``. Raises OptionError.
-    """
-    if response_format is None:
-        return None
-    if not isinstance(response_format, Mapping):
-        raise OptionError(f"response_format must be an object with a type; got {response_format!r:.200}")
-    kind = response_format.get("type")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        schema = response_format.get("schema")
-        return _any_object() if schema is None else grammar_of_schema(schema)
-    if kind == "json_schema":
-        described = response_format.get("json_schema")
-        if not isinstance(described, Mapping) or "schema" not in described:
-            raise OptionError(
-                'response_format of type json_schema needs {"json_schema": {"schema": ...}}; '
-                f"got {described!r:.200}"
-            )
-        return grammar_of_schema(described["schema"])
-    raise OptionError(f"response_format type must be text, json_object or json_schema; got {kind!r:.200}")
+@cache
+def json_grammar() -> str:
+    """The grammar of any JSON object."""
+    return schema_grammar({"type": "object"})
 
 
-def grammar_of_schema(schema: Any) -> str:
-    """A GBNF grammar of the JSON values that a JSON schema allows, made by llama.cpp.
+def schema_grammar(schema: Any) -> str:
+    """A GBNF grammar of the JSON values that a JSON schema allows.
 
-    ``schema``: a dict, as from JSON. Raises OptionError, with the keyword's name where one is not supported.
+    ``schema``: an object, as from JSON; keywords that a grammar cannot express here are refused. Raises OptionError,
+    with the place in the schema.
     """
     if not isinstance(schema, Mapping):
         raise OptionError(f"a JSON schema must be an object; got {schema!r:.200}")
-    _check(schema)
+    _Check(schema).schema(schema, "#", 0)
     try:
         text = json.dumps(schema, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -69,58 +56,79 @@ def grammar_of_schema(schema: Any) -> str:
     return _native.json_schema_to_gbnf(text)
 
 
-@cache
-def _any_object() -> str:
-    return grammar_of_schema({"type": "object"})
+class _Check:
+    """Bounds a schema, and refuses what would be ignored."""
 
+    def __init__(self, root: Mapping[Any, Any]) -> None:
+        self._root = root
+        self._nodes = 0
 
-def _check(schema: Any) -> None:
-    """Bounds, and nothing that would be ignored."""
-    nodes = 0
-    # (value, depth, whether it is a schema itself and not, say, a map of schemas)
-    stack: list[tuple[Any, int, bool]] = [(schema, 0, True)]
-    while stack:
-        value, depth, is_schema = stack.pop()
-        nodes += 1
-        if depth > _MAX_DEPTH:
-            raise OptionError(f"the JSON schema is nested more than {_MAX_DEPTH} levels deep")
-        if nodes > _MAX_NODES:
-            raise OptionError(f"the JSON schema has more than {_MAX_NODES} parts")
+    def schema(self, schema: Any, path: str, depth: int) -> None:
+        self._count(path, depth)
+        if not isinstance(schema, Mapping):
+            self.value(schema, path, depth)
+            return
+        self._refuse(schema, path)
+        for key, part in schema.items():
+            here = f"{path}/{key!s:.100}"
+            self.value(key, here, depth)
+            if key in _MAPS and isinstance(part, Mapping):
+                for name, item in part.items():
+                    self.value(name, f"{here}/{name!s:.100}", depth)
+                    self.schema(item, f"{here}/{name!s:.100}", depth + 1)
+            elif key in _VALUES:
+                self.value(part, here, depth + 1)
+            elif isinstance(part, Sequence) and not isinstance(part, str):
+                for i, item in enumerate(part):
+                    self.schema(item, f"{here}/{i}", depth + 1)
+            else:
+                self.schema(part, here, depth + 1)
+
+    def value(self, value: Any, path: str, depth: int) -> None:
+        self._count(path, depth)
         if isinstance(value, str) and len(value) > _MAX_STRING:
-            raise OptionError(f"a string in the JSON schema has more than {_MAX_STRING} characters")
+            raise OptionError(f"JSON schema, {path:.200}: a string of more than {_MAX_STRING} characters")
         if isinstance(value, Mapping):
-            stack += [(str(key), depth, False) for key in value]
-            if is_schema:
-                _refuse_ignored(value)
             for key, item in value.items():
-                stack.append((item, depth + 1, not _is_data(str(key), is_schema)))
-        elif isinstance(value, (list, tuple)):
-            stack += [(item, depth + 1, is_schema) for item in value]
+                self.value(key, path, depth)
+                self.value(item, f"{path}/{key!s:.100}", depth + 1)
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            for i, item in enumerate(value):
+                self.value(item, f"{path}/{i}", depth + 1)
 
+    def _count(self, path: str, depth: int) -> None:
+        self._nodes += 1
+        if depth > _MAX_DEPTH:
+            raise OptionError(f"JSON schema, {path:.200}: more than {_MAX_DEPTH} levels deep")
+        if self._nodes > _MAX_NODES:
+            raise OptionError(f"the JSON schema has more than {_MAX_NODES} parts")
 
-def _refuse_ignored(schema: Mapping[Any, Any]) -> None:
-    for keyword in schema:
-        if keyword not in _IGNORED:
-            continue
-        if keyword in ("exclusiveMinimum", "exclusiveMaximum") and schema.get("type") == "integer":
-            continue
-        raise OptionError(f"the JSON schema's {keyword!r} is not supported: a grammar cannot express it here")
-    kind = schema.get("type")
-    if (kind == "number" or (isinstance(kind, list) and "number" in kind)) and (
-        "minimum" in schema or "maximum" in schema
-    ):
-        raise OptionError("the JSON schema's 'minimum' and 'maximum' are supported for integers only")
+    def _refuse(self, schema: Mapping[Any, Any], path: str) -> None:
+        for keyword in schema:
+            if keyword in _IGNORED:
+                raise OptionError(f"JSON schema, {path:.200}: {keyword!r} is not supported")
+            if keyword in _BOUNDS and schema.get("type") != "integer":
+                raise OptionError(f"JSON schema, {path:.200}: {keyword!r} is supported for type integer only")
+        for keyword in _COUNTS:
+            count = schema.get(keyword, 0)
+            if isinstance(count, (int, float)) and count > _MAX_REPEATED:
+                raise OptionError(
+                    f"JSON schema, {path:.200}: {keyword!r} can be at most {_MAX_REPEATED}; got {count!r:.40}"
+                )
+        if "$ref" in schema:
+            self._refuse_circle(schema["$ref"], path)
 
-
-def _is_data(key: str, is_schema: bool) -> bool:
-    """Is what stands under this key of a schema no schema: a value, or a map of named schemas?"""
-    return is_schema and key in (
-        "properties",
-        "$defs",
-        "definitions",
-        "enum",
-        "const",
-        "default",
-        "examples",
-        "example",
-    )
+    def _refuse_circle(self, reference: Any, path: str) -> None:
+        """References that lead to each other and nowhere else."""
+        seen = set()
+        while isinstance(reference, str):
+            if reference in seen:
+                raise OptionError(f"JSON schema, {path:.200}: '$ref' leads back to itself: {reference:.100}")
+            seen.add(reference)
+            target: Any = self._root
+            for name in reference.split("/")[1:]:
+                if isinstance(target, Sequence) and not isinstance(target, str):
+                    target = target[int(name)] if name.isdecimal() and int(name) < len(target) else None
+                else:
+                    target = target.get(name) if isinstance(target, Mapping) else None
+            reference = target.get("$ref") if isinstance(target, Mapping) else None

@@ -7,9 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from ..answer import Report
 
@@ -60,10 +58,10 @@ class Job:
         or an error."""
         self.report: Report | None = None
         """What was done, once finished; None for a job that was cancelled before it began."""
-        self.kept: NDArray[np.int32] | None = None
-        """Indices of the visual tokens that the last layers see, over all pictures of the prompt, once finished."""
-        self.grids: list[list[tuple[int, int]]] = []
-        """(nx, ny), in patches, of the slices of every picture, once finished; empty without a schedule."""
+        self.details: dict[str, Any] | None = None
+        """Once finished, if asked for: ``kept``, for every cut the ascending indices, over all pictures of the prompt, of
+        the visual tokens that the layers behind it see; ``grids``, [picture][slice] (nx, ny) in patches, none without
+        a schedule; ``first_layers`` of the stages."""
 
     @property
     def done(self) -> bool:

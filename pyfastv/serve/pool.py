@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _native
 from .._checks import integer
-from ..answer import Report
 from ..chat import ChatTemplate, Prompt
-from ..errors import ClosedError, Error, ModelError, OptionError
+from ..errors import ModelError, OptionError
 from ..images import MAX_PIXELS, load_image
 from ..models import bundled_mmproj, bundled_model
 from ..options import Sampling
@@ -25,6 +20,7 @@ from ..presets import Recommended, to_schedule
 from ..runner import _FLASH_ATTENTION, _RANDOM_SEED, PathLike, _content_id
 from ..schedule import Schedule
 from .active import Active
+from .batcher import Batcher, PoolBusy
 from .job import Job, Piece, TokenProb
 
 if TYPE_CHECKING:
@@ -36,28 +32,6 @@ __all__ = ["Job", "Piece", "Pool", "PoolBusy", "TokenProb"]
 
 _DEFAULT_N_CTX = 8192  # of each slot, at most, where nobody says
 _MAX_TOP = 100
-_TOTALS = (
-    "requests",
-    "finished",
-    "cancelled",
-    "failed",
-    "prompt_tokens",
-    "cached_tokens",
-    "generated_tokens",
-    "pictures",
-    "visual_tokens",
-    "visual_kept",
-)
-
-
-class PoolBusy(Error):
-    """Every slot is busy and the queue is full.
-
-    ``retry_after``: seconds after which there is probably room."""
-
-    def __init__(self, message: str, retry_after: float) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
 
 
 class _PoolSchedule:
@@ -110,7 +84,7 @@ class Pool:
         errors are those of :class:`pyfastv.Runner`. ``n_ubatch`` is also how many rows of a prompt are evaluated
         between two tokens of other answers.
         """
-        self._queue = integer("queue", queue, 0)
+        integer("queue", queue, 0)
         self._seed = None if seed is None else integer("seed", seed, 0, 2**32 - 1)
         self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
         schedule = to_schedule(fastv)
@@ -121,7 +95,7 @@ class Pool:
         model, mmproj = os.fsdecode(model_path), None if mmproj_path is None else os.fsdecode(mmproj_path)
         self.name = Path(model).name
         """File name of the model."""
-        self._has_vision = mmproj is not None
+        self.has_vision = mmproj is not None
         if n_ctx is None:
             n_ctx = min(_native.model_info(model)["n_ctx_train"], _DEFAULT_N_CTX)
         self._slots = _native.Slots(
@@ -145,24 +119,12 @@ class Pool:
         self.n_slots = self._slots.n_slots
         self.n_ctx = self._slots.n_ctx
         """Tokens of each slot."""
-        self._in_force: Schedule | None = None  # what the context has
+        self.n_layer = self._slots.n_layer
         try:
-            self._put_in_force(schedule)
+            self._batcher = Batcher(self._slots, schedule, integer("queue", queue, 0))
         except BaseException:
             self._slots.close()
             raise
-
-        self._changed = threading.Condition()  # guards all below
-        self._waiting: deque[Active] = deque()
-        self._active: dict[int, Active] = {}
-        self._admitting: Active | None = None  # between both
-        self._preparing = 0  # requests that are on their way to the queue
-        self._totals = dict.fromkeys(_TOTALS, 0)
-        self._seconds = 1.0  # that a request holds a slot, a running mean
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="pyfastv-pool", daemon=True)
-        self._thread.start()
-        atexit.register(self._close_at_exit)
 
     def __enter__(self) -> Self:
         return self
@@ -184,12 +146,14 @@ class Pool:
         fastv: Schedule | str | _PoolSchedule | None = _POOL_SCHEDULE,
         turbo: Any = None,
         reduce: Any = None,
+        details: bool = False,
     ) -> Job:
         """Queue a chat. The calling thread renders the template, decodes the pictures and counts the tokens.
 
         ``messages``: see :meth:`pyfastv.chat.ChatTemplate.render`. ``n_probs``: how many of the likeliest tokens
         each piece names, 0 to 100. ``fastv``: a schedule for this request: it waits until all before it have ended, and
         those behind it wait for it, unless they bring the same; a change of schedule empties the context.
+        ``details``: fill :attr:`Job.details`.
 
         Raises OptionError, ImageError, ModelError (a picture without a vision encoder), ContextLengthError,
         PoolBusy, ClosedError.
@@ -201,6 +165,7 @@ class Pool:
             fastv,
             turbo,
             reduce,
+            details,
         )
 
     def submit_text(
@@ -212,41 +177,26 @@ class Pool:
         fastv: Schedule | str | _PoolSchedule | None = _POOL_SCHEDULE,
         turbo: Any = None,
         reduce: Any = None,
+        details: bool = False,
     ) -> Job:
         """Queue a text to go on from, as it is, without a chat template. Otherwise as :meth:`submit`."""
         if not isinstance(prompt, str):
             raise OptionError(f"prompt must be a string; got {prompt!r:.200}")
-        return self._submit(lambda: Prompt(prompt, (), add_bos=True), sampling, n_probs, fastv, turbo, reduce)
+        return self._submit(
+            lambda: Prompt(prompt, (), add_bos=True), sampling, n_probs, fastv, turbo, reduce, details
+        )
 
     def stats(self) -> dict[str, float]:
         """Now: ``slots``, ``active``, ``waiting``. Since the start: ``requests`` (taken), ``finished``, ``cancelled``,
         ``failed``, and of those that have ended ``prompt_tokens``, ``cached_tokens``, ``generated_tokens``, ``pictures``,
         ``visual_tokens`` and ``visual_kept``."""
-        with self._changed:
-            now = {"slots": self.n_slots, "active": len(self._active), "waiting": len(self._waiting)}
-            return {**now, **self._totals}
+        return self._batcher.stats()
 
     def close(self, timeout: float = 10.0) -> None:
         """Take no more requests, let those that are here finish for ``timeout`` seconds, cancel the rest, free the model.
 
-        Can be called again; the first call's timeout counts."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._busy(), timeout)
-            self._changed.wait_for(lambda: not self._preparing)
-            left = [*self._waiting, *self._active.values()]
-            if self._admitting is not None:
-                left.append(self._admitting)
-        for item in left:
-            self._cancel(item.job)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-        self._slots.close()
-        atexit.unregister(self._close_at_exit)
-
-    def _close_at_exit(self) -> None:
-        self.close(timeout=0)
+        Can be called again."""
+        self._batcher.close(timeout)
 
     # a request, in the caller's thread
 
@@ -258,6 +208,7 @@ class Pool:
         fastv: Schedule | str | _PoolSchedule | None,
         turbo: Any,
         reduce: Any,
+        details: bool,
     ) -> Job:
         # the place for Turbo and the embedding reducers
         for name, value in (("turbo", turbo), ("reduce", reduce)):
@@ -266,15 +217,11 @@ class Pool:
         n_probs = integer("n_probs", n_probs, 0, _MAX_TOP)
         schedule = self.fastv if isinstance(fastv, _PoolSchedule) else to_schedule(fastv)
         if schedule is not None:
-            _native.check_schedule(schedule.spec(), self._slots_n_layer)
-        with self._changed:
-            self._refuse_closed()
-            self._refuse_full()
-            self._preparing += 1
-        try:
+            _native.check_schedule(schedule.spec(), self.n_layer)
+        with self._batcher.place():
             begin = time.perf_counter()
             prompt = render()
-            if prompt.pictures and not self._has_vision:
+            if prompt.pictures and not self.has_vision:
                 raise ModelError(
                     f"{self.name} was loaded without a vision encoder: pass its mmproj_path to Pool"
                 )
@@ -289,23 +236,15 @@ class Pool:
                 n_probs=n_probs,
             )
             item = Active(
-                job=Job(self._cancel),
+                job=Job(self._batcher.cancel),
                 request=request,
                 fastv=schedule,
                 stop=sampling.stop or (),
                 image_decode_ms=image_decode_ms,
                 n_pictures=len(images),
+                details=details,
             )
-        except BaseException:
-            with self._changed:
-                self._preparing -= 1
-                self._changed.notify_all()
-            raise
-        with self._changed:
-            self._preparing -= 1
-            self._waiting.append(item)
-            self._totals["requests"] += 1
-            self._changed.notify_all()
+            self._batcher.add(item)
         return item.job
 
     def _sampling_arguments(self, sampling: Sampling) -> dict[str, Any]:
@@ -328,160 +267,3 @@ class Pool:
     def _template(self) -> ChatTemplate:
         slots = self._slots
         return ChatTemplate(slots.chat_template, bos_token=slots.bos_token, eos_token=slots.eos_token)
-
-    def _refuse_closed(self) -> None:
-        if self._closing:
-            raise ClosedError("this pool is closed: make a new one")
-
-    def _refuse_full(self) -> None:
-        ahead = len(self._waiting) + len(self._active) + self._preparing
-        if ahead >= self.n_slots + self._queue:
-            wait = min(60.0, max(1.0, self._seconds * (ahead - self.n_slots + 1) / self.n_slots))
-            raise PoolBusy(
-                f"all {self.n_slots} slots are busy and the queue of {self._queue} is full: try again later",
-                wait,
-            )
-
-    def _cancel(self, job: Job) -> None:
-        with self._changed:
-            for item in self._waiting:
-                if item.job is job:
-                    self._waiting.remove(item)
-                    self._totals["cancelled"] += 1
-                    job._end("cancelled", None)
-                    self._changed.notify_all()
-                    return
-            if self._admitting is not None and self._admitting.job is job:
-                self._admitting.cancelled = True
-            for number, item in self._active.items():
-                if item.job is job:
-                    self._slots.cancel(number)
-
-    def _busy(self) -> bool:
-        return bool(self._waiting or self._active or self._admitting or self._preparing)
-
-    # the pool's thread
-
-    def _run(self) -> None:
-        restored = True  # or it cannot be
-        while True:
-            with self._changed:
-                while not self._waiting and not self._active:
-                    if self._closing and not self._preparing:
-                        return
-                    if self._in_force != self.fastv and not restored:
-                        break
-                    self._changed.wait()
-                restore = not self._waiting and not self._active
-            if restore:
-                restored = True
-                with suppress(Error):  # the next request meets it again
-                    self._put_in_force(self.fastv)
-                continue
-            restored = False
-            self._admit()
-            if self._active:
-                self._compute()
-
-    def _admit(self) -> None:
-        """Waiting requests to idle slots, in their order; one that needs another schedule holds up those behind it."""
-        while True:
-            with self._changed:
-                if not self._waiting or len(self._active) == self.n_slots:
-                    return
-                if self._waiting[0].fastv != self._in_force and self._active:
-                    return
-                item = self._admitting = self._waiting.popleft()
-            try:
-                if item.fastv != self._in_force:
-                    self._put_in_force(item.fastv)
-                item.begin()
-                number = self._slots.start(item.request)
-            except Exception as error:
-                self._end(item, None, error)
-                continue
-            with self._changed:
-                self._admitting = None
-                self._active[number] = item
-                if item.cancelled:
-                    self._slots.cancel(number)
-
-    def _compute(self) -> None:
-        try:
-            events = self._slots.step()
-        except Exception as error:  # of nobody in particular: memory, for one
-            with self._changed:
-                lost = list(self._active.values())
-                self._active.clear()
-            with suppress(Error):
-                self._slots.reset()
-            for item in lost:
-                self._end(item, None, error)
-            return
-        for event in events:
-            self._deliver(event)
-
-    def _deliver(self, event: dict[str, Any]) -> None:
-        number = event["id"]
-        item = self._active[number]
-        stopped_before = item.stopped
-        item.take(event)
-        if item.stopped and not stopped_before:
-            self._slots.cancel(number)
-        if event["finish"] is None and event["error"] is None:
-            return
-        with self._changed:
-            del self._active[number]
-        self._end(item, event, event["error"])
-
-    def _end(self, item: Active, event: dict[str, Any] | None, error: BaseException | None) -> None:
-        report = None
-        if event is not None:
-            values = {**event["report"], "queue_ms": item.queue_ms}
-            report = Report.of(
-                values, n_layer=self._slots_n_layer, image_decode_ms=item.image_decode_ms, fastv=item.fastv
-            )
-        with self._changed:
-            if self._admitting is item:
-                self._admitting = None
-            self._count(item, event, report, error)
-            self._changed.notify_all()
-        item.end(event, report, error)
-
-    def _count(
-        self, item: Active, event: dict[str, Any] | None, report: Report | None, error: BaseException | None
-    ) -> None:
-        totals = self._totals
-        totals[
-            "failed"
-            if error is not None
-            else "cancelled"
-            if item.reason(event) == "cancelled"
-            else "finished"
-        ] += 1
-        if item.began is not None:
-            self._seconds += 0.2 * (time.monotonic() - item.began - self._seconds)
-        if report is not None:
-            totals["prompt_tokens"] += report.prompt_tokens
-            totals["cached_tokens"] += report.cached_tokens
-            totals["generated_tokens"] += report.generated_tokens
-            totals["pictures"] += item.n_pictures
-            totals["visual_tokens"] += report.visual_tokens
-            totals["visual_kept"] += report.visual_tokens_kept
-
-    def _put_in_force(self, schedule: Schedule | None) -> None:
-        try:
-            if schedule is None:
-                self._slots.clear_fastv()
-            else:
-                self._slots.set_fastv(schedule.spec())
-        except OptionError:  # nothing has changed
-            raise
-        except BaseException:  # the context has no stages
-            self._in_force = None
-            raise
-        self._in_force = schedule
-
-    @cached_property
-    def _slots_n_layer(self) -> int:
-        return self._slots.n_layer
