@@ -15,9 +15,10 @@ __all__ = ["json_grammar", "schema_grammar"]
 # the converter recurses into a schema, and its regular expressions over strings
 _MAX_DEPTH = 32
 _MAX_STRING = 500
-_MAX_NODES = 2000
+_MAX_NODES = 5000
 # more repetitions of one thing than its grammars may have
 _MAX_REPEATED = 1000
+_MAX_INTEGER = 10**15
 
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
 # constraints that it would leave out without a word
@@ -53,7 +54,14 @@ def schema_grammar(schema: Any) -> str:
         text = json.dumps(schema, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise OptionError(f"the JSON schema is not JSON: {error}") from None
-    return _native.json_schema_to_gbnf(text)
+    return _convert(text)
+
+
+def _convert(schema: str) -> str:
+    try:
+        return _native.json_schema_to_gbnf(schema)
+    except OptionError as error:
+        raise OptionError(str(error).replace("\n", " ")) from None
 
 
 class _Check:
@@ -107,16 +115,39 @@ class _Check:
         for keyword in schema:
             if keyword in _IGNORED:
                 raise OptionError(f"JSON schema, {path:.200}: {keyword!r} is not supported")
-            if keyword in _BOUNDS and schema.get("type") != "integer":
-                raise OptionError(f"JSON schema, {path:.200}: {keyword!r} is supported for type integer only")
+            if keyword in _BOUNDS:
+                self._refuse_bound(schema, keyword, path)
         for keyword in _COUNTS:
             count = schema.get(keyword, 0)
             if isinstance(count, (int, float)) and count > _MAX_REPEATED:
                 raise OptionError(
                     f"JSON schema, {path:.200}: {keyword!r} can be at most {_MAX_REPEATED}; got {count!r:.40}"
                 )
+        if "pattern" in schema:
+            self._refuse_pattern(schema["pattern"], path)
         if "$ref" in schema:
             self._refuse_circle(schema["$ref"], path)
+
+    def _refuse_bound(self, schema: Mapping[Any, Any], keyword: str, path: str) -> None:
+        bound = schema[keyword]
+        if schema.get("type") != "integer":
+            raise OptionError(f"JSON schema, {path:.200}: {keyword!r} is supported for type integer only")
+        if not isinstance(bound, int) or abs(bound) > _MAX_INTEGER:
+            raise OptionError(
+                f"JSON schema, {path:.200}: {keyword!r} must be an integer of at most 10^15; got {bound!r:.40}"
+            )
+
+    def _refuse_pattern(self, pattern: Any, path: str) -> None:
+        """The converter takes any string where it does not know a pattern."""
+        known = isinstance(pattern, str) and pattern.startswith("^") and pattern.endswith("$")
+        if known and len(pattern) <= _MAX_STRING:
+            grammar = _convert(json.dumps({"type": "string", "pattern": pattern}))
+            known = "root ::= string" not in grammar.splitlines()
+        if not known:
+            raise OptionError(
+                f"JSON schema, {path:.200}: this 'pattern' is not supported; it must be anchored with ^ and $, and "
+                f"without look-around or back-references; got {pattern!r:.100}"
+            )
 
     def _refuse_circle(self, reference: Any, path: str) -> None:
         """References that lead to each other and nowhere else."""
