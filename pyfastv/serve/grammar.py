@@ -15,7 +15,7 @@ __all__ = ["json_grammar", "schema_grammar"]
 # the converter recurses into a schema, and its regular expressions over strings
 _MAX_DEPTH = 32
 _MAX_STRING = 500
-_MAX_NODES = 5000
+_MAX_NODES = 2500
 # more repetitions of one thing than its grammars may have
 _MAX_REPEATED = 1000
 _MAX_INTEGER = 10**15
