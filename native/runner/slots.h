@@ -88,7 +88,7 @@ private:
 
     slot & place(const prompt & wanted);    // an idle slot, that holds what is known of the beginning
     bool   take_over(slot & s);             // from a slot that holds more of its prompt by now
-    bool   evict();                         // the idle slot that was not used for longest; false: all are empty
+    bool   evict();                         // what the idle slot holds that was not used for longest; false: there is nothing
     void   advance(slot & s, const std::vector<prompt_piece> & pieces, llama_pos n_past);
 
     // computing (slots_step.cpp)

@@ -176,16 +176,27 @@ bool slots::take_over(slot & s) {
 }
 
 bool slots::evict() {
-    slot * oldest = nullptr;
+    slot * oldest  = nullptr; // of the idle ones
+    slot * waiting = nullptr; // the youngest of those that wait for cells themselves: it begins again
+
     for (auto & s : all) {
-        if (s.idle() && s.n_tokens > 0 && (!oldest || s.last_used < oldest->last_used)) {
+        if (s.n_tokens == 0) {
+            continue;
+        }
+        if (s.idle() && (!oldest || s.last_used < oldest->last_used)) {
             oldest = &s;
         }
+        if (s.waits && (!waiting || s.id > waiting->id)) {
+            waiting = &s;
+        }
     }
-    if (oldest) {
-        clear(*oldest);
+    if (slot * s = oldest ? oldest : waiting) {
+        clear(*s);
+        s->embd.clear();
+        s->counts.cached_tokens = 0;
+        return true;
     }
-    return oldest;
+    return false;
 }
 
 } // namespace pyfastv

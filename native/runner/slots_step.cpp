@@ -193,6 +193,7 @@ void slots::run(const std::vector<part> & parts, events & out) {
         } else if (result == 1) {
             no_room(*parts[0].s, out);
         } else {
+            clear(*parts[0].s);
             fail(*parts[0].s, error(error_kind::decode, "the model could not be evaluated: " +
                     log.reason(result == 0 ? "the later layers failed, or computed NaN" : "llama_decode returned " + std::to_string(result))), out);
         }
