@@ -69,11 +69,14 @@ def one_slot() -> Iterator[Pool]:
 # answers
 
 
-def test_each_of_eight_clients_gets_the_answer_that_it_gets_alone(pool: Pool, runner: Runner) -> None:
+def test_each_of_eight_clients_gets_the_answer_that_it_gets_alone() -> None:
+    """Other row counts round differently: without flash attention and with f32 caches by too little to matter."""
+    exact: dict[str, Any] = {"n_ctx": 1024, "flash_attn": False, "type_k": "f32", "type_v": "f32"}
     asked = list({question["image"]: question for question in QUESTIONS}.values())[:8]
-    jobs = [ask(pool, SLICE / q["image"], q["question"]) for q in asked]
-    texts = [job.read() for job in jobs]
-    assert texts == [runner.ask(SLICE / q["image"], q["question"]).text for q in asked]
+    with Pool(slots=4, **exact) as pool, Runner(**exact) as runner:
+        jobs = [ask(pool, SLICE / q["image"], q["question"]) for q in asked]
+        texts = [job.read() for job in jobs]
+        assert texts == [runner.ask(SLICE / q["image"], q["question"]).text for q in asked]
     assert [job.finish_reason for job in jobs] == ["stop"] * 8
     reports = [job.report for job in jobs]
     assert all(r is not None and (r.visual_tokens, r.visual_tokens_kept) == (576, 288) for r in reports)
@@ -151,7 +154,9 @@ def test_a_second_question_on_a_picture_costs_its_own_tokens(pool: Pool, runner:
     assert second.read() == runner.ask(CLOCK.picture, ANALOG.question).text
     assert first.report is not None
     assert second.report is not None
-    assert (first.report.pictures_encoded, first.report.cached_tokens) == (1, 0)
+    # the slots hold nothing in the beginning, the encoder's cache may
+    assert first.report.pictures_encoded + first.report.pictures_from_cache == 1
+    assert first.report.cached_tokens == 0
     assert (second.report.pictures_encoded, second.report.pictures_from_cache) == (0, 0)
     assert second.report.prompt_tokens - second.report.cached_tokens < 40
 
@@ -164,8 +169,7 @@ def test_a_picture_that_another_client_asks_about_is_evaluated_once(pool: Pool, 
         runner.ask(CLOCK.picture, question).text for question in questions
     ]
     reports = [job.report for job in jobs if job.report is not None]
-    assert [report.pictures_encoded for report in reports] == [1, 0, 0]
-    assert [report.pictures_from_cache for report in reports] == [0, 0, 0]
+    assert [report.pictures_encoded + report.pictures_from_cache for report in reports] == [1, 0, 0]
     assert [report.cached_tokens >= 576 for report in reports] == [False, True, True]
 
 
