@@ -142,3 +142,106 @@ class Engine:
         and of the whole context, lists with one entry a stage: ``first_layers``, ``visual_tokens_in_stage`` (of the
         prompt's visual tokens, those in the stage's KV cache), ``kv_bytes_used``, ``kv_bytes_allocated``;
         ``kv_bytes_used_stock`` and ``kv_bytes_allocated_stock`` (what stock llama.cpp would have), ``archive_bytes``."""
+
+class SlotRequest:
+    """What :meth:`Slots.prepare` gives to :meth:`Slots.start`, once."""
+
+class Slots:
+    """One model, its vision encoder and one context that ``n_slots`` requests share, each with a part of it.
+
+    A slot keeps what it holds after its request: one whose prompt begins in the same way, pictures included, goes on
+    from there, or from a copy. Used by one thread at a time, save for :meth:`prepare` and :meth:`cancel`; every call
+    releases the GIL while it computes.
+
+    Raises the classes of :mod:`pyfastv.errors`."""
+
+    def __init__(
+        self,
+        *,
+        model_path: str,
+        mmproj_path: str | None,
+        n_slots: int,
+        n_ctx: int,  # of each slot; 0: from the model
+        n_batch: int,
+        n_ubatch: int,  # most rows of prompts between two tokens of those that generate
+        n_threads: int,
+        n_gpu_layers: int,
+        flash_attn: str,
+        type_k: str,
+        type_v: str,
+        encoder_cache_bytes: int,
+        verbose: bool,
+        progress: Callable[[float], object] | None,
+    ) -> None:
+        """As for :class:`Engine`."""
+    def close(self) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def media_marker(self) -> str: ...
+    @property
+    def n_slots(self) -> int: ...
+    @property
+    def n_idle(self) -> int: ...
+    @property
+    def idle(self) -> bool:
+        """No request runs."""
+    @property
+    def n_ctx(self) -> int:
+        """Of each slot."""
+    @property
+    def n_layer(self) -> int: ...
+    @property
+    def chat_template(self) -> str | None: ...
+    @property
+    def bos_token(self) -> str: ...
+    @property
+    def eos_token(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+    def set_fastv(self, spec: str) -> None:
+        """As :meth:`Engine.set_fastv`, for all requests from now on. OptionError unless idle."""
+    def clear_fastv(self) -> None:
+        """OptionError unless idle."""
+    def prepare(
+        self,
+        prompt: str,
+        images: Sequence[NDArray[np.uint8]],
+        image_ids: Sequence[str],
+        add_bos: bool,
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        typical_p: float,
+        repeat_penalty: float,
+        repeat_last_n: int,
+        frequency_penalty: float,
+        presence_penalty: float,
+        seed: int,
+        grammar: str | None,
+        n_probs: int,  # how many of the likeliest tokens the events name; 0: none
+    ) -> SlotRequest:
+        """Tokens, prepared pictures and samplers of a request, from any thread. Arguments as of :class:`Engine`.
+
+        Raises ContextLengthError, ImageError, OptionError (a bad grammar, for one): all that is wrong with it."""
+    def start(self, request: SlotRequest) -> int:
+        """Give a request an idle slot; its number. :meth:`step` computes. OptionError: none is idle; started already."""
+    def step(self) -> list[dict[str, Any]]:
+        """One token of every request that generates, then a piece of a prompt: at most n_ubatch rows of text, or a
+        picture through the encoder or the first layers. Raises nothing that one request alone has caused.
+
+        Returns what happened, one dict each: ``id``; ``token`` (None: only an end) and its ``bytes``; with n_probs
+        ``logprob`` (natural log of the softmax of the raw logits) and ``top`` (list of (token, bytes, logprob)); and of
+        a request that has ended ``finish`` ("stop", "length", "cancelled") or ``error`` (an exception), ``report`` as
+        :meth:`Engine.report` (of the KV cache: all slots), ``kept`` (a list of :meth:`Engine.kept` of every cut) and
+        ``grids`` as :meth:`Engine.grids`."""
+    def cancel(self, id: int) -> None:
+        """From any thread: the request ends with the next step. An unknown number is ignored."""
+    def reset(self) -> None:
+        """Forget the context and every request."""
+
+def json_schema_to_gbnf(schema: str) -> str:
+    """llama.cpp's grammar for a JSON schema (JSON text; depth and strings bounded by the caller). Raises OptionError."""

@@ -79,6 +79,8 @@ class Report:
     """Hidden rows, and their similarities, kept for later questions."""
     graphs_reused: int
     """Batches that could use the graph of the batch before."""
+    queue_ms: float = 0.0
+    """Waiting for a slot of a pool; a runner has no queue."""
 
     @classmethod
     def of(

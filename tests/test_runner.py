@@ -313,6 +313,17 @@ def test_ctrl_c_ends_a_request_and_not_the_runner(runner: Runner, delay: float) 
     assert still_answers(runner)
 
 
+def test_an_encoder_output_that_ctrl_c_cut_off_is_not_kept() -> None:
+    with Runner() as runner:
+        for example, delay in zip(bundled_examples()[::2], (0.02, 0.06, 0.12, 0.25), strict=False):
+            timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+            with pytest.raises(KeyboardInterrupt):
+                runner.ask(example.picture, example.question, grammar=ENDLESS)
+            timer.join()
+            assert same_answer(runner.ask(example.picture, example.question).text, example.answer)
+
+
 # errors
 
 

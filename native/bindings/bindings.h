@@ -2,6 +2,15 @@
 
 #include <pybind11/pybind11.h>
 
+namespace pyfastv {
+struct error;
+}
+
 // one function for each class or group of functions of pyfastv._native; the contract is pyfastv/_native.pyi
 void bind_info  (pybind11::module_ & m);
 void bind_engine(pybind11::module_ & m);
+void bind_slots (pybind11::module_ & m);
+void bind_grammar(pybind11::module_ & m);
+
+// an instance of its class in pyfastv.errors
+pybind11::object to_exception(const pyfastv::error & err);

@@ -22,6 +22,12 @@ static const char * class_name(pyfastv::error_kind kind) {
     return "Error";
 }
 
+py::object to_exception(const pyfastv::error & err) {
+    const auto type = py::module_::import("pyfastv.errors").attr(class_name(err.kind));
+
+    return err.kind == pyfastv::error_kind::context_length ? type(err.what(), err.n_tokens, err.n_ctx) : type(err.what());
+}
+
 PYBIND11_MODULE(_native, m) {
     m.doc() = "llama.cpp, mtmd and the stages. Private; use pyfastv.Runner.";
 
@@ -29,13 +35,8 @@ PYBIND11_MODULE(_native, m) {
         try {
             std::rethrow_exception(p);
         } catch (const pyfastv::error & err) {
-            const auto type = py::module_::import("pyfastv.errors").attr(class_name(err.kind));
-            if (err.kind == pyfastv::error_kind::context_length) {
-                const auto instance = type(err.what(), err.n_tokens, err.n_ctx);
-                PyErr_SetObject(type.ptr(), instance.ptr());
-            } else {
-                PyErr_SetString(type.ptr(), err.what());
-            }
+            const auto instance = to_exception(err);
+            PyErr_SetObject(py::type::of(instance).ptr(), instance.ptr());
         } catch (const std::bad_alloc &) {
             PyErr_SetString(py::module_::import("pyfastv.errors").attr("OutOfMemoryError").ptr(), "out of memory");
         }
@@ -43,4 +44,6 @@ PYBIND11_MODULE(_native, m) {
 
     bind_info(m);
     bind_engine(m);
+    bind_slots(m);
+    bind_grammar(m);
 }

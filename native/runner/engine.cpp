@@ -282,6 +282,9 @@ const float * engine::encode(const prompt_piece & piece) {
     if (mtmd_encode_chunk(vision.get(), piece.chunk) != 0) {
         throw error(error_kind::decode, "the vision encoder failed: " + log.reason("no reason was given"));
     }
+    if (stop_requested()) {
+        throw interrupted(); // what is there may be half of it, and must not be kept
+    }
     counts.encode_ms += watch.ms();
     counts.pictures_encoded += piece.slice == 0;
 

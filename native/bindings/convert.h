@@ -1,0 +1,63 @@
+#pragma once
+
+#include "runner/errors.h"
+#include "runner/options.h"
+
+#include "pyfastv.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+// between the types of native/runner and those of Python
+
+using rgb_array = pybind11::array_t<uint8_t, pybind11::array::c_style>;
+
+// they share the arrays' memory
+inline std::vector<pyfastv::image> to_images(const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids) {
+    using pyfastv::error;
+    using pyfastv::error_kind;
+
+    if (ids.size() != arrays.size()) {
+        throw error(error_kind::option, "there must be one id for each picture");
+    }
+    std::vector<pyfastv::image> images;
+    for (size_t i = 0; i < arrays.size(); ++i) {
+        const auto & array = arrays[i];
+
+        if (array.ndim() != 3 || array.shape(2) != 3 || array.size() == 0) {
+            throw error(error_kind::image, "a picture must be an array of uint8 [height, width, 3]");
+        }
+        images.push_back({ (uint32_t) array.shape(1), (uint32_t) array.shape(0), array.data(), ids[i] });
+    }
+    return images;
+}
+
+inline pybind11::dict to_dict(const pyfastv::run_report & r) {
+    using namespace pybind11::literals;
+
+    return pybind11::dict(
+        "visual_tokens"_a = r.visual_tokens, "visual_tokens_in_stage"_a = r.visual_in_stage, "recalled_tokens"_a = r.recalled_tokens,
+        "prompt_tokens"_a = r.prompt_tokens, "cached_tokens"_a = r.cached_tokens, "generated_tokens"_a = r.generated_tokens,
+        "pictures_encoded"_a = r.pictures_encoded, "pictures_from_cache"_a = r.pictures_from_cache,
+        "encode_ms"_a = r.encode_ms, "full_ms"_a = r.full_ms, "stage0_ms"_a = r.stage0_ms, "choose_ms"_a = r.choose_ms,
+        "later_ms"_a = r.later_ms, "generate_ms"_a = r.generate_ms, "first_token_ms"_a = r.first_token_ms,
+        "first_layers"_a = r.first_layers, "kv_bytes_used"_a = r.kv_bytes_used, "kv_bytes_allocated"_a = r.kv_bytes_allocated,
+        "kv_bytes_used_stock"_a = r.kv_bytes_used_stock, "kv_bytes_allocated_stock"_a = r.kv_bytes_allocated_stock,
+        "archive_bytes"_a = r.archive_bytes, "graphs_reused"_a = r.graphs_reused);
+}
+
+// [picture][slice] (nx, ny)
+inline pybind11::list to_grids(const std::vector<pyfastv_grid> & grids) {
+    pybind11::list res;
+    for (const auto & grid : grids) {
+        while ((int32_t) res.size() <= grid.picture) {
+            res.append(pybind11::list());
+        }
+        res[grid.picture].cast<pybind11::list>().append(pybind11::make_tuple(grid.nx, grid.ny));
+    }
+    return res;
+}

@@ -1,0 +1,27 @@
+#include "bindings/bindings.h"
+
+#include "runner/errors.h"
+
+#include "json-schema-to-grammar.h"
+#include "json.h"
+
+#include <exception>
+#include <string>
+
+namespace py = pybind11;
+
+using namespace py::literals;
+
+// its caller, pyfastv/serve/grammar.py, bounds the depth and the length of the strings: the converter recurses on both
+static std::string json_schema_to_gbnf(const std::string & schema) {
+    const py::gil_scoped_release release;
+    try {
+        return json_schema_to_grammar(common_json::parse(schema), true);
+    } catch (const std::exception & err) {
+        throw pyfastv::error(pyfastv::error_kind::option, err.what());
+    }
+}
+
+void bind_grammar(py::module_ & m) {
+    m.def("json_schema_to_gbnf", &json_schema_to_gbnf, "schema"_a);
+}

@@ -1,0 +1,91 @@
+#pragma once
+
+#include "runner/errors.h"
+#include "runner/options.h"
+#include "runner/prompt.h"
+
+#include "llama-cpp.h"
+#include "pyfastv.h"
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace pyfastv {
+
+struct token_prob {
+    llama_token token;
+    std::string bytes;
+    float       logprob; // natural log of the softmax of the model's logits, before any sampler
+};
+
+struct slot_request {
+    prompt            wanted;
+    llama_sampler_ptr sampler;
+    bool              has_grammar = false;
+    int32_t           max_tokens  = -1;
+    int32_t           n_probs     = 0;
+};
+
+// What a step did to one request: a token, an end, or both.
+struct slot_event {
+    int64_t id = 0;
+
+    llama_token             token = LLAMA_TOKEN_NULL; // none: only an end
+    std::string             bytes;
+    float                   logprob = 0; // if probabilities were asked for
+    std::vector<token_prob> top;         // the likeliest, most likely first
+
+    const char *         finish = nullptr; // "stop", "length", "cancelled"; the request has ended
+    std::optional<error> failure;          // or in this way
+    run_report           report;           // of a request that has ended
+
+    std::vector<std::vector<int32_t>> kept; // [cut] visual tokens behind it, of a request that has ended
+    std::vector<pyfastv_grid>         grids;
+
+    bool ended() const { return finish || failure; }
+};
+
+// A sequence of the context, and the request that has it.
+struct slot {
+    enum class state { idle, starting, generating };
+
+    explicit slot(llama_seq_id seq_id) : seq_id(seq_id) {}
+
+    const llama_seq_id seq_id;
+
+    // What the sequence holds, also when no request has it.
+
+    struct asked {
+        llama_pos end;      // behind the question
+        int64_t   n_visual; // tokens before it
+    };
+
+    std::vector<prompt_piece> evaluated;
+    std::vector<asked>        questions; // after which visual tokens were chosen
+    llama_pos                 n_past    = 0;
+    int64_t                   n_tokens  = 0; // of evaluated
+    int64_t                   last_used = 0; // counts requests
+
+    // The request.
+
+    state   now = state::idle;
+    int64_t id  = 0;
+
+    slot_request       request; // `evaluated` is the beginning of its prompt while starting
+    std::vector<float> embd;    // encoder output of the picture that is next; empty: not encoded
+    llama_token        sampled = LLAMA_TOKEN_NULL; // not evaluated yet
+    bool               waits   = false;            // for cells
+
+    run_report counts;
+    int64_t    t_start_us      = 0;
+    int32_t    n_reused_before = 0; // graphs
+
+    bool idle() const { return now == state::idle; }
+
+    // of its prompt, while starting
+    const prompt_piece & next_piece() const { return request.wanted.pieces[evaluated.size()]; }
+};
+
+} // namespace pyfastv

@@ -1,0 +1,335 @@
+#include "runner/slots.h"
+
+#include "runner/errors.h"
+#include "runner/load.h"
+#include "runner/log.h"
+#include "runner/sampler.h"
+#include "runner/status.h"
+
+#include "ggml.h"
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
+namespace pyfastv {
+
+slots::slots(const engine_options & options_in, int32_t n_slots) :
+        options(options_in), media_marker(random_marker()), encoded(options_in.encoder_cache_bytes) {
+    const auto most = (int32_t) std::min<size_t>(llama_max_parallel_sequences(), std::min(options.n_batch, options.n_ubatch));
+    if (n_slots < 1 || n_slots > most) {
+        throw error(error_kind::option, "slots = " + std::to_string(n_slots) + ": there can be 1 to " + std::to_string(most) +
+                " (llama.cpp's sequences, and no more than n_batch and n_ubatch)");
+    }
+    if (options.n_threads <= 0) {
+        options.n_threads = std::max(1u, std::thread::hardware_concurrency());
+    }
+
+    stop  = [this] { return stop_working.load(std::memory_order_relaxed); };
+    model = load_model(options);
+    vocab = llama_model_get_vocab(model.get());
+
+    const int64_t n_ctx = options.n_ctx ? (int64_t) options.n_ctx : llama_model_n_ctx_train(model.get());
+    if (n_ctx*n_slots > INT32_MAX) {
+        throw error(error_kind::option, std::to_string(n_slots) + " slots of n_ctx = " + std::to_string(n_ctx) +
+                " tokens are more than the " + std::to_string(INT32_MAX) + " that a context can have");
+    }
+    n_ctx_slot = (int32_t) n_ctx;
+    ctx = make_context(model.get(), options, { (uint32_t) (n_ctx*n_slots), (uint32_t) n_slots }, stop);
+    if (options.mmproj_path) {
+        vision = load_vision(model.get(), options, media_marker, stop);
+    }
+
+    for (int32_t i = 0; i < n_slots; ++i) {
+        all.emplace_back(i);
+    }
+}
+
+slots::~slots() {
+    vision.reset();
+    ctx.reset();
+    model.reset();
+
+#ifdef __GLIBC__
+    // glibc keeps freed buffers of up to 32 MB each
+    malloc_trim(0);
+#endif
+}
+
+//
+// FastV
+//
+
+void slots::set_fastv(const std::string & spec) {
+    pyfastv_params params;
+    if (pyfastv_parse(spec.c_str(), n_layer(), &params) != PYFASTV_OK) {
+        throw error(error_kind::option, pyfastv_last_error());
+    }
+    attach(&params);
+}
+
+void slots::clear_fastv() {
+    attach(nullptr);
+}
+
+void slots::attach(const pyfastv_params * params) {
+    if (!idle()) {
+        throw error(error_kind::option, "the schedule can be changed when no request runs; " +
+                std::to_string(n_slots() - n_idle()) + " do");
+    }
+    const log_scope log(options.verbose);
+
+    const auto status = pyfastv_attach(ctx.get(), params);
+    n_cuts = pyfastv_get_report(ctx.get()).n_stages - 1;
+    reset();
+    if (status != PYFASTV_OK) {
+        throw error(kind_of(status), pyfastv_last_error());
+    }
+}
+
+//
+// requests
+//
+
+slot_request slots::prepare(const std::string & text, const std::vector<image> & images, bool add_bos,
+        const sampling_options & sampling, int32_t n_probs) const {
+    const log_scope log(options.verbose);
+
+    if (n_probs < 0 || n_probs > n_vocab()) {
+        throw error(error_kind::option, "n_probs = " + std::to_string(n_probs) + ": it can be 0 to " + std::to_string(n_vocab()) +
+                ", the size of the vocabulary");
+    }
+
+    slot_request res;
+    res.sampler     = make_sampler(vocab, sampling);
+    res.has_grammar = sampling.grammar.has_value();
+    res.max_tokens  = sampling.max_tokens;
+    res.n_probs     = n_probs;
+    res.wanted      = tokenize(vocab, vision.get(), media_marker, text, images, add_bos);
+
+    const auto & wanted = res.wanted;
+    if (wanted.n_tokens == 0) {
+        throw error(error_kind::option, "the prompt is empty");
+    }
+    if (wanted.n_tokens + 1 > n_ctx_slot) {
+        error err(error_kind::context_length, "the prompt has " + std::to_string(wanted.n_tokens) + " tokens (" +
+                std::to_string(wanted.n_visual) + " of them visual) and 1 more has to fit behind it, but n_ctx is " +
+                std::to_string(n_ctx_slot) + " for each request: use a larger n_ctx, fewer pictures or a shorter prompt");
+        err.n_tokens = wanted.n_tokens;
+        err.n_ctx    = n_ctx_slot;
+        throw err;
+    }
+    for (const auto & piece : wanted.pieces) {
+        if (piece.visual() && mtmd_decode_use_non_causal(vision.get(), piece.chunk) && (uint32_t) piece.n_tokens > llama_n_ubatch(ctx.get())) {
+            throw error(error_kind::option, "this model reads a picture of " + std::to_string(piece.n_tokens) +
+                    " tokens at once, but n_ubatch is " + std::to_string(llama_n_ubatch(ctx.get())) + ": use a larger n_ubatch (and n_batch)");
+        }
+    }
+    if (wanted.pieces.back().visual()) {
+        throw error(error_kind::option, "the prompt ends with a picture: nothing behind it asks for an answer");
+    }
+    return res;
+}
+
+int64_t slots::start(slot_request request) {
+    const log_scope log(options.verbose);
+
+    if (request.wanted.pieces.empty()) {
+        throw error(error_kind::option, "this request was started already");
+    }
+    if (n_idle() == 0) {
+        throw error(error_kind::option, "all " + std::to_string(n_slots()) + " slots are busy");
+    }
+
+    const int64_t t0 = ggml_time_us();
+
+    auto & s = place(request.wanted);
+
+    s.now        = slot::state::starting;
+    s.id         = s.last_used = ++n_requests;
+    s.waits      = false;
+    s.t_start_us = t0;
+    s.embd.clear();
+
+    s.counts = {};
+    s.counts.prompt_tokens = request.wanted.n_tokens;
+    s.counts.visual_tokens = request.wanted.n_visual;
+    s.counts.cached_tokens = s.n_tokens;
+    s.n_reused_before      = llama_perf_context(ctx.get()).n_reused;
+    s.request              = std::move(request);
+
+    return s.id;
+}
+
+void slots::cancel(int64_t id) {
+    const std::lock_guard<std::mutex> lock(mutex);
+
+    cancelled.insert(id);
+    if (id == working_id) {
+        stop_working = true;
+    }
+}
+
+void slots::end_cancelled(events & out) {
+    std::set<int64_t> ids;
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        ids.swap(cancelled);
+    }
+    for (const auto id : ids) {
+        if (slot * s = find(id)) {
+            finish(*s, { s->id }, "cancelled", out);
+        }
+    }
+}
+
+std::vector<slot_event> slots::step() {
+    const log_scope log(options.verbose);
+
+    events out;
+    end_cancelled(out);
+    generate(out);
+    prefill(out);
+    end_cancelled(out);
+
+    return out;
+}
+
+void slots::reset() {
+    llama_memory_clear(llama_get_memory(ctx.get()), false);
+
+    for (auto & s : all) {
+        slot_event nobody;
+        clear(s);
+        end(s, nobody);
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    cancelled.clear();
+}
+
+bool slots::idle() const {
+    return n_idle() == n_slots();
+}
+
+int32_t slots::n_idle() const {
+    return (int32_t) std::count_if(all.begin(), all.end(), [](const slot & s) { return s.idle(); });
+}
+
+slot * slots::find(int64_t id) {
+    const auto it = std::find_if(all.begin(), all.end(), [id](const slot & s) { return !s.idle() && s.id == id; });
+
+    return it == all.end() ? nullptr : &*it;
+}
+
+//
+// ends
+//
+
+void slots::end(slot & s, slot_event & event) {
+    if (!s.idle()) {
+        event.report = report(s);
+        for (int32_t cut = 0; cut < n_cuts; ++cut) {
+            event.kept.push_back(kept(s, cut));
+        }
+        event.grids.resize(pyfastv_get_grids(ctx.get(), s.seq_id, nullptr, 0));
+        pyfastv_get_grids(ctx.get(), s.seq_id, event.grids.data(), event.grids.size());
+    }
+
+    s.now     = slot::state::idle;
+    s.request = {};
+    s.embd    = {};
+
+    // there may be room for others now
+    for (auto & other : all) {
+        other.waits = false;
+    }
+}
+
+void slots::finish(slot & s, slot_event event, const char * reason, events & out) {
+    event.finish = reason;
+    end(s, event);
+    out.push_back(std::move(event));
+}
+
+void slots::fail(slot & s, error reason, events & out) {
+    slot_event event;
+    event.id      = s.id;
+    event.failure = std::move(reason);
+    end(s, event);
+    out.push_back(std::move(event));
+}
+
+//
+// what there is to know
+//
+
+run_report slots::report(const slot & s) const {
+    auto res = s.counts;
+
+    const auto stages = pyfastv_get_report(ctx.get());
+
+    res.graphs_reused = llama_perf_context(ctx.get()).n_reused - s.n_reused_before;
+
+    for (int32_t i = 0; i < stages.n_stages; ++i) {
+        res.first_layers.push_back(stages.first_layer[i]);
+        res.visual_in_stage.push_back(i == 0 ? res.visual_tokens : (int64_t) pyfastv_get_kept(ctx.get(), s.seq_id, i - 1, nullptr, 0));
+        res.kv_bytes_used.push_back(stages.kv_bytes_used[i]);
+        res.kv_bytes_allocated.push_back(stages.kv_bytes[i]);
+    }
+    res.kv_bytes_used_stock      = stages.kv_bytes_used_stock;
+    res.kv_bytes_allocated_stock = stages.kv_bytes_stock;
+    res.archive_bytes            = stages.archive_bytes;
+
+    return res;
+}
+
+std::vector<int32_t> slots::kept(const slot & s, int32_t cut) const {
+    std::vector<int32_t> res(pyfastv_get_kept(ctx.get(), s.seq_id, cut, nullptr, 0));
+    pyfastv_get_kept(ctx.get(), s.seq_id, cut, res.data(), res.size());
+    return res;
+}
+
+std::vector<int32_t> slots::entered(const slot & s) const {
+    std::vector<int32_t> res;
+    for (int32_t cut = 0; cut < n_cuts; ++cut) {
+        for (const auto token : kept(s, cut)) {
+            res.resize(std::max(res.size(), (size_t) token + 1), 0);
+            res[token] = cut + 1;
+        }
+    }
+    return res;
+}
+
+std::string slots::piece_of(llama_token token) const {
+    std::string piece(32, '\0');
+    int32_t n = llama_token_to_piece(vocab, token, piece.data(), piece.size(), 0, false);
+    if (n < 0) {
+        piece.resize(-n);
+        n = llama_token_to_piece(vocab, token, piece.data(), piece.size(), 0, false);
+    }
+    piece.resize(std::max(n, 0));
+
+    return piece;
+}
+
+std::string slots::bos_token() const {
+    const auto token = llama_vocab_bos(vocab);
+    return token == LLAMA_TOKEN_NULL ? "" : llama_vocab_get_text(vocab, token);
+}
+
+std::string slots::eos_token() const {
+    const auto token = llama_vocab_eos(vocab);
+    return token == LLAMA_TOKEN_NULL ? "" : llama_vocab_get_text(vocab, token);
+}
+
+std::string slots::description() const {
+    char buf[256];
+    llama_model_desc(model.get(), buf, sizeof(buf));
+    return buf;
+}
+
+} // namespace pyfastv

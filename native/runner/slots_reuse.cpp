@@ -1,0 +1,202 @@
+// slots: what they hold, and what a new request finds of its prompt
+
+#include "runner/slots.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace pyfastv {
+namespace {
+
+// of the first n pieces
+int64_t tokens_of(const std::vector<prompt_piece> & pieces, size_t n) {
+    int64_t res = 0;
+    for (size_t i = 0; i < n; ++i) {
+        res += pieces[i].n_tokens;
+    }
+    return res;
+}
+
+llama_pos end_of(const std::vector<prompt_piece> & pieces, size_t n) {
+    llama_pos res = 0;
+    for (size_t i = 0; i < n; ++i) {
+        res += pieces[i].n_pos;
+    }
+    return res;
+}
+
+// a question that loses tokens has chosen nothing
+void drop_questions(slot & s) {
+    while (!s.questions.empty() && s.questions.back().end > s.n_past) {
+        s.questions.pop_back();
+    }
+}
+
+} // namespace
+
+size_t slots::n_common(const slot & s, const prompt & wanted) const {
+    size_t n = 0;
+    // the last piece is evaluated again: somebody will read its logits
+    while (n < s.evaluated.size() && n + 1 < wanted.pieces.size() && wanted.pieces[n].same_as(s.evaluated[n])) {
+        n++;
+    }
+    return n;
+}
+
+bool slots::forgot(const slot & s, size_t n) const {
+    const int32_t n_swa = llama_model_n_swa(model.get());
+
+    return n_swa > 0 && n > 0 && n < s.evaluated.size() &&
+            llama_memory_seq_pos_min(llama_get_memory(ctx.get()), s.seq_id) > std::max(0, end_of(s.evaluated, n) - n_swa);
+}
+
+bool slots::can_copy(const slot & from, size_t n) const {
+    // a state that is no list of tokens has no beginning
+    return n > 0 && !llama_model_is_recurrent(model.get()) && !llama_model_is_hybrid(model.get()) && !forgot(from, n);
+}
+
+void slots::clear(slot & s) {
+    llama_memory_seq_rm(llama_get_memory(ctx.get()), s.seq_id, -1, -1);
+    s.evaluated.clear();
+    s.questions.clear();
+    s.n_past   = 0;
+    s.n_tokens = 0;
+}
+
+void slots::keep(slot & s, size_t n) {
+    const llama_pos end = end_of(s.evaluated, n);
+
+    if (n == 0 || forgot(s, n) || !llama_memory_seq_rm(llama_get_memory(ctx.get()), s.seq_id, end, -1)) {
+        clear(s);
+        return;
+    }
+    s.evaluated.resize(n);
+    s.n_past   = end;
+    s.n_tokens = tokens_of(s.evaluated, n);
+    drop_questions(s);
+}
+
+void slots::copy(const slot & from, slot & to, size_t n) {
+    clear(to);
+
+    to.n_past = end_of(from.evaluated, n);
+    llama_memory_seq_cp(llama_get_memory(ctx.get()), from.seq_id, to.seq_id, 0, to.n_past);
+
+    to.evaluated.assign(from.evaluated.begin(), from.evaluated.begin() + n);
+    to.n_tokens  = tokens_of(to.evaluated, n);
+    to.questions = from.questions;
+    drop_questions(to);
+}
+
+void slots::advance(slot & s, const std::vector<prompt_piece> & pieces, llama_pos n_past) {
+    for (const auto & piece : pieces) {
+        s.evaluated.push_back(piece);
+        s.evaluated.back().chunk = nullptr;
+        s.n_tokens += piece.n_tokens;
+    }
+    s.n_past = n_past;
+}
+
+slot & slots::place(const prompt & wanted) {
+    struct found {
+        slot *  s      = nullptr;
+        size_t  n      = 0; // pieces
+        int64_t tokens = 0;
+    };
+    found best;      // of all slots
+    found best_idle; // of those that can be had
+    slot * oldest = nullptr; // idle, empty ones first
+
+    const auto older = [](const slot & a, const slot & b) {
+        return std::make_pair(a.n_tokens > 0, a.last_used) < std::make_pair(b.n_tokens > 0, b.last_used);
+    };
+    const auto take_longer = [&](found & to, const found & other) {
+        if (!to.s || other.tokens > to.tokens || (other.tokens == to.tokens && older(*other.s, *to.s))) {
+            to = other;
+        }
+    };
+
+    for (auto & s : all) {
+        size_t     n        = n_common(s, wanted);
+        const bool copyable = can_copy(s, n);
+        if (!copyable && n < s.evaluated.size()) {
+            n = 0;
+        }
+        const found here = { &s, n, tokens_of(s.evaluated, n) };
+
+        if (s.idle()) {
+            take_longer(best_idle, here);
+            oldest = !oldest || older(s, *oldest) ? &s : oldest;
+        }
+        if (s.idle() || copyable) {
+            take_longer(best, here);
+        }
+    }
+
+    if (best.tokens == 0) {
+        clear(*oldest);
+        return *oldest;
+    }
+
+    // In place, what is behind the beginning is lost; by a copy, what the oldest slot holds. A few words that all prompts
+    // begin with are no reason to lose a slot that was used lately.
+    const int64_t lost = best.s->n_tokens - best.tokens;
+    if (best.s->idle() && (best.s == oldest || (lost <= best.tokens && lost <= oldest->n_tokens))) {
+        keep(*best.s, best.n);
+        return *best.s;
+    }
+    if (can_copy(*best.s, best.n)) {
+        copy(*best.s, *oldest, best.n);
+        return *oldest;
+    }
+    keep(*best_idle.s, best_idle.n);
+    return *best_idle.s;
+}
+
+bool slots::take_over(slot & s) {
+    const slot * best = nullptr;
+    size_t       n    = s.evaluated.size();
+
+    for (const auto & other : all) {
+        if (const size_t n_here = n_common(other, s.request.wanted); &other != &s && n_here > n && can_copy(other, n_here)) {
+            best = &other;
+            n    = n_here;
+        }
+    }
+    if (!best) {
+        return false;
+    }
+
+    const int64_t n_before = s.n_tokens;
+    copy(*best, s, n);
+    s.counts.cached_tokens += s.n_tokens - n_before;
+    s.embd.clear();
+
+    return true;
+}
+
+bool slots::evict() {
+    slot * oldest  = nullptr; // of the idle ones
+    slot * waiting = nullptr; // the youngest of those that wait for cells themselves: it begins again
+
+    for (auto & s : all) {
+        if (s.n_tokens == 0) {
+            continue;
+        }
+        if (s.idle() && (!oldest || s.last_used < oldest->last_used)) {
+            oldest = &s;
+        }
+        if (s.waits && (!waiting || s.id > waiting->id)) {
+            waiting = &s;
+        }
+    }
+    if (slot * s = oldest ? oldest : waiting) {
+        clear(*s);
+        s->embd.clear();
+        s->counts.cached_tokens = 0;
+        return true;
+    }
+    return false;
+}
+
+} // namespace pyfastv

@@ -1,0 +1,510 @@
+// slots: what a step computes
+
+#include "runner/slots.h"
+
+#include "runner/errors.h"
+#include "runner/log.h"
+
+#include "ggml.h"
+#include "mtmd-helper.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <utility>
+
+namespace pyfastv {
+namespace {
+
+class stopwatch {
+public:
+    double ms() const { return (ggml_time_us() - t0)/1000.0; }
+
+private:
+    int64_t t0 = ggml_time_us();
+};
+
+// What a computation adds to the times of the stages.
+class stage_times {
+public:
+    explicit stage_times(const llama_context * ctx) : ctx(ctx), before(pyfastv_get_report(ctx)) {}
+
+    void stop() {
+        ms    = watch.ms();
+        after = pyfastv_get_report(ctx);
+    }
+
+    // a request's share of it
+    void add_to(run_report & counts, double share) const {
+        counts.stage0_ms += share*(after.t_stage0_ms - before.t_stage0_ms);
+        counts.choose_ms += share*(after.t_choose_ms - before.t_choose_ms);
+        counts.later_ms  += share*(after.t_later_ms  - before.t_later_ms);
+        if (after.t_stage0_ms == before.t_stage0_ms) {
+            counts.full_ms += share*ms;
+        }
+    }
+
+private:
+    const llama_context * ctx;
+    stopwatch             watch;
+    pyfastv_report        before;
+    pyfastv_report        after = {};
+    double                ms    = 0;
+};
+
+int64_t n_visual(const std::vector<prompt_piece> & pieces) {
+    int64_t res = 0;
+    for (const auto & piece : pieces) {
+        res += piece.visual() ? piece.n_tokens : 0;
+    }
+    return res;
+}
+
+} // namespace
+
+template <typename F>
+void slots::working(const slot & s, F && f) {
+    const auto set = [this](int64_t id) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        working_id   = id;
+        stop_working = cancelled.count(id) > 0;
+    };
+    set(s.id);
+    try {
+        f();
+    } catch (...) {
+        set(0);
+        throw;
+    }
+    set(0);
+}
+
+bool slots::is_cancelled(const slot & s) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return cancelled.count(s.id) > 0;
+}
+
+std::vector<slot *> slots::in(slot::state state) {
+    std::vector<slot *> res;
+    for (auto & s : all) {
+        if (s.now == state) {
+            res.push_back(&s);
+        }
+    }
+    std::sort(res.begin(), res.end(), [](const slot * a, const slot * b) { return a->id < b->id; });
+
+    return res;
+}
+
+//
+// text
+//
+
+void slots::generate(events & out) {
+    std::vector<part> parts;
+    for (slot * s : in(slot::state::generating)) {
+        prompt_piece piece;
+        piece.token = s->sampled;
+        parts.push_back({ s, { piece }, true });
+    }
+    if (!parts.empty()) {
+        run(parts, out);
+    }
+}
+
+void slots::prefill(events & out) {
+    // in turn, so that neither a row of questions nor a row of pictures keeps others waiting
+    if (text_was_last) {
+        text_was_last = !prefill_picture(out) && prefill_text(out);
+    } else {
+        text_was_last = prefill_text(out) || (prefill_picture(out), false);
+    }
+}
+
+bool slots::prefill_text(events & out) {
+    std::vector<part> parts;
+    size_t            room = llama_n_ubatch(ctx.get());
+
+    for (slot * s : in(slot::state::starting)) {
+        const auto & pieces = s->request.wanted.pieces;
+        const size_t begin  = s->evaluated.size();
+
+        size_t end = begin;
+        while (!s->waits && end < pieces.size() && end - begin < room && !pieces[end].visual()) {
+            end++;
+        }
+        // a question is known by having more than one row in its batch
+        const bool cut_short = end - begin == 1 && end < pieces.size() && !pieces[end].visual();
+        if (end == begin || (cut_short && !parts.empty())) {
+            continue;
+        }
+        parts.push_back({ s, { pieces.begin() + begin, pieces.begin() + end }, end == pieces.size() });
+        room -= end - begin;
+    }
+    if (!parts.empty()) {
+        run(parts, out);
+    }
+    return !parts.empty();
+}
+
+void slots::run(const std::vector<part> & parts, events & out) {
+    const log_scope log(options.verbose);
+    const stopwatch watch;
+
+    const bool alone     = parts.size() == 1;
+    const bool of_prompt = parts[0].s->now == slot::state::starting; // then all are
+
+    std::optional<stage_times> times;
+    if (of_prompt) {
+        times.emplace(ctx.get());
+    }
+
+    std::vector<std::vector<int32_t>> entered_before;
+    for (const auto & part : parts) {
+        const bool recalls = of_prompt && part.reads && !part.s->questions.empty();
+        entered_before.push_back(recalls ? entered(*part.s) : std::vector<int32_t> {});
+    }
+
+    int32_t                    result = 0;
+    std::vector<const float *> logits; // of every part; empty: they could not be computed
+
+    const auto compute = [&] {
+        result = decode(parts);
+        if (result == 0) {
+            logits = read_logits(parts);
+        }
+    };
+    if (alone) {
+        working(*parts[0].s, compute);
+    } else {
+        compute();
+    }
+
+    if (logits.empty()) {
+        for (const auto & part : parts) {
+            keep(*part.s, part.s->evaluated.size());
+        }
+        if (!alone) {
+            for (const auto & part : parts) {
+                run({ part }, out);
+            }
+        } else if (is_cancelled(*parts[0].s)) {
+            // ends with this step
+        } else if (result == 1) {
+            no_room(*parts[0].s, out);
+        } else {
+            clear(*parts[0].s);
+            fail(*parts[0].s, error(error_kind::decode, "the model could not be evaluated: " +
+                    log.reason(result == 0 ? "the later layers failed, or computed NaN" : "llama_decode returned " + std::to_string(result))), out);
+        }
+        return;
+    }
+
+    size_t n_rows = 0;
+    for (const auto & part : parts) {
+        n_rows += part.pieces.size();
+    }
+    const double ms = watch.ms();
+    if (times) {
+        times->stop();
+    }
+
+    for (size_t i = 0; i < parts.size(); ++i) {
+        auto & s = *parts[i].s;
+
+        advance(s, parts[i].pieces, s.n_past + (llama_pos) parts[i].pieces.size());
+
+        if (!of_prompt) {
+            s.counts.generate_ms += ms;
+            continue;
+        }
+        times->add_to(s.counts, (double) parts[i].pieces.size()/n_rows);
+
+        if (parts[i].reads) {
+            if (!s.questions.empty()) {
+                const auto now    = entered(s);
+                auto &     before = entered_before[i];
+                before.resize(now.size(), 0);
+                for (size_t t = 0; t < now.size() && (int64_t) t < s.questions.back().n_visual; ++t) {
+                    s.counts.recalled_tokens += now[t] > before[t];
+                }
+            }
+            s.questions.push_back({ s.n_past, n_visual(s.evaluated) });
+        }
+    }
+    for (size_t i = 0; i < parts.size(); ++i) {
+        if (parts[i].reads) {
+            sample(*parts[i].s, logits[i], out);
+        }
+    }
+}
+
+int32_t slots::decode(const std::vector<part> & parts) {
+    std::vector<llama_token>    tokens;
+    std::vector<llama_pos>      pos;
+    std::vector<llama_seq_id>   seq_ids;
+    std::vector<llama_seq_id *> seq_id;
+    std::vector<int8_t>         outputs;
+
+    for (const auto & part : parts) {
+        for (size_t i = 0; i < part.pieces.size(); ++i) {
+            tokens.push_back(part.pieces[i].token);
+            pos.push_back(part.s->n_past + (llama_pos) i);
+            seq_ids.push_back(part.s->seq_id);
+            outputs.push_back(part.reads && i + 1 == part.pieces.size());
+        }
+    }
+    for (auto & id : seq_ids) {
+        seq_id.push_back(&id);
+    }
+    std::vector<int32_t> n_seq_id(tokens.size(), 1);
+
+    llama_batch batch = {};
+    batch.n_tokens = tokens.size();
+    batch.token    = tokens.data();
+    batch.pos      = pos.data();
+    batch.n_seq_id = n_seq_id.data();
+    batch.seq_id   = seq_id.data();
+    batch.logits   = outputs.data();
+
+    int32_t result;
+    do {
+        result = llama_decode(ctx.get(), batch);
+    } while (result == 1 && evict());
+    llama_synchronize(ctx.get());
+
+    return result;
+}
+
+std::vector<const float *> slots::read_logits(const std::vector<part> & parts) {
+    std::vector<const float *> res;
+
+    int32_t row = -1;
+    for (const auto & part : parts) {
+        row += part.pieces.size();
+        res.push_back(part.reads ? llama_get_logits_ith(ctx.get(), row) : nullptr);
+
+        // the later layers run when the first is read; if they fail, all are NaN
+        if (part.reads && (!res.back() || std::any_of(res.back(), res.back() + n_vocab(), [](float l) { return std::isnan(l); }))) {
+            return {};
+        }
+    }
+    return res;
+}
+
+void slots::no_room(slot & s, events & out) {
+    if (s.now == slot::state::generating) {
+        finish(s, { s.id }, "length", out);
+        return;
+    }
+    const bool others_end = std::any_of(all.begin(), all.end(), [&](const slot & other) {
+        return &other != &s && !other.idle() && !other.waits;
+    });
+    if (others_end) {
+        s.waits = true;
+        return;
+    }
+    error err(error_kind::context_length, "the prompt has " + std::to_string(s.request.wanted.n_tokens) + " tokens, for which the context has no room "
+            "(n_ctx is " + std::to_string(n_ctx_slot) + " for each request; the later layers may have fewer cells): use a larger n_ctx");
+    err.n_tokens = s.request.wanted.n_tokens;
+    err.n_ctx    = n_ctx_slot;
+    fail(s, err, out);
+}
+
+//
+// pictures
+//
+
+bool slots::prefill_picture(events & out) {
+    const auto starting = in(slot::state::starting);
+
+    const auto it = std::find_if(starting.begin(), starting.end(), [](const slot * s) { return !s->waits && s->next_piece().visual(); });
+    if (it == starting.end()) {
+        return false;
+    }
+    auto & s = **it;
+
+    if (take_over(s)) {
+        return true;
+    }
+    if (s.embd.empty()) {
+        const auto n = (size_t) s.next_piece().n_tokens*llama_model_n_embd_inp(model.get());
+
+        const float * known = encoded.find(s.next_piece().encoder_key());
+        if (!known) {
+            try {
+                encode(s);
+            } catch (const error & err) {
+                fail(s, err, out);
+            }
+            return true;
+        }
+        s.embd.assign(known, known + n);
+        s.counts.pictures_from_cache += s.next_piece().slice == 0;
+    }
+
+    const log_scope log(options.verbose);
+
+    const int32_t result = decode_picture(s);
+    if (result == 0 || is_cancelled(s)) {
+        return true;
+    }
+    keep(s, s.evaluated.size());
+    if (result == 1) {
+        no_room(s, out);
+    } else {
+        fail(s, error(error_kind::decode, "the picture could not be evaluated: " +
+                log.reason("llama_decode returned " + std::to_string(result))), out);
+    }
+    return true;
+}
+
+void slots::encode(slot & s) {
+    const log_scope log(options.verbose);
+    const stopwatch watch;
+    const auto &    piece = s.next_piece();
+
+    int32_t result = 0;
+    working(s, [&] { result = mtmd_encode_chunk(vision.get(), piece.chunk); });
+
+    if (is_cancelled(s)) {
+        return; // what is there may be half of it
+    }
+    if (result != 0) {
+        throw error(error_kind::decode, "the vision encoder failed: " + log.reason("no reason was given"));
+    }
+    s.counts.encode_ms += watch.ms();
+    s.counts.pictures_encoded += piece.slice == 0;
+
+    const float * embd = mtmd_get_output_embd(vision.get());
+    const auto    n    = (size_t) piece.n_tokens*llama_model_n_embd_inp(model.get());
+
+    encoded.put(piece.encoder_key(), embd, n);
+    s.embd.assign(embd, embd + n);
+}
+
+int32_t slots::decode_picture(slot & s) {
+    stage_times times(ctx.get());
+    const auto  piece = s.next_piece();
+
+    int32_t   result = 0;
+    llama_pos n_past = s.n_past;
+
+    working(s, [&] {
+        do {
+            keep(s, s.evaluated.size()); // nothing, or part of a picture for which there was no room
+            result = mtmd_helper_decode_image_chunk(vision.get(), ctx.get(), piece.chunk, s.embd.data(), s.n_past, s.seq_id,
+                    llama_n_batch(ctx.get()), &n_past, nullptr, nullptr);
+        } while (result == 1 && evict());
+        llama_synchronize(ctx.get());
+    });
+
+    if (result != 0) {
+        keep(s, s.evaluated.size());
+        return result;
+    }
+    times.stop();
+    times.add_to(s.counts, 1);
+    advance(s, { piece }, n_past);
+    s.embd = {};
+
+    return 0;
+}
+
+//
+// sampling
+//
+
+llama_token slots::pick(slot & s, const float * logits) const {
+    std::vector<llama_token_data> candidates;
+    for (llama_token token = 0; token < n_vocab(); ++token) {
+        candidates.push_back({ token, logits[token], 0.0f });
+    }
+    llama_token_data_array array = { candidates.data(), candidates.size(), -1, false };
+
+    for (int32_t i = 0; i < llama_sampler_chain_n(s.request.sampler.get()); ++i) {
+        llama_sampler_apply(llama_sampler_chain_get(s.request.sampler.get(), i), &array);
+
+        // accepting a token that the grammar does not allow would end the process
+        if (i == 0 && s.request.has_grammar && std::none_of(candidates.begin(), candidates.end(), [](const auto & c) { return std::isfinite(c.logit); })) {
+            return LLAMA_TOKEN_NULL;
+        }
+    }
+    if (array.selected < 0 || (size_t) array.selected >= array.size) {
+        throw error(error_kind::decode, "the samplers left no token");
+    }
+    const llama_token token = array.data[array.selected].id;
+    llama_sampler_accept(s.request.sampler.get(), token);
+
+    return token;
+}
+
+void slots::sample(slot & s, const float * logits, events & out) {
+    const stopwatch watch;
+
+    slot_event event;
+    event.id = s.id;
+
+    if (s.request.max_tokens == 0) {
+        finish(s, std::move(event), "length", out);
+        return;
+    }
+
+    llama_token token;
+    try {
+        token = pick(s, logits);
+    } catch (const std::exception & err) {
+        fail(s, error(error_kind::decode, std::string("no token could be sampled: ") + err.what()), out);
+        return;
+    }
+
+    if (s.counts.first_token_ms == 0) {
+        s.counts.first_token_ms = (ggml_time_us() - s.t_start_us)/1000.0;
+    }
+    s.counts.generate_ms += watch.ms();
+
+    if (token == LLAMA_TOKEN_NULL || llama_vocab_is_eog(vocab, token)) {
+        finish(s, std::move(event), "stop", out);
+        return;
+    }
+    s.now     = slot::state::generating;
+    s.sampled = token;
+    s.counts.generated_tokens++;
+
+    event.token = token;
+    event.bytes = piece_of(token);
+    if (s.request.n_probs > 0) {
+        add_probs(event, logits, s.request.n_probs);
+    }
+
+    if ((s.request.max_tokens >= 0 && s.counts.generated_tokens >= s.request.max_tokens) || s.n_tokens >= n_ctx_slot) {
+        finish(s, std::move(event), "length", out);
+    } else {
+        out.push_back(std::move(event));
+    }
+}
+
+void slots::add_probs(slot_event & event, const float * logits, int32_t n) const {
+    const float highest = *std::max_element(logits, logits + n_vocab());
+
+    double sum = 0;
+    for (int32_t i = 0; i < n_vocab(); ++i) {
+        sum += std::exp((double) logits[i] - highest);
+    }
+    const double log_sum = highest + std::log(sum);
+
+    std::vector<llama_token> order(n_vocab());
+    for (int32_t i = 0; i < n_vocab(); ++i) {
+        order[i] = i;
+    }
+    std::partial_sort(order.begin(), order.begin() + n, order.end(), [&](llama_token a, llama_token b) {
+        return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+    });
+
+    event.logprob = (float) (logits[event.token] - log_sum);
+    for (int32_t i = 0; i < n; ++i) {
+        event.top.push_back({ order[i], piece_of(order[i]), (float) (logits[order[i]] - log_sum) });
+    }
+}
+
+} // namespace pyfastv

@@ -1,0 +1,269 @@
+"""Several requests to one model at once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .. import _native
+from .._checks import integer
+from ..chat import ChatTemplate, Prompt
+from ..errors import ModelError, OptionError
+from ..images import MAX_PIXELS, load_image
+from ..models import bundled_mmproj, bundled_model
+from ..options import Sampling
+from ..presets import Recommended, to_schedule
+from ..runner import _FLASH_ATTENTION, _RANDOM_SEED, PathLike, _content_id
+from ..schedule import Schedule
+from .active import Active
+from .batcher import Batcher, PoolBusy
+from .job import Job, Piece, TokenProb
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+__all__ = ["Job", "Piece", "Pool", "PoolBusy", "TokenProb"]
+
+_DEFAULT_N_CTX = 8192  # of each slot, at most, where nobody says
+_MAX_TOP = 100
+
+
+class _PoolSchedule:
+    """The default of ``fastv``: the pool's."""
+
+
+_POOL_SCHEDULE = _PoolSchedule()
+
+
+class Pool:
+    """One model, and slots that answer as many requests at once; others wait in a queue.
+
+    The slots share one context. A thread of the pool's own runs it: a token of every answer, then a piece of a
+    prompt, and so on. A request whose prompt begins as one that a slot still holds, pictures included, goes on from
+    there, whoever asked. Every method can be called from any thread; a context manager.
+
+    >>> with Pool(slots=4) as pool:
+    ...     jobs = [pool.submit([user_message("What time is it?", path)], Sampling()) for path in paths]
+    ...     print([job.read() for job in jobs])
+
+    Raises the classes of :mod:`pyfastv.errors`, and :class:`PoolBusy`.
+    """
+
+    def __init__(
+        self,
+        model_path: PathLike | None = None,
+        mmproj_path: PathLike | None = None,
+        *,
+        slots: int = 4,
+        queue: int = 32,
+        n_ctx: int | None = None,
+        n_batch: int = 2048,
+        n_ubatch: int = 512,
+        n_threads: int | None = None,
+        n_gpu_layers: int = -1,
+        flash_attn: bool | Literal["auto", "on", "off"] = "auto",
+        type_k: str = "f16",
+        type_v: str = "f16",
+        seed: int | None = None,
+        verbose: bool = False,
+        fastv: Schedule | str | None = Recommended(),  # noqa: B008 - frozen
+        progress: Callable[[float], object] | None = None,
+        max_pixels: int = MAX_PIXELS,
+        encoder_cache_mb: int = 256,
+    ) -> None:
+        """Load a model, and start.
+
+        ``slots``: requests answered at once. ``queue``: most requests that wait beside them. ``n_ctx``: tokens of
+        each slot, prompt and answer; None: what the model was trained for, at most 8192. The other arguments and the
+        errors are those of :class:`pyfastv.Runner`. ``n_ubatch`` is also how many rows of a prompt are evaluated
+        between two tokens of other answers.
+        """
+        integer("queue", queue, 0)
+        self._seed = None if seed is None else integer("seed", seed, 0, 2**32 - 1)
+        self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
+        schedule = to_schedule(fastv)
+        if flash_attn not in _FLASH_ATTENTION:
+            raise OptionError(f"flash_attn must be 'auto', True or False; got {flash_attn!r}")
+        if model_path is None:
+            model_path, mmproj_path = bundled_model(), mmproj_path or bundled_mmproj()
+        model, mmproj = os.fsdecode(model_path), None if mmproj_path is None else os.fsdecode(mmproj_path)
+        self.name = Path(model).name
+        """File name of the model."""
+        self.has_vision = mmproj is not None
+        if n_ctx is None:
+            n_ctx = min(_native.model_info(model)["n_ctx_train"], _DEFAULT_N_CTX)
+        self._slots = _native.Slots(
+            model_path=model,
+            mmproj_path=mmproj,
+            n_slots=integer("slots", slots, 1, 2**31 - 1),
+            n_ctx=integer("n_ctx", n_ctx, 1, 2**31 - 1),
+            n_batch=integer("n_batch", n_batch, 1),
+            n_ubatch=integer("n_ubatch", n_ubatch, 1),
+            n_threads=0 if n_threads is None else integer("n_threads", n_threads, 1),
+            n_gpu_layers=integer("n_gpu_layers", n_gpu_layers, -1),
+            flash_attn=_FLASH_ATTENTION[flash_attn],
+            type_k=type_k,
+            type_v=type_v,
+            encoder_cache_bytes=integer("encoder_cache_mb", encoder_cache_mb, 0) * 2**20,
+            verbose=bool(verbose),
+            progress=progress,
+        )
+        self.fastv = schedule
+        """The schedule of requests that bring none; None: off."""
+        self.n_slots = self._slots.n_slots
+        self.n_ctx = self._slots.n_ctx
+        """Tokens of each slot."""
+        self.n_layer = self._slots.n_layer
+        try:
+            self._batcher = Batcher(self._slots, schedule, integer("queue", queue, 0))
+        except BaseException:
+            self._slots.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<pyfastv.serve.Pool {self.name}, {self.n_slots} slots, {self.fastv or 'fastv off'}>"
+
+    def submit(
+        self,
+        messages: Sequence[dict[str, Any]],
+        sampling: Sampling,
+        *,
+        n_probs: int = 0,
+        fastv: Schedule | str | _PoolSchedule | None = _POOL_SCHEDULE,
+        turbo: Any = None,
+        reduce: Any = None,
+        details: bool = False,
+    ) -> Job:
+        """Queue a chat. The calling thread renders the template, decodes the pictures and counts the tokens.
+
+        ``messages``: see :meth:`pyfastv.chat.ChatTemplate.render`. ``n_probs``: how many of the likeliest tokens
+        each piece names, 0 to 100. ``fastv``: a schedule for this request: it waits until all before it have ended, and
+        those behind it wait for it, unless they bring the same; a change of schedule empties the context.
+        ``details``: fill :attr:`Job.details`.
+
+        Raises OptionError, ImageError, ModelError (a picture without a vision encoder), ContextLengthError,
+        PoolBusy, ClosedError.
+        """
+        return self._submit(
+            lambda: self._template.render(messages, self._slots.media_marker),
+            sampling,
+            n_probs,
+            fastv,
+            turbo,
+            reduce,
+            details,
+        )
+
+    def submit_text(
+        self,
+        prompt: str,
+        sampling: Sampling,
+        *,
+        n_probs: int = 0,
+        fastv: Schedule | str | _PoolSchedule | None = _POOL_SCHEDULE,
+        turbo: Any = None,
+        reduce: Any = None,
+        details: bool = False,
+    ) -> Job:
+        """Queue a text to go on from, as it is, without a chat template. Otherwise as :meth:`submit`."""
+        if not isinstance(prompt, str):
+            raise OptionError(f"prompt must be a string; got {prompt!r:.200}")
+        return self._submit(
+            lambda: Prompt(prompt, (), add_bos=True), sampling, n_probs, fastv, turbo, reduce, details
+        )
+
+    def stats(self) -> dict[str, float]:
+        """Now: ``slots``, ``active``, ``waiting``. Since the start: ``requests`` (taken), ``finished``, ``cancelled``,
+        ``failed``, and of those that have ended ``prompt_tokens``, ``cached_tokens``, ``generated_tokens``, ``pictures``,
+        ``visual_tokens`` and ``visual_kept``."""
+        return self._batcher.stats()
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Take no more requests, let those that are here finish for ``timeout`` seconds, cancel the rest, free the model.
+
+        Can be called again."""
+        self._batcher.close(timeout)
+
+    # a request, in the caller's thread
+
+    def _submit(
+        self,
+        render: Callable[[], Prompt],
+        sampling: Sampling,
+        n_probs: int,
+        fastv: Schedule | str | _PoolSchedule | None,
+        turbo: Any,
+        reduce: Any,
+        details: bool,
+    ) -> Job:
+        # the place for Turbo and the embedding reducers
+        for name, value in (("turbo", turbo), ("reduce", reduce)):
+            if value is not None:
+                raise OptionError(f"{name} is not supported by this build: leave it out; got {value!r:.200}")
+        n_probs = integer("n_probs", n_probs, 0, _MAX_TOP)
+        schedule = self.fastv if isinstance(fastv, _PoolSchedule) else to_schedule(fastv)
+        if schedule is not None:
+            _native.check_schedule(schedule.spec(), self.n_layer)
+        with self._batcher.place():
+            begin = time.perf_counter()
+            prompt = render()
+            if prompt.pictures and not self.has_vision:
+                raise ModelError(
+                    f"{self.name} was loaded without a vision encoder: pass its mmproj_path to Pool"
+                )
+            images = [load_image(picture, max_pixels=self._max_pixels) for picture in prompt.pictures]
+            image_decode_ms = (time.perf_counter() - begin) * 1000.0
+            request = self._slots.prepare(
+                prompt.text,
+                images,
+                [_content_id(image) for image in images],
+                prompt.add_bos,
+                **self._sampling_arguments(sampling),
+                n_probs=n_probs,
+            )
+            item = Active(
+                job=Job(self._batcher.cancel),
+                request=request,
+                fastv=schedule,
+                stop=sampling.stop or (),
+                image_decode_ms=image_decode_ms,
+                n_pictures=len(images),
+                details=details,
+            )
+            self._batcher.add(item)
+        return item.job
+
+    def _sampling_arguments(self, sampling: Sampling) -> dict[str, Any]:
+        return {
+            "max_tokens": -1 if sampling.max_tokens is None else sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "min_p": sampling.min_p,
+            "typical_p": sampling.typical_p,
+            "repeat_penalty": sampling.repeat_penalty,
+            "repeat_last_n": sampling.repeat_last_n,
+            "frequency_penalty": sampling.frequency_penalty,
+            "presence_penalty": sampling.presence_penalty,
+            "seed": next((seed for seed in (sampling.seed, self._seed) if seed is not None), _RANDOM_SEED),
+            "grammar": sampling.grammar,
+        }
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        slots = self._slots
+        return ChatTemplate(slots.chat_template, bos_token=slots.bos_token, eos_token=slots.eos_token)
