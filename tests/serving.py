@@ -31,6 +31,8 @@ class Server:
     process: subprocess.Popen[str]
     url: str
     log: IO[str]
+    folder: Path | None = None
+    """Of --allow-local-files."""
 
     def request(
         self,

@@ -8,20 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.importorskip("fastapi", reason="needs the extra serve")
 openai = pytest.importorskip("openai", reason="needs openai")
 
 from pyfastv.models import bundled_examples  # noqa: E402
 
-from serving import CLOCK, Server, data_uri, question, serving  # noqa: E402
+from serving import CLOCK, Server, data_uri, question  # noqa: E402
 
 MODEL = "tiny-llava-Q4_K_M.gguf"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving("--n-ctx", "2048") as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
