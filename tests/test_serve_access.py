@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -126,17 +128,17 @@ def test_wrong_options_are_told_before_anything_is_loaded(
     assert message in capfd.readouterr().err
 
 
-def test_a_missing_package_names_the_extra(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    import sys
+def test_a_missing_package_names_the_extra() -> None:
+    code = "import sys; sys.modules['uvicorn'] = None; from pyfastv.cli import main; sys.exit(main(['serve']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "pyfastv: pyfastv serve needs uvicorn: pip install 'pyfastv[serve]'\n"
 
-    for module in [name for name in sys.modules if name.startswith(("pyfastv.serve.", "uvicorn"))]:
-        if module != "pyfastv.serve.command":
-            monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert main(["serve"]) == 1
-    assert "pip install 'pyfastv[serve]'" in capfd.readouterr().err
+
+def test_the_package_and_its_command_line_need_no_extra() -> None:
+    code = "import pyfastv.cli, sys; print([m for m in ('fastapi', 'uvicorn', 'pydantic') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n"
 
 
 def test_a_picture_is_answered_under_a_key(guarded: Server) -> None:

@@ -94,7 +94,7 @@ def test_a_picture_is_asked_about_and_its_kept_patches_are_drawn(page: Any) -> N
     assert brightness(page) == pruned
 
     names = [cell.text for cell in page.find_elements(By.CSS_SELECTOR, ".times .name")]
-    assert {"vision encoder", "prompt in all", "without pruning (estimate)", "generation"} <= set(names)
+    assert {"choosing", "prompt in all", "without pruning (estimate)", "generation"} <= set(names)
 
 
 def test_a_second_question_knows_the_first_picture(page: Any) -> None:

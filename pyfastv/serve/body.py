@@ -36,6 +36,8 @@ def parse_json(body: bytes, settings: Settings) -> Any:
     except ValueError as error:  # JSONDecodeError, and integers of thousands of digits
         raise invalid(f"the body is not JSON: {error}", code="invalid_json") from None
     _check_depth(value, settings)
+    if b"\\u" in body:
+        _check_texts(value)
     return value
 
 
@@ -59,6 +61,15 @@ def _check_depth(value: Any, settings: Settings) -> None:
         if not level:
             return
     raise _too_deep(settings)
+
+
+def _check_texts(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise invalid(
+            "a text of the body has half of a character (a lone surrogate)", code="invalid_json"
+        ) from None
 
 
 class _Request(Request):

@@ -94,7 +94,8 @@ class Guard:
         if key is None or scope["path"] in _OPEN or scope["method"] == "OPTIONS":
             return
         scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), key.encode())
+        # headers are bytes; Starlette has read them as Latin-1
+        right = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
         if scheme.lower() != "bearer" or not right:
             raise ApiError(
                 401,
