@@ -129,14 +129,18 @@ def test_wrong_options_are_told_before_anything_is_loaded(
 
 
 def test_a_missing_package_names_the_extra() -> None:
-    code = "import sys; sys.modules['uvicorn'] = None; from pyfastv.cli import main; sys.exit(main(['serve']))"
+    code = (
+        "import sys; sys.modules['uvicorn'] = None; from pyfastv.cli import main; sys.exit(main(['serve']))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr == "pyfastv: pyfastv serve needs uvicorn: pip install 'pyfastv[serve]'\n"
 
 
 def test_the_package_and_its_command_line_need_no_extra() -> None:
-    code = "import pyfastv.cli, sys; print([m for m in ('fastapi', 'uvicorn', 'pydantic') if m in sys.modules])"
+    code = (
+        "import pyfastv.cli, sys; print([m for m in ('fastapi', 'uvicorn', 'pydantic') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "[]\n"
 

@@ -57,7 +57,7 @@ class Metrics:
         )
         self.first_piece = Histogram(
             "pyfastv_time_to_first_token_seconds",
-            "From a request's arrival to the first piece of its answer, waiting included.",
+            "From the arrival of a whole request to the first piece of its answer, waiting included.",
             buckets=_SECONDS,
             registry=self.registry,
         )

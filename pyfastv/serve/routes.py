@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import AsyncExitStack
 from functools import partial
@@ -153,14 +154,18 @@ def make_router(pool: Pool, settings: Settings, metrics: Metrics) -> APIRouter:
 async def _submit(call: Any, limiter: CapacityLimiter) -> Job:
     """Queues in a thread of its own: pictures are decoded there. A job of a client that left meanwhile is cancelled."""
     made: list[Job] = []
+    left = threading.Event()
 
     def run() -> Job:
         made.append(call())
+        if left.is_set():
+            made[0].cancel()
         return made[0]
 
     try:
         return await to_thread.run_sync(run, limiter=limiter)
-    except BaseException:
+    except BaseException:  # the thread goes on, and looks at this when it has made the job
+        left.set()
         for job in made:
             job.cancel()
         raise
