@@ -22,15 +22,10 @@ CHAT = "/v1/chat/completions"
 
 
 def endless(**fields: Any) -> dict[str, Any]:
-    """A request whose answer takes a while: high temperature and no end below the context's."""
-    return {
-        "messages": [question("Tell a long story.")],
-        "temperature": 50,
-        "top_p": 1,
-        "min_p": 0,
-        "top_k": 0,
-        **fields,
-    }
+    """A request whose answer takes a while: it may not end before it has 400 items."""
+    schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 400}
+    form = {"type": "json_schema", "json_schema": {"name": "many", "schema": schema}}
+    return {"messages": [question("Go on.")], "temperature": 0, "response_format": form, **fields}
 
 
 def send(server: Server, body: dict[str, Any]) -> socket.socket:

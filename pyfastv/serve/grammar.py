@@ -23,6 +23,9 @@ def json_grammar() -> str:
 
 
 def schema_grammar(schema: dict[str, Any]) -> str:
+    if schema.get("type") == "array" and schema.get("items") == {"type": "boolean"}:
+        boolean = '("true" | "false")'
+        return f'root ::= "[" {boolean} ("," {boolean}){{{schema["minItems"] - 1},}} "]"'
     properties = schema.get("properties")
     if schema.get("type") != "object" or not isinstance(properties, dict):
         raise OptionError("json_schema: only objects")
