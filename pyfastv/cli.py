@@ -1,4 +1,4 @@
-"""The command line: ``pyfastv ask``, ``chat``, ``info``, ``demo`` and ``lib-path``."""
+"""The command line: ``pyfastv ask``, ``chat``, ``serve``, ``info``, ``demo`` and ``lib-path``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .errors import Error
 from .images import load_image
 from .info import describe, gather
 from .repl import Repl
+from .serve.command import serve
 
 __all__ = ["main"]
 
@@ -76,6 +77,9 @@ def chat(images: tuple[str, ...], **options: Any) -> None:
     pictures = [load_image(image) for image in images]
     with load_runner(options, fastv) as runner, runner.session(system=options["system"]) as session:
         Repl(session, pictures, sampling, shows_progress(options)).run()
+
+
+cli.add_command(serve)
 
 
 @cli.command()

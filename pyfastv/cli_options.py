@@ -1,4 +1,4 @@
-"""The options that ``pyfastv ask`` and ``pyfastv chat`` share, and what they make of them."""
+"""The options that ``pyfastv ask``, ``chat`` and ``serve`` share, and what they make of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ from .presets import PRESETS, Recommended, to_schedule
 from .runner import Runner
 from .schedule import RECALL, SCORES, Cut, Schedule
 
-__all__ = ["load_runner", "request_options", "shows_progress", "to_fastv", "to_sampling"]
+__all__ = [
+    "find_model",
+    "load_runner",
+    "model_options",
+    "request_options",
+    "shows_progress",
+    "to_fastv",
+    "to_sampling",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -92,11 +100,18 @@ _SAMPLING = [
 ]
 
 
-def request_options(command: Command) -> Command:
-    """Adds the options of the model, the schedule and the sampling to a command."""
-    for option in reversed([*_MODEL, *_CUT, *_SCHEDULE, *_SAMPLING]):
+def model_options(command: Command) -> Command:
+    """Adds the options of the model and the schedule to a command."""
+    for option in reversed([*_MODEL, *_CUT, *_SCHEDULE]):
         command = option(command)
     return command
+
+
+def request_options(command: Command) -> Command:
+    """Adds the options of the model, the schedule and the sampling to a command."""
+    for option in reversed(_SAMPLING):
+        command = option(command)
+    return model_options(command)
 
 
 def to_sampling(options: dict[str, Any]) -> SamplingOptions:
@@ -146,7 +161,7 @@ def _number(text: str) -> int | str:
 def load_runner(options: dict[str, Any], fastv: Schedule | None) -> Runner:
     """The model that the options name, with a progress bar on a terminal."""
     show_progress = shows_progress(options)
-    model, mmproj = _find_model(options, show_progress)
+    model, mmproj = find_model(options, show_progress)
     with bar("Loading", show_progress) as loading:
         return Runner(
             model,
@@ -166,7 +181,8 @@ def shows_progress(options: dict[str, Any]) -> bool:
     return not (options["no_progress"] or options["verbose"])
 
 
-def _find_model(options: dict[str, Any], show_progress: bool) -> tuple[Any, Any]:
+def find_model(options: dict[str, Any], show_progress: bool) -> tuple[Any, Any]:
+    """The paths of the model and its mmproj; None: the bundled ones."""
     if options["hf_repo"] is None:
         model, mmproj = options["model"], options["mmproj"]
         if model is not None and mmproj is None:

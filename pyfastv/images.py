@@ -33,7 +33,7 @@ MAX_PIXELS = 64_000_000
 # Raster formats that Pillow recognises by their first bytes. Not here: formats that start a program (EPS runs
 # Ghostscript), vector formats, and formats without a signature, which claim arbitrary bytes as a picture.
 # AVIF and HEIF are read where this Pillow can (HEIF: through pillow-heif's opener).
-_FORMATS = (
+FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG"),
     *("JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP"),
 )
@@ -74,7 +74,7 @@ def load_image(source: Picture, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.u
     if isinstance(source, Image.Image):
         return _decode(source, f"the Pillow image ({source.mode})", max_pixels)
     if isinstance(source, str) and source[:5].lower() == "data:":
-        return _open(io.BytesIO(_data_uri(source)), _uri_name(source), max_pixels)
+        return _open(io.BytesIO(data_uri_bytes(source)), _uri_name(source), max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
         file = io.BytesIO(source)
         return _open(file, f"the picture of {file.getbuffer().nbytes} bytes", max_pixels)
@@ -106,7 +106,7 @@ def _uri_name(uri: str) -> str:
     return f"data URI ({uri[5:60].partition(',')[0] or 'text/plain'})"
 
 
-def _data_uri(uri: str) -> bytes:
+def data_uri_bytes(uri: str) -> bytes:
     """RFC 2397: ``data:[<media type>][;base64],<data>``."""
     header, comma, payload = uri.partition(",")
     if not comma:
@@ -128,7 +128,7 @@ def _open(file: BinaryIO, name: str, max_pixels: int) -> NDArray[np.uint8]:
     file.seek(0)
     Image.init()
     try:
-        image = Image.open(file, formats=[known for known in _FORMATS if known in Image.OPEN])
+        image = Image.open(file, formats=[known for known in FORMATS if known in Image.OPEN])
     except UnidentifiedImageError:
         raise ImageError(f"{name}: {_describe(head)}") from None
     # the warning is an exception where the caller has made it one

@@ -14,6 +14,7 @@ from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
 
 from compare import exact_runner
 from dequantize import dequantize
+from serving import Server, serving
 
 REPORT: dict[str, Any] = {
     "visual_tokens": 576,
@@ -137,6 +138,25 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pyfastv.Runner]:
     dequantize(bundled_mmproj(), folder / "mmproj.gguf")
     with exact_runner(folder / "model.gguf", folder / "mmproj.gguf") as runner:
         yield runner
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the bundled model that may fetch pictures; its folder of pictures has clock.png."""
+    for module in ("fastapi", "uvicorn", "prometheus_client", "httpcore2"):
+        pytest.importorskip(module, reason="needs the extra serve")
+    folder = tmp_path_factory.mktemp("served") / "pictures"
+    folder.mkdir()
+    clock = bundled_examples()[0].picture
+    (folder / "clock.png").write_bytes(clock.read_bytes())
+    (folder.parent / "secret.png").write_bytes(clock.read_bytes())
+    (folder / "link.png").symlink_to(folder.parent / "secret.png")
+    with serving(
+        *("--n-ctx", "2048", "--allow-remote-images", "--allow-local-files", str(folder)),
+        *("--max-images", "2", "--max-body-mb", "4"),
+    ) as server:
+        server.folder = folder
+        yield server
 
 
 @pytest.fixture

@@ -1,0 +1,47 @@
+"""The application: everything between a socket and the pool."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from .. import __version__
+from .errors import add_handlers
+from .guard import Guard
+from .metrics import Measured, Metrics
+from .page import page
+from .pool import Pool
+from .routes import make_router
+from .settings import Settings
+
+__all__ = ["make_app"]
+
+_SPARE = 16  # requests that are being read while all places of the pool are taken
+
+
+def make_app(pool: Pool, settings: Settings, queue: int) -> FastAPI:
+    """An ASGI application over a pool that has ``queue`` places to wait. The pool stays the caller's to close."""
+    app = FastAPI(
+        title="pyfastv",
+        version=__version__,
+        description="OpenAI's API over quantized vision-language models, with pictures made cheap.",
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.settings = settings
+    metrics = Metrics(pool)
+    add_handlers(app)
+    app.include_router(make_router(pool, settings, metrics))
+    app.add_route("/", page, include_in_schema=False)
+    # the last one added is the first to see a request
+    app.add_middleware(Guard, settings=settings, in_flight=pool.n_slots + queue + _SPARE)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Requested-With"],
+            max_age=600,
+        )
+    app.add_middleware(Measured, metrics=metrics)
+    return app

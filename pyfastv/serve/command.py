@@ -1,0 +1,112 @@
+"""``pyfastv serve``"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..cli_options import find_model, model_options, shows_progress, to_fastv
+from ..console import bar
+from ..errors import Error
+
+__all__ = ["serve"]
+
+_NEEDED = {"fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic", "httpcore2"}
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0: all, then set --api-key.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, help="0: any that is free.")
+@click.option("--slots", type=click.IntRange(1, 64), default=4, help="Conversations computed at a time.")
+@click.option(
+    "--queue", type=click.IntRange(0, 10_000), default=32, help="Requests that may wait for a slot."
+)
+@click.option("--api-key", envvar="PYFASTV_API_KEY", show_envvar=True, help="Ask for this key.")
+@click.option(
+    "--cors-origin", multiple=True, metavar="ORIGIN", help="Let pages of this site read; *: of all."
+)
+@click.option("--allow-host", multiple=True, metavar="NAME", help="Answer for this host name, too.")
+@click.option("--allow-remote-images", is_flag=True, help="Fetch pictures by http(s), from public addresses.")
+@click.option(
+    "--allow-local-files",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Read pictures by file:// from this folder.",
+)
+@click.option("--max-body-mb", type=click.IntRange(1, 4096), default=32, help="Largest request, in MiB.")
+@click.option("--max-images", type=click.IntRange(0, 1000), default=16, help="Most pictures in a request.")
+@click.option(
+    "--max-pixels", type=click.IntRange(1, 1_000_000_000), default=32_000_000, help="Of one picture."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(1), help="Most tokens in an answer.  [default: the context of a slot]"
+)
+@click.option("--temp", type=click.FloatRange(0, 100), default=0.8, help="Temperature of silent requests.")
+@model_options
+def serve(**options: Any) -> None:
+    """Serve the model over OpenAI's API, with a page to try it at /.
+
+    Clients use http://127.0.0.1:8080/v1 as their base URL. -c is the context of each slot.
+    """
+    fastv = to_fastv(options)
+    try:
+        from . import app, pool, server, settings
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in _NEEDED:
+            raise
+        raise Error(f"pyfastv serve needs {error.name}: pip install 'pyfastv[serve]'") from None
+    listening = server.listen(options["host"], options["port"])
+    with listening:
+        told = _settings(settings, listening.getsockname()[0], options)
+        show_progress = shows_progress(options)
+        model, mmproj = find_model(options, show_progress)
+        with bar("Loading", show_progress) as loading:
+            slots = pool.Pool(
+                model,
+                mmproj,
+                slots=options["slots"],
+                queue=options["queue"],
+                n_ctx=options["n_ctx"] or None,
+                fastv=fastv,
+                max_pixels=options["max_pixels"],
+                n_threads=options["threads"],
+                n_gpu_layers=options["n_gpu_layers"],
+                flash_attn=options["flash_attn"],
+                verbose=options["verbose"],
+                progress=loading,
+            )
+        try:
+            application = app.make_app(slots, told, options["queue"])
+            click.echo(f"pyfastv: {slots.name} at {server.address_of(listening)} (Ctrl-C ends)")
+            server.run(application, slots, listening, verbose=options["verbose"])
+        finally:
+            slots.close(0.0)
+
+
+def _settings(module: Any, address: str, options: dict[str, Any]) -> Any:
+    loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    key = options["api_key"]
+    if key is not None and (not key.strip() or not key.isprintable()):
+        raise click.UsageError("--api-key must be printable and not empty.")
+    if not loopback and key is None:
+        click.echo(
+            f"pyfastv: everyone who reaches {address} can use this server: set --api-key, or --host 127.0.0.1",
+            err=True,
+        )
+    return module.Settings(
+        api_key=key,
+        cors_origins=options["cors_origin"],
+        hosts=tuple(name.lower() for name in options["allow_host"])
+        if loopback or options["allow_host"]
+        else None,
+        allow_remote_images=options["allow_remote_images"],
+        allow_local_files=options["allow_local_files"],
+        max_body_bytes=options["max_body_mb"] * 2**20,
+        max_images=options["max_images"],
+        max_pixels=options["max_pixels"],
+        max_tokens=options["max_tokens"],
+        sampling=module.SamplingDefaults(temperature=options["temp"]),
+    )

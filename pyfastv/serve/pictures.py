@@ -1,0 +1,168 @@
+"""The pictures of a request: where they may come from, how many, and how large."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from anyio import to_thread
+from PIL import Image
+
+from ..errors import ImageError
+from ..images import FORMATS, data_uri_bytes
+from .errors import ApiError, as_api_error
+from .fetch import fetch
+from .schema import ChatMessage, ImagePart
+from .settings import Settings
+
+__all__ = ["PictureReader", "read_local_file"]
+
+_AT_A_TIME = 4  # largest pictures that may be in work
+
+
+class PictureReader:
+    """Reads the pictures of all requests, and keeps what they weigh once decoded within bounds."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._free_pixels = _AT_A_TIME * settings.max_pixels
+
+    @asynccontextmanager
+    async def read(self, messages: Sequence[ChatMessage]) -> AsyncIterator[list[dict[str, Any]]]:
+        """The messages as :meth:`pyfastv.chat.ChatTemplate.render` takes them, pictures as bytes of their files.
+
+        What they weigh is held until the context ends. Raises ApiError.
+        """
+        self._check_counts(messages)
+        read: list[dict[str, Any]] = []
+        pixels = 0
+        for number, message in enumerate(messages):
+            parts: list[dict[str, Any]] = []
+            for at, part in enumerate(message.content):
+                if isinstance(part, ImagePart):
+                    where = f"messages.{number}.content.{at}"
+                    data, size = await self._read_one(part.image_url.url, where)
+                    pixels += size
+                    parts.append({"type": "image", "image": data})
+                else:
+                    parts.append({"type": "text", "text": part.text})
+            # templates know of system, and developer is OpenAI's newer name for it
+            role = "system" if message.role == "developer" else message.role
+            read.append({"role": role, "content": parts})
+        self._take(pixels)
+        try:
+            yield read
+        finally:
+            self._free_pixels += pixels
+
+    def _check_counts(self, messages: Sequence[ChatMessage]) -> None:
+        settings = self._settings
+        parts = len(messages) + sum(len(message.content) for message in messages)
+        if parts > settings.max_parts:
+            raise ApiError(
+                400,
+                f"{parts:,} messages and content parts; the limit is {settings.max_parts:,}",
+                param="messages",
+                code="too_many_parts",
+            )
+        images = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
+        if images > settings.max_images:
+            raise ApiError(
+                400,
+                f"{images} pictures in one request; the limit is {settings.max_images}: see --max-images",
+                param="messages",
+                code="too_many_images",
+            )
+
+    async def _read_one(self, url: str, where: str) -> tuple[bytes, int]:
+        try:
+            data = await self._bytes(url)
+            return data, await to_thread.run_sync(_check_size, data, self._settings.max_pixels)
+        except ImageError as error:
+            failure = as_api_error(ImageError(f"{where}: {error}"))
+            failure.param = where
+            raise failure from None
+
+    async def _bytes(self, url: str) -> bytes:
+        scheme = url.partition(":")[0].lower() if ":" in url[:20] else ""
+        if scheme == "data":
+            return await to_thread.run_sync(data_uri_bytes, url)
+        if scheme in ("http", "https"):
+            if not self._settings.allow_remote_images:
+                raise ImageError(
+                    "this server does not fetch pictures: send a data URI (or start it with --allow-remote-images)"
+                )
+            return await fetch(url, self._settings)
+        if scheme == "file":
+            if self._settings.allow_local_files is None:
+                raise ImageError(
+                    "this server reads no local files: send a data URI (or start it with --allow-local-files)"
+                )
+            return await to_thread.run_sync(read_local_file, url, self._settings)
+        raise ImageError("a picture's url must be a data URI: data:image/png;base64,<data>")
+
+    def _take(self, pixels: int) -> None:
+        most = _AT_A_TIME * self._settings.max_pixels
+        if pixels > most:
+            raise ApiError(
+                413, f"the pictures of this request have {pixels:,} pixels; the limit is {most:,} together"
+            )
+        if pixels > self._free_pixels:
+            raise ApiError(
+                429, "too many large pictures at a time: try again later", headers={"Retry-After": "2"}
+            )
+        self._free_pixels -= pixels
+
+
+def _check_size(data: bytes, max_pixels: int) -> int:
+    """Pixels of a picture, by its header; 0 where decoding will tell what is wrong with it."""
+    Image.init()
+    try:
+        with Image.open(
+            io.BytesIO(data), formats=[known for known in FORMATS if known in Image.OPEN]
+        ) as image:
+            pixels = image.width * image.height
+    except Exception:  # plugins raise anything on damaged headers
+        return 0
+    if pixels > max_pixels:
+        raise ImageError(
+            f"{image.width} x {image.height} is {pixels:,} pixels, the limit is {max_pixels:,}: "
+            "make the picture smaller (see --max-pixels)"
+        )
+    return pixels
+
+
+def read_local_file(url: str, settings: Settings) -> bytes:
+    """The bytes of a file:// URL within the folder that was allowed. Raises ImageError, the same for files outside of
+    the folder and for files that are not there: a client learns nothing of what lies elsewhere."""
+    assert settings.allow_local_files is not None
+    nothing = ImageError(f"{url[:100]}: no such file in the folder of --allow-local-files")
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise nothing from None
+    path = unquote(parts.path)
+    if parts.netloc not in ("", "localhost") or "\0" in path or not path.startswith("/"):
+        raise nothing
+    folder = settings.allow_local_files
+    try:
+        # symbolic links are followed first: what counts is where the file lies
+        real = Path(os.path.realpath(path, strict=True))
+        real.relative_to(os.path.realpath(folder, strict=True))
+        # of a pipe or a device there is no end
+        descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | getattr(os, "O_CLOEXEC", 0))
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise nothing
+            data = file.read(settings.remote_bytes + 1)
+    except (OSError, ValueError):
+        raise nothing from None
+    if len(data) > settings.remote_bytes:
+        raise ImageError(f"{url[:100]}: larger than {settings.remote_bytes:,} bytes")
+    return data

@@ -1,0 +1,124 @@
+"""Answers in OpenAI's form, with llama-server's ``timings`` and what became of the pictures."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..answer import Report
+from .pool import TokenProb
+
+__all__ = ["chat_logprobs", "details", "head", "text_logprobs", "timings", "unpruned_prefill_ms", "usage"]
+
+
+def head(kind: str, prefix: str, model: str) -> dict[str, Any]:
+    """What every object of one answer begins with."""
+    return {
+        "id": f"{prefix}-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": "pyfastv",
+    }
+
+
+def usage(report: Report) -> dict[str, Any]:
+    """Tokens; beside OpenAI's keys ``visual_tokens`` and ``visual_tokens_kept``, those that the last layers see."""
+    return {
+        "prompt_tokens": report.prompt_tokens,
+        "completion_tokens": report.generated_tokens,
+        "total_tokens": report.prompt_tokens + report.generated_tokens,
+        "prompt_tokens_details": {"cached_tokens": report.cached_tokens},
+        "visual_tokens": report.visual_tokens,
+        "visual_tokens_kept": report.visual_tokens_kept,
+    }
+
+
+def timings(report: Report) -> dict[str, Any]:
+    """llama-server's keys (``prompt_*``: what was not cached, the vision encoder included), then the stages."""
+    prompt_n = report.prompt_tokens - report.cached_tokens
+    prefill_ms = report.full_ms + report.stage0_ms + report.choose_ms + report.later_ms
+    prompt_ms = report.encode_ms + prefill_ms
+    predicted_n, predicted_ms = report.generated_tokens, report.generate_ms
+    return {
+        "cache_n": report.cached_tokens,
+        "prompt_n": prompt_n,
+        "prompt_ms": prompt_ms,
+        "prompt_per_token_ms": _share(prompt_ms, prompt_n),
+        "prompt_per_second": _share(1000.0 * prompt_n, prompt_ms),
+        "predicted_n": predicted_n,
+        "predicted_ms": predicted_ms,
+        "predicted_per_token_ms": _share(predicted_ms, predicted_n),
+        "predicted_per_second": _share(1000.0 * predicted_n, predicted_ms),
+        "first_token_ms": report.first_token_ms,
+        "image_decode_ms": report.image_decode_ms,
+        "encode_ms": report.encode_ms,
+        "full_ms": report.full_ms,
+        "stage0_ms": report.stage0_ms,
+        "choose_ms": report.choose_ms,
+        "later_ms": report.later_ms,
+        "pictures_encoded": report.pictures_encoded,
+        "pictures_from_cache": report.pictures_from_cache,
+        "recalled_tokens": report.recalled_tokens,
+    }
+
+
+def unpruned_prefill_ms(report: Report, n_layer: int) -> float | None:
+    """What prefill would have taken with every token in every layer: an estimate.
+
+    The layers before the first cut saw every token that came; their time, by layer, is taken for the others. The
+    attention of a layer costs the same in all of them then, so that nothing but the output layer is left out. None
+    where nothing went through stages.
+    """
+    first_cut = report.first_layers[1] if len(report.first_layers) > 1 else 0
+    if not first_cut or report.stage0_ms <= 0:
+        return None
+    return report.full_ms + report.stage0_ms * n_layer / first_cut
+
+
+def details(report: Report, found: Mapping[str, Any] | None, n_layer: int) -> dict[str, Any]:
+    """``fastv_details``: which visual tokens each stage sees, and the time beside an estimate of it without pruning."""
+    return {
+        "fastv": None if report.fastv is None else report.fastv.spec(),
+        "n_layer": n_layer,
+        "first_layers": list(report.first_layers),
+        "visual_tokens_in_stage": list(report.visual_tokens_in_stage),
+        "grids": [] if found is None else found["grids"],
+        "kept": [] if found is None else found["kept"],
+        "prefill_ms": report.full_ms + report.stage0_ms + report.choose_ms + report.later_ms,
+        "unpruned_prefill_ms_estimate": unpruned_prefill_ms(report, n_layer),
+    }
+
+
+def chat_logprobs(probs: Sequence[TokenProb], n_top: int) -> dict[str, Any]:
+    """Of a chat completion's choice."""
+    content = [
+        {**_entry(prob), "top_logprobs": [_entry(other) for other in prob.top[:n_top]]} for prob in probs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def text_logprobs(probs: Sequence[TokenProb], n_top: int, offset: int) -> dict[str, Any]:
+    """Of a text completion's choice; ``offset``: characters of the answer before these tokens."""
+    offsets = []
+    for prob in probs:
+        offsets.append(offset)
+        offset += len(prob.token)
+    return {
+        "tokens": [prob.token for prob in probs],
+        "token_logprobs": [prob.logprob for prob in probs],
+        "top_logprobs": [{other.token: other.logprob for other in prob.top[:n_top]} for prob in probs],
+        "text_offset": offsets,
+    }
+
+
+def _entry(prob: TokenProb) -> dict[str, Any]:
+    # JSON has no infinity: a token that the grammar excludes
+    logprob = max(prob.logprob, -9999.0)
+    return {"token": prob.token, "logprob": logprob, "bytes": list(prob.bytes)}
+
+
+def _share(amount: float, of: float) -> float:
+    return amount / of if of > 0 else 0.0

@@ -1,0 +1,53 @@
+"""What the HTTP layer was told when it was started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["SamplingDefaults", "Settings"]
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """For requests that are silent; llama-server's own (OpenAI's temperature and top_p are 1, with no top_k, min_p)."""
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Access, limits and defaults of a server."""
+
+    api_key: str | None = None
+    """Asked of every request but those for the page and ``/health``."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may read the answers; "*": all."""
+    hosts: tuple[str, ...] | None = ()
+    """Names in a Host header that are taken, beside loopback ones; None: any."""
+    allow_remote_images: bool = False
+    allow_local_files: Path | None = None
+    """The folder whose pictures file:// may name."""
+    max_body_bytes: int = 32 * 2**20
+    max_nodes: int = 100_000
+    """Brackets, braces and commas in a body: what its parsed form can weigh."""
+    max_depth: int = 32
+    """Nested lists and objects in a body."""
+    max_parts: int = 1024
+    """Messages, and their content parts together."""
+    max_images: int = 16
+    """Pictures in a request, those of earlier turns included."""
+    max_pixels: int = 32_000_000
+    """Of one picture; four times this may be in work at a time."""
+    max_tokens: int | None = None
+    """Most tokens that a request may ask for; None: the context of a slot."""
+    body_seconds: float = 60.0
+    """In which a request's body has to arrive."""
+    remote_bytes: int = 20 * 2**20
+    remote_seconds: float = 15.0
+    """For one picture from the web, redirects included."""
+    remote_redirects: int = 3
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)

@@ -1,0 +1,259 @@
+"""The official openai package against a server of the bundled model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+
+import pytest
+
+openai = pytest.importorskip("openai", reason="needs openai")
+
+from pyfastv.models import bundled_examples  # noqa: E402
+
+from serving import CLOCK, Server, data_uri, question  # noqa: E402
+
+MODEL = "tiny-llava-Q4_K_M.gguf"
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+def test_the_model_is_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError, match="no such model"):
+        client.models.retrieve("gpt-4")
+
+
+@pytest.mark.parametrize("example", bundled_examples()[::4], ids=lambda e: e.picture.stem)
+def test_questions_about_pictures_are_answered(client: openai.OpenAI, example) -> None:
+    messages = [question(example.question, data_uri(example.picture))]
+    answer = client.chat.completions.create(model="any", messages=messages, temperature=0)
+    assert answer.choices[0].message.content == example.answer
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.model == MODEL
+
+
+def test_usage_tells_visual_tokens_and_kept_ones(client: openai.OpenAI) -> None:
+    messages = [question(CLOCK.question, data_uri(CLOCK.picture))]
+    answer = client.chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, extra_body={"fastv": "k=2,drop=0.75"}
+    )
+    assert answer.usage.visual_tokens == 576
+    assert answer.usage.visual_tokens_kept == 144
+    assert answer.usage.prompt_tokens > 576
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_a_stream_says_what_a_whole_answer_says(client: openai.OpenAI) -> None:
+    messages = [question("Describe the image.", data_uri(CLOCK.picture))]
+    whole = client.chat.completions.create(model=MODEL, messages=messages, temperature=0)
+    with client.chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, stream=True, stream_options={"include_usage": True}
+    ) as stream:
+        chunks = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == (
+        whole.choices[0].message.content
+    )
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert not chunks[-1].choices
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_a_stream_has_no_usage_unless_it_is_asked_for(client: openai.OpenAI) -> None:
+    with client.chat.completions.create(
+        model=MODEL, messages=[question("Hello")], temperature=0, max_tokens=3, stream=True
+    ) as stream:
+        chunks = list(stream)
+    assert all(chunk.choices and chunk.usage is None for chunk in chunks)
+    assert chunks[-1].timings["predicted_n"] == 3
+
+
+def test_later_turns_build_on_earlier_ones(client: openai.OpenAI) -> None:
+    messages = [question(CLOCK.question, data_uri(CLOCK.picture))]
+    first = client.chat.completions.create(model=MODEL, messages=messages, temperature=0)
+    messages += [
+        {"role": "assistant", "content": first.choices[0].message.content},
+        {"role": "user", "content": "Is the clock digital or analog?"},
+    ]
+    second = client.chat.completions.create(model=MODEL, messages=messages, temperature=0)
+    assert "analog" in second.choices[0].message.content.lower()
+    assert second.usage.prompt_tokens_details.cached_tokens > 576
+    assert second.timings["pictures_encoded"] == 0
+
+
+def test_logprobs_are_of_the_answers_tokens(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[question(CLOCK.question, data_uri(CLOCK.picture))],
+        temperature=0,
+        logprobs=True,
+        top_logprobs=3,
+    )
+    tokens = answer.choices[0].logprobs.content
+    text = b"".join(bytes(token.bytes) for token in tokens).decode()
+    assert text.strip() == CLOCK.answer
+    assert len(tokens) == answer.usage.completion_tokens
+    for token in tokens:
+        assert token.logprob <= 0
+        probs = [other.logprob for other in token.top_logprobs]
+        assert len(probs) == 3
+        assert probs == sorted(probs, reverse=True)
+        assert sum(map(math.exp, probs)) <= 1 + 1e-6
+        assert token.logprob == pytest.approx(probs[0], abs=1e-5)  # greedy
+
+
+def test_without_top_logprobs_there_are_no_alternatives(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=[question("Hello")], temperature=0, max_tokens=2, logprobs=True
+    )
+    assert [token.top_logprobs for token in answer.choices[0].logprobs.content] == [[], []]
+
+
+def test_an_answer_follows_a_json_schema(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"kind": {"enum": ["digital", "analog"]}},
+        "required": ["kind"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[question("Is the clock digital or analog?", data_uri(CLOCK.picture))],
+        temperature=0,
+        response_format={"type": "json_schema", "json_schema": {"name": "clock", "schema": schema}},
+    )
+    assert json.loads(answer.choices[0].message.content) in ({"kind": "analog"}, {"kind": "digital"})
+
+
+def test_an_answer_can_be_any_json_object(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[question("Describe the image.", data_uri(CLOCK.picture))],
+        temperature=0,
+        max_tokens=200,
+        response_format={"type": "json_object"},
+    )
+    text = answer.choices[0].message.content
+    assert text.startswith("{")
+    if answer.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(text), dict)
+
+
+def test_stop_strings_end_an_answer(client: openai.OpenAI) -> None:
+    messages = [question(CLOCK.question, data_uri(CLOCK.picture))]
+    answer = client.chat.completions.create(model=MODEL, messages=messages, temperature=0, stop=["9", "~"])
+    assert answer.choices[0].message.content == "It is "
+    assert answer.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_max_tokens_ends_an_answer(client: openai.OpenAI, name: str) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=[question("Describe the image.")], temperature=0, **{name: 2}
+    )
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 2
+
+
+def test_a_seed_makes_an_answer_come_again(client: openai.OpenAI) -> None:
+    def say(seed: int) -> str:
+        answer = client.chat.completions.create(
+            model=MODEL, messages=[question("Tell me something.")], temperature=2, seed=seed, max_tokens=12
+        )
+        return answer.choices[0].message.content
+
+    assert say(-7) == say(-7)
+    assert len({say(seed) for seed in range(4)}) > 1
+
+
+def test_text_goes_on_without_a_template(client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model=MODEL, prompt="USER: What color is the sky? ASSISTANT:", temperature=0, max_tokens=5, logprobs=2
+    )
+    choice = answer.choices[0]
+    assert choice.text
+    assert (
+        len(choice.logprobs.tokens) == len(choice.logprobs.token_logprobs) == answer.usage.completion_tokens
+    )
+    with client.completions.create(
+        model=MODEL,
+        prompt=["USER: What color is the sky? ASSISTANT:"],
+        temperature=0,
+        max_tokens=5,
+        stream=True,
+    ) as stream:
+        assert "".join(chunk.choices[0].text for chunk in stream) == choice.text
+
+
+def test_ignored_fields_do_no_harm(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="gpt-4o",
+        messages=[{"role": "developer", "content": "Be brief."}, question("Hello")],
+        max_tokens=2,
+        user="me",
+        store=False,
+        metadata={"a": "b"},
+        parallel_tool_calls=True,
+        service_tier="auto",
+        tool_choice="auto",
+        tools=[],
+        n=1,
+    )
+    assert answer.usage.completion_tokens <= 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 2),
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tool_choice", "required"),
+        ("modalities", ["audio"]),
+        ("audio", {"voice": "alloy", "format": "wav"}),
+        ("logit_bias", {"5": 3}),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(client: openai.OpenAI, field: str, value: object) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=MODEL, messages=[question("Hello")], extra_body={field: value})
+    assert caught.value.param == field
+    assert field in caught.value.message
+
+
+def test_pruning_is_told_in_detail_on_request(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[question(CLOCK.question, data_uri(CLOCK.picture))],
+        temperature=0,
+        extra_body={"fastv": {"k": 3, "drop": 0.5}, "fastv_details": True},
+    )
+    told = answer.fastv_details
+    assert told["fastv"].startswith("k=3,drop=0.5")
+    assert told["grids"] == [[[24, 24]]]
+    assert told["first_layers"] == [0, 3]
+    assert [len(kept) for kept in told["kept"]] == [288] == told["visual_tokens_in_stage"][1:]
+    assert set(told["kept"][0]) < set(range(576))
+    # 3 of 12 layers saw everything
+    expected = answer.timings["full_ms"] + 4 * answer.timings["stage0_ms"]
+    assert told["unpruned_prefill_ms_estimate"] == pytest.approx(expected)
+
+
+def test_off_is_off(client: openai.OpenAI) -> None:
+    for off in (False, "off"):
+        answer = client.chat.completions.create(
+            model=MODEL,
+            messages=[question(CLOCK.question, data_uri(CLOCK.picture))],
+            temperature=0,
+            extra_body={"fastv": off, "fastv_details": True},
+        )
+        assert answer.usage.visual_tokens_kept == 576
+        assert answer.fastv_details["unpruned_prefill_ms_estimate"] is None
