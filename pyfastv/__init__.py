@@ -8,6 +8,7 @@ from .answer import Answer, Report
 from .errors import (
     ClosedError,
     ContextLengthError,
+    DataError,
     DecodeError,
     Error,
     ImageError,
@@ -31,6 +32,7 @@ __all__ = [
     "ClosedError",
     "ContextLengthError",
     "Cut",
+    "DataError",
     "DecodeError",
     "Error",
     "FastV",

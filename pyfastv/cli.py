@@ -13,6 +13,7 @@ from .cli_options import load_runner, request_options, shows_progress, to_fastv,
 from .console import bar
 from .demo import run_demo
 from .errors import Error
+from .eval.command import eval_command
 from .images import load_image
 from .info import describe, gather
 from .repl import Repl
@@ -95,6 +96,9 @@ def info(model: str | None, mmproj: str | None, as_json: bool) -> None:
 def lib_path_command() -> None:
     """Print the folder of the patched libllama and libmtmd."""
     click.echo(lib_path())
+
+
+cli.add_command(eval_command)
 
 
 @cli.command()

@@ -16,7 +16,15 @@ from .presets import PRESETS, Recommended, to_schedule
 from .runner import Runner
 from .schedule import RECALL, SCORES, Cut, Schedule
 
-__all__ = ["load_runner", "request_options", "shows_progress", "to_fastv", "to_sampling"]
+__all__ = [
+    "load_runner",
+    "model_options",
+    "request_options",
+    "runner_arguments",
+    "shows_progress",
+    "to_fastv",
+    "to_sampling",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -99,6 +107,13 @@ def request_options(command: Command) -> Command:
     return command
 
 
+def model_options(command: Command) -> Command:
+    """Adds the options of the model alone."""
+    for option in reversed(_MODEL):
+        command = option(command)
+    return command
+
+
 def to_sampling(options: dict[str, Any]) -> SamplingOptions:
     """The sampling keywords of a request. A wrong value is told before a model is loaded."""
     sampling: SamplingOptions = {
@@ -145,20 +160,23 @@ def _number(text: str) -> int | str:
 
 def load_runner(options: dict[str, Any], fastv: Schedule | None) -> Runner:
     """The model that the options name, with a progress bar on a terminal."""
-    show_progress = shows_progress(options)
-    model, mmproj = _find_model(options, show_progress)
-    with bar("Loading", show_progress) as loading:
-        return Runner(
-            model,
-            mmproj,
-            n_ctx=options["n_ctx"],
-            n_threads=options["threads"],
-            n_gpu_layers=options["n_gpu_layers"],
-            flash_attn=options["flash_attn"],
-            verbose=options["verbose"],
-            fastv=fastv,
-            progress=loading,
-        )
+    arguments = runner_arguments(options)
+    with bar("Loading", shows_progress(options)) as loading:
+        return Runner(**arguments, fastv=fastv, progress=loading)
+
+
+def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of :class:`pyfastv.Runner` that the options of the model stand for."""
+    model, mmproj = _find_model(options, shows_progress(options))
+    return {
+        "model_path": model,
+        "mmproj_path": mmproj,
+        "n_ctx": options["n_ctx"],
+        "n_threads": options["threads"],
+        "n_gpu_layers": options["n_gpu_layers"],
+        "flash_attn": options["flash_attn"],
+        "verbose": options["verbose"],
+    }
 
 
 def shows_progress(options: dict[str, Any]) -> bool:
