@@ -1,4 +1,4 @@
-"""The command line: ``pyfastv ask``, ``chat``, ``info``, ``demo`` and ``lib-path``."""
+"""The command line: ``pyfastv ask``, ``chat``, ``eval``, ``tune``, ``info``, ``demo`` and ``lib-path``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .eval.command import eval_command
 from .images import load_image
 from .info import describe, gather
 from .repl import Repl
+from .tune.command import tune_command
 
 __all__ = ["main"]
 
@@ -99,6 +100,7 @@ def lib_path_command() -> None:
 
 
 cli.add_command(eval_command)
+cli.add_command(tune_command)
 
 
 @cli.command()

@@ -13,6 +13,7 @@ from .console import bar
 from .models import from_hub, mmproj_beside
 from .options import Sampling, SamplingOptions
 from .presets import PRESETS, Recommended, to_schedule
+from .profile import Profile
 from .runner import Runner
 from .schedule import RECALL, SCORES, Cut, Schedule
 
@@ -74,6 +75,7 @@ _SCHEDULE = [
         metavar="SPEC",
         help=f'In place of these: cuts as in "k=2,drop=0.5;k=6,drop=0.75", or {", ".join(PRESETS)}, off.',
     ),
+    click.option("--profile", metavar="FILE", help="In place of these: what pyfastv tune found."),
     click.option(
         "--recall",
         type=float,
@@ -134,10 +136,14 @@ def to_fastv(options: dict[str, Any]) -> Schedule | None:
     named = [name for name in _CUT_NAMES if given(name) is ParameterSource.COMMANDLINE]
     if options["schedule"] is not None and named:
         raise click.UsageError(f"--schedule excludes --{named[0]}.")
+    if options["profile"] is not None and (named or options["schedule"] is not None):
+        raise click.UsageError(f"--profile excludes --{named[0] if named else 'schedule'}.")
     if options["off"] and named != ["off"]:
         raise click.UsageError("--off excludes --k, --drop, --score, --pick, --weigh and --merge.")
     if options["off"]:
         schedule = None
+    elif options["profile"] is not None:
+        schedule = Profile.load(options["profile"]).schedule
     elif options["schedule"] is not None:
         schedule = to_schedule(options["schedule"])
     elif set(named) <= {"k", "drop"}:
@@ -166,8 +172,12 @@ def load_runner(options: dict[str, Any], fastv: Schedule | None) -> Runner:
 
 
 def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:
-    """The keywords of :class:`pyfastv.Runner` that the options of the model stand for."""
+    """The keywords of :class:`pyfastv.Runner` that the options of the model stand for.
+
+    Refuses a ``--profile`` of another model."""
     model, mmproj = _find_model(options, shows_progress(options))
+    if options.get("profile") is not None:
+        Profile.load(options["profile"]).check(model)
     return {
         "model_path": model,
         "mmproj_path": mmproj,
