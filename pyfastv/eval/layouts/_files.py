@@ -41,6 +41,8 @@ class Source:
 
     def choose(self, files: Sequence[Path]) -> Path:
         """The file of the split; without one, the validation file, or else the first. Raises DataError."""
+        if not files:
+            raise DataError(f"{self.path}: has no file of this layout")
         if self.split is not None:
             files = [file for file in files if self.split in file.name]
             if not files:

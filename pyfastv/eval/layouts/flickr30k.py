@@ -25,7 +25,7 @@ def recognizes(source: Source) -> bool:
 
 def load(source: Source) -> Dataset:
     """One question a picture. Karpathy's file comes first, with his test split unless another one is asked for."""
-    file = _find(source)[0]
+    file = Source(source.path).choose(_find(source)[:1])
     if file.suffix == ".json":
         captions = _karpathy(file, source.split or "test")
     elif file.suffix == ".csv":
