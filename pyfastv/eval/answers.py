@@ -31,7 +31,8 @@ class Given:
 class AnswerFile:
     """Answers by setting and question, in memory and, with a path, in a file that every answer is added to.
 
-    A last line that was cut off is removed. Settings that mean the same share their answers, however they are written.
+    A last line that was cut off is removed when the next answer is written. Settings that mean the same share their
+    answers, however they are written.
     Lines whose setting this version does not know are left alone.
     """
 
@@ -39,6 +40,7 @@ class AnswerFile:
         """Raises DataError: the file cannot be read, or a line before the last is not an answer."""
         self._path = None if path is None else Path(os.fsdecode(path))
         self._given: dict[tuple[str, str], Given] = {}
+        self._cut_at: int | None = None  # bytes of whole lines, until the file is first written
         if self._path is None:
             return
         try:
@@ -46,9 +48,7 @@ class AnswerFile:
             complete = text.rpartition(b"\n")[0]
             for number, line in enumerate(complete.splitlines(), 1):
                 self._read(line, f"{self._path}, line {number}")
-            if len(complete) + bool(complete) < len(text):
-                with self._path.open("rb+") as file:
-                    file.truncate(len(complete) + bool(complete))
+            self._cut_at = len(complete) + bool(complete)
         except OSError as error:
             raise DataError(f"{self._path}: cannot be read: {error.strerror}") from None
 
@@ -91,6 +91,9 @@ class AnswerFile:
             lines.append(json.dumps(values) + "\n")
         if self._path is not None:
             try:
+                if self._cut_at is not None and self._path.exists():
+                    os.truncate(self._path, self._cut_at)
+                self._cut_at = None
                 with self._path.open("a", encoding="utf-8") as file:
                     file.writelines(lines)
             except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -56,7 +57,7 @@ def plot(evaluation: Evaluation, path: str | os.PathLike[str]) -> None:
     panels = [("retained share of the visual tokens, mean over the layers", _shares(evaluation))]
     if all(result.timing is not None for result in evaluation.results):
         panels.append(("time to first token, ms (median)", _times(evaluation)))
-    figure = figure_of(figsize=(7.6 * len(panels), 6.4), layout="constrained")
+    figure = figure_of(figsize=(8.0 * len(panels), 7.0), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     rules = list(dict.fromkeys(point.rule for point in panels[0][1]))
     for axis, (name, points) in zip(axes, panels, strict=True):
@@ -65,7 +66,7 @@ def plot(evaluation: Evaluation, path: str | os.PathLike[str]) -> None:
         axis.set_xlim(left=0)
     axes[0].set_ylabel(f"score, % ({evaluation.scorer}), with 95 % interval")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(panels), frameon=False)
     figure.suptitle(f"{evaluation.n_questions} questions about {evaluation.n_pictures} pictures")
     try:
         figure.savefig(path, dpi=130)
@@ -94,8 +95,9 @@ def _draw(axis: Any, points: Sequence[Point], rules: Sequence[str]) -> None:
             color=color,
             ecolor=color,
             elinewidth=0.8,
-            markersize=7,
-            alpha=0.9,
+            markersize=8,
+            markeredgecolor="white",
+            markeredgewidth=0.6,
             label=rule,
         )
     front = pareto(points)
@@ -108,23 +110,30 @@ def _draw(axis: Any, points: Sequence[Point], rules: Sequence[str]) -> None:
         zorder=1,
         label="nothing beats these at both",
     )
-    # the same cut has the same cost with every rule: one label a column, above its highest point
-    columns: dict[str, Point] = {}
-    for point in points:
-        if point.label and (point.label not in columns or point.high > columns[point.label].high):
-            columns[point.label] = point
-    for label, point in columns.items():
+    for point in _labeled(points, front):
+        axis.axvline(point.x, color="black", alpha=0.15, linewidth=0.8, zorder=0)
         axis.annotate(
-            label,
-            (point.x, point.high),
+            point.label,
+            (point.x, 1.0),
+            xycoords=axis.get_xaxis_transform(),
             textcoords="offset points",
-            xytext=(0, 6),
-            ha="left",
-            rotation=60,
+            xytext=(0, 4),
+            rotation=45,
             fontsize=8,
         )
-    axis.grid(alpha=0.25)
-    axis.margins(y=0.16)
+    axis.grid(axis="y", alpha=0.25)
+    low, high = min(point.low for point in points), max(point.high for point in points)
+    axis.set_ylim(low - 0.05 * (high - low) - 0.5, high + 0.05 * (high - low) + 0.5)
+
+
+def _labeled(points: Sequence[Point], front: Sequence[Point]) -> list[Point]:
+    """One point of every cut that costs the same with all rules, and of other cuts those that nothing beats."""
+    labeled: list[Point] = []
+    for label in dict.fromkeys(point.label for point in points if point.label):
+        own = [point for point in points if point.label == label]
+        same = all(math.isclose(point.x, own[0].x, rel_tol=1e-3) for point in own)
+        labeled += own[:1] if same else [point for point in own if point in front]
+    return labeled
 
 
 def _shares(evaluation: Evaluation) -> list[Point]:
