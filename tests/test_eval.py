@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 import pyfastv
 from pyfastv import DataError, OptionError
-from pyfastv.cli import main
-from pyfastv.eval import AnswerFile, Asking, Given, Question, Timing, ask_all, evaluate, plot
+from pyfastv.cli import cli, main
+from pyfastv.eval import (
+    LAYOUTS,
+    SCORERS,
+    AnswerFile,
+    Asking,
+    Given,
+    Question,
+    Timing,
+    ask_all,
+    evaluate,
+    plot,
+)
 from pyfastv.eval import asking as asking_module
-from pyfastv.eval.bootstrap import mean_interval, median_interval, upper_bound
 from pyfastv.eval.command import pick_pictures
 from pyfastv.eval.plot import Point, pareto
 from pyfastv.eval.settings import check_settings, same_as
@@ -176,42 +189,18 @@ def test_a_model_that_cannot_be_loaded_ends_all_processes(tmp_path: Path) -> Non
         ask_all(QUESTIONS[:5], ["off"], AnswerFile(), asking)
 
 
-# bootstrap
+def test_a_process_that_is_ended_ends_the_run() -> None:
+    """As the system does when memory runs out."""
+    pictures = {question.image: question for question in QUESTIONS}.values()
 
+    def end_them(done: int, total: int) -> None:
+        for process in psutil.Process().children():
+            if any("spawn_main" in argument for argument in process.cmdline()):
+                process.kill()
 
-def test_the_interval_of_a_share_is_that_of_the_binomial() -> None:
-    """900 of 1000 independent questions: a normal interval of 1.96 * sqrt(0.9 * 0.1 / 1000) = 0.0186 to each side."""
-    interval = mean_interval([1.0] * 900 + [0.0] * 100, range(1000))
-    assert interval.value == pytest.approx(0.9)
-    assert interval.low == pytest.approx(0.9 - 0.0186, abs=0.002)
-    assert interval.high == pytest.approx(0.9 + 0.0186, abs=0.002)
-    one_sided = upper_bound([1.0] * 900 + [0.0] * 100, range(1000))
-    assert one_sided == pytest.approx(0.9 + 1.645 * 0.00949, abs=0.002)
-
-
-def test_questions_about_one_picture_count_as_one() -> None:
-    values = [1.0] * 30 + [0.0] * 30
-    apart = mean_interval(values, range(60))
-    together = mean_interval(values, [number // 10 for number in range(60)])
-    assert together.high - together.low > 2 * (apart.high - apart.low)
-
-
-def test_nine_of_ten_intervals_hold_the_true_mean() -> None:
-    """Coverage, on pictures with 1 to 4 questions; 95 % of the intervals are to hold it, fewer with few pictures."""
-    random = np.random.default_rng(5)
-    held = 0
-    for _ in range(100):
-        sizes = random.integers(1, 5, 40)
-        pictures = np.repeat(np.arange(40), sizes)
-        values = np.repeat(random.normal(2.0, 1.0, 40), sizes) + random.normal(0, 0.5, len(pictures))
-        interval = mean_interval(values, pictures.tolist())
-        held += interval.low <= 2.0 <= interval.high
-    assert 88 <= held <= 99
-
-
-def test_medians_have_intervals_around_them() -> None:
-    interval = median_interval([1.0, 2.0, 3.0, 4.0, 100.0])
-    assert (interval.value, interval.low >= 1.0, interval.high <= 100.0) == (3.0, True, True)
+    asking = Asking({"n_ctx": 1024, "n_threads": 1}, processes=2)
+    with pytest.raises(pyfastv.Error, match="one of 2 processes was ended"):
+        ask_all(list(pictures), ["off", "fastv", "vtw"], AnswerFile(), asking, end_them)
 
 
 # the result
@@ -393,3 +382,17 @@ def test_wrong_options_are_one_line_and_status_1(
 def test_pictures_to_time_are_spread_over_the_dataset() -> None:
     assert [question.id for question in pick_pictures(tuple(QUESTIONS), 2)] == ["0", "5"]
     assert len(pick_pictures(tuple(QUESTIONS), 9)) == 4
+
+
+def test_the_commands_in_the_documentation_are_valid() -> None:
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    text = (docs / "eval.md").read_text("utf-8") + (docs / "tune.md").read_text("utf-8")
+    lines = [shlex.split(found) for found in re.findall(r"^ {4}pyfastv (.*)$", text, re.M)]
+    assert {line[0] for line in lines} == {"eval", "tune", "ask"}
+    for name, *arguments in lines:
+        cli.commands[name].make_context(name, arguments)
+
+
+def test_the_documentation_names_every_layout_and_scorer() -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "eval.md").read_text("utf-8")
+    assert all(f"| `{name}` |" in text for name in {*SCORERS, *LAYOUTS} - {"jsonl"})

@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -94,9 +98,18 @@ def _run(jobs: list[Job], asking: Asking) -> Iterator[list[Given]]:
             for job in jobs:
                 yield _answer(runner, job, asking)
         return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(asking.processes, len(jobs)), _start, (asking,)) as pool:
-        yield from pool.imap_unordered(_answer_in_worker, jobs)
+    executor = ProcessPoolExecutor(
+        min(asking.processes, len(jobs)), multiprocessing.get_context("spawn"), _start, (asking,)
+    )
+    try:
+        for future in as_completed([executor.submit(_answer_in_worker, job) for job in jobs]):
+            yield future.result()
+    except BrokenProcessPool:
+        raise Error(
+            f"one of {asking.processes} processes was ended, by a lack of memory perhaps: use fewer processes"
+        ) from None
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def _answer(runner: Runner, job: Job, asking: Asking) -> list[Given]:
@@ -131,8 +144,9 @@ _worker: tuple[Runner, Asking] | Error
 
 
 def _start(asking: Asking) -> None:
-    # an error here would make the pool start workers for ever
     global _worker
+    # Ctrl-C goes to all processes, and the first one tells of it
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:
         _worker = Runner(**{"fastv": None, **asking.runner}), asking
     except Error as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import click
@@ -76,7 +77,7 @@ def pick_pictures(questions: tuple[Question, ...], n: int) -> list[Question]:
 @click.option("--limit", type=int, help="Only the first questions.")
 @click.option("-n", "--max-tokens", type=int, default=96, help="Most tokens in an answer.")
 @click.option("--system", help="System message.")
-@click.option("--processes", type=int, default=1, help="Each loads the model.")
+@click.option("--processes", type=int, default=1, help="Each loads the model, and has its part of the cores.")
 @click.option(
     "--time",
     "timed",
@@ -102,12 +103,12 @@ def eval_command(data: str, **options: Any) -> None:
     dataset, instruction = load(data, options, limit)
     scorer = options["scorer"] or dataset.scorer
     check_answers(scorer, dataset.questions)
+    processes = integer("processes", options["processes"], 1, 256)
+    runner = runner_arguments(options)
+    if processes > 1 and runner["n_threads"] is None:
+        runner["n_threads"] = max(1, (os.cpu_count() or 1) // processes)
     asking = Asking(
-        runner_arguments(options),
-        instruction,
-        options["system"],
-        integer("max_tokens", options["max_tokens"], 1),
-        integer("processes", options["processes"], 1, 256),
+        runner, instruction, options["system"], integer("max_tokens", options["max_tokens"], 1), processes
     )
 
     with bar("Answering", shows_progress(options)) as progress:
