@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-import pyfastv
+import pyfastv.eval
+from pyfastv.console import bar
+from pyfastv.eval import AnswerFile, Asking, Given, ask_all
 
 REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "reference"
 sys.path.insert(0, str(REFERENCE))
@@ -35,78 +34,32 @@ SETTINGS = [
     *(f"k={k},drop={drop}" for k, drop in ((2, 0.5), (2, 0.75), (4, 0.5), (4, 0.75), (6, 0.75))),
 ]
 
-Question = dict[str, Any]
-Job = tuple[list[str], Question]  # settings, question
-Given = dict[str, Any]  # setting, id, answer, share of the visual tokens retained, average over the layers
-
-runner: pyfastv.Runner
-bench: Path
-
-
-def start(folder: Path, model: Path | None, mmproj: Path | None) -> None:
-    """Load the model in a worker. One thread each: several small models side by side beat one on many cores."""
-    global runner, bench
-    bench = folder
-    runner = pyfastv.Runner(model, mmproj, n_ctx=1024, n_threads=1, fastv=None)
-
-
-def answer(picture: list[Job]) -> list[Given]:
-    """All questions about one picture, setting by setting: the encoder sees it once, stage 0 once for each setting."""
-    given = []
-    for setting in dict.fromkeys(s for settings, _ in picture for s in settings):
-        runner.set_fastv(None if setting == "off" else setting)
-        for settings, question in picture:
-            if setting in settings:
-                made = runner.ask(bench / question["image"], question["question"], max_tokens=MAX_TOKENS)
-                share = made.report.retained_share
-                given.append({"setting": setting, "id": question["id"], "answer": made.text, "share": share})
-    return given
+Question = dict[str, Any]  # a line of questions.jsonl
 
 
 def ask(
     questions: list[Question], settings: list[str], args: argparse.Namespace
 ) -> dict[str, dict[str, Given]]:
     """What was answered, by setting and id; what the file of answers lacks is asked now."""
-    answers: dict[str, dict[str, Given]] = {setting: {} for setting in settings}
-    asked = {question["id"] for question in questions}
-    if args.answers.exists():
-        for line in args.answers.read_text().splitlines():
-            old = json.loads(line)
-            if old["setting"] in answers and old["id"] in asked:
-                answers[old["setting"]][old["id"]] = old
-
-    pictures: dict[str, list[Job]] = {}
-    for question in questions:
-        missing = [setting for setting in settings if question["id"] not in answers[setting]]
-        if missing:
-            pictures.setdefault(question["image"], []).append((missing, question))
-    with args.answers.open("a") as file:
-        for given in answer_all(list(pictures.values()), args):
-            for new in given:
-                answers[new["setting"]][new["id"]] = new
-                file.write(json.dumps(new) + "\n")
-            file.flush()
-    return answers
-
-
-def answer_all(pictures: list[list[Job]], args: argparse.Namespace) -> Iterator[list[Given]]:
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(args.processes, start, (args.bench, args.model, args.mmproj)) as pool:
-        yield from track(
-            pool.imap_unordered(answer, pictures),
-            "Answering, picture by picture",
-            len(pictures),
-            console=Console(stderr=True),
-        )
+    # one thread each: several small models side by side beat one on many cores
+    options = {"model_path": args.model, "mmproj_path": args.mmproj, "n_ctx": 1024, "n_threads": 1}
+    asking = Asking(options, max_tokens=MAX_TOKENS, processes=args.processes, fingerprints=False)
+    asked = [
+        pyfastv.eval.Question(question["id"], args.bench / question["image"], question["question"])
+        for question in questions
+    ]
+    with bar("Answering") as progress:
+        answers = ask_all(asked, settings, AnswerFile(args.answers), asking, progress)
+    return {setting: {given.id: given for given in answers[setting]} for setting in settings}
 
 
 def percent(questions: list[Question], given: dict[str, Given]) -> dict[str, Any]:
     """right, total and percent over all families."""
-    return accuracy(questions, {i: one["answer"] for i, one in given.items()})["all"]
+    return accuracy(questions, {i: one.answer for i, one in given.items()})["all"]
 
 
 def mean_share(given: dict[str, Given]) -> float:
-    return sum(one["share"] for one in given.values()) / len(given)
+    return sum(one.share for one in given.values() if one.share is not None) / len(given)
 
 
 def print_table(questions: list[Question], answers: dict[str, dict[str, Given]]) -> None:

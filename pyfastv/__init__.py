@@ -8,6 +8,7 @@ from .answer import Answer, Report
 from .errors import (
     ClosedError,
     ContextLengthError,
+    DataError,
     DecodeError,
     Error,
     ImageError,
@@ -20,6 +21,7 @@ from .images import load_image
 from .models import from_hub
 from .options import Sampling
 from .presets import VTW, FastV, Feather, PyramidDrop, Recommended, ZipVL
+from .profile import Profile
 from .runner import Runner
 from .schedule import Cut, Schedule
 from .session import Session
@@ -31,6 +33,7 @@ __all__ = [
     "ClosedError",
     "ContextLengthError",
     "Cut",
+    "DataError",
     "DecodeError",
     "Error",
     "FastV",
@@ -39,6 +42,7 @@ __all__ = [
     "ModelError",
     "OptionError",
     "OutOfMemoryError",
+    "Profile",
     "PyramidDrop",
     "Recommended",
     "Report",

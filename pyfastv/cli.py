@@ -1,4 +1,4 @@
-"""The command line: ``pyfastv ask``, ``chat``, ``serve``, ``info``, ``demo`` and ``lib-path``."""
+"""The command line: ``pyfastv ask``, ``chat``, ``serve``, ``eval``, ``tune``, ``info``, ``demo`` and ``lib-path``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from .cli_options import load_runner, request_options, shows_progress, to_fastv,
 from .console import bar
 from .demo import run_demo
 from .errors import Error
+from .eval.command import eval_command
 from .images import load_image
 from .info import describe, gather
 from .repl import Repl
 from .serve.command import serve
+from .tune.command import tune_command
 
 __all__ = ["main"]
 
@@ -99,6 +101,10 @@ def info(model: str | None, mmproj: str | None, as_json: bool) -> None:
 def lib_path_command() -> None:
     """Print the folder of the patched libllama and libmtmd."""
     click.echo(lib_path())
+
+
+cli.add_command(eval_command)
+cli.add_command(tune_command)
 
 
 @cli.command()

@@ -13,14 +13,16 @@ from .console import bar
 from .models import from_hub, mmproj_beside
 from .options import Sampling, SamplingOptions
 from .presets import PRESETS, Recommended, to_schedule
+from .profile import Profile
 from .runner import Runner
 from .schedule import RECALL, SCORES, Cut, Schedule
 
 __all__ = [
-    "find_model",
     "load_runner",
     "model_options",
     "request_options",
+    "runner_arguments",
+    "schedule_options",
     "shows_progress",
     "to_fastv",
     "to_sampling",
@@ -74,6 +76,7 @@ _SCHEDULE = [
         metavar="SPEC",
         help=f'In place of these: cuts as in "k=2,drop=0.5;k=6,drop=0.75", or {", ".join(PRESETS)}, off.',
     ),
+    click.option("--profile", metavar="FILE", help="In place of these: what pyfastv tune found."),
     click.option(
         "--recall",
         type=float,
@@ -101,17 +104,24 @@ _SAMPLING = [
 
 
 def model_options(command: Command) -> Command:
-    """Adds the options of the model and the schedule to a command."""
-    for option in reversed([*_MODEL, *_CUT, *_SCHEDULE]):
+    """Adds the options of the model alone."""
+    for option in reversed(_MODEL):
         command = option(command)
     return command
+
+
+def schedule_options(command: Command) -> Command:
+    """Adds the options of the model and the schedule to a command."""
+    for option in reversed([*_CUT, *_SCHEDULE]):
+        command = option(command)
+    return model_options(command)
 
 
 def request_options(command: Command) -> Command:
     """Adds the options of the model, the schedule and the sampling to a command."""
     for option in reversed(_SAMPLING):
         command = option(command)
-    return model_options(command)
+    return schedule_options(command)
 
 
 def to_sampling(options: dict[str, Any]) -> SamplingOptions:
@@ -134,10 +144,14 @@ def to_fastv(options: dict[str, Any]) -> Schedule | None:
     named = [name for name in _CUT_NAMES if given(name) is ParameterSource.COMMANDLINE]
     if options["schedule"] is not None and named:
         raise click.UsageError(f"--schedule excludes --{named[0]}.")
+    if options["profile"] is not None and (named or options["schedule"] is not None):
+        raise click.UsageError(f"--profile excludes --{named[0] if named else 'schedule'}.")
     if options["off"] and named != ["off"]:
         raise click.UsageError("--off excludes --k, --drop, --score, --pick, --weigh and --merge.")
     if options["off"]:
         schedule = None
+    elif options["profile"] is not None:
+        schedule = Profile.load(options["profile"]).schedule
     elif options["schedule"] is not None:
         schedule = to_schedule(options["schedule"])
     elif set(named) <= {"k", "drop"}:
@@ -160,20 +174,27 @@ def _number(text: str) -> int | str:
 
 def load_runner(options: dict[str, Any], fastv: Schedule | None) -> Runner:
     """The model that the options name, with a progress bar on a terminal."""
-    show_progress = shows_progress(options)
-    model, mmproj = find_model(options, show_progress)
-    with bar("Loading", show_progress) as loading:
-        return Runner(
-            model,
-            mmproj,
-            n_ctx=options["n_ctx"],
-            n_threads=options["threads"],
-            n_gpu_layers=options["n_gpu_layers"],
-            flash_attn=options["flash_attn"],
-            verbose=options["verbose"],
-            fastv=fastv,
-            progress=loading,
-        )
+    arguments = runner_arguments(options)
+    with bar("Loading", shows_progress(options)) as loading:
+        return Runner(**arguments, fastv=fastv, progress=loading)
+
+
+def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of :class:`pyfastv.Runner` that the options of the model stand for.
+
+    Refuses a ``--profile`` of another model."""
+    model, mmproj = find_model(options)
+    if options.get("profile") is not None:
+        Profile.load(options["profile"]).check(model)
+    return {
+        "model_path": model,
+        "mmproj_path": mmproj,
+        "n_ctx": options["n_ctx"],
+        "n_threads": options["threads"],
+        "n_gpu_layers": options["n_gpu_layers"],
+        "flash_attn": options["flash_attn"],
+        "verbose": options["verbose"],
+    }
 
 
 def shows_progress(options: dict[str, Any]) -> bool:
@@ -181,7 +202,7 @@ def shows_progress(options: dict[str, Any]) -> bool:
     return not (options["no_progress"] or options["verbose"])
 
 
-def find_model(options: dict[str, Any], show_progress: bool) -> tuple[Any, Any]:
+def find_model(options: dict[str, Any]) -> tuple[Any, Any]:
     """The paths of the model and its mmproj; None: the bundled ones."""
     if options["hf_repo"] is None:
         model, mmproj = options["model"], options["mmproj"]
@@ -192,7 +213,7 @@ def find_model(options: dict[str, Any], show_progress: bool) -> tuple[Any, Any]:
         return model, mmproj
     if options["model"] is not None:
         raise click.UsageError("--model and --hf-repo exclude each other.")
-    if not show_progress:
+    if not shows_progress(options):
         huggingface_hub.utils.disable_progress_bars()
     model, mmproj = from_hub(options["hf_repo"])
     return model, options["mmproj"] or mmproj

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ClosedError",
     "ContextLengthError",
+    "DataError",
     "DecodeError",
     "Error",
     "ImageError",
@@ -33,6 +34,10 @@ class UnsupportedModelError(ModelError):
 
 class ImageError(Error, ValueError):
     """A picture that cannot be read, or is larger than allowed."""
+
+
+class DataError(Error, ValueError):
+    """A dataset, a file of answers or a profile that is not as it has to be."""
 
 
 class ContextLengthError(Error, ValueError):

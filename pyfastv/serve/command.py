@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..cli_options import find_model, model_options, shows_progress, to_fastv
+from ..cli_options import runner_arguments, schedule_options, shows_progress, to_fastv
 from ..console import bar
 from ..errors import Error
 
@@ -45,7 +45,7 @@ _NEEDED = {"fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic", "
     "--max-tokens", type=click.IntRange(1), help="Most tokens in an answer.  [default: the context of a slot]"
 )
 @click.option("--temp", type=click.FloatRange(0, 100), default=0.8, help="Temperature of silent requests.")
-@model_options
+@schedule_options
 def serve(**options: Any) -> None:
     """Serve the model over OpenAI's API, with a page to try it at /.
 
@@ -61,21 +61,15 @@ def serve(**options: Any) -> None:
     listening = server.listen(options["host"], options["port"])
     with listening:
         told = _settings(settings, listening.getsockname()[0], options)
-        show_progress = shows_progress(options)
-        model, mmproj = find_model(options, show_progress)
-        with bar("Loading", show_progress) as loading:
+        arguments = runner_arguments(options)
+        arguments["n_ctx"] = arguments["n_ctx"] or None
+        with bar("Loading", shows_progress(options)) as loading:
             slots = pool.Pool(
-                model,
-                mmproj,
+                **arguments,
                 slots=options["slots"],
                 queue=options["queue"],
-                n_ctx=options["n_ctx"] or None,
                 fastv=fastv,
                 max_pixels=options["max_pixels"],
-                n_threads=options["threads"],
-                n_gpu_layers=options["n_gpu_layers"],
-                flash_attn=options["flash_attn"],
-                verbose=options["verbose"],
                 progress=loading,
             )
         try:

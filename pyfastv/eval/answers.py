@@ -1,0 +1,100 @@
+"""The file of answers: a JSON object a line, appended to while a run goes on, and read when it is resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..errors import DataError, OptionError
+from .settings import same_as
+
+__all__ = ["AnswerFile", "Given"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What was answered to one question with one setting."""
+
+    setting: str
+    id: str
+    """Of the question."""
+    answer: str
+    share: float | None
+    """Retained share of the visual tokens, mean over the layers; None without a picture."""
+    asked: str | None = None
+    """Fingerprint of the model, the text and the options it was asked with; None: of a file that does not say."""
+
+
+class AnswerFile:
+    """Answers by setting and question, in memory and, with a path, in a file that every answer is added to.
+
+    A last line that was cut off is removed when the next answer is written. Settings that mean the same share their
+    answers, however they are written.
+    Lines whose setting this version does not know are left alone.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Raises DataError: the file cannot be read, or a line before the last is not an answer."""
+        self._path = None if path is None else Path(os.fsdecode(path))
+        self._given: dict[tuple[str, str], Given] = {}
+        self._cut_at: int | None = None  # bytes of whole lines, until the file is first written
+        if self._path is None:
+            return
+        try:
+            text = self._path.read_bytes() if self._path.exists() else b""
+            complete = text.rpartition(b"\n")[0]
+            for number, line in enumerate(complete.splitlines(), 1):
+                self._read(line, f"{self._path}, line {number}")
+            self._cut_at = len(complete) + bool(complete)
+        except OSError as error:
+            raise DataError(f"{self._path}: cannot be read: {error.strerror}") from None
+
+    def _read(self, line: bytes, where: str) -> None:
+        if not line.strip():
+            return
+        try:
+            value = json.loads(line)
+            given = Given(
+                value["setting"], str(value["id"]), value["answer"], value["share"], value.get("asked")
+            )
+            if not isinstance(given.setting, str) or not isinstance(given.answer, str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f'{where}: is not {{"setting", "id", "answer", "share"}}') from None
+        try:
+            setting = same_as(given.setting)
+        except OptionError:
+            return
+        self._given[setting, given.id] = given
+
+    def find(self, setting: str, question: str, asked: str | None = None) -> Given | None:
+        """The answer, if there is one. Raises DataError when it was asked otherwise than ``asked`` (None: any)."""
+        given = self._given.get((same_as(setting), question))
+        if given is not None and None not in (asked, given.asked) and asked != given.asked:
+            raise DataError(
+                f"{self._path}: question {question} was asked otherwise there: another model, text or number of tokens. "
+                "Use another file of answers"
+            )
+        return given
+
+    def add(self, answers: Iterable[Given]) -> None:
+        """Keep them, and write them before returning."""
+        lines = []
+        for given in answers:
+            self._given[same_as(given.setting), given.id] = given
+            values = asdict(given)
+            if given.asked is None:
+                del values["asked"]
+            lines.append(json.dumps(values) + "\n")
+        if self._path is not None:
+            try:
+                if self._cut_at is not None and self._path.exists():
+                    os.truncate(self._path, self._cut_at)
+                self._cut_at = None
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.writelines(lines)
+            except OSError as error:
+                raise DataError(f"{self._path}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,159 @@
+"""Asking every question with every setting, in one process or several, and going on where a run was interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ..errors import Error
+from ..models import bundled_mmproj, bundled_model
+from ..runner import Runner
+from .answers import AnswerFile, Given
+from .question import Question
+
+__all__ = ["Asking", "ask_all"]
+
+Job: TypeAlias = (
+    "list[tuple[tuple[str, ...], Question]]"  # the settings that each question of a picture still needs
+)
+Progress: TypeAlias = "Callable[[int, int], object]"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are asked: greedily, one conversation each."""
+
+    runner: dict[str, Any] = field(default_factory=dict)
+    """Keywords of :class:`pyfastv.Runner`."""
+    instruction: str = ""
+    """Appended to every question, on a line of its own."""
+    system: str | None = None
+    max_tokens: int = 96
+    processes: int = 1
+    """Each loads the model. With several, give each its share of the threads (``n_threads`` of the runner)."""
+    fingerprints: bool = True
+    """Answers say how they were asked, and a file of answers that were asked otherwise is refused."""
+
+    def text(self, question: Question) -> str:
+        """The question with the instruction behind it."""
+        return f"{question.text}\n{self.instruction}" if self.instruction else question.text
+
+    def fingerprint(self, question: Question) -> str | None:
+        """A few digits that differ where model, text or options do."""
+        if not self.fingerprints:
+            return None
+        model = self.runner.get("model_path")
+        files = (model, self.runner.get("mmproj_path")) if model else (bundled_model(), bundled_mmproj())
+        sizes = [
+            (Path(file).name, Path(file).stat().st_size) for file in files if file and Path(file).is_file()
+        ]
+        known = [sizes, self.text(question), self.system, self.max_tokens]
+        return hashlib.blake2b(json.dumps(known).encode(), digest_size=4).hexdigest()
+
+
+def ask_all(
+    questions: Sequence[Question],
+    settings: Sequence[str],
+    answers: AnswerFile,
+    asking: Asking,
+    progress: Progress | None = None,
+) -> dict[str, list[Given]]:
+    """The answers by setting, in the order of the questions; what is in ``answers`` is not asked again.
+
+    ``progress``: called with (answers so far, answers wanted). An error ends it; what was answered is in ``answers``.
+    """
+    pictures: dict[Path, Job] = {}
+    for question in questions:
+        asked = asking.fingerprint(question)
+        missing = tuple(setting for setting in settings if answers.find(setting, question.id, asked) is None)
+        if missing:
+            pictures.setdefault(question.image, []).append((missing, question))
+
+    total = len(questions) * len(settings)
+    done = total - sum(len(missing) for job in pictures.values() for missing, _ in job)
+    for given in _run(list(pictures.values()), asking):
+        answers.add(given)
+        done += len(given)
+        if progress is not None:
+            progress(done, total)
+
+    found = {setting: [answers.find(setting, question.id) for question in questions] for setting in settings}
+    return {setting: [given for given in all_given if given] for setting, all_given in found.items()}
+
+
+def _run(jobs: list[Job], asking: Asking) -> Iterator[list[Given]]:
+    if not jobs:
+        return
+    if asking.processes == 1:
+        with Runner(**{"fastv": None, **asking.runner}) as runner:
+            for job in jobs:
+                yield _answer(runner, job, asking)
+        return
+    executor = ProcessPoolExecutor(
+        min(asking.processes, len(jobs)), multiprocessing.get_context("spawn"), _start, (asking,)
+    )
+    try:
+        for future in as_completed([executor.submit(_answer_in_worker, job) for job in jobs]):
+            yield future.result()
+    except BrokenProcessPool:
+        raise Error(
+            f"one of {asking.processes} processes was ended, by a lack of memory perhaps: use fewer processes"
+        ) from None
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _answer(runner: Runner, job: Job, asking: Asking) -> list[Given]:
+    """All questions about one picture, setting by setting: the encoder sees it once, stage 0 once for each setting."""
+    given = []
+    for setting in dict.fromkeys(setting for settings, _ in job for setting in settings):
+        runner.set_fastv(setting)
+        for settings, question in job:
+            if setting in settings:
+                try:
+                    made = runner.ask(
+                        question.image,
+                        asking.text(question),
+                        system=asking.system,
+                        max_tokens=asking.max_tokens,
+                    )
+                except Error as error:
+                    raise type(error)(f"question {question.id}, setting {setting}: {error}") from error
+                given.append(
+                    Given(
+                        setting,
+                        question.id,
+                        made.text,
+                        made.report.retained_share,
+                        asking.fingerprint(question),
+                    )
+                )
+    return given
+
+
+_worker: tuple[Runner, Asking] | Error
+
+
+def _start(asking: Asking) -> None:
+    global _worker
+    # Ctrl-C goes to all processes, and the first one tells of it
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    try:
+        _worker = Runner(**{"fastv": None, **asking.runner}), asking
+    except Error as error:
+        _worker = error
+
+
+def _answer_in_worker(job: Job) -> list[Given]:
+    if isinstance(_worker, Error):
+        raise _worker
+    return _answer(_worker[0], job, _worker[1])
