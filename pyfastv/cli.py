@@ -1,4 +1,4 @@
-"""The command line: ``pyfastv ask``, ``chat``, ``info``, ``demo`` and ``lib-path``."""
+"""The command line: ``pyfastv ask``, ``chat``, ``info``, ``bench``, ``demo`` and ``lib-path``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from . import __version__, lib_path
+from .bench.command import bench
 from .cli_options import load_runner, request_options, shows_progress, to_fastv, to_sampling
 from .console import bar
 from .demo import run_demo
@@ -101,3 +102,6 @@ def lib_path_command() -> None:
 def demo() -> int:
     """Ask the bundled model about a bundled picture, without pruning and with it."""
     return run_demo()
+
+
+cli.add_command(bench)
