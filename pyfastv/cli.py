@@ -1,4 +1,4 @@
-"""The command line: ``pyfastv ask``, ``chat``, ``info``, ``demo`` and ``lib-path``."""
+"""The command line: ``pyfastv ask``, ``chat``, ``show``, ``plan``, ``info``, ``demo`` and ``lib-path``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import click
 
 from . import __version__, lib_path
 from .cli_options import load_runner, request_options, shows_progress, to_fastv, to_sampling
+from .cli_plan import plan
+from .cli_show import show
 from .console import bar
 from .demo import run_demo
 from .errors import Error
@@ -101,3 +103,7 @@ def lib_path_command() -> None:
 def demo() -> int:
     """Ask the bundled model about a bundled picture, without pruning and with it."""
     return run_demo()
+
+
+cli.add_command(plan)
+cli.add_command(show)
