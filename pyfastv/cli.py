@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """The command line: ``pyfastv ask``, ``chat``, ``info``, ``bench``, ``demo`` and ``lib-path``."""
+=======
+"""The command line: ``pyfastv ask``, ``chat``, ``show``, ``plan``, ``info``, ``demo`` and ``lib-path``."""
+>>>>>>> 00967dc
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ import click
 from . import __version__, lib_path
 from .bench.command import bench
 from .cli_options import load_runner, request_options, shows_progress, to_fastv, to_sampling
+from .cli_plan import plan
+from .cli_show import show
 from .console import bar
 from .demo import run_demo
 from .errors import Error
@@ -104,4 +110,9 @@ def demo() -> int:
     return run_demo()
 
 
+<<<<<<< HEAD
 cli.add_command(bench)
+=======
+cli.add_command(plan)
+cli.add_command(show)
+>>>>>>> 00967dc

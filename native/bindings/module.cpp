@@ -41,6 +41,7 @@ PYBIND11_MODULE(_native, m) {
         }
     });
 
+    bind_header(m);
     bind_info(m);
     bind_engine(m);
 }

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -46,10 +47,8 @@ class Worker:
     def request(self, do: str, **values: Any) -> dict[str, Any]:
         """Send a request and wait for the answer. Raises the Error that the process raised."""
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # what is told of its end is better
             print(json.dumps({"do": do, **values}), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # what is told of its end is better
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -73,10 +72,8 @@ class Worker:
         self._process.terminate()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
-            try:
+            with suppress(BrokenPipeError):
                 pipe.close()
-            except BrokenPipeError:
-                pass
 
     def __enter__(self) -> Worker:
         return self

@@ -64,8 +64,8 @@ def serve(make: Make) -> None:
     """Answer the requests on stdin until its end.
 
     ``make`` gets the options (the program's last argument, JSON) and gives the requests by name. A request is
-    ``{"do": name, ...}``; the first answer, before any request, is ``{}`` or tells why there will be none. What goes wrong
-    is answered with ``{"error": ..., "kind": name of the exception}``, and the process goes on.
+    ``{"do": name, ...}``; the first answer, before any request, is ``{}`` or tells why there will be none. What goes
+    wrong is answered with ``{"error": ..., "kind": name of the exception}``, and the process goes on.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the process that asks
     answers = os.fdopen(os.dup(1), "w")
