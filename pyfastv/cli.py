@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The command line: ``pyfastv ask``, ``chat``, ``info``, ``bench``, ``demo`` and ``lib-path``."""
-=======
-"""The command line: ``pyfastv ask``, ``chat``, ``show``, ``plan``, ``info``, ``demo`` and ``lib-path``."""
->>>>>>> 00967dc
+"""The command line: ``pyfastv ask``, ``chat``, ``show``, ``plan``, ``bench``, ``info``, ``demo`` and ``lib-path``."""
 
 from __future__ import annotations
 
@@ -110,9 +106,6 @@ def demo() -> int:
     return run_demo()
 
 
-<<<<<<< HEAD
 cli.add_command(bench)
-=======
 cli.add_command(plan)
 cli.add_command(show)
->>>>>>> 00967dc
