@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 import pyfastv
 from pyfastv.bench import command
 from pyfastv.bench import measure as measuring
+from pyfastv.bench.geometry.files import files_of
 from pyfastv.bench.measure import STOCK, Plan, Results, check_comparable, order
 from pyfastv.bench.plot import save_plot
 from pyfastv.bench.setting import Setting, parse_settings
@@ -514,6 +516,37 @@ def test_ctrl_c_prints_what_was_measured() -> None:
 def test_the_geometries_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--list"]) == 0
     assert "llava-1.5-13b    40 layers, 5120 wide, 40 heads" in capfd.readouterr().out
+
+
+PAGES = [
+    Path(__file__).parents[1] / name
+    for name in ("docs/performance.md", "docs/pin.md", "benchmarks/README.md")
+]
+
+
+def test_the_commands_of_the_pages_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "build" / "stock" / "lib").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    commands = [
+        shlex.split(line, comments=True)[2:]
+        for page in PAGES
+        for line in page.read_text("utf-8").splitlines()
+        if line.strip().startswith("pyfastv bench ")
+    ]
+    assert len(commands) >= 8
+    for arguments in commands:
+        options = command.bench.make_context("bench", arguments).params
+        parse_settings(options["settings"])
+        if options["geometry"] is not None:
+            files_of(options["geometry"], tmp_path, options["type_name"])
+
+
+def test_the_page_explains_every_part_and_every_column(rows: list[Row]) -> None:
+    page = PAGES[0].read_text("utf-8")
+    for part in PARTS.values():
+        assert f"| {part} |" in page
+    for word in (*cost_table(rows)[0][1:], *ratio_table(rows, "off")[0][1:]):
+        assert word.split(",")[0] in page
 
 
 def test_a_busy_machine_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

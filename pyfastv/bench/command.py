@@ -28,7 +28,7 @@ from .plot import save_plot
 from .ratios import RULE
 from .setting import parse_settings
 from .summary import Row, summarize
-from .tables import as_tables, width_of
+from .tables import as_markdown, as_tables, tables_of, width_of
 
 __all__ = ["bench"]
 
@@ -76,6 +76,7 @@ DEFAULT_SETTINGS = ("off", "k=2,drop=0.5", "k=2,drop=0.75")
 @click.option(
     "--plot", "plot_file", type=click.Path(dir_okay=False, path_type=Path), help="Stacked bars, PNG."
 )
+@click.option("--markdown", is_flag=True, help="Print the tables in markdown.")
 def bench(model: str | None, **options: Any) -> int:
     """Measure what settings cost on this machine, in turn, beside what they cost in theory.
 
@@ -209,8 +210,11 @@ def _tell(plan: Plan, results: Results, rows: list[Row], options: dict[str, Any]
     )
     if results.interrupted:
         click.echo("pyfastv: interrupted; this was measured so far", err=True)
-    console = Console()
-    Console(width=width_of(console), file=sys.stdout).print(title, as_tables(rows, plan.settings[0].name))
+    tables = tables_of(rows, plan.settings[0].name)
+    if options["markdown"]:
+        click.echo("\n\n".join([title, *(as_markdown(cells) for _, cells in tables)]))
+    else:
+        Console(width=width_of(Console()), file=sys.stdout).print(title, as_tables(tables))
     if options["json_file"] is not None:
         text = json.dumps(to_json(plan, results, rows), indent=1)
         try:

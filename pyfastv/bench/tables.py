@@ -13,7 +13,7 @@ from .measure import STOCK
 from .ratios import RULE, Ratio
 from .summary import PARTS, Row, Spread
 
-__all__ = ["as_markdown", "as_tables", "cost_table", "ratio_table"]
+__all__ = ["as_markdown", "as_tables", "cost_table", "ratio_table", "tables_of", "width_of"]
 
 Cells = list[list[str]]
 
@@ -78,15 +78,16 @@ def ratio_table(rows: Sequence[Row], base: str) -> Cells:
     return cells
 
 
-def as_tables(rows: Sequence[Row], off: str) -> Group:
+def tables_of(rows: Sequence[Row], off: str) -> list[tuple[str, Cells]]:
+    """Titles and cells of every table that there is something for."""
+    tables = [("what it takes: medians over the rounds (range)", cost_table(rows))]
+    tables += [(f"times faster than {base}", ratio_table(rows, base)) for base in (off, STOCK)]
+    return [(title, cells) for title, cells in tables if len(cells) > 1]
+
+
+def as_tables(tables: Sequence[tuple[str, Cells]]) -> Group:
     """For a terminal."""
-    titled = [("what it takes, medians over the rounds (range)", cost_table(rows))]
-    for base in (off, STOCK):
-        cells = ratio_table(rows, base)
-        if len(cells) > 1:
-            titled.append((f"times faster than {base}", cells))
-    tables = [_table(title, cells) for title, cells in titled]
-    return Group(*tables, Text(RULE, style="dim"))
+    return Group(*(_table(title, cells) for title, cells in tables), Text(RULE, style="dim"))
 
 
 def as_markdown(cells: Cells) -> str:
