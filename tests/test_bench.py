@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import pyfastv
 from pyfastv.bench import command
@@ -23,7 +25,7 @@ from pyfastv.bench.measure import STOCK, Plan, Results, check_comparable, order
 from pyfastv.bench.plot import save_plot
 from pyfastv.bench.setting import Setting, parse_settings
 from pyfastv.bench.summary import COMPARED, PARTS, Row, count, summarize
-from pyfastv.bench.tables import as_markdown, cost_table, ratio_table
+from pyfastv.bench.tables import as_markdown, cost_table, print_tables, ratio_table, tables_of
 from pyfastv.bench.worker import start_library_worker, start_runner_worker
 from pyfastv.cli import main
 from pyfastv.errors import Error, OptionError
@@ -331,6 +333,17 @@ def test_tables_say_where_there_is_no_difference(rows: list[Row]) -> None:
     assert as_markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | --: |\n| 1 | 2 |"
 
 
+@pytest.mark.parametrize("width", [80, 240])
+def test_tables_fit_the_console(rows: list[Row], width: int) -> None:
+    file = io.StringIO()
+    print_tables("a title", tables_of(rows, "off"), Console(file=file, width=width))
+    printed = file.getvalue()
+    assert max(len(line.rstrip()) for line in printed.splitlines()) <= width
+    assert "\u2026" not in printed  # nothing is cut off
+    for word in ("picture decode", "later layers", "k=2", "times as fast as stock", "96.6%"):
+        assert word in printed
+
+
 def test_one_round_is_told_as_such() -> None:
     (off, pruned) = summarize(plan("k=2"), results_of(1), None)
     assert off.ratios == {}
@@ -510,7 +523,7 @@ def test_ctrl_c_prints_what_was_measured() -> None:
     assert process.returncode == 130
     assert "interrupted" in errors
     assert "Traceback" not in errors
-    assert "times faster than off" in out
+    assert "times as fast as off" in out
 
 
 def test_the_geometries_are_listed(capfd: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ from .plot import save_plot
 from .ratios import RULE
 from .setting import parse_settings
 from .summary import Row, summarize
-from .tables import as_markdown, as_tables, tables_of, width_of
+from .tables import as_markdown, print_tables, tables_of
 
 __all__ = ["bench"]
 
@@ -214,7 +214,9 @@ def _tell(plan: Plan, results: Results, rows: list[Row], options: dict[str, Any]
     if options["markdown"]:
         click.echo("\n\n".join([title, *(as_markdown(cells) for _, cells in tables)]))
     else:
-        Console(width=width_of(Console()), file=sys.stdout).print(title, as_tables(tables))
+        # where nobody looks, wide enough for every table
+        console = Console(file=sys.stdout)
+        print_tables(title, tables, console if console.is_terminal else Console(file=sys.stdout, width=240))
     if options["json_file"] is not None:
         text = json.dumps(to_json(plan, results, rows), indent=1)
         try:

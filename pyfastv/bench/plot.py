@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def save_plot(path: Path, rows: Sequence[Row], title: str, base: str) -> None:
     for place, row, spread_of in zip(places, rows, whole, strict=True):
         text = f"{spread_of.median / scale:.{digits}f} {unit}"
         if base in row.ratios:
-            text += f", {_ratio(row.ratios[base].get('first_token'))}"
+            text += f", {_ratio(row.ratios[base].get('first_token'), base)}"
         axes.annotate(
             text,
             (max(spread_of.high / scale, left[place]), place),
@@ -68,11 +69,11 @@ def save_plot(path: Path, rows: Sequence[Row], title: str, base: str) -> None:
             va="center",
             fontsize=9,
         )
-    axes.set_yticks(places, [row.name for row in rows])
+    axes.set_yticks(places, [_folded(row.name) for row in rows])
     axes.invert_yaxis()
-    axes.set_xlim(0, max(max(s.high / scale for s in whole), *left) * 1.3)
+    axes.set_xlim(0, max(max(s.high / scale for s in whole), *left) * 1.5)
     axes.set_xlabel(f"time to first token, {unit}: medians; lines from the lowest to the highest")
-    axes.set_title(title, loc="left", fontsize=10)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(parts), frameon=False, fontsize=9)
     try:
@@ -81,7 +82,19 @@ def save_plot(path: Path, rows: Sequence[Row], title: str, base: str) -> None:
         raise Error(f"the plot cannot be written to {path}: {error}") from error
 
 
-def _ratio(ratio: Ratio | None) -> str:
+def _folded(name: str, width: int = 30) -> str:
+    """In lines, broken behind a comma, a semicolon or a plus."""
+    lines = [""]
+    for piece in re.findall(r"[^,;+]+[,;+]?\s*", name):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _ratio(ratio: Ratio | None, base: str) -> str:
     if ratio is None:
         return ""
-    return f"{ratio.median:.2f}x" if ratio.is_difference else ratio.verdict
+    if not ratio.is_difference:
+        return ratio.verdict
+    return f"{ratio.median:.2f} times as fast as {base}"

@@ -40,7 +40,7 @@ _T = (12.706, 4.303, 3.182, 2.776)
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster than something else."""
+    """How many times as fast as something else."""
 
     median: float
     low: float | None

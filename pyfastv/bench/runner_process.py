@@ -65,15 +65,15 @@ class _Measuring:
     def prepare(self, text_tokens: int) -> dict[str, Any]:
         """The prompt: a picture, then a text of as many tokens, or nearly, if the vocabulary has no such text."""
         self._text = self._find_text(text_tokens)
-        self._prefill(load_image(self._file), 1)
+        rgb = load_image(self._file)
+        self._prefill(rgb, 1)
         report = self._engine.report()
-        (grids,) = self._engine.grids()
         build = _native.build_info()
         return {
             "text": self._text,
             "n_visual": report["visual_tokens"],
             "n_text": report["prompt_tokens"] - report["visual_tokens"],
-            "n_slices": len(grids),
+            "n_slices": len(self._engine.pixels(rgb)),
             "description": self._engine.description,
             "n_layer": self._engine.n_layer,
             **_versions(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -13,11 +13,12 @@ from .measure import STOCK
 from .ratios import RULE, Ratio
 from .summary import PARTS, Row, Spread
 
-__all__ = ["as_markdown", "as_tables", "cost_table", "ratio_table", "tables_of", "width_of"]
+__all__ = ["as_markdown", "cost_table", "print_tables", "ratio_table", "tables_of"]
 
 Cells = list[list[str]]
 
 _MIB = 1024 * 1024
+_WIDE = Console(width=10_000)
 
 
 def cost_table(rows: Sequence[Row]) -> Cells:
@@ -39,7 +40,7 @@ def cost_table(rows: Sequence[Row]) -> Cells:
 
 
 def ratio_table(rows: Sequence[Row], base: str) -> Cells:
-    """How many times faster than ``base``, beside theory; the first list is the head."""
+    """How many times as fast as ``base``, beside theory; the first list is the head."""
     head = [
         "setting",
         "first token",
@@ -81,13 +82,19 @@ def ratio_table(rows: Sequence[Row], base: str) -> Cells:
 def tables_of(rows: Sequence[Row], off: str) -> list[tuple[str, Cells]]:
     """Titles and cells of every table that there is something for."""
     tables = [("what it takes: medians over the rounds (range)", cost_table(rows))]
-    tables += [(f"times faster than {base}", ratio_table(rows, base)) for base in (off, STOCK)]
+    tables += [(f"times as fast as {base}", ratio_table(rows, base)) for base in (off, STOCK)]
     return [(title, cells) for title, cells in tables if len(cells) > 1]
 
 
-def as_tables(tables: Sequence[tuple[str, Cells]]) -> Group:
-    """For a terminal."""
-    return Group(*(_table(title, cells) for title, cells in tables), Text(RULE, style="dim"))
+def print_tables(title: str, tables: Sequence[tuple[str, Cells]], console: Console) -> None:
+    """On a console. A table that is wider than it stands on its side: a line for each column."""
+    console.print(title, highlight=False)
+    for name, cells in tables:
+        table = _table(name, cells)
+        if _WIDE.measure(table).maximum > console.width:
+            table = _table(name, [list(line) for line in zip(*cells, strict=True)])
+        console.print(table)
+    console.print(Text(RULE, style="dim"))
 
 
 def as_markdown(cells: Cells) -> str:
@@ -105,11 +112,6 @@ def _table(title: str, cells: Cells) -> Table:
     for line in lines:
         table.add_row(*line)
     return table
-
-
-def width_of(console: Console) -> int:
-    """Of the console; where nobody looks, wide enough for every table."""
-    return console.width if console.is_terminal else 200
 
 
 def _stages(row: Row) -> str:
