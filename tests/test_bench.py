@@ -367,7 +367,7 @@ def test_the_plot_is_written_and_has_every_bar(rows: list[Row], tmp_path: Path) 
 
 @pytest.fixture
 def quick() -> list[str]:
-    return ["--rounds", "1", "--threads", "1", "--generate", "2", "--n-ctx", "1024", "--prompt-tokens", "20"]
+    return ["--rounds", "1", "--threads", "1", "--generate", "2", "--prompt-tokens", "20"]
 
 
 def test_the_command_measures_the_bundled_model(
@@ -386,6 +386,7 @@ def test_the_command_measures_the_bundled_model(
     }
     rows = {row["setting"]: row for row in made["summary"]}
     assert set(rows) == {"off", "k=2,drop=0.75", *(["stock"] if stock else [])}
+    assert made["options"]["n_ctx"] == 1024  # 576 + 20 + 2, and 256 to spare, in steps of 256
     off, pruned = rows["off"], rows["k=2,drop=0.75"]
     assert pruned["visual_tokens_in_stage"] == [576, 144]
     assert pruned["kv_bytes"] < off["kv_bytes"]

@@ -32,6 +32,7 @@ from .tables import as_markdown, print_tables, tables_of
 
 __all__ = ["bench"]
 
+DEFAULT_CONTEXT = 4096  # where a picture's tokens depend on the picture
 DEFAULT_SETTINGS = ("off", "k=2,drop=0.5", "k=2,drop=0.75")
 
 
@@ -60,7 +61,7 @@ DEFAULT_SETTINGS = ("off", "k=2,drop=0.5", "k=2,drop=0.75")
 @click.option("--prompt-tokens", type=click.IntRange(1), default=14, help="Text behind the picture.")
 @click.option("--generate", type=click.IntRange(0), default=16, help="Tokens behind the prompt.")
 @click.option("--picture", help="A file.  [default: a drawn one, 672 x 672]")
-@click.option("-c", "--n-ctx", type=click.IntRange(0), default=4096, help="Context in tokens.")
+@click.option("-c", "--n-ctx", type=click.IntRange(1), help="Context in tokens.  [default: enough, or 4096]")
 @click.option(
     "-ngl", "--n-gpu-layers", type=click.IntRange(-1), default=-1, help="Layers on the GPU; -1: all."
 )
@@ -88,7 +89,8 @@ def bench(model: str | None, **options: Any) -> int:
     _check_outputs(options)
     settings = parse_settings(options["settings"])
     with tempfile.TemporaryDirectory(prefix="pyfastv-bench-") as folder:
-        if options["picture"] is None:
+        options["own_picture"] = options["picture"] is not None
+        if not options["own_picture"]:
             options["picture"] = str(save_picture(Path(folder)))
         load_image(options["picture"])  # what is no picture is told now
         path, mmproj = _find_model(model, options)
@@ -102,7 +104,8 @@ def bench(model: str | None, **options: Any) -> int:
             **{
                 name: options[name] for name in ("picture", "rounds", "restarts", "generate", "prompt_tokens")
             },
-            **{name: options[name] for name in ("n_ctx", "n_gpu_layers", "flash_attn", "stock")},
+            **{name: options[name] for name in ("n_gpu_layers", "flash_attn", "stock")},
+            n_ctx=options["n_ctx"] or _context_length(mmproj, options),
             n_threads=options["threads"] or os.cpu_count() or 1,
         )
         files = _read_sizes(path, mmproj)
@@ -168,6 +171,24 @@ def _find_model(model: str | None, options: dict[str, Any]) -> tuple[str, str]:
     if mmproj is None:
         raise click.UsageError("MODEL needs --mmproj, the GGUF file of its vision encoder.")
     return model, mmproj
+
+
+def _context_length(mmproj: str, options: dict[str, Any]) -> int:
+    """What the prompt and the generation need, where it is known: a larger KV cache only takes memory."""
+    if options["geometry"] is not None:
+        from .geometry.sizes import GEOMETRIES
+
+        n_visual: int | None = GEOMETRIES[options["geometry"]].visual_tokens
+    else:
+        n_visual = _native.vision_info(mmproj)["visual_tokens"]
+        # LLaVA-NeXT: so many for each tile
+        if "clip.vision.image_grid_pinpoints" in _native.gguf_header(mmproj)["metadata"]:
+            n_visual = None
+    if n_visual is None or (options["geometry"] is not None and options["own_picture"]):
+        return DEFAULT_CONTEXT
+    # 256: what a template puts around pictures and their tiles
+    needed = n_visual + options["prompt_tokens"] + options["generate"] + 256
+    return -(-needed // 256) * 256
 
 
 def _read_sizes(model: str, mmproj: str) -> ModelFiles | None:
