@@ -11,14 +11,15 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
 import pyfastv
-from pyfastv.bench import command
+from pyfastv.bench import command, runner_process
 from pyfastv.bench import measure as measuring
 from pyfastv.bench.geometry.files import files_of
 from pyfastv.bench.measure import STOCK, Plan, Results, check_comparable, order
@@ -308,14 +309,37 @@ def test_theory_is_the_count_of_what_is_multiplied() -> None:
     """Written out again for the bundled model: 12 layers, 512 wide, no grouped queries; 8 layers of encoder are run."""
     files = read_model(MODEL, MMPROJ)
     d, m, vocab, n, kept = 512, files.decoder.ffn, 2048, 590, 302
-    full = count(files, [0], [576], 14, 1)
-    pruned = count(files, [0, 2], [576, 288], 14, 1)
+    full = count(files, [0], [576], PROMPT)
+    pruned = count(files, [0, 2], [576, 288], PROMPT)
     layer = {rows: rows * (4 * d * d + 3 * d * m) + rows * (rows + 1) // 2 * 2 * d for rows in (n, kept)}
     assert full.prefill == 12 * layer[n] - (n - 1) * 3 * d * m + d * vocab
     assert pruned.prefill == 2 * layer[n] + 10 * layer[kept] - (kept - 1) * 3 * d * m + d * vocab
     paper = {rows: 4 * rows * d * d + 2 * rows * rows * d + 2 * rows * d * m for rows in (n, kept)}
     assert (full.paper, pruned.paper) == (12 * paper[n], 2 * paper[n] + 10 * paper[kept])
-    assert full.encoder == pruned.encoder > 0
+    assert full.encoder == pruned.encoder
+    assert (full.encoder or 0) > 0
+
+
+def test_of_turbo_s_encoder_no_theory_is_told() -> None:
+    results = results_of()
+    results.rounds["turbo + k=2"] = results.rounds.pop("k=2")
+    *_, row = summarize(plan("turbo + k=2"), results, read_model(MODEL, MMPROJ))
+    assert set(row.theory["off"]) == {"paper", "prefill"}
+    *_, line = ratio_table([row], "off")
+    assert line[3] == "-"
+
+
+def test_turbo_is_set_and_taken_back_where_there_is_one_and_else_refused() -> None:
+    called: list[Any] = []
+    process = object.__new__(runner_process._Measuring)
+    process._runner = cast(pyfastv.Runner, SimpleNamespace(set_fastv=called.append))
+    with pytest.raises(OptionError, match="has no turbo"):
+        process.set("turbo + k=2")
+    assert called == []
+    process._runner = cast(pyfastv.Runner, SimpleNamespace(set_fastv=called.append, set_turbo=called.append))
+    process.set("turbo + k=2")
+    process.set("off")
+    assert called == ["share=0.5", pyfastv.FastV(), None, None]
 
 
 def test_tables_say_where_there_is_no_difference(rows: list[Row]) -> None:

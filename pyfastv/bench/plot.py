@@ -16,6 +16,7 @@ __all__ = ["save_plot"]
 _COLORS = {
     "picture_ms": "#999999",
     "encoder_ms": "#E69F00",
+    "reduce_ms": "#CC79A7",
     "full_ms": "#0072B2",
     "stage0_ms": "#56B4E9",
     "choose_ms": "#D55E00",

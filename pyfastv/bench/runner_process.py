@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import ctypes
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
@@ -102,8 +101,11 @@ class _Measuring:
         """The setting, as :meth:`pyfastv.bench.setting.Setting.parse` takes it."""
         wanted = Setting.parse(setting)
         for name in ("turbo", "reduce"):
-            if getattr(wanted, name) is not None and name not in inspect.signature(Runner).parameters:
-                raise OptionError(f"{setting!r}: this version of pyfastv cannot {name}")
+            value, put = getattr(wanted, name), getattr(self._runner, f"set_{name}", None)
+            if put is not None:
+                put(value)
+            elif value is not None:
+                raise OptionError(f"{setting!r}: this version of pyfastv has no {name}")
         self._runner.set_fastv(wanted.fastv)
         return {}
 
@@ -130,12 +132,15 @@ class _Measuring:
         generation = watch.read()
         after = engine.report()
         times = {name: report[name] for name in ("full_ms", "stage0_ms", "choose_ms", "later_ms")}
+        prefill_ms = sum(times.values())
+        if "reduce_ms" in report:
+            times["reduce_ms"] = report["reduce_ms"]
         answer = {
             "first_token_ms": first_token.wall_ms,
             "first_token_cpu_ms": first_token.cpu_ms,
             "picture_ms": picture_ms,
             "encoder_ms": report["encode_ms"],
-            "prefill_ms": sum(times.values()),
+            "prefill_ms": prefill_ms,
             **times,
             "generate": generate,
             "generate_ms": generation.wall_ms / max(generate, 1),

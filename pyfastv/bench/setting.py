@@ -12,6 +12,9 @@ from ..schedule import Schedule
 __all__ = ["Setting", "parse_settings"]
 
 
+_HALF = "share=0.5"
+
+
 @dataclass(frozen=True)
 class Setting:
     """What is done to the picture; all None: nothing, as in stock llama.cpp."""
@@ -20,7 +23,7 @@ class Setting:
     """As in tables: the text it was made from."""
     fastv: Schedule | None = None
     turbo: str | None = None
-    """Text behind "turbo:", empty for its defaults."""
+    """Text behind "turbo:", by default half of the tokens."""
     reduce: str | None = None
     """Text behind "reduce:"."""
 
@@ -37,7 +40,7 @@ class Setting:
         parts = [part.strip() for part in text.split("+")]
         seen: set[str] = set()
         for part in parts:
-            kind, colon, spec = part.partition(":")
+            kind, _, spec = part.partition(":")
             kind = kind.strip().lower()
             is_other = kind in ("turbo", "reduce")
             name = kind if is_other else "a schedule"
@@ -51,7 +54,7 @@ class Setting:
             elif kind == "reduce" and not spec.strip():
                 raise OptionError(f"{text!r}: reduce: needs the reducer's name behind the colon")
             else:
-                others[kind] = spec.strip() if colon else ""
+                others[kind] = spec.strip() or _HALF
         return cls(" + ".join(parts), fastv, others.get("turbo"), others.get("reduce"))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import theory
@@ -17,6 +17,7 @@ __all__ = ["PARTS", "Counts", "Row", "Spread", "count", "summarize"]
 PARTS = {
     "picture_ms": "picture decode",
     "encoder_ms": "encoder",
+    "reduce_ms": "reducing",
     "full_ms": "all layers",
     "stage0_ms": "stage 0",
     "choose_ms": "choosing",
@@ -56,8 +57,8 @@ class Counts:
     """4nd^2 + 2n^2d + 2ndm for each layer, as FastV's paper counts."""
     prefill: int
     """What is computed: all matrices of the file, causal attention, one row in the last feed-forward block."""
-    encoder: int
-    """Vision encoder and projector."""
+    encoder: int | None
+    """Vision encoder and projector; None: not counted, for Turbo merges in it."""
 
 
 @dataclass(frozen=True)
@@ -112,24 +113,26 @@ class Row:
 
 
 def count(
-    files: ModelFiles, first_layers: Sequence[int], in_stage: Sequence[int], n_text: int, n_slices: int
+    files: ModelFiles, first_layers: Sequence[int], in_stage: Sequence[int], prompt: Mapping[str, Any]
 ) -> Counts:
-    """``in_stage``: visual tokens that each stage sees; ``n_slices``: of the picture."""
+    """``in_stage``: visual tokens that each stage sees. ``prompt``: ``n_visual``, ``n_text`` and ``n_slices`` of the
+    picture as the encoder makes them."""
     decoder = files.decoder
     ends = [*first_layers[1:], decoder.n_layer]
     rows = [
-        n + n_text
+        n + prompt["n_text"]
         for first, end, n in zip(first_layers, ends, in_stage, strict=True)
         for _ in range(end - first)
     ]
-    encoder = 0 if files.encoder is None else files.encoder.flops(in_stage[0], n_slices)
+    encoder = 0 if files.encoder is None else files.encoder.flops(prompt["n_visual"], prompt["n_slices"])
     return Counts(theory.paper_flops(decoder, rows), theory.flops(decoder, rows), encoder)
 
 
 def summarize(plan: Plan, results: Results, files: ModelFiles | None) -> list[Row]:
     """A row for each setting that was measured at least once. ``files``: None: no theory."""
     rows = []
-    n_visual, n_text = results.prompt.get("n_visual", 0), results.prompt.get("n_text", 0)
+    n_visual = results.prompt.get("n_visual", 0)
+    merged = [setting.name for setting in plan.settings if setting.turbo is not None]
     off = plan.settings[0].name
     counts_of: dict[str, Counts] = {}
     for name in plan.names:
@@ -140,7 +143,8 @@ def summarize(plan: Plan, results: Results, files: ModelFiles | None) -> list[Ro
         first_layers = last.get("first_layers", [0])
         in_stage = tuple(last.get("visual_tokens_in_stage", [n_visual]))
         if files is not None:
-            counts_of[name] = count(files, first_layers, in_stage, n_text, results.prompt["n_slices"])
+            counts = count(files, first_layers, in_stage, results.prompt)
+            counts_of[name] = replace(counts, encoder=None) if name in merged else counts
         bases = [base for base in dict.fromkeys((off, STOCK)) if base in plan.names and base != name]
         bases = [base for base in bases if results.runs(base) and name != STOCK]
         peaks = [run["peak_bytes"] for run in runs if run["peak_bytes"] is not None]
@@ -204,8 +208,7 @@ def _ratios(results: Results, base: str, name: str) -> dict[str, Ratio]:
 
 
 def _theory(base: Counts, other: Counts) -> dict[str, float]:
-    return {
-        "paper": base.paper / other.paper,
-        "prefill": base.prefill / other.prefill,
-        "first_token": (base.prefill + base.encoder) / (other.prefill + other.encoder),
-    }
+    ratios = {"paper": base.paper / other.paper, "prefill": base.prefill / other.prefill}
+    if base.encoder is not None and other.encoder is not None:
+        ratios["first_token"] = (base.prefill + base.encoder) / (other.prefill + other.encoder)
+    return ratios

@@ -60,7 +60,7 @@ def ratio_table(rows: Sequence[Row], base: str) -> Cells:
         prefill = ratios.get("prefill")
 
         def count(name: str, theory: dict[str, float] | None = theory) -> str:
-            return "-" if theory is None else f"{theory[name]:.2f}"
+            return "-" if theory is None or name not in theory else f"{theory[name]:.2f}"
 
         reached = "-" if theory is None or prefill is None else f"{prefill.median / theory['prefill']:.1%}"
         cells.append(
