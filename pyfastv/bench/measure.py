@@ -143,7 +143,7 @@ def _start_stock(plan: Plan, results: Results) -> Worker | None:
         "prompt": f"<image>{results.prompt['text']}",
         "version": results.prompt["bindings_version"],
     }
-    worker = start_library_worker("stock libraries", options)
+    worker = start_library_worker("the stock libraries", options)
     try:
         results.stock = worker.request("info")
         check_comparable(results.stock, results.prompt)

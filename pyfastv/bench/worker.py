@@ -60,9 +60,10 @@ class Worker:
             raise Error(f"the process with {self.name} ended with status {status}{reason}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            kind = getattr(errors, answer["kind"], Error)
-            kind = kind if isinstance(kind, type) and issubclass(kind, Error) else Error
-            raise kind(f"{self.name}: {answer['error']}")
+            kind = getattr(errors, answer["kind"], None)
+            if isinstance(kind, type) and issubclass(kind, Error):
+                raise kind(answer["error"])
+            raise Error(f"the process with {self.name}: {answer['error']}")
         return answer
 
     def close(self) -> None:
@@ -90,7 +91,7 @@ def start_runner_worker(options: Mapping[str, Any]) -> Worker:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from pyfastv.bench.runner_process import main; main()"
     )
-    return Worker("pyfastv", ["-c", code, str(_HERE.parents[1])], options)
+    return Worker("the runner", ["-c", code, str(_HERE.parents[1])], options)
 
 
 def start_library_worker(name: str, options: Mapping[str, Any]) -> Worker:

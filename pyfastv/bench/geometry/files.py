@@ -6,6 +6,7 @@ so that one tensor is in memory at a time, and are the same for the same argumen
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -124,7 +125,7 @@ def _write_tensors(
     writer: gguf.GGUFWriter, tensors: list[Tensor], seed: int, advance: Callable[[int], None]
 ) -> None:
     """The header, then one tensor after the other."""
-    random = RandomTensors(seed)
+    random = RandomTensors(seed, max(math.prod(tensor.shape) for tensor in tensors))
     for tensor in tensors:
         writer.add_tensor_info(
             tensor.name, tensor.shape, np.dtype(np.float32), tensor.n_bytes, raw_dtype=tensor.type

@@ -11,7 +11,7 @@ __all__ = ["RandomTensors", "size_in_bytes", "type_for_rows"]
 
 Bytes = NDArray[np.uint8]
 
-# Random values drawn for each (type, deviation); tensors are cyclic slices of such a pool.
+# Most random values drawn for each (type, deviation); larger tensors repeat them.
 _POOL_ELEMENTS = 16 << 20
 
 _FALLBACK = {Type.Q4_K: Type.Q5_0, Type.Q6_K: Type.Q8_0}
@@ -32,9 +32,12 @@ def size_in_bytes(shape: tuple[int, ...], type_: Type) -> int:
 
 
 class RandomTensors:
-    """Random tensors of a type and a standard deviation, cut from pools that are drawn once."""
+    """Random tensors of a type and a standard deviation, cut from pools that are drawn once.
 
-    def __init__(self, seed: int) -> None:
+    ``largest``: elements of the largest tensor that will be asked for."""
+
+    def __init__(self, seed: int, largest: int = _POOL_ELEMENTS) -> None:
+        self._pool_elements = min(_POOL_ELEMENTS, largest)
         self._random = np.random.default_rng(seed)
         self._pools: dict[tuple[Type, float], Bytes] = {}
 
@@ -61,7 +64,7 @@ class RandomTensors:
     def _draw_pool(self, type_: Type, std: float) -> Bytes:
         """A pool as bytes (blocks, bytes of a block). Their odd number keeps repetitions off the rows."""
         block_elements, block_bytes = gguf.GGML_QUANT_SIZES[type_]
-        blocks = _POOL_ELEMENTS // block_elements - 1
+        blocks = max(1, self._pool_elements // block_elements - 1)
         if type_ == Type.Q4_K:
             return self._draw_q4_k(blocks, std)
         if type_ == Type.Q6_K:
