@@ -76,7 +76,7 @@ ASAN_TESTS := tests/test_c_api.py tests/test_sequences.py tests/test_states.py t
 
 .PHONY: bench
 bench: stock $(VENV)/.test-deps ## prefill of a LLaVA-1.5-7B geometry, stock and ours in turn (12 GB of memory, half an hour)
-	$(BIN)/python benchmarks/prefill.py --geometry llava-1.5-7b --stock build/stock/lib
+	$(BIN)/pyfastv bench --geometry llava-1.5-7b --stock build/stock/lib
 
 .PHONY: clean
 clean: ## remove .venv and everything built

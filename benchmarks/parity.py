@@ -5,14 +5,15 @@ Off must be stock, bit for bit. Two things would hide that and are taken out:
 
 - pyfastv's libmtmd reads LLaVA's pictures with the CLS embedding first; stock appends it (a llama.cpp bug).
   So the picture is encoded once, by pyfastv's libraries, and both language models decode these very
-  embeddings. The encoders themselves are compared with --encoder, on an mmproj without CLS (make_geometry.py
-  --no-cls writes one).
+  embeddings. The encoders themselves are compared with --encoder, on an mmproj without CLS (--geometry has
+  none here).
 - Both follow the tokens that stock chooses, so that one different choice does not spoil the later steps.
 
-A setting with drop=0 (--settings off,2:0) runs every token through two stages: with flash attention off it
-must be bit-identical too; with it on, ggml picks another kernel for another number of query rows, and the
+A setting with drop=0 (--settings off k=2,drop=0) runs every token through two stages: with flash attention off
+it must be bit-identical too; with it on, ggml picks another kernel for another number of query rows, and the
 tolerance applies.
 
+    python parity.py --geometry tiny --stock DIR
     python parity.py --model M.gguf --mmproj P.gguf --stock DIR --prompt 'USER: <image>\\nWhat? ASSISTANT:'
 
 Ends with status 1 if a comparison fails: off and every setting without flash attention by a single bit, a
@@ -22,21 +23,22 @@ setting with flash attention by a relative rms above --tolerance.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from client import (
-    Driver,
-    add_common_options,
-    apply_setting,
-    check_builds,
-    parse_settings,
-    resolve_common_options,
-    setting_name,
-)
+import pyfastv
+from pyfastv import _native
+from pyfastv.bench.geometry.files import TYPES, default_cache, make_geometry
+from pyfastv.bench.geometry.sizes import GEOMETRIES
+from pyfastv.bench.measure import check_comparable
+from pyfastv.bench.picture import save_picture
+from pyfastv.bench.setting import Setting
+from pyfastv.bench.worker import Worker, start_library_worker
 
 
 def compare(name: str, theirs: np.ndarray, ours: np.ndarray, tolerance: float) -> bool:
@@ -53,25 +55,45 @@ def compare(name: str, theirs: np.ndarray, ours: np.ndarray, tolerance: float) -
     return bool(passed)
 
 
+def start(name: str, libraries: Path, args: argparse.Namespace, flash: str) -> Worker:
+    """A process with these libraries."""
+    options: dict[str, Any] = {
+        "libraries": str(libraries),
+        "model": str(args.model),
+        "mmproj": str(args.mmproj),
+        "picture": str(args.picture),
+        "prompt": args.prompt.replace("\\n", "\n"),
+        "add_bos": True,
+        "version": _native.build_info()["llama_cpp_python"],
+        "n_threads": args.threads,
+        "n_gpu_layers": args.n_gpu_layers,
+        "flash_attn": flash,
+    }
+    return start_library_worker(name, options)
+
+
 def compare_flash(args: argparse.Namespace, flash: str, folder: Path) -> bool:
     """All comparisons with one choice of flash attention. `folder` is for the arrays."""
     passed = True
     embeddings, theirs, mine = (str(folder / f"{name}.npy") for name in ("embeddings", "stock", "ours"))
     with (
-        Driver("stock", args.stock, args, flash) as stock,
-        Driver("pyfastv", args.ours, args, flash) as ours,
+        start("stock", args.stock, args, flash) as stock,
+        start("pyfastv", pyfastv.lib_path(), args, flash) as ours,
     ):
-        check_builds(stock.request("info"), ours.request("info"), args.settings)
+        check_comparable(stock.request("info"), ours.request("info"))
         ours.request("encode", save=embeddings)
         if args.encoder:
             stock.request("encode", save=theirs)
             passed &= compare(f"encoder, flash attention {flash}", np.load(theirs), np.load(embeddings), 0)
         tokens = stock.request("logits", steps=args.steps, save=theirs, embeddings=embeddings)["tokens"]
         for setting in args.settings:
-            apply_setting(ours, setting)
+            if setting.fastv is None:
+                ours.request("detach")
+            else:
+                ours.request("attach", spec=setting.fastv.spec())
             ours.request("logits", steps=args.steps, save=mine, embeddings=embeddings, tokens=tokens)
-            tolerance = 0 if setting is None or flash == "off" else args.tolerance
-            name = f"logits, {setting_name(setting)}, flash attention {flash}"
+            tolerance = 0 if setting.is_off or flash == "off" else args.tolerance
+            name = f"logits, {setting.name}, flash attention {flash}"
             passed &= compare(name, np.load(theirs), np.load(mine), tolerance)
     return passed
 
@@ -80,13 +102,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_common_options(parser)
+    parser.add_argument("--stock", type=Path, required=True, help="folder of the unpatched libraries")
+    parser.add_argument("--model", type=Path, help="GGUF of the language model")
+    parser.add_argument("--mmproj", type=Path, help="GGUF of the vision tower and projector")
+    parser.add_argument(
+        "--geometry", choices=GEOMETRIES, help="instead of --model: random weights, without CLS"
+    )
+    parser.add_argument("--type", choices=TYPES, default="Q4_0", help="with --geometry (%(default)s)")
+    parser.add_argument("--picture", type=Path, help="a file (default: a drawn one)")
+    parser.add_argument(
+        "--prompt", default="<image>What is it?", help=r"with <image> once, \n for a new line"
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
+    parser.add_argument("--n-gpu-layers", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=32, help="greedy steps (default: %(default)s)")
     parser.add_argument(
         "--settings",
-        type=parse_settings,
-        default="off",
-        help="of our libraries: off or K:DROP, ... (%(default)s)",
+        nargs="+",
+        type=Setting.parse,
+        default=[Setting("off")],
+        help="of our libraries: off, k=2,drop=0",
     )
     parser.add_argument(
         "--tolerance",
@@ -105,14 +140,21 @@ def main() -> None:
         help="default: off on",
     )
     args = parser.parse_args()
-    if any(setting and setting[1] > 0 for setting in args.settings):
-        parser.error("--settings: only off and K:0 compute what stock computes")
-    resolve_common_options(parser, args)
+    if any(s.fastv is not None and any(cut.drop > 0 for cut in s.fastv.cuts) for s in args.settings):
+        parser.error("--settings: only off and drop=0 compute what stock computes")
+    if args.geometry:
+        args.model, args.mmproj = make_geometry(args.geometry, default_cache(), args.type, cls=False)
+    if not args.model or not args.mmproj:
+        parser.error("name --model and --mmproj, or --geometry")
 
     print("| compared | array | max abs difference | relative rms | bit-identical | |")
     print("|---|--:|--:|--:|---|---|")
     with tempfile.TemporaryDirectory(prefix="pyfastv-parity-") as folder:
-        passed = [compare_flash(args, flash, Path(folder)) for flash in args.flash_attention]
+        args.picture = args.picture or save_picture(Path(folder))
+        try:
+            passed = [compare_flash(args, flash, Path(folder)) for flash in args.flash_attention]
+        except pyfastv.Error as error:
+            sys.exit(f"parity.py: {error}")
     sys.exit(0 if all(passed) else 1)
 
 

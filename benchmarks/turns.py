@@ -3,7 +3,7 @@
     python benchmarks/turns.py --model llava-1.5-7b-random-Q4_0.gguf --mmproj mmproj-llava-1.5-7b-random-f16.gguf
 
 The second question recalls as many tokens as the schedule lets it; recall=0 brings nothing back. Questions are so many
-letters, which are as many tokens in a model with a vocabulary of bytes, as make_geometry.py writes it.
+letters, which are as many tokens in a model with a vocabulary of bytes, as `pyfastv bench --geometry` writes it.
 """
 
 from __future__ import annotations

@@ -37,6 +37,13 @@ def model_info(model_path: str) -> dict[str, Any]:
     ``n_params``, ``size_bytes``, ``unsupported_reason`` (None if it can be pruned), ``cut_layers`` (list: where a cut
     that ranks by attention can be), ``chat_template``."""
 
+def gguf_header(path: str) -> dict[str, Any]:
+    """What a GGUF file says before its data. ``metadata``: key to value (None for texts in arrays and arrays longer than
+    4096); ``tensors``: name to (shape, rows last; ggml type name; bytes)."""
+
+def write_excerpt(parts: Sequence[str], n_layers: int, out: str) -> None:
+    """Write a model of the first layers of another one, of one file or of all its parts: for measurements."""
+
 def vision_info(mmproj_path: str) -> dict[str, Any]:
     """An mmproj's header: ``projector``, ``image_size`` (pixels), ``patch_size``, ``n_layer``, ``visual_tokens`` (None
     where their number depends on the picture)."""
@@ -131,6 +138,8 @@ class Engine:
         """Score of every visual token in the last choice at a cut."""
     def grids(self) -> list[list[tuple[int, int]]]:
         """(nx, ny) of the slices of every picture in the context."""
+    def pixels(self, picture: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        """What the vision encoder sees of a picture, slice by slice: each [height, width, 3]. Evaluates nothing."""
     def reset(self) -> None:
         """Forget the context (not the model)."""
     def report(self) -> dict[str, Any]:

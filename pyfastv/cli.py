@@ -1,4 +1,4 @@
-"""The command line: ``pyfastv ask``, ``chat``, ``serve``, ``eval``, ``tune``, ``info``, ``demo`` and ``lib-path``."""
+"""The command line: one file a command, save for the smallest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 import click
 
 from . import __version__, lib_path
+from .bench.command import bench
 from .cli_options import load_runner, request_options, shows_progress, to_fastv, to_sampling
+from .cli_plan import plan
+from .cli_show import show
 from .console import bar
 from .demo import run_demo
 from .errors import Error
@@ -111,3 +114,8 @@ cli.add_command(tune_command)
 def demo() -> int:
     """Ask the bundled model about a bundled picture, without pruning and with it."""
     return run_demo()
+
+
+cli.add_command(bench)
+cli.add_command(plan)
+cli.add_command(show)

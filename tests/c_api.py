@@ -1,7 +1,7 @@
 """libllama as other programs use it: llama-cpp-python's low-level bindings on our libraries.
 
 The bindings are the real package, which knows nothing of us; only the functions of pyfastv.h are declared here, with
-the structures that the benchmarks use.
+the structures that the bench uses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ os.environ["LLAMA_CPP_LIB_PATH"] = str(pyfastv.lib_path())
 
 from llama_cpp import llama_cpp as llama
 
-from bindings import FastvParams, FastvReport, declare
+from pyfastv.bench.lowlevel.bindings import FastvParams, FastvReport, declare
 
 IMAGE, AUDIO = 0, 1
 OK, BAD_PARAMS, UNSUPPORTED, OUT_OF_MEMORY, FAILED, ABORTED = 0, -1, -2, -3, -4, -5

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from bindings import FastvParams
+from pyfastv.bench.lowlevel.bindings import FastvParams
+
 from c_api import (
     ABORTED,
     BAD_PARAMS,

@@ -7,6 +7,7 @@ struct error;
 }
 
 // one function for each class or group of functions of pyfastv._native; the contract is pyfastv/_native.pyi
+void bind_header(pybind11::module_ & m);
 void bind_info  (pybind11::module_ & m);
 void bind_engine(pybind11::module_ & m);
 void bind_slots (pybind11::module_ & m);

@@ -200,6 +200,18 @@ py::list grids(py_engine & self) {
     return res;
 }
 
+py::list pixels(py_engine & self, const rgb_array & picture) {
+    auto & impl = self.get();
+
+    const auto images = to_images({ picture }, { "" });
+
+    py::list res;
+    for (const auto & slice : self.run([&] { return impl.pixels(images[0]); })) {
+        res.append(py::array_t<uint8_t>({ slice.height, slice.width, 3 }, slice.rgb.data()));
+    }
+    return res;
+}
+
 py::array_t<float> logits(py_engine & self) {
     auto & impl = self.get();
 
@@ -234,6 +246,7 @@ void bind_engine(py::module_ & m) {
         .def("kept",    [](py_engine & self, int32_t cut) { return to_array(self.get().kept(cut)); }, "cut"_a)
         .def("scores",  [](py_engine & self, int32_t cut) { return to_array(self.get().scores(cut)); }, "cut"_a)
         .def("grids",   &grids)
+        .def("pixels",  &pixels, "picture"_a)
         .def("reset",   [](py_engine & self) { auto & e = self.get(); self.run([&] { e.reset(); }); })
         .def("report",  [](py_engine & self) { return to_dict(self.get().report()); });
 }

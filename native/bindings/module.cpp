@@ -42,6 +42,7 @@ PYBIND11_MODULE(_native, m) {
         }
     });
 
+    bind_header(m);
     bind_info(m);
     bind_engine(m);
     bind_slots(m);

@@ -322,6 +322,21 @@ bool engine::stop_requested() {
     return was_stopped;
 }
 
+std::vector<slice_pixels> engine::pixels(const image & image) const {
+    const log_scope log(options.verbose);
+
+    const auto prompt = tokenize(vocab, vision.get(), media_marker, media_marker, { image }, false);
+
+    std::vector<slice_pixels> res;
+    for (const auto & piece : prompt.pieces) {
+        if (piece.visual()) {
+            const auto slices = pixels_of(vision.get(), piece.chunk);
+            res.insert(res.end(), slices.begin(), slices.end());
+        }
+    }
+    return res;
+}
+
 //
 // generation
 //

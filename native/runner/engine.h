@@ -2,6 +2,7 @@
 
 #include "runner/encoder_cache.h"
 #include "runner/options.h"
+#include "runner/pixels.h"
 #include "runner/prompt.h"
 #include "runner/sampler.h"
 
@@ -34,6 +35,9 @@ public:
     using progress_fn = std::function<void(int64_t done, int64_t all)>;
 
     void prefill(const std::string & text, const std::vector<image> & images, bool add_bos, int32_t reserve, const progress_fn & progress);
+
+    // what the vision encoder sees of a picture, slice by slice; evaluates nothing
+    std::vector<slice_pixels> pixels(const image & image) const;
 
     // F32 [n_vocab] of the last evaluated token
     const float * logits();

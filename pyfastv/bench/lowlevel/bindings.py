@@ -87,17 +87,31 @@ def declare(library: Any) -> None:
         getattr(library, f"pyfastv_{function}").restype = ctypes.c_char_p
 
 
-def load_bindings(folder: Path) -> tuple[Any, Any]:
-    """The modules llama_cpp.llama_cpp and llama_cpp.mtmd_cpp, bound to the libraries in `folder`.
+def load_bindings(folder: Path, version: str | None = None) -> tuple[Any, Any]:
+    """The modules llama_cpp.llama_cpp and llama_cpp.mtmd_cpp, bound to the libraries in ``folder``.
 
-    Raises EngineError if one of the libraries is not there.
+    Raises EngineError if one of the libraries is not there, or llama-cpp-python is not, or is not of ``version``: C
+    structures differ from one to another.
     """
     suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
     for name in ("llama", "mtmd"):
         if not (folder / f"lib{name}{suffix}").exists():
             raise EngineError(f"{folder}: no lib{name}{suffix}")
     os.environ["LLAMA_CPP_LIB_PATH"] = os.environ["MTMD_CPP_LIB"] = str(folder)
-    from llama_cpp import llama_cpp, mtmd_cpp
+    wanted = f"llama-cpp-python{f'=={version}' if version else ''}"
+    try:
+        import llama_cpp as package
+        from llama_cpp import llama_cpp, mtmd_cpp
+    except ImportError as error:
+        raise EngineError(
+            f"stock libraries are called through the bindings of llama-cpp-python ({error}): "
+            f"pip install {wanted}"
+        ) from error
+    if version is not None and package.__version__ != version:
+        raise EngineError(
+            f"llama-cpp-python is {package.__version__}, but the libraries are those of {version}: "
+            f"pip install {wanted}"
+        )
 
     return llama_cpp, mtmd_cpp
 

@@ -1,0 +1,223 @@
+"""Writes a GGUF language model and mmproj with the sizes of a published model and random weights, once, to a cache.
+
+The values are drawn so that activations stay near unit size through every layer. Files are written tensor by tensor,
+so that one tensor is in memory at a time, and are the same for the same arguments.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import platformdirs
+from gguf import GGMLQuantizationType as Type
+
+from ...errors import Error, OptionError
+from .sizes import GEOMETRIES, Decoder, Encoder, Value
+from .tensors import Tensor, language_tensors, vision_tensors
+from .weights import RandomTensors
+
+__all__ = ["TYPES", "default_cache", "files_of", "make_geometry"]
+
+TYPES = {
+    "F16": gguf.LlamaFileType.MOSTLY_F16,
+    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+    "Q4_K": gguf.LlamaFileType.MOSTLY_Q4_K_S,
+}
+"""Types of the language model's matrices, as ``--type`` takes them."""
+
+_SPARE_BYTES = 1 << 30  # of the disk, for others
+
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}USER: {% else %}ASSISTANT: {% endif %}"
+    "{{ message['content'] }}{% if message['role'] == 'user' %} {% else %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+# What mtmd puts around pictures and their tiles, each one token as in the published vocabularies.
+_AROUND_PICTURES = (
+    *("<|vision_start|>", "<|vision_end|>", "\n\n", "<fake_token_around_image>", "<global-img>"),
+    *(f"<row_{y}_col_{x}>" for y in range(1, 5) for x in range(1, 5)),
+)
+
+
+def default_cache() -> Path:
+    """Where geometry files are kept unless a folder is named: the platform's cache folder of the user."""
+    return Path(platformdirs.user_cache_dir("pyfastv", appauthor=False)) / "geometry"
+
+
+def files_of(name: str, folder: Path, type_name: str = "Q4_0", cls: bool = True) -> tuple[Path, Path]:
+    """Paths of the model and the mmproj, whether they exist or not. Raises OptionError."""
+    if name not in GEOMETRIES:
+        raise OptionError(f"{name!r} is no geometry: there are {', '.join(GEOMETRIES)}")
+    if type_name not in TYPES:
+        raise OptionError(f"{type_name!r} is no type for a geometry: there are {', '.join(TYPES)}")
+    model = folder / f"{name}-random-{type_name}.gguf"
+    return model, folder / f"mmproj-{name}-random-f16{'' if cls else '-nocls'}.gguf"
+
+
+def make_geometry(
+    name: str,
+    folder: Path,
+    type_name: str = "Q4_0",
+    *,
+    cls: bool = True,
+    progress: Callable[[float, float], object] | None = None,
+) -> tuple[Path, Path]:
+    """Write the pair into ``folder`` unless it is there; gives the paths of the model and the mmproj.
+
+    ``cls``: with the CLS embedding of LLaVA's encoder. ``progress``: called with (bytes written, bytes in all).
+    Raises OptionError (no such geometry or type), Error (no room on the disk, or the folder cannot be written).
+    """
+    model, mmproj = files_of(name, folder, type_name, cls)
+    geometry, type_ = GEOMETRIES[name], Type[type_name]
+    missing: list[tuple[Path, list[Tensor]]] = []
+    if not model.exists():
+        missing.append((model, list(language_tensors(geometry.decoder, type_))))
+    if not mmproj.exists():
+        missing.append((mmproj, list(vision_tensors(geometry.encoder, geometry.decoder.width, cls))))
+    total = sum(tensor.n_bytes for _, tensors in missing for tensor in tensors)
+    done = 0
+
+    def advance(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        if progress is not None:
+            progress(done, total)
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_room(folder, total)
+        for path, tensors in missing:
+            part = path.with_suffix(f".{os.getpid()}.part")  # renamed when whole
+            try:
+                if path is model:
+                    writer = _language_writer(part, geometry.decoder, name, type_)
+                else:
+                    writer = _vision_writer(part, geometry.encoder, name, geometry.decoder.width)
+                _write_tensors(writer, tensors, int(path is mmproj), advance)
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        raise Error(
+            f"the geometry {name} cannot be written to {folder}: {error.strerror or error}; name another folder"
+        ) from error
+    return model, mmproj
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed and needed + _SPARE_BYTES > free:
+        raise Error(
+            f"the geometry needs {needed / 1e9:.1f} GB in {folder} and 1 GB shall stay free there, "
+            f"but {free / 1e9:.1f} GB are free: make room, or name another folder"
+        )
+
+
+def _write_tensors(
+    writer: gguf.GGUFWriter, tensors: list[Tensor], seed: int, advance: Callable[[int], None]
+) -> None:
+    """The header, then one tensor after the other."""
+    random = RandomTensors(seed, max(math.prod(tensor.shape) for tensor in tensors))
+    for tensor in tensors:
+        writer.add_tensor_info(
+            tensor.name, tensor.shape, np.dtype(np.float32), tensor.n_bytes, raw_dtype=tensor.type
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    try:
+        for tensor in tensors:
+            if tensor.std is None:
+                writer.write_tensor_data(np.full(tensor.shape, tensor.value, np.float32))
+            else:
+                writer.write_tensor_data(random.draw(tensor.shape, tensor.type, tensor.std))
+            advance(tensor.n_bytes)
+    finally:
+        writer.close()
+
+
+def _language_writer(path: Path, d: Decoder, name: str, type_: Type) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(path, d.arch)
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(f"{name}, random weights")
+    writer.add_block_count(d.layers)
+    writer.add_context_length(d.context)
+    writer.add_embedding_length(d.width)
+    writer.add_feed_forward_length(d.ffn)
+    writer.add_head_count(d.heads)
+    writer.add_head_count_kv(d.kv_heads)
+    writer.add_rope_freq_base(d.rope_base)
+    writer.add_rope_dimension_count(d.head)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(d.vocab)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_file_type(TYPES[type_.name])
+    for key, value in d.metadata.items():
+        _add(writer, f"{d.arch}.{key}", value)
+    _add_vocabulary(writer, d.vocab)
+    return writer
+
+
+def _vision_writer(path: Path, e: Encoder, name: str, width: int) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_name(f"{name} mmproj, random weights")
+    metadata: dict[str, Value] = {
+        "has_text_encoder": False,
+        "has_vision_encoder": True,
+        "projector_type": e.projector,
+        "vision.image_size": e.image,
+        "vision.patch_size": e.patch,
+        "vision.embedding_length": e.width,
+        "vision.feed_forward_length": e.ffn,
+        "vision.projection_dim": width,
+        "vision.attention.head_count": e.heads,
+        "vision.block_count": e.layers,
+    }
+    for key, value in (metadata | dict(e.metadata)).items():
+        _add(writer, f"clip.{key}", value)
+    return writer
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
+    """SentencePiece's: specials, bytes, printable ASCII, what mtmd writes, then words that stand for nothing."""
+    kinds = gguf.TokenType
+    tokens = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]
+    tokens += [(f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)]
+    tokens += [("\u2581", kinds.NORMAL)] + [(chr(c), kinds.NORMAL) for c in range(0x21, 0x7F)]
+    tokens += [(text, kinds.CONTROL) for text in _AROUND_PICTURES]
+    tokens += [(f"\u2581w{i}", kinds.NORMAL) for i in range(len(tokens), size)]
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([text for text, _ in tokens])
+    writer.add_token_scores(
+        [-float(i) if kind == kinds.NORMAL else 0.0 for i, (_, kind) in enumerate(tokens)]
+    )
+    writer.add_token_types([int(kind) for _, kind in tokens])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_chat_template(_CHAT_TEMPLATE)

@@ -1,0 +1,170 @@
+"""The sizes of published models, from their configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["GEOMETRIES", "Decoder", "Encoder", "Geometry", "Value"]
+
+Value = bool | int | float | str | list[int] | list[float]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A language model: RMS norms, rotary positions, gated feed-forward."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    vocab: int
+    arch: str = "llama"
+    tied: bool = False
+    """The embeddings are the output matrix, too."""
+    qkv_bias: bool = False
+    rope_base: float = 10000.0
+    context: int = 4096
+    metadata: Mapping[str, Value] = field(default_factory=dict)
+    """Further keys, without the architecture in front."""
+
+    @property
+    def head(self) -> int:
+        """Size of one head."""
+        return self.width // self.heads
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A vision transformer and its projector, as an mmproj file has it."""
+
+    projector: str
+    """llama.cpp's name: mlp, idefics3 or qwen2.5vl_merger."""
+    layers: int
+    """In the file. LLaVA's ViT-L has one more, but the features are those of layer -2."""
+    width: int
+    heads: int
+    ffn: int
+    image: int
+    """Side of what is encoded at once, in pixels; of any size where there is no position embedding."""
+    patch: int
+    merge: int = 1
+    """A visual token stands for merge x merge patches."""
+    metadata: Mapping[str, Value] = field(default_factory=dict)
+    """Further keys, without "clip." in front."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A vision-language model, and what becomes of a square picture of 672 pixels."""
+
+    decoder: Decoder
+    encoder: Encoder
+    visual_tokens: int
+
+
+_CLIP_MEAN, _CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+_HALF = [0.5, 0.5, 0.5]
+
+
+def _clip_vit(
+    layers: int, width: int, heads: int, ffn: int, more: Mapping[str, Value] | None = None
+) -> Encoder:
+    """CLIP's ViT with patches of 14 at 336 pixels, with quick GELU and a two-layer projector, as LLaVA has it."""
+    metadata: dict[str, Value] = {
+        "use_gelu": False,  # CLIP's quick GELU
+        "has_llava_projector": True,
+        "vision.attention.layer_norm_epsilon": 1e-5,
+        "vision.feature_layer": [layers],
+        "vision.image_mean": _CLIP_MEAN,
+        "vision.image_std": _CLIP_STD,
+    }
+    return Encoder(
+        "mlp", layers, width, heads, ffn, image=336, patch=14, metadata=metadata | dict(more or {})
+    )
+
+
+_PINPOINTS = [336, 672, 672, 336, 672, 672, 1008, 336, 336, 1008]
+
+GEOMETRIES = {
+    "llava-1.5-7b": Geometry(
+        Decoder(32, 4096, 32, 32, 11008, 32000), _clip_vit(23, 1024, 16, 4096), visual_tokens=576
+    ),
+    "llava-1.5-13b": Geometry(
+        Decoder(40, 5120, 40, 40, 13824, 32000), _clip_vit(23, 1024, 16, 4096), visual_tokens=576
+    ),
+    # on Mistral-7B; an overview and 2 x 2 tiles
+    "llava-next-7b": Geometry(
+        Decoder(32, 4096, 32, 8, 14336, 32064, rope_base=1e6, context=32768),
+        _clip_vit(
+            23,
+            1024,
+            16,
+            4096,
+            {"vision.mm_patch_merge_type": "spatial_unpad", "vision.image_grid_pinpoints": _PINPOINTS},
+        ),
+        visual_tokens=5 * 576,
+    ),
+    # on SmolLM2-360M, with SigLIP-B/16; enlarged to 2048 pixels, an overview and 4 x 4 tiles
+    "smolvlm2-500m": Geometry(
+        Decoder(32, 960, 15, 5, 2560, 49280, rope_base=1e5, context=8192),
+        Encoder(
+            "idefics3",
+            12,
+            768,
+            12,
+            3072,
+            image=512,
+            patch=16,
+            merge=4,
+            metadata={
+                "use_gelu": True,
+                "vision.attention.layer_norm_epsilon": 1e-6,
+                "vision.image_mean": _HALF,
+                "vision.image_std": _HALF,
+                "vision.projector.scale_factor": 4,
+                "vision.preproc_image_size": 2048,
+            },
+        ),
+        visual_tokens=17 * 64,
+    ),
+    # windows of 112 pixels but in every eighth layer
+    "qwen2.5-vl-3b": Geometry(
+        Decoder(
+            36,
+            2048,
+            16,
+            2,
+            11008,
+            151936,
+            arch="qwen2vl",
+            tied=True,
+            qkv_bias=True,
+            rope_base=1e6,
+            context=32768,
+            metadata={"rope.dimension_sections": [16, 24, 24, 0]},
+        ),
+        Encoder(
+            "qwen2.5vl_merger",
+            32,
+            1280,
+            16,
+            3420,
+            image=560,
+            patch=14,
+            merge=2,
+            metadata={
+                "use_silu": True,
+                "vision.attention.layer_norm_epsilon": 1e-6,
+                "vision.image_mean": _CLIP_MEAN,
+                "vision.image_std": _CLIP_STD,
+                "vision.n_wa_pattern": 8,
+            },
+        ),
+        visual_tokens=576,
+    ),
+    # no published model: to see that all is in place
+    "tiny": Geometry(Decoder(4, 256, 4, 4, 768, 512), _clip_vit(2, 128, 2, 256), visual_tokens=576),
+}
+"""By the names that ``pyfastv bench --geometry`` takes."""

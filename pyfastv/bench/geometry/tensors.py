@@ -1,0 +1,110 @@
+"""The tensors of a geometry's two files: names, shapes, types, and how large their values are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gguf import GGMLQuantizationType as Type
+
+from .sizes import Decoder, Encoder
+from .weights import size_in_bytes, type_for_rows
+
+__all__ = ["Tensor", "language_tensors", "vision_tensors"]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor to write."""
+
+    name: str
+    shape: tuple[int, ...]
+    """In numpy's order, rows last."""
+    type: Type = Type.F32
+    std: float | None = None
+    """Standard deviation; None: constant ``value``."""
+    value: float = 0.0
+
+    @property
+    def n_bytes(self) -> int:
+        return size_in_bytes(self.shape, self.type)
+
+
+def language_tensors(d: Decoder, type_: Type) -> Iterator[Tensor]:
+    """Of the language model. Every matrix has the type ``type_``, except the output matrix, which is Q6_K for the 4-bit
+    types, and those whose rows do not divide into its blocks: as llama-quantize does it. Norms are ones, in f32.
+
+    Matrices keep unit inputs at unit size; what is added to the residual is smaller by sqrt(2 layers).
+    """
+    std_residual = (2 * d.layers) ** -0.5
+    output_type = Type.Q6_K if type_ in (Type.Q4_0, Type.Q4_K) else type_
+
+    def matrix(name: str, n_out: int, n_in: int, scale: float = 1.0, of: Type = type_) -> Tensor:
+        return Tensor(f"{name}.weight", (n_out, n_in), type_for_rows(of, n_in), n_in**-0.5 * scale)
+
+    yield matrix("token_embd", d.vocab, d.width, of=output_type if d.tied else type_)
+    yield Tensor("output_norm.weight", (d.width,), value=1.0)
+    if not d.tied:
+        yield matrix("output", d.vocab, d.width, of=output_type)
+    kv_width = d.kv_heads * d.head
+    for i in range(d.layers):
+        block = f"blk.{i}"
+        yield Tensor(f"{block}.attn_norm.weight", (d.width,), value=1.0)
+        for name, n_out in (("attn_q", d.width), ("attn_k", kv_width), ("attn_v", kv_width)):
+            yield matrix(f"{block}.{name}", n_out, d.width)
+            if d.qkv_bias:
+                yield Tensor(f"{block}.{name}.bias", (n_out,))
+        yield matrix(f"{block}.attn_output", d.width, d.width, std_residual)
+        yield Tensor(f"{block}.ffn_norm.weight", (d.width,), value=1.0)
+        for name in ("ffn_gate", "ffn_up"):
+            yield matrix(f"{block}.{name}", d.ffn, d.width)
+        yield matrix(f"{block}.ffn_down", d.width, d.ffn, std_residual)
+
+
+def vision_tensors(e: Encoder, width: int, cls: bool) -> Iterator[Tensor]:
+    """Of the vision encoder and the projector to ``width``; matrices in f16, the rest in f32. ``cls``: with the CLS
+    embedding that LLaVA's files have."""
+    clip, qwen = e.projector == "mlp", e.projector == "qwen2.5vl_merger"
+    std_residual = (2 * e.layers) ** -0.5
+
+    def linear(name: str, n_out: int, n_in: int, scale: float = 1.0) -> Iterator[Tensor]:
+        yield Tensor(f"{name}.weight", (n_out, n_in), Type.F16, n_in**-0.5 * scale)
+        yield Tensor(f"{name}.bias", (n_out,))
+
+    def norm(name: str) -> Iterator[Tensor]:
+        yield Tensor(f"{name}.weight", (e.width,), value=1.0)
+        if not qwen:  # RMS norms
+            yield Tensor(f"{name}.bias", (e.width,))
+
+    patch_shape = (e.width, 3, e.patch, e.patch)
+    std_patch = (3 * e.patch**2) ** -0.5
+    yield Tensor("v.patch_embd.weight", patch_shape, Type.F16, std_patch)
+    if qwen:
+        yield Tensor("v.patch_embd.weight.1", patch_shape, Type.F16, std_patch)  # the second of two frames
+    else:
+        if not clip:
+            yield Tensor("v.patch_embd.bias", (e.width,))
+        with_cls = clip and cls
+        if with_cls:
+            yield Tensor("v.class_embd", (e.width,), std=1.0)
+        yield Tensor("v.position_embd.weight", ((e.image // e.patch) ** 2 + with_cls, e.width), std=1.0)
+    yield from norm("v.pre_ln" if clip else "v.post_ln")
+    for i in range(e.layers):
+        block = f"v.blk.{i}"
+        yield from norm(f"{block}.ln1")
+        for name in ("attn_q", "attn_k", "attn_v"):
+            yield from linear(f"{block}.{name}", e.width, e.width)
+        yield from linear(f"{block}.attn_out", e.width, e.width, std_residual)
+        yield from norm(f"{block}.ln2")
+        if qwen:
+            yield from linear(f"{block}.ffn_gate", e.ffn, e.width)
+        yield from linear(f"{block}.ffn_up", e.ffn, e.width)
+        yield from linear(f"{block}.ffn_down", e.width, e.ffn, std_residual)
+
+    merged = e.width * e.merge**2
+    if e.projector == "idefics3":
+        yield Tensor("mm.model.fc.weight", (width, merged), Type.F16, merged**-0.5)
+        return
+    hidden = merged if qwen else width
+    yield from linear("mm.0", hidden, merged)
+    yield from linear("mm.2", width, hidden)

@@ -1,0 +1,166 @@
+"""Measures settings in turn, round by round."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ..errors import Error
+from .setting import Setting
+from .worker import Worker, start_library_worker, start_runner_worker
+
+__all__ = ["STOCK", "Plan", "Results", "busy_warning", "measure", "order"]
+
+STOCK = "stock"
+"""The name of the unpatched libraries in tables."""
+
+Measurement = dict[str, Any]
+Item = TypeVar("Item")
+Progress = Callable[[str, int, int], object]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and how."""
+
+    model: str
+    mmproj: str
+    settings: Sequence[Setting]
+    """The first is off, with which the others are compared."""
+    picture: str
+    """A file."""
+    rounds: int = 6
+    """After one of warm-up, which is thrown away."""
+    restarts: int = 1
+    """Of the processes, each with all rounds."""
+    generate: int = 16
+    """Tokens behind the prompt."""
+    prompt_tokens: int = 14
+    """Text tokens behind the picture."""
+    n_ctx: int = 4096
+    n_threads: int = 1
+    n_gpu_layers: int = 0
+    flash_attn: str = "auto"
+    stock: str | None = None
+    """Folder of unpatched libraries of the same pin."""
+
+    @property
+    def names(self) -> list[str]:
+        """Rows of the table, in order."""
+        return [*([STOCK] if self.stock else []), *(setting.name for setting in self.settings)]
+
+
+@dataclass
+class Results:
+    """What was measured so far."""
+
+    prompt: dict[str, Any] = field(default_factory=dict)
+    """What the process of pyfastv told of it."""
+    stock: dict[str, Any] | None = None
+    """What the process of the stock libraries told."""
+    rounds: dict[str, list[list[Measurement]]] = field(default_factory=dict)
+    """By row of the table; for each restart, for each round."""
+    interrupted: bool = False
+
+    def paired(self, base: str, other: str, key: str) -> tuple[list[list[float]], list[list[float]]]:
+        """Values of the rounds that both rows have, by restart."""
+        pairs = list(zip(self.rounds.get(base, []), self.rounds.get(other, []), strict=False))
+        n = [min(len(a), len(b)) for a, b in pairs]
+        return (
+            [[run[key] for run in a[:k]] for (a, _), k in zip(pairs, n, strict=True)],
+            [[run[key] for run in b[:k]] for (_, b), k in zip(pairs, n, strict=True)],
+        )
+
+    def runs(self, name: str) -> list[Measurement]:
+        """All measurements of a row."""
+        return [run for restart in self.rounds.get(name, []) for run in restart]
+
+
+def order(items: Sequence[Item], number: int) -> list[Item]:
+    """In which order a round goes: the start moves on by one from round to round, so that each item takes each place."""
+    start = number % len(items)
+    return [*items[start:], *items[:start]]
+
+
+def busy_warning(threads: int) -> str | None:
+    """ggml's threads wait for one another in spinning barriers: a core that is shared ruins wall and CPU time alike."""
+    cores = os.cpu_count() or 1
+    if not hasattr(os, "getloadavg") or (load := os.getloadavg()[0]) + threads <= cores + 0.5:
+        return None
+    return (
+        f"{cores} cores at a load of {load:.1f}, {threads} threads to measure with: "
+        "wait until the machine is quiet, or name fewer --threads"
+    )
+
+
+def measure(plan: Plan, results: Results, progress: Progress) -> None:
+    """Fills ``results`` as it goes, so that what there is can be told after an interrupt.
+
+    ``progress``: called with (what comes now, measurements done, measurements in all). Raises Error if a process fails,
+    or if the stock libraries are not comparable with ours.
+    """
+    n_all = plan.restarts * (plan.rounds + 1) * len(plan.names)
+    done = 0
+    for restart in range(plan.restarts):
+        progress(f"loading {restart + 1}/{plan.restarts}", done, n_all)
+        with start_runner_worker(_runner_options(plan)) as ours:
+            results.prompt = ours.request("prepare", text_tokens=plan.prompt_tokens)
+            stock = _start_stock(plan, results)
+            try:
+                entries: list[tuple[str, Worker, Setting | None]] = []
+                if stock is not None:
+                    entries.append((STOCK, stock, None))
+                entries += [(setting.name, ours, setting) for setting in plan.settings]
+                for name, _, _ in entries:
+                    results.rounds.setdefault(name, []).append([])
+                for number in range(plan.rounds + 1):
+                    for name, worker, setting in order(entries, number):
+                        label = f"round {number}/{plan.rounds}" if number else "warm-up"
+                        progress(f"{label}: {name}", done, n_all)
+                        if setting is not None:
+                            worker.request("set", setting=setting.name)
+                        result = worker.request("measure", generate=plan.generate)
+                        done += 1
+                        if number:
+                            results.rounds[name][-1].append(result)
+            finally:
+                if stock is not None:
+                    stock.close()
+
+
+def _runner_options(plan: Plan) -> dict[str, Any]:
+    names = ("model", "mmproj", "picture", "n_ctx", "n_threads", "n_gpu_layers", "flash_attn")
+    return {name: getattr(plan, name) for name in names}
+
+
+def _start_stock(plan: Plan, results: Results) -> Worker | None:
+    if plan.stock is None:
+        return None
+    options = _runner_options(plan) | {
+        "libraries": plan.stock,
+        "prompt": f"<image>{results.prompt['text']}",
+        "version": results.prompt["bindings_version"],
+    }
+    worker = start_library_worker("the stock libraries", options)
+    try:
+        results.stock = worker.request("info")
+        check_comparable(results.stock, results.prompt)
+    except BaseException:
+        worker.close()
+        raise
+    return worker
+
+
+def check_comparable(stock: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Libraries of different pins or flags are not compared: the ratio would say nothing about pruning. Raises Error."""
+    if stock["has_fastv"]:
+        raise Error(f"{stock['libraries']}: these are pyfastv's libraries, not stock ones")
+    for key in ("llama_version", "ggml_version", "system_info", "n_visual", "n_text"):
+        theirs, mine = (str(info[key]).removesuffix("-dev") for info in (stock, ours))
+        if theirs != mine:
+            raise Error(
+                f"not comparable: {key} of the stock libraries is {theirs}, of ours {mine}; "
+                "build the stock libraries of the same pin with the same flags: benchmarks/build_stock.py"
+            )

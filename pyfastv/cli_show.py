@@ -1,0 +1,84 @@
+"""``pyfastv show``: what was kept of a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from .cli_options import load_runner, request_options, to_fastv, to_sampling
+from .errors import OptionError
+
+__all__ = ["show"]
+
+_CUT = ("k", "drop", "score", "pick", "weigh", "merge", "off", "schedule", "recall", "cells")
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("images", nargs=-1, required=True, metavar="PICTURE...")
+@click.argument("question")
+@click.option(
+    "-o", "--output", metavar="FILE.png", help="Where to.  [default: into the terminal, or PICTURE-kept.png]"
+)
+@click.option(
+    "--rules",
+    multiple=True,
+    metavar="SPEC",
+    help="Rules to show side by side, can be repeated: as --schedule takes them.",
+)
+@click.option("--follow-up", multiple=True, metavar="QUESTION", help="Asked next, about the same picture.")
+@request_options
+def show(images: tuple[str, ...], question: str, **options: Any) -> None:
+    """Draw what was kept of PICTURE for QUESTION: dropped patches dimmed, and what ranked them."""
+    from .show import draw, named, trace
+    from .show.terminal import can_show, print_image
+
+    given = click.get_current_context().get_parameter_source
+    single = [name for name in _CUT if given(name) is ParameterSource.COMMANDLINE]
+    if options["rules"] and single:
+        raise click.UsageError(f"--rules excludes --{single[0]}.")
+    rules = named(options["rules"] or [to_fastv(options)])
+    sampling = to_sampling(options)
+    inline = options["output"] is None and can_show()
+    output = None if inline else _check_output(options["output"], images[0])
+    _check_matplotlib()
+    with load_runner(options, next(iter(rules.values()))) as runner:
+        questions = [question, *options["follow_up"]]
+        image = draw(trace(runner, list(images), questions, rules, sampling, system=options["system"]))
+    if output is None:
+        print_image(image)
+        return
+    try:
+        image.save(output, optimize=True)
+    except OSError as error:
+        raise OptionError(f"{output}: cannot be written: {error.strerror or error}") from error
+    click.echo(f"{output}: {image.width} x {image.height} pixels")
+
+
+def _check_output(output: str | None, picture: str) -> Path:
+    """Where to write; told before a model is loaded."""
+    if output is None:
+        stem = "picture" if picture[:5].lower() == "data:" else Path(picture).stem
+        return _unused(Path(f"{stem}-kept.png"))
+    path = Path(output)
+    if path.suffix.lower() != ".png":
+        raise OptionError(f"--output must name a .png file; got {output!r}")
+    if not path.parent.is_dir():
+        raise OptionError(f"--output: there is no folder {str(path.parent)!r}")
+    return path
+
+
+def _unused(path: Path) -> Path:
+    candidates = (path.with_stem(f"{path.stem}-{number}") for number in range(2, 10_000))
+    return next((p for p in (path, *candidates) if not p.exists()), path)
+
+
+def _check_matplotlib() -> None:
+    from importlib.util import find_spec
+
+    from .errors import Error
+
+    if find_spec("matplotlib") is None:
+        raise Error("pyfastv show needs matplotlib: pip install 'pyfastv[show]'")

@@ -1,0 +1,203 @@
+"""What a model would cost with and without pruning, before it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ._checks import integer
+from .errors import OptionError
+from .header import ModelFiles
+from .presets import PRESETS, FastV
+from .schedule import Schedule
+from .speed import Speed, prefill_ms
+from .theory import flops, kv_bytes, paper_flops, rows_by_layer, visual_by_layer
+
+__all__ = ["Cost", "Plan", "Prompt", "compare", "default_settings", "plan_model"]
+
+Settings = Mapping[str, "Schedule | None"]
+
+OFF = "off"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked: pictures of so many tokens each, and tokens of text. Raises OptionError."""
+
+    visual_tokens: int
+    text_tokens: int = 32
+    pictures: int = 1
+
+    def __post_init__(self) -> None:
+        integer("visual_tokens", self.visual_tokens, 1)
+        integer("text_tokens", self.text_tokens, 1)
+        integer("pictures", self.pictures, 1)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Visual tokens of every picture."""
+        return (self.visual_tokens,) * self.pictures
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a prompt costs with one setting. The language model alone, but for ``first_token_ms``."""
+
+    setting: str
+    schedule: str | None
+    """As text; None: no pruning."""
+    retained_share: float
+    """Share of the visual tokens that a layer sees, mean over the layers."""
+    paper_flops: int
+    """By the formula of FastV's paper."""
+    flops: int
+    """What is computed."""
+    kv_bytes: int
+    """KV cache that the prompt fills, in f16."""
+    prefill_ms: float | None
+    """Predicted; None without a measurement."""
+    first_token_ms: float | None
+    """Predicted, vision encoder included."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The costs of one model, the setting without pruning first."""
+
+    files: ModelFiles
+    prompt: Prompt
+    encoder_flops: int | None
+    """Of all pictures; None without an mmproj."""
+    speed: Speed | None
+    costs: tuple[Cost, ...]
+    unmeasured: str | None = None
+    """Why there is no speed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        speed = self.speed
+        return {
+            "model": self.files.name,
+            "mmproj": self.files.mmproj,
+            "description": self.files.description,
+            "weight_bytes": self.files.weight_bytes,
+            "mmproj_bytes": self.files.mmproj_bytes,
+            "encoder_flops": self.encoder_flops,
+            "measured": None if speed is None else asdict(speed),
+            "unmeasured": self.unmeasured,
+            "settings": [asdict(cost) for cost in self.costs],
+        }
+
+
+def default_settings(n_layer: int) -> dict[str, Schedule | None]:
+    """Off, K in 2, 3, 4 with drop 0.25 to 0.9, and the presets, as far as a model has so many layers."""
+    settings: dict[str, Schedule | None] = {OFF: None}
+    for k in (2, 3, 4):
+        if k < n_layer:
+            settings |= {f"K={k} drop {drop:g}": FastV(k, drop) for drop in (0.25, 0.5, 0.75, 0.9)}
+    # those with one cut at a share cost what a row above costs
+    for name in ("pyramiddrop", "feather", "vtw", "zipvl"):
+        settings[name] = PRESETS[name]()
+    return settings
+
+
+def measured_lengths(settings: Settings, n_layer: int, prompt: Prompt) -> list[int]:
+    """Prompt lengths that a measurement should cover: the shortest and the longest stage, and some between."""
+    rows = {
+        n
+        for schedule in settings.values()
+        for n in rows_by_layer(schedule, n_layer, prompt.counts, prompt.text_tokens)
+    }
+    low, high = max(16, min(rows)), max(16, *rows)
+    # a rate changes fast where a matrix has few rows
+    return sorted({low, *(round(low * (high / low) ** share) for share in (1 / 3, 2 / 3)), high})
+
+
+def plan_model(
+    files: ModelFiles,
+    settings: Settings,
+    prompt: Prompt,
+    speed: Speed | None = None,
+    unmeasured: str | None = None,
+) -> Plan:
+    """Costs of a prompt for each setting; off comes first, whether given or not.
+
+    Raises OptionError for a schedule that the model cannot have."""
+    decoder = files.decoder
+    settings = {OFF: None} | dict(settings)
+    encoder = files.encoder
+    encoder_flops = None if encoder is None else prompt.pictures * encoder.flops(prompt.visual_tokens)
+    costs = []
+    for name, schedule in settings.items():
+        try:
+            visual = visual_by_layer(schedule, decoder.n_layer, prompt.counts)
+        except OptionError as error:
+            raise OptionError(f"{files.name}, setting {name!r}: {error}") from error
+        rows = [prompt.text_tokens + n for n in visual]
+        prefill = None if speed is None else prefill_ms(decoder, rows, speed)
+        first = None
+        if speed is not None and prefill is not None and speed.encode_ms is not None:
+            first = prefill + prompt.pictures * speed.encode_ms
+        costs.append(
+            Cost(
+                setting=name,
+                schedule=None if schedule is None else schedule.spec(),
+                retained_share=sum(visual) / (sum(prompt.counts) * decoder.n_layer),
+                paper_flops=paper_flops(decoder, rows),
+                flops=flops(decoder, rows),
+                kv_bytes=kv_bytes(decoder, rows),
+                prefill_ms=prefill,
+                first_token_ms=first,
+            )
+        )
+    return Plan(files, prompt, encoder_flops, speed, tuple(costs), unmeasured)
+
+
+def total_flops(plan: Plan, cost: Cost) -> int:
+    """Language model and vision encoder."""
+    return cost.flops + (plan.encoder_flops or 0)
+
+
+def time_ms(cost: Cost) -> float | None:
+    """To the first token where the encoder was measured, else the language model's prefill."""
+    return cost.prefill_ms if cost.first_token_ms is None else cost.first_token_ms
+
+
+def compare(first: Plan, second: Plan) -> dict[str, Any]:
+    """The paper's question: is the larger of two models, pruned, cheaper than the smaller one without pruning?
+
+    ``larger``, ``smaller`` (names), ``settings``: for each setting of the larger one its ``flops``, ``paper_flops``,
+    ``kv_bytes``, ``time`` (None without a measurement) as ratios to the smaller one without pruning, below 1 cheaper; and
+    ``more_weight_bytes``, which pruning does not change.
+    """
+    large, small = sorted((first, second), key=lambda plan: plan.costs[0].flops, reverse=True)
+    off = small.costs[0]
+
+    def ratio(value: float | None, base: float | None) -> float | None:
+        return value / base if value is not None and base else None
+
+    return {
+        "larger": large.files.name,
+        "smaller": small.files.name,
+        "more_weight_bytes": _all_bytes(large) - _all_bytes(small),
+        "settings": [
+            {
+                "setting": cost.setting,
+                "paper_flops": ratio(cost.paper_flops, off.paper_flops),
+                "flops": ratio(total_flops(large, cost), total_flops(small, off)),
+                "kv_bytes": ratio(cost.kv_bytes, off.kv_bytes),
+                "time": ratio(time_ms(cost), time_ms(off)),
+            }
+            for cost in large.costs
+        ],
+    }
+
+
+def _all_bytes(plan: Plan) -> int:
+    return plan.files.weight_bytes + plan.files.mmproj_bytes
+
+
+def cheaper(settings: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    """The settings whose ratio is below 1."""
+    return [entry["setting"] for entry in settings if entry[key] is not None and entry[key] < 1.0]

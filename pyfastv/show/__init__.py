@@ -1,0 +1,74 @@
+"""What pruning does to a picture, to look at: which patches stay, and what ranked them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from ..errors import OptionError
+from ..images import Pictures
+from ..options import SamplingOptions
+from ..presets import to_schedule
+from ..schedule import Schedule
+from .figure import draw
+from .trace import RuleTrace, StageTrace, Trace, Turn, trace
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..runner import Runner
+
+__all__ = ["RuleTrace", "StageTrace", "Trace", "Turn", "draw", "render", "trace"]
+
+Rules = Sequence["Schedule | str | None"]
+
+
+def render(
+    runner: Runner,
+    pictures: Pictures,
+    question: str,
+    *,
+    rules: Rules | None = None,
+    follow_ups: Sequence[str] = (),
+    **sampling: Unpack[SamplingOptions],
+) -> Image.Image:
+    """Ask about a picture or several (a list), and draw what was kept.
+
+    ``rules``: one schedule or more, as ``fastv=`` takes them, side by side; None: the runner's. ``follow_ups``:
+    later questions of the same conversation; what each of them recalled is outlined. ``sampling``: see
+    :class:`pyfastv.Sampling`.
+
+    The picture is drawn as the vision encoder sees it, resized and padded; patches that layers from a cut on do
+    not see are dimmed; beside it the scores. One row for each cut of each question, one group of columns for each
+    rule. RGB.
+
+    Needs the extra "show" (matplotlib). Raises ImageError, OptionError and what :meth:`pyfastv.Session.ask` raises.
+    """
+    questions = [question, *follow_ups]
+    return draw(trace(runner, pictures, questions, named(rules or [runner.fastv]), sampling))
+
+
+def named(rules: Rules) -> Mapping[str, Schedule | None]:
+    """Rules by the names that stand above their columns. Raises OptionError."""
+    names: dict[str, Schedule | None] = {}
+    for rule in rules:
+        schedule = to_schedule(rule)
+        name = "off" if schedule is None else _name(rule, schedule)
+        if name in names:
+            raise OptionError(f"the rule {name!r} is given twice")
+        names[name] = schedule
+    return names
+
+
+def _name(rule: Schedule | str | None, schedule: Schedule) -> str:
+    title = "" if type(schedule) is Schedule else type(schedule).__name__
+    if len(schedule.cuts) > 1:
+        # K and drop stand above every row
+        return title or (rule.strip() if isinstance(rule, str) else schedule.spec())
+    cut = schedule.cuts[0]
+    flags = [name for name in ("weigh", "merge") if getattr(cut, name)]
+    how = " ".join([cut.score, cut.pick, *flags])
+    where = f"K={cut.layer} drop {cut.drop:g}"
+    return f"{title + ': ' if title else ''}{how}, {where}"

@@ -1,0 +1,207 @@
+"""A picture of what was kept: dropped patches dimmed, scores as a heat map, rule by rule and stage by stage."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import Error
+from .geometry import Canvas
+from .trace import RuleTrace, StageTrace, Trace, Turn
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["dim", "draw", "heat_map", "outlines"]
+
+# Okabe and Ito's vermillion, told apart from the grays of a dimmed picture by any eye
+RECALLED = "#D55E00"
+DARK, LIGHT = np.array([38, 42, 52.0]), np.array([228, 230, 236.0])
+STRENGTH = 0.8
+
+_PANEL = 3.0  # inches, of the longer side
+_DPI = 110
+_MAP = "viridis"
+
+
+def dim(canvas: Canvas, kept: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The picture, [height, width, 3], with the patches of tokens that are not kept dimmed: grayed, and drawn toward
+    a dark color, or toward a light one if the picture is dark."""
+    pixels = canvas.pixels.astype(np.float64)
+    gray = pixels @ np.array([0.299, 0.587, 0.114])
+    paper = DARK if np.median(gray) > 96 else LIGHT
+    dimmed = (1 - STRENGTH) * gray[..., None] + STRENGTH * paper
+    dropped = canvas.spread(~kept, 0.0)[..., None].astype(bool)
+    return np.rint(np.where(dropped, dimmed, pixels)).astype(np.uint8)
+
+
+def heat_map(canvas: Canvas, scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[height, width]: the score of the token that lies at a pixel; NaN where none does."""
+    return canvas.spread(scores, np.nan)
+
+
+def outlines(canvas: Canvas, recalled: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """[n, 4] boxes, x0, y0, x1, y1, of the recalled tokens that have a place."""
+    return canvas.boxes[recalled & canvas.placed]
+
+
+def draw(trace: Trace) -> Image.Image:
+    """Raises Error without matplotlib (the extra "show")."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ImportError as error:
+        raise Error("drawing needs matplotlib: pip install 'pyfastv[show]'") from error
+    turns = len(trace.rules[0].turns)
+    rows_of_turn = [max(1, *[len(rule.turns[turn].stages) for rule in trace.rules]) for turn in range(turns)]
+    n_rows = sum(rows_of_turn)
+    group_widths = [1 if rule.schedule is None else 2 for rule in trace.rules]
+    n_columns = 1 + sum(group_widths)
+
+    height, width = trace.canvas.pixels.shape[:2]
+    scale = _PANEL / max(height, width)
+    panel_w, panel_h = max(width * scale, 2.4), max(height * scale, 1.2)
+    size = (n_columns * (panel_w + 0.55) + 0.3, n_rows * (panel_h + 1.0) + 0.75)
+    figure = Figure(
+        figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1, wspace=0.01, hspace=0.02)
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(n_rows, n_columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    row = 0
+    for turn, n_stages in enumerate(rows_of_turn):
+        _draw_seen(axes[row][0], trace, turn)
+        column = 1
+        for rule, group_width in zip(trace.rules, group_widths, strict=True):
+            for stage in range(n_stages):
+                _draw_stage(
+                    figure, axes[row + stage][column : column + group_width], trace, rule, turn, stage
+                )
+            column += group_width
+        row += n_stages
+    _draw_title(figure, trace)
+    return _to_image(figure)
+
+
+def _draw_seen(axis: Axes, trace: Trace, turn: int) -> None:
+    """The first column: the picture in the first row, then only which question a row is about."""
+    question = _wrapped(f"{_ordinal(turn)} question: {trace.rules[0].turns[turn].question}", 34)
+    if turn == 0:
+        axis.imshow(trace.canvas.pixels)
+        question = f"as the vision encoder sees it:\n{trace.n_visual} visual tokens"
+        axis.set_title(question, fontsize=9, parse_math=False)
+    else:
+        axis.text(0.5, 0.5, question, ha="center", va="center", fontsize=10, wrap=True, parse_math=False)
+
+
+def _draw_stage(figure: Figure, axes: Any, trace: Trace, rule: RuleTrace, turn: int, number: int) -> None:
+    made = rule.turns[turn]
+    if rule.schedule is None:
+        if number == 0:
+            axes[0].imshow(trace.canvas.pixels)
+            _title(axes[0], rule, made, f"no pruning: all {trace.n_visual} kept")
+        return
+    if number >= len(made.stages):
+        return
+    stage = made.stages[number]
+    axes[0].imshow(dim(trace.canvas, stage.kept))
+    _outline(axes[0], trace.canvas, stage)
+    _title(axes[0], rule if number == 0 else None, made, _kept(stage))
+    _draw_scores(figure, axes[1], trace.canvas, stage)
+
+
+def _draw_scores(figure: Figure, axis: Axes, canvas: Canvas, stage: StageTrace) -> None:
+    from matplotlib.colors import PowerNorm
+
+    scores = stage.scores
+    if stage.cut.score == "none" or not len(scores) or scores.max() <= scores.min():
+        axis.text(0.5, 0.5, "no score:\nnothing ranks the patches", ha="center", va="center", fontsize=9)
+        return
+    if not canvas.placed.any():
+        axis.text(0.5, 0.5, "the tokens of this model\nhave no places", ha="center", va="center", fontsize=9)
+        return
+    # attention is a few high peaks: on a linear scale all else would be one color
+    norm = PowerNorm(0.5, vmin=float(scores.min()), vmax=float(scores.max()))
+    image = axis.imshow(heat_map(canvas, scores), norm=norm, cmap=_MAP, interpolation="nearest")
+    _outline(axis, canvas, stage)
+    bar = figure.colorbar(image, ax=axis, shrink=0.8, pad=0.02)
+    bar.ax.tick_params(labelsize=7)
+    bar.set_ticks([scores.min(), (scores.min() + scores.max()) / 4, scores.max()])
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
+    axis.set_title(f"score: {_score_name(stage.cut.score)}", fontsize=9, parse_math=False)
+
+
+def _outline(axis: Axes, canvas: Canvas, stage: StageTrace) -> None:
+    from matplotlib.patches import Rectangle
+
+    for x0, y0, x1, y1 in outlines(canvas, stage.recalled):
+        # pixel centers have whole coordinates
+        corner = (x0 - 0.5, y0 - 0.5)
+        axis.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=RECALLED, linewidth=1.6))
+
+
+def _title(axis: Axes, rule: RuleTrace | None, turn: Turn, text: str) -> None:
+    """What was kept; above the first stage of a rule, which rule it is and what it answered."""
+    lines = [text]
+    if rule is not None:
+        lines = [
+            _wrapped(rule.name, 40),
+            *_wrapped(f"A: {turn.answer.strip() or '(empty)'}", 44).split("\n")[:3],
+            text,
+        ]
+    axis.set_title("\n".join(lines), fontsize=9, parse_math=False, loc="left")
+
+
+def _kept(stage: StageTrace) -> str:
+    n, all_ = int(stage.kept.sum()), len(stage.kept)
+    recalled = int(stage.recalled.sum())
+    text = f"K={stage.layer} drop {stage.cut.drop:g}: kept {n} of {all_}"
+    return f"{text}\n{recalled} of them recalled (outlined)" if recalled else text
+
+
+def _score_name(score: str) -> str:
+    names = {
+        "last": "attention of the last token",
+        "last-no-rope": "the last token's, no positions",
+        "question-max": "attention of the question (max)",
+        "question-mean": "attention of the question (mean)",
+        "all": "attention of all tokens",
+    }
+    return names.get(score, score)
+
+
+def _draw_title(figure: Figure, trace: Trace) -> None:
+    pruned = any(rule.schedule is not None for rule in trace.rules)
+    notes = "layers from K on do not see the dimmed patches" if pruned else "every layer sees every patch"
+    figure.suptitle(
+        f"{_wrapped('Q: ' + trace.rules[0].turns[0].question, 100)}\n{notes}", fontsize=11, parse_math=False
+    )
+
+
+def _ordinal(number: int) -> str:
+    return {1: "second", 2: "third"}.get(number, f"{number + 1}th")
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(" ".join(text.split()), width, break_long_words=True, max_lines=4)) or " "
+
+
+def _to_image(figure: Figure) -> Image.Image:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # letters that the font has not are drawn as boxes; nobody has to hear of it
+        warnings.filterwarnings("ignore", message="Glyph ")
+        figure.savefig(file, format="png", dpi=_DPI, facecolor="white")
+    file.seek(0)
+    image = Image.open(file)
+    image.load()
+    return image.convert("RGB")

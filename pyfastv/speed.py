@@ -1,0 +1,176 @@
+"""How fast this machine runs a model, by a short measurement on its first layers."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from . import _native
+from .header import ModelFiles
+from .runner import Runner
+from .theory import Decoder, layer_flops
+
+__all__ = ["Speed", "measure", "prefill_ms"]
+
+_LAYERS = 3
+_ROUNDS = 3
+_GENERATED = 4
+# of ggml's threads, which wait for one another by spinning: fewer tokens would mostly measure how they start
+_WARM_UP_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A model's speed on this machine. Times are wall-clock milliseconds."""
+
+    rows: tuple[int, ...]
+    """Lengths of the prompts that were measured, ascending."""
+    flops_per_ms: tuple[float, ...]
+    """Multiply-adds (:func:`pyfastv.theory.flops`) of layers, for each of them."""
+    spread: float
+    """Largest deviation of a round from the median of its length, relative to it."""
+    output_ms: float
+    """The output matrix for one row."""
+    generate_ms: float
+    """One generated token, all layers."""
+    encode_ms: float | None
+    """Vision encoder and projector for one picture; None without an mmproj."""
+    n_threads: int | None
+
+
+def measure(
+    files: ModelFiles,
+    lengths: Sequence[int],
+    *,
+    picture: np.ndarray | None = None,
+    n_threads: int | None = None,
+    progress: Callable[[float], object] | None = None,
+) -> tuple[Speed, int | None]:
+    """Run prompts of these lengths through the first layers of a model, and a picture through its encoder.
+
+    An excerpt of the model, three layers with the embeddings and the output matrix, is written to a temporary file.
+    Returns the speed and the number of visual tokens of ``picture`` (RGB, uint8 [height, width, 3]; None where there is
+    no encoder). Raises ModelError if the excerpt cannot be written, and what :class:`pyfastv.Runner` raises.
+    """
+    n_layers = min(_LAYERS, files.decoder.n_layer)
+    with tempfile.TemporaryDirectory(prefix="pyfastv-") as folder:
+        excerpt = Path(folder) / "excerpt.gguf"
+        _native.write_excerpt(files.paths, n_layers, str(excerpt))
+        longest = max(lengths)
+        with Runner(
+            excerpt,
+            files.mmproj if picture is not None else None,
+            n_ctx=longest * 2 + 4096,
+            n_threads=n_threads,
+            fastv=None,
+            encoder_cache_mb=0,
+        ) as runner:
+            encode_ms, visual_tokens = None, None
+            if picture is not None and files.mmproj is not None:
+                encode_ms, visual_tokens = _measure_encoder(runner._engine, picture)
+            if progress:
+                progress(0.2)
+            return _measure_decoder(
+                runner._engine, files, n_layers, lengths, encode_ms, n_threads, progress
+            ), visual_tokens
+
+
+def _measure_encoder(engine: _native.Engine, picture: np.ndarray) -> tuple[float, int]:
+    times = []
+    for number in range(3):
+        engine.reset()
+        engine.prefill(engine.media_marker, [picture], [str(number)], None, True, 1)
+        report = engine.report()
+        times.append(report["encode_ms"])
+        if times[-1] > 2000:
+            break
+    # the first one of a small encoder pays for the start
+    return min(times), report["visual_tokens"]
+
+
+def _measure_decoder(
+    engine: _native.Engine,
+    files: ModelFiles,
+    n_layers: int,
+    lengths: Sequence[int],
+    encode_ms: float | None,
+    n_threads: int | None,
+    progress: Callable[[float], object] | None,
+) -> Speed:
+    _prefill(engine, _WARM_UP_TOKENS)
+    steps, done = _ROUNDS * len(lengths), 0
+    measured: dict[int, list[float]] = {}
+    token_times = []
+    for _ in range(_ROUNDS):
+        for length in lengths:
+            n, spent = _prefill(engine, length)
+            measured.setdefault(n, []).append(spent)
+            token_times += [_feed(engine) for _ in range(_GENERATED)]
+            done += 1
+            if progress:
+                progress(0.2 + 0.8 * done / steps)
+    token_ms = statistics.median(token_times)
+
+    # generation reads every weight once for a row: its time goes by bytes
+    decoder, weights = files.decoder, files.weights
+    excerpt_bytes = sum(weights.layers[:n_layers]) + weights.output
+    output_ms = token_ms * weights.output / excerpt_bytes
+    part = replace(
+        decoder,
+        attention_weights=decoder.attention_weights[:n_layers],
+        ffn_weights=decoder.ffn_weights[:n_layers],
+        pair_width=decoder.pair_width[:n_layers],
+        kv_width=decoder.kv_width[:n_layers],
+    )
+    rows = sorted(measured)
+    medians = {n: statistics.median(measured[n]) for n in rows}
+    rates = [
+        sum(layer_flops(part, il, n) for il in range(n_layers)) / max(medians[n] - output_ms, 1e-3)
+        for n in rows
+    ]
+    return Speed(
+        rows=tuple(rows),
+        flops_per_ms=tuple(rates),
+        spread=max(abs(t - medians[n]) / medians[n] for n in rows for t in measured[n]),
+        output_ms=output_ms,
+        generate_ms=token_ms * (sum(weights.layers) + weights.output) / excerpt_bytes,
+        encode_ms=encode_ms,
+        n_threads=n_threads,
+    )
+
+
+def _prefill(engine: _native.Engine, length: int) -> tuple[int, float]:
+    """A prompt of about so many tokens; how many they were, and the milliseconds."""
+    engine.reset()
+    # tokens of a text are found by trial: a word is one token or several
+    words = " a" * length
+    engine.prefill(words[: 2 * min(length, 16)], [], [], None, True, 1)
+    per_word = engine.report()["prompt_tokens"] / min(length, 16)
+    engine.reset()
+    begin = time.perf_counter()
+    engine.prefill(" a" * max(1, round(length / per_word)), [], [], None, True, 1)
+    return engine.report()["prompt_tokens"], (time.perf_counter() - begin) * 1000.0
+
+
+def _feed(engine: _native.Engine) -> float:
+    begin = time.perf_counter()
+    engine.feed(int(np.argmax(engine.logits())))
+    engine.logits()
+    return (time.perf_counter() - begin) * 1000.0
+
+
+def prefill_ms(decoder: Decoder, rows: Sequence[int], speed: Speed) -> float:
+    """Predicted time of the language model's prefill, for rows of each layer.
+
+    The rate at a number of rows is interpolated between the measured ones."""
+    rates = np.interp(rows, speed.rows, speed.flops_per_ms)
+    layers = sum(
+        layer_flops(decoder, il, n) / rate for (il, n), rate in zip(enumerate(rows), rates, strict=True)
+    )
+    return float(layers + speed.output_ms)
