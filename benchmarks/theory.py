@@ -10,11 +10,13 @@ ratios become 1.30, 1.85, 3.20.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from pyfastv import theory
 from pyfastv.theory import Decoder, kept_tokens
 
-from client import Setting
+if TYPE_CHECKING:
+    from client import Setting
 
 __all__ = ["Sizes", "kept_tokens", "theoretical_ratios"]
 

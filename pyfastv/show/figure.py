@@ -36,7 +36,8 @@ def dim(canvas: Canvas, kept: NDArray[np.bool_]) -> NDArray[np.uint8]:
     a dark color, or toward a light one if the picture is dark."""
     pixels = canvas.pixels.astype(np.float64)
     gray = pixels @ np.array([0.299, 0.587, 0.114])
-    paper = DARK if np.median(gray) > 96 else LIGHT
+    # whichever is farther from the picture
+    paper = DARK if np.median(gray) > (DARK.mean() + LIGHT.mean()) / 2 else LIGHT
     dimmed = (1 - STRENGTH) * gray[..., None] + STRENGTH * paper
     dropped = canvas.spread(~kept, 0.0)[..., None].astype(bool)
     return np.rint(np.where(dropped, dimmed, pixels)).astype(np.uint8)
@@ -115,7 +116,7 @@ def _draw_stage(figure: Figure, axes: Any, trace: Trace, rule: RuleTrace, turn: 
     stage = made.stages[number]
     axes[0].imshow(dim(trace.canvas, stage.kept))
     _outline(axes[0], trace.canvas, stage)
-    _title(axes[0], rule if number == 0 else None, made, _kept(stage))
+    _title(axes[0], rule if number == 0 else None, made, _kept(stage, len(made.stages) > 1))
     _draw_scores(figure, axes[1], trace.canvas, stage)
 
 
@@ -161,10 +162,12 @@ def _title(axis: Axes, rule: RuleTrace | None, turn: Turn, text: str) -> None:
     axis.set_title("\n".join(lines), fontsize=9, parse_math=False, loc="left")
 
 
-def _kept(stage: StageTrace) -> str:
+def _kept(stage: StageTrace, several: bool) -> str:
     n, all_ = int(stage.kept.sum()), len(stage.kept)
     recalled = int(stage.recalled.sum())
-    text = f"K={stage.layer} drop {stage.cut.drop:g}: kept {n} of {all_}"
+    text = f"kept {n} of {all_}"
+    if several:
+        text = f"from layer {stage.layer}, drop {stage.cut.drop:g}: {text}"
     return f"{text}\n{recalled} of them recalled (outlined)" if recalled else text
 
 
