@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import click
+import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from .console import bar
 from .errors import Error, OptionError
@@ -29,6 +30,9 @@ from .presets import to_schedule
 from .speed import Speed, measure
 
 __all__ = ["plan"]
+
+
+_WIDTH = 100  # of the table; a narrower terminal breaks its lines, which reads better than broken cells
 
 
 @click.command(context_settings={"show_default": True})
@@ -72,6 +76,7 @@ def plan(model: str | None, mmproj: str | None, **options: Any) -> None:
         click.echo(json.dumps({"prompt": prompt, "models": made, "comparison": verdict}, indent=2))
         return
     console = Console(soft_wrap=True)
+    console.width = max(console.width, _WIDTH)
     for entry in plans:
         _print(console, entry)
     if verdict is not None:
@@ -80,9 +85,9 @@ def plan(model: str | None, mmproj: str | None, **options: Any) -> None:
 
 def _plan(files: ModelFiles, given: Settings, options: dict[str, Any]) -> Plan:
     picture = None if options["picture"] is None else load_image(options["picture"])
-    visual = options["visual_tokens"] or files.visual_tokens
+    visual = files.visual_tokens if options["visual_tokens"] is None else options["visual_tokens"]
     settings = dict(given) or default_settings(files.decoder.n_layer)
-    counted = Prompt(visual, options["tokens"], options["pictures"]) if visual else None
+    counted = Prompt(visual, options["tokens"], options["pictures"]) if visual is not None else None
     if options["no_measure"] or (counted is None and picture is None):
         return plan_model(files, settings, counted or _unknown(files), unmeasured="not asked for")
 
@@ -91,8 +96,6 @@ def _plan(files: ModelFiles, given: Settings, options: dict[str, Any]) -> Plan:
     speed: Speed | None = None
     unmeasured = None
     if files.mmproj is not None and picture is None:
-        import numpy as np
-
         picture = np.full((336, 336, 3), 127, np.uint8)
     with bar(f"Measuring {files.name}") as progress:
         try:
@@ -103,12 +106,12 @@ def _plan(files: ModelFiles, given: Settings, options: dict[str, Any]) -> Plan:
                 n_threads=options["threads"],
                 progress=progress,
             )
-            visual = options["visual_tokens"] or seen or visual
+            visual = seen if visual is None else visual
         except OptionError:
             raise
         except (Error, OSError) as error:  # the counts stand without it
             unmeasured = str(error)
-    prompt = Prompt(visual, options["tokens"], options["pictures"]) if visual else _unknown(files)
+    prompt = _unknown(files) if visual is None else Prompt(visual, options["tokens"], options["pictures"])
     return plan_model(files, settings, prompt, speed, unmeasured)
 
 
@@ -137,7 +140,9 @@ def _print(console: Console, plan: Plan) -> None:
         )
     for title, value in lines.items():
         console.print(f"{title:<8} {value}", highlight=False, markup=False)
-    table = Table("setting", *(_right(name) for name in _columns(plan)))
+    table = Table(
+        Column("setting", no_wrap=True), *(Column(name, justify="right") for name in _columns(plan))
+    )
     for cost in plan.costs:
         cells = [
             f"{cost.retained_share:.0%}",
@@ -156,18 +161,12 @@ def _print(console: Console, plan: Plan) -> None:
 
 
 def _columns(plan: Plan) -> list[str]:
-    columns = ["seen a layer", "TFLOP", "of off", "by the paper", "of off", "KV, MB"]
+    columns = ["seen", "TFLOP", "of off", "paper's", "of off", "KV, MB"]
     if plan.costs[0].prefill_ms is not None:
         columns.append("prefill, s")
     if plan.costs[0].first_token_ms is not None:
-        columns.append("with encoder, s")
+        columns.append("+ encoder, s")
     return columns
-
-
-def _right(name: str) -> Any:
-    from rich.table import Column
-
-    return Column(name, justify="right")
 
 
 def _encoder_time(plan: Plan) -> str:
@@ -185,7 +184,7 @@ def _speed(plan: Plan) -> str:
         f"{2 * r / 1e6:.0f} at {n}" for n, r in zip(speed.rows, speed.flops_per_ms, strict=True)
     )
     return (
-        f"GFLOP/s (two a multiply-add) by rows: {rates}; rounds within {speed.spread:.0%}; "
+        f"GFLOP/s (two a multiply-add) by rows: {rates}; rounds differ by {speed.spread:.0%}; "
         f"{speed.generate_ms:.1f} ms a generated token"
     )
 

@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from .cli_options import load_runner, request_options, to_fastv, to_sampling
 from .errors import OptionError
+from .images import load_image
 
 __all__ = ["show"]
 
@@ -44,9 +45,10 @@ def show(images: tuple[str, ...], question: str, **options: Any) -> None:
     inline = options["output"] is None and can_show()
     output = None if inline else _check_output(options["output"], images[0])
     _check_matplotlib()
+    pictures = [load_image(image) for image in images]
     with load_runner(options, next(iter(rules.values()))) as runner:
         questions = [question, *options["follow_up"]]
-        image = draw(trace(runner, list(images), questions, rules, sampling, system=options["system"]))
+        image = draw(trace(runner, pictures, questions, rules, sampling, system=options["system"]))
     if output is None:
         print_image(image)
         return

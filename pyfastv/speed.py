@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,8 +20,6 @@ __all__ = ["Speed", "measure", "prefill_ms"]
 _LAYERS = 3
 _ROUNDS = 3
 _GENERATED = 4
-# of ggml's threads, which wait for one another by spinning: fewer tokens would mostly measure how they start
-_WARM_UP_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Speed:
     flops_per_ms: tuple[float, ...]
     """Multiply-adds (:func:`pyfastv.theory.flops`) of layers, for each of them."""
     spread: float
-    """Largest deviation of a round from the median of its length, relative to it."""
+    """The slowest rounds together less the fastest together, relative to these."""
     output_ms: float
     """The output matrix for one row."""
     generate_ms: float
@@ -103,19 +100,19 @@ def _measure_decoder(
     n_threads: int | None,
     progress: Callable[[float], object] | None,
 ) -> Speed:
-    _prefill(engine, _WARM_UP_TOKENS)
+    text = _text_of_length(engine)
     steps, done = _ROUNDS * len(lengths), 0
     measured: dict[int, list[float]] = {}
     token_times = []
     for _ in range(_ROUNDS):
         for length in lengths:
-            n, spent = _prefill(engine, length)
+            n, spent = _prefill(engine, text(length))
             measured.setdefault(n, []).append(spent)
             token_times += [_feed(engine) for _ in range(_GENERATED)]
             done += 1
             if progress:
                 progress(0.2 + 0.8 * done / steps)
-    token_ms = statistics.median(token_times)
+    token_ms = min(token_times)
 
     # generation reads every weight once for a row: its time goes by bytes
     decoder, weights = files.decoder, files.weights
@@ -129,15 +126,15 @@ def _measure_decoder(
         kv_width=decoder.kv_width[:n_layers],
     )
     rows = sorted(measured)
-    medians = {n: statistics.median(measured[n]) for n in rows}
+    fastest = {n: min(measured[n]) for n in rows}  # what others do on the machine only adds
     rates = [
-        sum(layer_flops(part, il, n) for il in range(n_layers)) / max(medians[n] - output_ms, 1e-3)
+        sum(layer_flops(part, il, n) for il in range(n_layers)) / max(fastest[n] - output_ms, 1e-3)
         for n in rows
     ]
     return Speed(
         rows=tuple(rows),
         flops_per_ms=tuple(rates),
-        spread=max(abs(t - medians[n]) / medians[n] for n in rows for t in measured[n]),
+        spread=sum(max(measured[n]) - min(measured[n]) for n in rows) / sum(fastest.values()),
         output_ms=output_ms,
         generate_ms=token_ms * (sum(weights.layers) + weights.output) / excerpt_bytes,
         encode_ms=encode_ms,
@@ -145,17 +142,25 @@ def _measure_decoder(
     )
 
 
-def _prefill(engine: _native.Engine, length: int) -> tuple[int, float]:
-    """A prompt of about so many tokens; how many they were, and the milliseconds."""
-    engine.reset()
-    # tokens of a text are found by trial: a word is one token or several
-    words = " a" * length
-    engine.prefill(words[: 2 * min(length, 16)], [], [], None, True, 1)
-    per_word = engine.report()["prompt_tokens"] / min(length, 16)
+def _text_of_length(engine: _native.Engine) -> Callable[[int], str]:
+    """Makes texts of about so many tokens: a word is one token or several, and something may stand in front."""
+    counts = []
+    for words in (16, 48):
+        engine.reset()
+        engine.prefill(" a" * words, [], [], None, True, 1)
+        counts.append(engine.report()["prompt_tokens"])
+    per_word = (counts[1] - counts[0]) / 32
+    front = counts[0] - 16 * per_word
+    return lambda length: " a" * max(1, round((length - front) / per_word))
+
+
+def _prefill(engine: _native.Engine, text: str) -> tuple[int, float]:
+    """How many tokens a prompt has, and the milliseconds that it takes."""
     engine.reset()
     begin = time.perf_counter()
-    engine.prefill(" a" * max(1, round(length / per_word)), [], [], None, True, 1)
-    return engine.report()["prompt_tokens"], (time.perf_counter() - begin) * 1000.0
+    engine.prefill(text, [], [], None, True, 1)
+    spent = (time.perf_counter() - begin) * 1000.0
+    return engine.report()["prompt_tokens"], spent
 
 
 def _feed(engine: _native.Engine) -> float:

@@ -14,6 +14,7 @@ output matrix, for one row. Not counted: norms, activations, rotary positions, s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -113,9 +114,9 @@ def visual_by_layer(schedule: Schedule | None, n_layer: int, pictures: Sequence[
     if schedule is None:
         return counts
     # layers given as shares are resolved as the native code does it
-    full = Schedule.parse(_native.check_schedule(schedule.spec(), n_layer))
-    for cut, resolved in zip(schedule.cuts, full.cuts, strict=True):
-        first = int(resolved.layer)
+    resolved = re.findall(r"\bk=(\d+)", _native.check_schedule(schedule.spec(), n_layer))
+    for cut, layer in zip(schedule.cuts, resolved, strict=True):
+        first = int(layer)
         counts[first:] = [sum(kept_tokens(n, cut.drop) for n in pictures)] * (n_layer - first)
     return counts
 

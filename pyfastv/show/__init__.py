@@ -10,7 +10,7 @@ from PIL import Image
 from ..errors import OptionError
 from ..images import Pictures
 from ..options import SamplingOptions
-from ..presets import to_schedule
+from ..presets import FastV, Recommended, to_schedule
 from ..schedule import Schedule
 from .figure import draw
 from .trace import RuleTrace, StageTrace, Trace, Turn, trace
@@ -68,6 +68,9 @@ def _name(rule: Schedule | str | None, schedule: Schedule) -> str:
         # K and drop stand above every row
         return title or (rule.strip() if isinstance(rule, str) else schedule.spec())
     cut = schedule.cuts[0]
+    for known in (FastV, Recommended):
+        if schedule.cuts == known(cut.layer, cut.drop).cuts:
+            title = known.__name__
     flags = [name for name in ("weigh", "merge") if getattr(cut, name)]
     how = " ".join([cut.score, cut.pick, *flags])
     where = f"K={cut.layer} drop {cut.drop:g}"

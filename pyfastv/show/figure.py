@@ -23,12 +23,14 @@ __all__ = ["dim", "draw", "heat_map", "outlines"]
 
 # Okabe and Ito's vermillion, told apart from the grays of a dimmed picture by any eye
 RECALLED = "#D55E00"
-DARK, LIGHT = np.array([38, 42, 52.0]), np.array([228, 230, 236.0])
-STRENGTH = 0.8
+# with a hue of their own, so that black is told from dimmed black, and white from dimmed white
+DARK, LIGHT = np.array([52, 62, 98.0]), np.array([206, 214, 236.0])
+STRENGTH = 0.78
 
 _PANEL = 3.0  # inches, of the longer side
 _DPI = 110
 _MAP = "viridis"
+_NOTHING = "#e4e4e4"  # where there is no score
 
 
 def dim(canvas: Canvas, kept: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -36,7 +38,8 @@ def dim(canvas: Canvas, kept: NDArray[np.bool_]) -> NDArray[np.uint8]:
     a dark color, or toward a light one if the picture is dark."""
     pixels = canvas.pixels.astype(np.float64)
     gray = pixels @ np.array([0.299, 0.587, 0.114])
-    paper = DARK if np.median(gray) > 96 else LIGHT
+    # whichever is farther from the picture
+    paper = DARK if np.median(gray) > (DARK.mean() + LIGHT.mean()) / 2 else LIGHT
     dimmed = (1 - STRENGTH) * gray[..., None] + STRENGTH * paper
     dropped = canvas.spread(~kept, 0.0)[..., None].astype(bool)
     return np.rint(np.where(dropped, dimmed, pixels)).astype(np.uint8)
@@ -115,14 +118,19 @@ def _draw_stage(figure: Figure, axes: Any, trace: Trace, rule: RuleTrace, turn: 
     stage = made.stages[number]
     axes[0].imshow(dim(trace.canvas, stage.kept))
     _outline(axes[0], trace.canvas, stage)
-    _title(axes[0], rule if number == 0 else None, made, _kept(stage))
-    _draw_scores(figure, axes[1], trace.canvas, stage)
+    _title(axes[0], rule if number == 0 else None, made, _kept(stage, len(made.stages) > 1))
+    reached = made.stages[number - 1].kept if number else np.ones_like(stage.kept)
+    _draw_scores(figure, axes[1], trace.canvas, stage, reached)
 
 
-def _draw_scores(figure: Figure, axis: Axes, canvas: Canvas, stage: StageTrace) -> None:
+def _draw_scores(
+    figure: Figure, axis: Axes, canvas: Canvas, stage: StageTrace, reached: NDArray[np.bool_]
+) -> None:
+    """``reached``: [tokens] True for those that an earlier cut left."""
+    from matplotlib import colormaps
     from matplotlib.colors import PowerNorm
 
-    scores = stage.scores
+    scores = stage.scores[reached]
     if stage.cut.score == "none" or not len(scores) or scores.max() <= scores.min():
         axis.text(0.5, 0.5, "no score:\nnothing ranks the patches", ha="center", va="center", fontsize=9)
         return
@@ -131,7 +139,9 @@ def _draw_scores(figure: Figure, axis: Axes, canvas: Canvas, stage: StageTrace) 
         return
     # attention is a few high peaks: on a linear scale all else would be one color
     norm = PowerNorm(0.5, vmin=float(scores.min()), vmax=float(scores.max()))
-    image = axis.imshow(heat_map(canvas, scores), norm=norm, cmap=_MAP, interpolation="nearest")
+    heat = heat_map(canvas, np.where(reached, stage.scores, np.nan))
+    colors = colormaps[_MAP].with_extremes(bad=_NOTHING)
+    image = axis.imshow(heat, norm=norm, cmap=colors, interpolation="nearest")
     _outline(axis, canvas, stage)
     bar = figure.colorbar(image, ax=axis, shrink=0.8, pad=0.02)
     bar.ax.tick_params(labelsize=7)
@@ -155,16 +165,18 @@ def _title(axis: Axes, rule: RuleTrace | None, turn: Turn, text: str) -> None:
     if rule is not None:
         lines = [
             _wrapped(rule.name, 40),
-            *_wrapped(f"A: {turn.answer.strip() or '(empty)'}", 44).split("\n")[:3],
+            _wrapped(f"A: {turn.answer.strip() or '(empty)'}", 44, 3),
             text,
         ]
     axis.set_title("\n".join(lines), fontsize=9, parse_math=False, loc="left")
 
 
-def _kept(stage: StageTrace) -> str:
+def _kept(stage: StageTrace, several: bool) -> str:
     n, all_ = int(stage.kept.sum()), len(stage.kept)
     recalled = int(stage.recalled.sum())
-    text = f"K={stage.layer} drop {stage.cut.drop:g}: kept {n} of {all_}"
+    text = f"kept {n} of {all_}"
+    if several:
+        text = f"from layer {stage.layer}, drop {stage.cut.drop:g}: {text}"
     return f"{text}\n{recalled} of them recalled (outlined)" if recalled else text
 
 
@@ -191,8 +203,8 @@ def _ordinal(number: int) -> str:
     return {1: "second", 2: "third"}.get(number, f"{number + 1}th")
 
 
-def _wrapped(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(" ".join(text.split()), width, break_long_words=True, max_lines=4)) or " "
+def _wrapped(text: str, width: int, lines: int = 4) -> str:
+    return "\n".join(textwrap.wrap(" ".join(text.split()), width, max_lines=lines, placeholder=" ...")) or " "
 
 
 def _to_image(figure: Figure) -> Image.Image:

@@ -1,0 +1,143 @@
+"""Counts of multiply-adds and bytes, against counts written out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import pyfastv
+from pyfastv import FastV, PyramidDrop, Schedule, theory
+from pyfastv.header import read_model
+from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
+
+import random_gguf
+from theory import Sizes, theoretical_ratios
+
+LLAVA_7B = theory.Decoder.llama(layers=32, width=4096, kv_width=4096, ffn=11008, vocab=32000)
+LLAVA_13B = theory.Decoder.llama(layers=40, width=5120, kv_width=5120, ffn=13824, vocab=32000)
+
+
+def matrix_products(rows: list[int], d: int, d_kv: int, m: int, vocab: int) -> int:
+    """One multiply-add after the other's product: (rows, in, out) of every product of a llama prefill."""
+    products = []
+    for number, n in enumerate(rows):
+        is_last = number == len(rows) - 1
+        products += [(n, d, d), (n, d, d_kv), (n, d, d_kv), (n, d, d)]  # Q, K, V, output
+        products += [(1 if is_last else n, d, m)] * 2 + [(1 if is_last else n, m, d)]  # gate, up, down
+        products += [(1, d, 1 + row) for row in range(n)] * 2  # Q.K and P.V, causal
+    products.append((1, d, vocab))
+    return sum(a * b * c for a, b, c in products)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "layers", "d", "m"), [(LLAVA_7B, 32, 4096, 11008), (LLAVA_13B, 40, 5120, 13824)]
+)
+@pytest.mark.parametrize(("schedule", "kept"), [(None, 576), (FastV(2, 0.5), 288), (FastV(3, 0.75), 144)])
+def test_flops_are_those_of_every_matrix_product(
+    decoder: theory.Decoder, layers: int, d: int, m: int, schedule: FastV | None, kept: int
+) -> None:
+    k = layers if schedule is None else int(schedule.k)
+    rows = theory.rows_by_layer(schedule, layers, [576], 14)
+    assert rows == [590] * k + [kept + 14] * (layers - k)
+    assert theory.flops(decoder, rows) == matrix_products(rows, d, d, m, 32000)
+
+
+def test_paper_flops_of_llava_7b_by_hand() -> None:
+    # one layer: 4*590*4096^2 + 2*590^2*4096 + 2*590*4096*11008
+    layer = 39_594_229_760 + 2_851_635_200 + 53_204_746_240
+    assert theory.paper_flops(LLAVA_7B, [590] * 32) == 32 * layer
+
+
+def test_the_papers_setting_saves_45_percent_of_llava_13b() -> None:
+    rows = theory.rows_by_layer(FastV(2, 0.5), 40, [576], 64)
+    saved = 1 - theory.paper_flops(LLAVA_13B, rows) / theory.paper_flops(LLAVA_13B, [640] * 40)
+    assert saved == pytest.approx(0.45, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("drop", "weights", "whole"), [(0.25, 1.30, 1.30), (0.5, 1.84, 1.85), (0.75, 3.19, 3.20)]
+)
+def test_ratios_of_the_benchmark(drop: float, weights: float, whole: float) -> None:
+    ratios = theoretical_ratios(Sizes(32, 4096, 4096, 11008, 32000), 576, 14, (2, drop, "fastv"))
+    assert ratios["weights"] == pytest.approx(weights, abs=0.005)
+    assert ratios["all"] == pytest.approx(whole, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "visual"),
+    [
+        (None, [100] * 8),
+        (PyramidDrop(), [100, 100, 50, 50, 25, 25, 12, 12]),  # 12.5 is halfway: to even
+        (Schedule.parse("k=3,drop=1,score=none"), [100] * 3 + [0] * 5),
+        (FastV(1, 0.999), [100] + [1] * 7),
+    ],
+)
+def test_layers_see_what_the_cuts_leave(schedule: Schedule | None, visual: list[int]) -> None:
+    assert theory.visual_by_layer(schedule, 8, [100]) == visual
+
+
+def test_every_picture_is_rounded_alone() -> None:
+    assert theory.visual_by_layer(FastV(1, 0.5), 2, [5, 5]) == [10, 4]  # 2.5 is 2, twice
+
+
+def test_a_cut_behind_the_last_layer_is_refused() -> None:
+    with pytest.raises(pyfastv.OptionError, match="8"):
+        theory.visual_by_layer(FastV(8, 0.5), 8, [100])
+
+
+# sizes from the header
+
+
+def test_sizes_of_the_bundled_model() -> None:
+    files = read_model(str(bundled_model()), str(bundled_mmproj()))
+    assert files.decoder == theory.Decoder.llama(layers=12, width=512, kv_width=512, ffn=1280, vocab=2048)
+    assert files.weight_bytes < bundled_model().stat().st_size
+    assert files.weight_bytes > 0.98 * bundled_model().stat().st_size
+    encoder = files.encoder
+    assert encoder is not None
+    # CLIP, 336 pixels in patches of 14, 256 wide, features of the last layer but one
+    layer = 4 * 256 * 256 + 2 * 256 * 1024
+    assert set(encoder.layer_weights) == {layer}
+    rows = 577
+    by_hand = 576 * 3 * 14 * 14 * 256
+    by_hand += len(encoder.layer_weights) * (rows * layer + 2 * rows * rows * 256)
+    by_hand += 576 * (256 * 512 + 512 * 512)
+    assert encoder.flops(576) == by_hand
+
+
+@pytest.mark.parametrize(
+    ("arch", "q", "kv", "vocab"),
+    [("qwen2", 128, 64, 512), ("phi3", 128, 64, 512), ("mistral3", 192, 64, 512), ("gemma", 128, 64, 512)],
+)
+def test_grouped_queries_fused_and_tied_matrices_are_counted(
+    arch: str, q: int, kv: int, vocab: int, tmp_path: Path
+) -> None:
+    path = tmp_path / f"{arch}.gguf"
+    random_gguf.write(path, arch)
+    decoder = read_model(str(path)).decoder
+    d, m = random_gguf.WIDTH, random_gguf.FFN
+    assert decoder.attention_weights == (d * q + 2 * d * kv + q * d,) * 4
+    assert decoder.ffn_weights == (3 * d * m,) * 4
+    assert (decoder.width, decoder.ffn) == (d, m)
+    assert decoder.pair_width == (2 * q,) * 4
+    assert decoder.kv_width == (2 * kv,) * 4
+    assert decoder.output_weights == d * vocab
+
+
+@pytest.mark.parametrize("arch", ["mamba", "deepseek2"])
+def test_a_model_that_cannot_be_staged_is_not_counted(arch: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{arch}.gguf"
+    random_gguf.write(path, arch)
+    with pytest.raises(pyfastv.UnsupportedModelError, match=arch):
+        read_model(str(path))
+
+
+def test_kv_bytes_are_those_of_the_cache(runner: pyfastv.Runner) -> None:
+    decoder = read_model(str(bundled_model()), str(bundled_mmproj())).decoder
+    example = bundled_examples()[0]
+    for fastv in (None, FastV(2, 0.75), PyramidDrop()):
+        # one token more would be in the cache if it were evaluated
+        report = runner.ask(example.picture, example.question, fastv=fastv, max_tokens=1).report
+        rows = theory.rows_by_layer(fastv, 12, [576], report.prompt_tokens - 576)
+        assert theory.kv_bytes(decoder, rows) == sum(report.kv_bytes_used)
