@@ -12,7 +12,6 @@ from pyfastv.header import read_model
 from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
 
 import random_gguf
-from theory import Sizes, theoretical_ratios
 
 LLAVA_7B = theory.Decoder.llama(layers=32, width=4096, kv_width=4096, ffn=11008, vocab=32000)
 LLAVA_13B = theory.Decoder.llama(layers=40, width=5120, kv_width=5120, ffn=13824, vocab=32000)
@@ -59,9 +58,9 @@ def test_the_papers_setting_saves_45_percent_of_llava_13b() -> None:
     ("drop", "weights", "whole"), [(0.25, 1.30, 1.30), (0.5, 1.84, 1.85), (0.75, 3.19, 3.20)]
 )
 def test_ratios_of_the_benchmark(drop: float, weights: float, whole: float) -> None:
-    ratios = theoretical_ratios(Sizes(32, 4096, 4096, 11008, 32000), 576, 14, (2, drop, "fastv"))
-    assert ratios["weights"] == pytest.approx(weights, abs=0.005)
-    assert ratios["all"] == pytest.approx(whole, abs=0.005)
+    pruned, everything = theory.rows_by_layer(FastV(2, drop), 32, [576], 14), [590] * 32
+    for count, expected in ((theory.weight_flops, weights), (theory.flops, whole)):
+        assert count(LLAVA_7B, everything) / count(LLAVA_7B, pruned) == pytest.approx(expected, abs=0.005)
 
 
 @pytest.mark.parametrize(
