@@ -72,7 +72,7 @@ asan: $(VENV)/.test-deps ## the tests of the native code under AddressSanitizer 
 		$(BIN)/pytest -p no:cacheprovider $(ASAN_TESTS)
 
 ASAN_TESTS := tests/test_c_api.py tests/test_sequences.py tests/test_states.py tests/test_turns.py tests/test_architectures.py \
-	tests/test_choose.py tests/test_schedule_text.py
+	tests/test_choose.py tests/test_schedule_text.py tests/test_slots.py
 
 .PHONY: bench
 bench: stock $(VENV)/.test-deps ## prefill of a LLaVA-1.5-7B geometry, stock and ours in turn (12 GB of memory, half an hour)
