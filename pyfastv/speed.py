@@ -35,7 +35,7 @@ class Speed:
     output_ms: float
     """The output matrix for one row."""
     generate_ms: float
-    """One generated token, all layers."""
+    """One generated token, all layers; a lower bound: a part of a few layers stays in the processor's cache."""
     encode_ms: float | None
     """Vision encoder and projector for one picture; None without an mmproj."""
     n_threads: int | None

@@ -49,9 +49,10 @@ def test_paper_flops_of_llava_7b_by_hand() -> None:
 
 
 def test_the_papers_setting_saves_45_percent_of_llava_13b() -> None:
-    rows = theory.rows_by_layer(FastV(2, 0.5), 40, [576], 64)
-    saved = 1 - theory.paper_flops(LLAVA_13B, rows) / theory.paper_flops(LLAVA_13B, [640] * 40)
-    assert saved == pytest.approx(0.45, abs=0.015)
+    # its system message and a short question are 40 tokens
+    rows = theory.rows_by_layer(FastV(2, 0.5), 40, [576], 40)
+    saved = 1 - theory.paper_flops(LLAVA_13B, rows) / theory.paper_flops(LLAVA_13B, [616] * 40)
+    assert saved == pytest.approx(0.45, abs=0.01)
 
 
 @pytest.mark.parametrize(
