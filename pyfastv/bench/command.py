@@ -55,7 +55,7 @@ DEFAULT_SETTINGS = ("off", "k=2,drop=0.5", "k=2,drop=0.75")
     metavar="SPEC",
     help='Again for each: off, "k=2,drop=0.5", recommended, "turbo:share=0.5 + k=2", ...',
 )
-@click.option("--rounds", type=click.IntRange(1), default=6, help="After one of warm-up.")
+@click.option("--rounds", type=click.IntRange(1), default=6, help="Every setting once in each.")
 @click.option("--restarts", type=click.IntRange(1), default=1, help="Of the processes, each with all rounds.")
 @click.option("-t", "--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 @click.option("--prompt-tokens", type=click.IntRange(1), default=14, help="Text behind the picture.")

@@ -32,7 +32,7 @@ class Plan:
     picture: str
     """A file."""
     rounds: int = 6
-    """After one of warm-up, which is thrown away."""
+    """In each of which every setting is measured once."""
     restarts: int = 1
     """Of the processes, each with all rounds."""
     generate: int = 16
@@ -101,7 +101,7 @@ def measure(plan: Plan, results: Results, progress: Progress) -> None:
     ``progress``: called with (what comes now, measurements done, measurements in all). Raises Error if a process fails,
     or if the stock libraries are not comparable with ours.
     """
-    n_all = plan.restarts * (plan.rounds + 1) * len(plan.names)
+    n_all = plan.restarts * plan.rounds * len(plan.names)
     done = 0
     for restart in range(plan.restarts):
         progress(f"loading {restart + 1}/{plan.restarts}", done, n_all)
@@ -115,16 +115,14 @@ def measure(plan: Plan, results: Results, progress: Progress) -> None:
                 entries += [(setting.name, ours, setting) for setting in plan.settings]
                 for name, _, _ in entries:
                     results.rounds.setdefault(name, []).append([])
-                for number in range(plan.rounds + 1):
+                for number in range(plan.rounds):
                     for name, worker, setting in order(entries, number):
-                        label = f"round {number}/{plan.rounds}" if number else "warm-up"
-                        progress(f"{label}: {name}", done, n_all)
+                        progress(f"round {number + 1}/{plan.rounds}: {name}", done, n_all)
                         if setting is not None:
                             worker.request("set", setting=setting.name)
                         result = worker.request("measure", generate=plan.generate)
                         done += 1
-                        if number:
-                            results.rounds[name][-1].append(result)
+                        results.rounds[name][-1].append(result)
             finally:
                 if stock is not None:
                     stock.close()

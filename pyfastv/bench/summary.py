@@ -202,6 +202,8 @@ def _ratios(results: Results, base: str, name: str) -> dict[str, Ratio]:
     ratios = {}
     for what, key in COMPARED.items():
         ours, theirs = results.paired(base, name, key)
+        if what == "generate" and not results.runs(name)[0]["generate"]:
+            continue
         if any(ours) and all(value > 0 for restart in (*ours, *theirs) for value in restart):
             ratios[what] = compare(ours, theirs, between_processes=base == STOCK)
     return ratios

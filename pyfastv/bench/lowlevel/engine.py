@@ -218,8 +218,12 @@ class Engine:
 
         ``first_token``: from the picture's file to the first token. Of it, ``picture``: the file to RGB, ``encoder``, and
         ``prefill``: the language model's, every chunk until logits can be read. The rest is tokenization, and making
-        the picture as large as the encoder wants it.
+        the picture as large as the encoder wants it. A question that is not measured comes before it.
         """
+        self._clear()
+        self.chunks = self._tokenize(self._read_picture())
+        self._prefill(None)
+        self._logits()
         self._clear()
         has_reset = reset_peak()
         whole = Stopwatch()
