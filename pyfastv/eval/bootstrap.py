@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = ["Interval", "mean_interval", "median_interval", "upper_bound"]
 
 _RESAMPLES = 4000
+_RESAMPLES_OF_TAILS = 20000
+_AT_ONCE = 1_000_000  # numbers
 
 
 class Interval(NamedTuple):
@@ -37,7 +40,7 @@ def mean_interval(values: ArrayLike, pictures: Sequence[object], level: float = 
 
 def upper_bound(values: ArrayLike, pictures: Sequence[object], level: float = 0.95) -> float:
     """One-sided: with this confidence the mean over more such pictures is not above it."""
-    return float(np.quantile(_resampled_means(values, pictures), level))
+    return float(np.quantile(_resampled_means(values, pictures, _RESAMPLES_OF_TAILS), level))
 
 
 def median_interval(values: ArrayLike, level: float = 0.95) -> Interval:
@@ -48,15 +51,24 @@ def median_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     return Interval(float(np.median(values)), float(low), float(high))
 
 
-def _resampled_means(values: ArrayLike, pictures: Sequence[object]) -> NDArray[np.float64]:
-    """[_RESAMPLES] means over questions, of pictures drawn with replacement."""
+def _resampled_means(
+    values: ArrayLike, pictures: Sequence[object], resamples: int = _RESAMPLES
+) -> NDArray[np.float64]:
+    """[resamples] means over questions, of pictures drawn with replacement."""
     values = np.asarray(values, np.float64)
     numbers = {picture: number for number, picture in enumerate(dict.fromkeys(pictures))}
     which = np.array([numbers[picture] for picture in pictures])
     sums = np.bincount(which, values, len(numbers))  # (pictures)
     counts = np.bincount(which, minlength=len(numbers))
-    times = np.random.default_rng(0).multinomial(
-        len(numbers), np.full(len(numbers), 1 / len(numbers)), _RESAMPLES
-    )  # (resamples, pictures)
-    result: NDArray[np.float64] = (times @ sums) / (times @ counts)
-    return result
+    step = max(1, _AT_ONCE // len(numbers))
+    means = []
+    for first in range(0, resamples, step):
+        times = _times_drawn(len(numbers), min(step, resamples - first), first)
+        means.append((times @ sums) / (times @ counts))
+    return np.concatenate(means)
+
+
+@lru_cache(maxsize=8)
+def _times_drawn(n: int, resamples: int, seed: int) -> NDArray[np.float64]:
+    """[resamples, n]: how often each of n pictures is drawn, of n draws. The same for the same arguments."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples).astype(np.float64)

@@ -27,7 +27,7 @@ from .search import Standing, search
 
 __all__ = ["tune_command"]
 
-_KL = 0.05
+_KL = 0.1
 _LEVEL = 0.95
 
 
@@ -35,8 +35,13 @@ _LEVEL = 0.95
 @click.argument("paths", nargs=-1, required=True, metavar="[MODEL] DATA")
 @model_options
 @click.option("--kl", type=float, default=_KL, help="Most divergence from the unpruned model, nats a token.")
-@click.option("--confidence", type=float, default=_LEVEL, help="That other pictures stay below it, too.")
-@click.option("--positions", type=int, default=16, help="Tokens of each answer that are compared.")
+@click.option(
+    "--confidence",
+    type=float,
+    default=_LEVEL,
+    help="That other pictures stay below it, too, all that is tried counted.",
+)
+@click.option("--positions", type=int, default=32, help="Tokens of each answer that are compared.")
 @click.option("--budget", type=float, metavar="MINUTES", help="Of searching.  [default: as long as it takes]")
 @click.option(
     "--settings",
@@ -58,7 +63,7 @@ def tune_command(paths: tuple[str, ...], **options: Any) -> None:
     the other commands take with --profile.
     """
     data = _paths(paths, options)
-    target = real("kl", options["kl"], "a number of nats above 0, such as 0.05", 1e-6)
+    target = real("kl", options["kl"], "a number of nats above 0, such as 0.1", 1e-6)
     level = real("confidence", options["confidence"], "a probability from 0.5 to 0.999", 0.5, 0.999)
     positions = integer("positions", options["positions"], 1)
     seconds = (

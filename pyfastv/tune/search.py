@@ -18,6 +18,8 @@ __all__ = ["MIN_PICTURES", "Sample", "Standing", "search"]
 MIN_PICTURES = 4
 """Fewer tell nothing about other pictures."""
 
+_SAME_COST = 0.005
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -36,8 +38,12 @@ class Standing:
     """What is known of one setting so far."""
 
     setting: str
+    order: int
+    """Its place in the list: of settings that cost the same the first one is taken."""
     level: float
-    """Of confidence, as 0.95."""
+    """Of confidence in each bound alone, as 0.95."""
+    upper_level: float
+    """Of the upper bounds, so that those of all settings together hold with ``level``."""
     samples: list[Sample] = field(default_factory=list)
     pictures: list[int] = field(default_factory=list)
     """Which picture each sample is of."""
@@ -64,18 +70,18 @@ class Standing:
 
     @property
     def kl_upper(self) -> float:
-        """With this confidence the mean over more such pictures is not above it."""
-        return self._bound("kl", self.level)
+        """With confidence ``level`` no setting's mean over more such pictures is above its bound."""
+        return self._bound("kl", self.upper_level)
 
     @property
     def kl_lower(self) -> float:
-        """With this confidence it is not below it."""
+        """With confidence ``level`` the mean over more such pictures is not below it."""
         return self._bound("kl", 1 - self.level)
 
     @property
     def changed_upper(self) -> float:
         """As ``kl_upper``."""
-        return self._bound("changed", self.level)
+        return self._bound("changed", self.upper_level)
 
     def to_dict(self) -> dict[str, Any]:
         """For the profile."""
@@ -111,6 +117,9 @@ def search(
 ) -> tuple[Standing | None, list[Standing]]:
     """The cheapest setting whose mean KL is, with confidence ``level``, at most ``target``; and all, cheapest first.
 
+    Of settings that cost the same (within half a percent of unpruned) the first in the list. The confidence is that of
+    all settings together (Bonferroni): of many that are tried some look good by luck.
+
     After Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS
     2016: the pictures that every setting left has seen double from rung to rung, and half of the settings stay. Those
     go first whose lower bound is above the target, then those that cost more than one whose upper bound is below it, then
@@ -125,7 +134,9 @@ def search(
     if not settings:
         raise OptionError("tuning needs a setting to try; got none")
     deadline = math.inf if seconds is None else time.monotonic() + seconds
-    standings = [Standing(setting, level) for setting in dict.fromkeys(settings)]
+    different = list(dict.fromkeys(settings))
+    upper_level = 1 - (1 - level) / len(different)
+    standings = [Standing(setting, order, level, upper_level) for order, setting in enumerate(different)]
     rungs = _rungs(n_pictures)
     total = _estimate(len(standings), rungs)
     done = 0
@@ -186,7 +197,7 @@ def _halve(standings: Sequence[Standing], target: float) -> tuple[list[Standing]
     """(those that stay, those that went for their cost and might pass)."""
     able = [standing for standing in standings if standing.kl_lower <= target]
     passing = _cheapest([standing for standing in able if standing.kl_upper <= target])
-    needed = [standing for standing in able if passing is None or _by_cost(standing) <= _by_cost(passing)]
+    needed = [standing for standing in able if passing is None or standing.cost <= passing.cost + _SAME_COST]
     on_target = sorted((standing for standing in needed if standing.kl <= target), key=_by_cost)
     others = sorted(
         (standing for standing in needed if standing.kl > target), key=lambda standing: standing.kl
@@ -196,9 +207,13 @@ def _halve(standings: Sequence[Standing], target: float) -> tuple[list[Standing]
 
 
 def _cheapest(standings: Sequence[Standing]) -> Standing | None:
-    return min(standings, key=_by_cost, default=None)
+    if not standings:
+        return None
+    lowest = min(standing.cost for standing in standings)
+    return min(
+        (standing for standing in standings if standing.cost <= lowest + _SAME_COST), key=lambda s: s.order
+    )
 
 
-def _by_cost(standing: Standing) -> tuple[float, float]:
-    """Cost; rules with the same cut cost the same, and then the nearer one is better."""
-    return round(standing.cost, 6), standing.kl
+def _by_cost(standing: Standing) -> tuple[int, int]:
+    return round(standing.cost / _SAME_COST), standing.order
