@@ -15,6 +15,7 @@ from .options import Sampling, SamplingOptions
 from .presets import PRESETS, Recommended, to_schedule
 from .runner import Runner
 from .schedule import RECALL, SCORES, Cut, Schedule
+from .turbo import to_turbo
 
 __all__ = ["load_runner", "request_options", "shows_progress", "to_fastv", "to_sampling"]
 
@@ -71,6 +72,9 @@ _SCHEDULE = [
         type=float,
         help="Share of a picture's tokens that a later question may bring back; 0: none."
         f"  [default: {RECALL}]",
+    ),
+    click.option(
+        "--turbo", metavar="SPEC", help='Merge tokens in the vision encoder, as in "share=0.5"; off: none.'
     ),
     click.option(
         "--cells", help="KV cells of the later stages; auto: by drop.  [default: as the first stage]"
@@ -157,6 +161,7 @@ def load_runner(options: dict[str, Any], fastv: Schedule | None) -> Runner:
             flash_attn=options["flash_attn"],
             verbose=options["verbose"],
             fastv=fastv,
+            turbo=to_turbo(options["turbo"]),
             progress=loading,
         )
 
