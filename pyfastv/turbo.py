@@ -23,7 +23,7 @@ class Turbo:
 
     ``Turbo(share=0.5)`` or ``Turbo(r=16)``; without either half of the tokens. The encoder itself gets faster, and
     everything behind it has fewer tokens. They keep their places in the picture's positions. The mathematics is in
-    ``pyfastv_turbo.h`` and docs/turbo.md (Turbo, arXiv 2312.07408 and 2407.11717; FOLDER, 2501.02430). Raises OptionError.
+    ``pyfastv_turbo.h`` (Turbo, arXiv 2312.07408 and 2407.11717; FOLDER, 2501.02430). Raises OptionError.
     """
 
     share: float | None = None

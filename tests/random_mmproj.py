@@ -48,7 +48,11 @@ FAMILIES = {
     "Pixtral": Family("mistral3", "pixtral", 224, [(8 * 6 + 5, 1)], {"vision.spatial_merge_size": 2}),
     "Janus-Pro": Family("llama", "janus_pro", 112, [(8, 8)]),
     "Phi-4": Family(
-        "phi3", "phi4", 224, [(16, 12)], {"vision.image_min_pixels": 112**2, "vision.image_max_pixels": 224**2}
+        "phi3",
+        "phi4",
+        224,
+        [(16, 12)],
+        {"vision.image_min_pixels": 112**2, "vision.image_max_pixels": 224**2},
     ),
     # an overview and 2 x 2 slices
     "SmolVLM": Family(

@@ -1,4 +1,4 @@
-"""Turbo in the vision encoder, against the same mathematics written again (turbo_reference.py), and what mtmd makes of it."""
+"""Turbo in the vision encoder, against the same mathematics written again, and what mtmd makes of it."""
 
 from __future__ import annotations
 
@@ -148,7 +148,9 @@ def test_counts_positions_and_order(cases: dict[str, Case], encoders: dict[str, 
 
 
 @pytest.mark.parametrize("kind", [CLIP, SIGLIP])
-def test_flash_attention_makes_the_same_tokens(cases: dict[str, Case], encoders: dict[str, Encoder], kind: str) -> None:
+def test_flash_attention_makes_the_same_tokens(
+    cases: dict[str, Case], encoders: dict[str, Encoder], kind: str
+) -> None:
     """Early choices are the same; later ones may hang on F16."""
     case, spec = cases[kind], "r=20,alpha=0.05,layers=0-0"
     flash = Encoder(case.model, case.path, spec, flash_attn=True)
@@ -197,7 +199,9 @@ def test_positions_may_not_jump_unless_allowed(cases: dict[str, Case]) -> None:
         assert context.tokens([5], 9) == 0
 
 
-def test_embeddings_that_were_kept_bring_their_places(cases: dict[str, Case], encoders: dict[str, Encoder]) -> None:
+def test_embeddings_that_were_kept_bring_their_places(
+    cases: dict[str, Case], encoders: dict[str, Encoder]
+) -> None:
     """Another picture encoded in between does not matter; places of another number are refused."""
     case, encoder = cases[CLIP], encoders[CLIP]
     assert encoder.attach("share=0.5") == OK
@@ -268,7 +272,6 @@ def test_what_is_wrong_is_named_and_changes_nothing(
     assert encoder.attach(spec) == -1
     assert wrong in last_error()
     assert encoder.encode(cases[CLIP].picture).n_tokens == 432
-
 
 
 def test_the_runner_s_own_setting_is_in_force(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,8 @@ class Reference:
         ny, nx = picture.shape[0] // p, picture.shape[1] // p
         patches = pixels.reshape(ny, p, nx, p, 3).transpose(0, 2, 4, 1, 3).reshape(ny * nx, 3 * p * p)
         kernel = self.w["v.patch_embd.weight"]
+        # ggml's convolution has both in F16
+        patches, kernel = (values.astype(np.float16).astype(F32) for values in (patches, kernel))
         x = patches @ kernel.reshape(len(kernel), -1).T + self.w.get("v.patch_embd.bias", F32(0))
         members, place = [[i] for i in range(len(x))], list(range(len(x)))
         if self.cls:

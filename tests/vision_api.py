@@ -12,10 +12,11 @@ import numpy as np
 
 import pyfastv
 
-os.environ["MTMD_CPP_LIB"] = str(pyfastv.lib_path())
+os.environ["LLAMA_CPP_LIB_PATH"] = os.environ["MTMD_CPP_LIB"] = str(pyfastv.lib_path())
+
+from llama_cpp import mtmd_cpp as mtmd
 
 from c_api import Context, Model, llama
-from llama_cpp import mtmd_cpp as mtmd
 
 I32 = ctypes.POINTER(ctypes.c_int32)
 
@@ -75,11 +76,19 @@ class Encoded:
 class Encoder:
     """An mmproj file beside its language model; one thread, flash attention off unless asked for."""
 
-    def __init__(self, model: Model, path: Path, turbo: str | None = None, *, flash_attn: bool = False) -> None:
+    def __init__(
+        self,
+        model: Model,
+        path: Path,
+        turbo: str | None = None,
+        *,
+        flash_attn: bool = False,
+        n_threads: int = 1,
+    ) -> None:
         mtmd.mtmd_log_set(_quiet, None)
         mtmd.mtmd_helper_log_set(_quiet, None)
         params = mtmd.mtmd_context_params_default()
-        params.use_gpu, params.n_threads, params.warmup = False, 1, False
+        params.use_gpu, params.n_threads, params.warmup = False, n_threads, False
         params.flash_attn_type = int(flash_attn)
         self.model = model
         self.pointer = mtmd.mtmd_init_from_file(str(path).encode(), model.pointer, params)
@@ -131,7 +140,16 @@ class Encoder:
     def _helper(self, context: Context, chunk: ctypes.c_void_p, embeddings: object, position: int) -> int:
         behind = ctypes.c_int32()
         status = mtmd.mtmd_helper_decode_image_chunk(
-            self.pointer, context.pointer, chunk, embeddings, position, 0, 1024, ctypes.byref(behind), None, None
+            self.pointer,
+            context.pointer,
+            chunk,
+            embeddings,
+            position,
+            0,
+            1024,
+            ctypes.byref(behind),
+            mtmd.mtmd_helper_post_decode_callback(),
+            None,
         )
         self.behind = behind.value
         return int(status)
