@@ -26,6 +26,7 @@ from .runner import Runner
 from .schedule import Cut, Schedule
 from .session import Session
 from .stream import Stream
+from .turbo import Turbo
 
 __all__ = [
     "VTW",
@@ -51,6 +52,7 @@ __all__ = [
     "Schedule",
     "Session",
     "Stream",
+    "Turbo",
     "UnsupportedModelError",
     "ZipVL",
     "__version__",

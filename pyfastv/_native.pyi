@@ -92,6 +92,12 @@ class Engine:
         """Give the context stages (clears it). Raises OptionError, UnsupportedModelError, OutOfMemoryError."""
     def clear_fastv(self) -> None:
         """Back to stock llama.cpp (clears the context)."""
+    def set_turbo(
+        self, spec: str
+    ) -> None:  # the language of pyfastv_turbo_parse() (native/include/pyfastv_turbo.h)
+        """Merge tokens in the vision encoder (clears the context). Raises OptionError, UnsupportedModelError."""
+    def clear_turbo(self) -> None:
+        """Merge nothing (clears the context)."""
     def prefill(
         self,
         prompt: str,  # one media_marker for each picture
@@ -143,7 +149,8 @@ class Engine:
     def reset(self) -> None:
         """Forget the context (not the model)."""
     def report(self) -> dict[str, Any]:
-        """Of the last prefill() and the generation after it: ``visual_tokens``, ``prompt_tokens``, ``cached_tokens``,
+        """Of the last prefill() and the generation after it: ``visual_tokens``, ``patches`` (before Turbo),
+        ``prompt_tokens``, ``cached_tokens``,
         ``generated_tokens``, ``encode_ms``, ``full_ms`` (prompt rows that ran through every layer at once),
         ``stage0_ms``, ``choose_ms``, ``later_ms``, ``generate_ms``, ``first_token_ms`` (from the start of prefill() to
         the first sampled token), ``graphs_reused``, ``pictures_encoded``, ``pictures_from_cache``,

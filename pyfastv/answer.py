@@ -29,6 +29,8 @@ class Report:
     """The schedule in force; None: every layer saw every token."""
     visual_tokens: int
     """Visual tokens in the prompt."""
+    patches: int
+    """What they were before Turbo merged them in the vision encoder; the same without it."""
     visual_tokens_kept: int
     """Of those, the ones that the last layers see, recalled ones included."""
     recalled_tokens: int
@@ -142,7 +144,8 @@ class Report:
         rule = "off" if self.fastv is None else str(self.fastv)
         recalled = f", {self.recalled_tokens} recalled" if self.recalled_tokens else ""
         share = "" if self.retained_share is None else f"; {self.retained_share:.0%} a layer"
-        return f"{self.visual_tokens}, {self.visual_tokens_kept} kept{recalled} ({rule}){share}"
+        merged = f" of {self.patches}" if self.patches != self.visual_tokens else ""
+        return f"{self.visual_tokens}{merged}, {self.visual_tokens_kept} kept{recalled} ({rule}){share}"
 
     def _describe_prefill(self) -> str:
         text = f"{self.prefill_ms:.0f} ms, {self.prefill_tokens_per_second:.0f} tokens/s"

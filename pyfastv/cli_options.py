@@ -16,6 +16,7 @@ from .presets import PRESETS, Recommended, to_schedule
 from .profile import Profile
 from .runner import Runner
 from .schedule import RECALL, SCORES, Cut, Schedule
+from .turbo import to_turbo
 
 __all__ = [
     "load_runner",
@@ -82,6 +83,9 @@ _SCHEDULE = [
         type=float,
         help="Share of a picture's tokens that a later question may bring back; 0: none."
         f"  [default: {RECALL}]",
+    ),
+    click.option(
+        "--turbo", metavar="SPEC", help='Merge tokens in the vision encoder, as in "share=0.5"; off: none.'
     ),
     click.option(
         "--cells", help="KV cells of the later stages; auto: by drop.  [default: as the first stage]"
@@ -176,7 +180,7 @@ def load_runner(options: dict[str, Any], fastv: Schedule | None) -> Runner:
     """The model that the options name, with a progress bar on a terminal."""
     arguments = runner_arguments(options)
     with bar("Loading", shows_progress(options)) as loading:
-        return Runner(**arguments, fastv=fastv, progress=loading)
+        return Runner(**arguments, fastv=fastv, turbo=to_turbo(options["turbo"]), progress=loading)
 
 
 def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TypedDict
 from ._checks import integer, real
 from .errors import OptionError
 from .schedule import Schedule
+from .turbo import Turbo
 
 __all__ = ["RequestOptions", "Sampling", "SamplingOptions"]
 
@@ -35,9 +36,11 @@ class RequestOptions(SamplingOptions, total=False):
     """The keywords of :meth:`pyfastv.Runner.ask` and its siblings: those of sampling, and
 
     ``fastv``: the schedule of this one request, in place of the runner's. A change of the cuts' layers allocates the
-    context anew, any change clears it."""
+    context anew, any change clears it. ``turbo``: the merging in the vision encoder, likewise; any change clears the
+    context."""
 
     fastv: Schedule | str | None
+    turbo: Turbo | str | None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from .presets import Recommended, to_schedule
 from .schedule import Schedule
 from .session import Session
 from .stream import Stream
+from .turbo import Turbo, to_turbo
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -70,6 +71,7 @@ class Runner:
         seed: int | None = None,
         verbose: bool = False,
         fastv: Schedule | str | None = Recommended(),  # noqa: B008 - frozen
+        turbo: Turbo | str | None = None,
         progress: Callable[[float], object] | None = None,
         max_pixels: int = MAX_PIXELS,
         encoder_cache_mb: int = 256,
@@ -86,6 +88,8 @@ class Runner:
         ``fastv``: which visual tokens the later layers see: a :class:`pyfastv.Schedule`, text as in
         ``LLAMA_FASTV`` ("k=2,drop=0.5"), or the name of a preset ("pyramiddrop"); None or "off": all, as in stock
         llama.cpp.
+        ``turbo``: merge tokens in the vision encoder: a :class:`pyfastv.Turbo` or text as in ``LLAMA_TURBO``
+        ("share=0.5"); None or "off": none.
         ``progress``: called with 0..1 while loading; an exception in it ends the loading.
         ``max_pixels``: largest picture taken, in pixels. ``encoder_cache_mb``: memory for the vision encoder's
         outputs, so that a picture that comes again is not encoded again; 0: none.
@@ -98,7 +102,7 @@ class Runner:
         self._request = 0  # of the newest request; a stream of an older one is stale
         self._seed = None if seed is None else integer("seed", seed, 0, 2**32 - 1)
         self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
-        schedule = to_schedule(fastv)
+        schedule, merging = to_schedule(fastv), to_turbo(turbo)
         if flash_attn not in _FLASH_ATTENTION:
             raise OptionError(f"flash_attn must be 'auto', True or False; got {flash_attn!r}")
         if model_path is None:
@@ -122,9 +126,13 @@ class Runner:
         )
         self._fastv: Schedule | None = None  # of requests that bring none
         self._in_force: Schedule | None = None  # what the engine has
+        self._turbo: Turbo | None = None
+        self._turbo_in_force: Turbo | None = None
         try:
             if schedule is not None:
                 self.set_fastv(schedule)
+            if merging is not None:
+                self.set_turbo(merging)
         except BaseException:
             self._engine.close()
             raise
@@ -168,6 +176,29 @@ class Runner:
             self._put_in_force(engine, schedule)
             self._fastv = schedule
 
+    @property
+    def turbo(self) -> Turbo | None:
+        """The merging of requests that bring none of their own; None: off."""
+        return self._turbo
+
+    def set_turbo(self, turbo: Turbo | str | None) -> None:
+        """Change the merging in the vision encoder, None: off. Clears the context.
+
+        Raises OptionError (blocks that the encoder does not have), UnsupportedModelError (another kind of encoder).
+        """
+        merging = to_turbo(turbo)
+        with self._engine_at_work() as engine:
+            self._request += 1
+            self._put_turbo_in_force(engine, merging)
+            self._turbo = merging
+
+    def _put_turbo_in_force(self, engine: _native.Engine, turbo: Turbo | None) -> None:
+        if turbo is None:
+            engine.clear_turbo()
+        else:
+            engine.set_turbo(turbo.spec())
+        self._turbo_in_force = turbo
+
     def _put_in_force(self, engine: _native.Engine, schedule: Schedule | None) -> None:
         try:
             if schedule is None:
@@ -207,7 +238,7 @@ class Runner:
 
         ``image``: as :func:`pyfastv.load_image` takes it. ``system``: a system message. ``progress``: called
         with (prompt tokens done, prompt tokens) during prefill. ``options``: see :class:`pyfastv.Sampling`; and
-        ``fastv``, a schedule for this request alone.
+        ``fastv`` and ``turbo``, a schedule and a merging for this request alone.
 
         What the context or the encoder's cache still holds of an earlier request is not computed again. The visual
         tokens are chosen anew, as by a new runner; only rounding may differ.
@@ -285,7 +316,9 @@ class Runner:
     ) -> Stream:
         """Prefill, and a stream over the generation after it. ``image_decode_ms``: spent on the pictures so far."""
         fastv = to_schedule(options["fastv"]) if "fastv" in options else self._fastv
-        sampling = Sampling(**cast(SamplingOptions, {k: v for k, v in options.items() if k != "fastv"}))
+        turbo = to_turbo(options["turbo"]) if "turbo" in options else self._turbo
+        own = ("fastv", "turbo")
+        sampling = Sampling(**cast(SamplingOptions, {k: v for k, v in options.items() if k not in own}))
         self._refuse_closed()
         prompt = self._template.render(messages, self._engine.media_marker)
         begin = time.perf_counter()
@@ -294,6 +327,8 @@ class Runner:
         with self._engine_at_work() as engine:
             if fastv != self._in_force:
                 self._put_in_force(engine, fastv)
+            if turbo != self._turbo_in_force:
+                self._put_turbo_in_force(engine, turbo)
             image_ids = [_content_id(image) for image in images]
             engine.prefill(prompt.text, images, image_ids, progress, prompt.add_bos, 1)
             engine.start(

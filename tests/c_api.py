@@ -35,6 +35,7 @@ class _Grid(ctypes.Structure):
 
 fastv = llama._lib
 declare(fastv)
+fastv.pyfastv_allow_position_gaps.argtypes = [ctypes.c_void_p]
 fastv.pyfastv_get_grids.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(_Grid), ctypes.c_size_t]
 fastv.pyfastv_get_grids.restype = ctypes.c_size_t
 
@@ -162,9 +163,23 @@ class Context:
         logits: Collection[int] = (),
     ) -> int:
         """Decode visual rows, float32 [n, n_embd]."""
-        batch = self._batch(range(position, position + len(rows)), [seq] * len(rows), logits)
+        return self.picture_at(rows, range(position, position + len(rows)), seq=seq, logits=logits)
+
+    def picture_at(
+        self,
+        rows: np.ndarray,
+        positions: Sequence[int],
+        *,
+        seq: int | tuple[int, ...] = 0,
+        logits: Collection[int] = (),
+    ) -> int:
+        """Decode visual rows, each at its own position."""
+        batch = self._batch(positions, [seq] * len(rows), logits)
         batch.embd = rows.ctypes.data_as(type(batch.embd))
         return int(llama.llama_decode(self.pointer, batch))
+
+    def allow_position_gaps(self) -> None:
+        fastv.pyfastv_allow_position_gaps(self.pointer)
 
     def begin_picture(self, name: str = "", nx: int = 0, ny: int = 0) -> None:
         """As libmtmd does for every picture or slice."""

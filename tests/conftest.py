@@ -18,6 +18,7 @@ from serving import Server, serving
 
 REPORT: dict[str, Any] = {
     "visual_tokens": 576,
+    "patches": 576,
     "prompt_tokens": 600,
     "cached_tokens": 100,
     "generated_tokens": 4,
@@ -71,6 +72,12 @@ class FakeEngine:
 
     def clear_fastv(self) -> None:
         self._call("clear_fastv")
+
+    def set_turbo(self, spec: str) -> None:
+        self._call("set_turbo", spec)
+
+    def clear_turbo(self) -> None:
+        self._call("clear_turbo")
 
     def prefill(
         self, prompt: str, images: Any, image_ids: Any, progress: Any, add_bos: bool, reserve: int

@@ -46,6 +46,14 @@ FAMILIES = {
     "Gemma 3": Family("gemma3", "gemma3", 224, [(8, 8)], {"vision.projector.scale_factor": 2}),
     # tokens at the ends of rows: no grid
     "Pixtral": Family("mistral3", "pixtral", 224, [(8 * 6 + 5, 1)], {"vision.spatial_merge_size": 2}),
+    "Janus-Pro": Family("llama", "janus_pro", 112, [(8, 8)]),
+    "Phi-4": Family(
+        "phi3",
+        "phi4",
+        224,
+        [(16, 12)],
+        {"vision.image_min_pixels": 112**2, "vision.image_max_pixels": 224**2},
+    ),
     # an overview and 2 x 2 slices
     "SmolVLM": Family(
         "llama",
@@ -138,9 +146,12 @@ def _add_layer(weights: Weights, block: str, projector: str) -> None:
 
 def _add_projector(weights: Weights, projector: str) -> None:
     merged = 4 * ENCODER  # of 2 x 2 patches
-    if projector == "mlp":
+    if projector in ("mlp", "phi4"):
         _add_linear(weights, "mm.0", WIDTH, ENCODER)
         _add_linear(weights, "mm.2", WIDTH, WIDTH)
+    elif projector == "janus_pro":
+        _add_linear(weights, "mm.0", WIDTH, ENCODER)
+        _add_linear(weights, "mm.1", WIDTH, WIDTH)
     elif projector in QWEN:
         _add_linear(weights, "mm.0", merged, merged)
         _add_linear(weights, "mm.2", WIDTH, merged)

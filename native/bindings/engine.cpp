@@ -117,7 +117,7 @@ py::array_t<T> to_array(const std::vector<T> & values) {
 
 py::dict to_dict(const pyfastv::run_report & r) {
     return py::dict(
-        "visual_tokens"_a = r.visual_tokens, "visual_tokens_in_stage"_a = r.visual_in_stage, "recalled_tokens"_a = r.recalled_tokens,
+        "visual_tokens"_a = r.visual_tokens, "patches"_a = r.patches, "visual_tokens_in_stage"_a = r.visual_in_stage, "recalled_tokens"_a = r.recalled_tokens,
         "prompt_tokens"_a = r.prompt_tokens, "cached_tokens"_a = r.cached_tokens, "generated_tokens"_a = r.generated_tokens,
         "pictures_encoded"_a = r.pictures_encoded, "pictures_from_cache"_a = r.pictures_from_cache,
         "encode_ms"_a = r.encode_ms, "full_ms"_a = r.full_ms, "stage0_ms"_a = r.stage0_ms, "choose_ms"_a = r.choose_ms,
@@ -237,6 +237,8 @@ void bind_engine(py::module_ & m) {
         .def_property_readonly("finish_reason", [](py_engine & self) { return self.get().finish_reason(); })
         .def("set_fastv",   [](py_engine & self, const std::string & spec) { auto & e = self.get(); self.run([&] { e.set_fastv(spec); }); }, "spec"_a)
         .def("clear_fastv", [](py_engine & self) { auto & e = self.get(); self.run([&] { e.clear_fastv(); }); })
+        .def("set_turbo",   [](py_engine & self, const std::string & spec) { auto & e = self.get(); self.run([&] { e.set_turbo(spec); }); }, "spec"_a)
+        .def("clear_turbo", [](py_engine & self) { auto & e = self.get(); self.run([&] { e.clear_turbo(); }); })
         .def("prefill", &prefill, "prompt"_a, "images"_a, "image_ids"_a, "progress"_a, "add_bos"_a, "reserve"_a)
         .def("logits",  &logits)
         .def("feed",    [](py_engine & self, int32_t token) { auto & e = self.get(); self.run([&] { e.feed(token); }); }, "token"_a)

@@ -94,6 +94,10 @@ enum pyfastv_status pyfastv_flush(struct llama_context * ctx) {
     }
 }
 
+void pyfastv_allow_position_gaps(struct llama_context * ctx) {
+    pyfastv::staged_decode::allow_position_gaps(*ctx);
+}
+
 void pyfastv_begin_media(struct llama_context * ctx, enum pyfastv_media media, const char * id, int32_t nx, int32_t ny) {
     if (ctx->fastv) {
         ctx->fastv->begin_media(media, id, nx, ny);

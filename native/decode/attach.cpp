@@ -6,6 +6,7 @@
 #include "schedule/names.h"
 #include "schedule/schedule.h"
 
+#include "llama-batch.h"
 #include "llama-context.h"
 #include "llama-impl.h"
 #include "llama-model.h"
@@ -172,6 +173,10 @@ void staged_decode::detach(llama_context & ctx) {
         return;
     }
     make_plain(ctx, stage_cache::layout_of(ctx.fastv->memory.cache(0).memory()));
+}
+
+void staged_decode::allow_position_gaps(llama_context & ctx) {
+    ctx.balloc->gaps = true;
 }
 
 void staged_decode::make_plain(llama_context & ctx, cache_layout layout) {

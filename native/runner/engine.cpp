@@ -5,6 +5,7 @@
 
 #include "ggml.h"
 #include "mtmd-helper.h"
+#include "pyfastv_turbo.h"
 
 #include <algorithm>
 
@@ -165,6 +166,7 @@ void engine::prefill(const std::string & text, const std::vector<image> & images
 
     counts.prompt_tokens = prompt.n_tokens;
     counts.visual_tokens = prompt.n_visual;
+    counts.patches       = prompt.n_patches;
     for (size_t i = 0; i < n_reused; ++i) {
         counts.cached_tokens += prompt.pieces[i].n_tokens;
     }
@@ -271,10 +273,13 @@ void engine::decode_picture(const prompt_piece & piece) {
 const float * engine::encode(const prompt_piece & piece) {
     const log_scope log(options.verbose);
 
-    const auto key = piece.encoder_key();
+    const auto key = piece.encoder_key() + "/" + turbo;
 
-    if (const float * known = encoded.find(key)) {
+    std::vector<int32_t> places;
+
+    if (const float * known = encoded.find(key, places)) {
         counts.pictures_from_cache += piece.slice == 0;
+        pyfastv_turbo_set_places(vision.get(), places.data(), places.size());
         return known;
     }
 
@@ -289,7 +294,9 @@ const float * engine::encode(const prompt_piece & piece) {
     counts.pictures_encoded += piece.slice == 0;
 
     const float * embd = mtmd_get_output_embd(vision.get());
-    encoded.put(key, embd, (size_t) piece.n_tokens*llama_model_n_embd_inp(model.get()));
+    places.resize(pyfastv_turbo_places(vision.get(), nullptr, 0));
+    pyfastv_turbo_places(vision.get(), places.data(), places.size());
+    encoded.put(key, embd, (size_t) piece.n_tokens*llama_model_n_embd_inp(model.get()), places);
 
     return embd;
 }

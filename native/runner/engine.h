@@ -30,6 +30,10 @@ public:
     void set_fastv(const std::string & spec); // the language of pyfastv_parse()
     void clear_fastv();
 
+    // Turbo in the vision encoder from now on, or not; both empty the context
+    void set_turbo(const std::string & spec); // the language of pyfastv_turbo_parse()
+    void clear_turbo();
+
     // Evaluate a prompt, with one marker() for each picture; what the context holds of its beginning is not evaluated
     // again. `reserve` tokens have to fit behind it. progress(done, all) counts prompt tokens.
     using progress_fn = std::function<void(int64_t done, int64_t all)>;
@@ -111,6 +115,7 @@ private:
     mtmd_context_ptr    vision;
 
     encoder_cache encoded;
+    std::string   turbo; // its settings; empty: off
 
     std::vector<prompt_piece> evaluated; // what the context holds
     llama_pos                 n_past = 0;

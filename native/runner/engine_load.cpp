@@ -8,6 +8,7 @@
 
 #include "ggml-backend.h"
 #include "ggml.h"
+#include "pyfastv_turbo.h"
 
 #include <algorithm>
 #include <cstring>
@@ -180,6 +181,9 @@ void engine::load_vision() {
         throw error(error_kind::model, *options.mmproj_path + ": cannot be used with " + options.model_path + ": " +
                 log.reason("it is not an mmproj file, or belongs to another model"));
     }
+    // as for the context
+    pyfastv_turbo_attach(vision.get(), nullptr);
+
     if (!mtmd_support_vision(vision.get())) {
         throw error(error_kind::model, *options.mmproj_path + ": has no vision encoder");
     }

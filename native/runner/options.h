@@ -57,6 +57,7 @@ struct run_report {
     int64_t prompt_tokens     = 0; // the picture's included
     int64_t cached_tokens     = 0; // of those, the ones that were in the context already
     int64_t visual_tokens     = 0;
+    int64_t patches           = 0; // what visual_tokens would be without Turbo
     int64_t recalled_tokens   = 0; // visual tokens that this prompt brought back to the later layers
     int64_t pictures_encoded    = 0;
     int64_t pictures_from_cache = 0;

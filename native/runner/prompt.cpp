@@ -3,6 +3,8 @@
 #include "runner/errors.h"
 #include "runner/log.h"
 
+#include "pyfastv_turbo.h"
+
 #include <algorithm>
 
 namespace pyfastv {
@@ -93,6 +95,7 @@ prompt tokenize(const llama_vocab * vocab, const mtmd_context * vision, const st
 
         res.n_tokens += piece.n_tokens;
         res.n_visual += piece.n_tokens;
+        res.n_patches += pyfastv_turbo_patches(mtmd_input_chunk_get_tokens_image(chunk));
         res.pieces.push_back(std::move(piece));
     }
 

@@ -45,6 +45,7 @@ struct prompt {
 
     int64_t n_tokens = 0;
     int64_t n_visual = 0;
+    int64_t n_patches = 0; // visual tokens before they are merged
 };
 
 // Throws error(option) if the media markers and the pictures do not match, error(image) if a picture cannot be prepared.

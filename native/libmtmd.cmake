@@ -1,0 +1,13 @@
+# Our part of libmtmd. Included by third_party/patches into llama.cpp's tools/mtmd/CMakeLists.txt.
+
+set(PYFASTV_MTMD_SOURCES
+    turbo/attach.cpp
+    turbo/params.cpp
+    turbo/plan.cpp
+    turbo/turbo.cpp
+    turbo/turbo_graph.cpp
+)
+list(TRANSFORM PYFASTV_MTMD_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
+
+target_sources(mtmd PRIVATE ${PYFASTV_MTMD_SOURCES})
+target_include_directories(mtmd PRIVATE ${CMAKE_CURRENT_LIST_DIR} PUBLIC ${CMAKE_CURRENT_LIST_DIR}/include)

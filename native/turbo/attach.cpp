@@ -1,0 +1,192 @@
+// the C API of pyfastv_turbo.h
+
+#include "pyfastv_turbo.h"
+
+#include "turbo/params.h"
+#include "turbo/plan.h"
+#include "turbo/turbo.h"
+
+#include "clip.h"
+#include "clip-impl.h"
+#include "clip-model.h"
+#include "mtmd.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <stdexcept>
+
+namespace {
+
+thread_local std::string last_error;
+
+pyfastv_status fail(pyfastv_status status, const std::string & message) {
+    last_error = message;
+    return status;
+}
+
+// blocks that run: clip_graph_llava and build_vit
+int32_t n_blocks_of(const clip_hparams & hparams, projector_type projector) {
+    if (projector != PROJECTOR_TYPE_MLP && projector != PROJECTOR_TYPE_MLP_NORM) {
+        return hparams.n_layer;
+    }
+    return hparams.feature_layers.empty() ? hparams.n_layer - 1 : hparams.feature_layers[0];
+}
+
+// empty: none
+std::string unsupported(const mtmd_context * ctx) {
+    const auto * clip = mtmd_get_vision(ctx);
+    if (!clip) {
+        return "the mmproj file has no vision encoder";
+    }
+    const auto   projector = clip_get_projector_type(clip);
+    const auto & hparams   = *clip_get_hparams(clip);
+
+    switch (projector) {
+        case PROJECTOR_TYPE_MLP:
+        case PROJECTOR_TYPE_MLP_NORM:
+        case PROJECTOR_TYPE_JANUS_PRO:
+        case PROJECTOR_TYPE_PHI4:
+            break;
+        default:
+            return "the projector " + PROJECTOR_TYPE_NAMES[projector] + " needs the encoder's whole grid; Turbo merges for mlp, mlp_norm, " +
+                PROJECTOR_TYPE_NAMES[PROJECTOR_TYPE_JANUS_PRO] + " and " + PROJECTOR_TYPE_NAMES[PROJECTOR_TYPE_PHI4];
+    }
+    if (hparams.feature_layers.size() > 1) {
+        return "the features of " + std::to_string(hparams.feature_layers.size()) + " layers are joined, which needs the same tokens in all";
+    }
+    if (n_blocks_of(hparams, projector) < 1) {
+        return "the encoder has no blocks";
+    }
+    if (mtmd_decode_use_mrope(ctx)) {
+        return "the language model takes positions in two dimensions (M-RoPE)";
+    }
+    return "";
+}
+
+void attach(mtmd_context * ctx, const pyfastv_turbo_params & params) {
+    pyfastv::validate(params);
+
+    auto *       clip    = mtmd_get_vision(ctx);
+    const auto & hparams = *clip_get_hparams(clip);
+
+    auto turbo = std::make_unique<pyfastv::turbo>();
+    turbo->params   = params;
+    turbo->n_blocks = n_blocks_of(hparams, clip_get_projector_type(clip));
+    turbo->cls      = clip_get_model(clip).class_embedding && clip_get_projector_type(clip) != PROJECTOR_TYPE_JANUS_PRO &&
+                      clip_get_projector_type(clip) != PROJECTOR_TYPE_PHI4;
+
+    const auto    range  = pyfastv::merging_blocks(params, turbo->n_blocks);
+    const int32_t side   = hparams.image_size/hparams.patch_size;
+    const int64_t merged = (int64_t) params.r*(range.last - range.first + 1);
+
+    // PHI4's pictures have the number of patches that they need
+    if (clip_get_projector_type(clip) != PROJECTOR_TYPE_PHI4 && merged >= side*side) {
+        throw std::invalid_argument("r = " + std::to_string(params.r) + " in each of " + std::to_string(range.last - range.first + 1) +
+                " blocks leaves nothing of " + std::to_string(side*side) + " tokens");
+    }
+
+    clip_get_turbo(clip) = std::move(turbo);
+}
+
+template <typename F>
+size_t copy_out(const mtmd_context * ctx, int32_t * out, size_t cap, F && get) {
+    auto * clip = mtmd_get_vision(ctx);
+    if (!clip || !clip_get_turbo(clip)) {
+        return 0;
+    }
+    const std::vector<int32_t> & values = get(*clip_get_turbo(clip));
+
+    std::copy_n(values.begin(), std::min(values.size(), cap), out);
+    return values.size();
+}
+
+} // namespace
+
+struct pyfastv_turbo_params pyfastv_turbo_default_params(void) {
+    pyfastv_turbo_params res = {};
+    res.share       = 0.5f;
+    res.alpha       = 0.05f;
+    res.first_layer = -1;
+    res.last_layer  = -1;
+    return res;
+}
+
+enum pyfastv_status pyfastv_turbo_parse(const char * text, struct pyfastv_turbo_params * params) {
+    try {
+        const auto res = pyfastv::parse_turbo(text);
+        pyfastv::validate(res);
+        *params = res;
+        return PYFASTV_OK;
+    } catch (const std::invalid_argument & err) {
+        return fail(PYFASTV_BAD_PARAMS, err.what());
+    }
+}
+
+const char * pyfastv_turbo_unsupported_reason(const struct mtmd_context * ctx) {
+    last_error = unsupported(ctx);
+    return last_error.empty() ? nullptr : last_error.c_str();
+}
+
+enum pyfastv_status pyfastv_turbo_attach(struct mtmd_context * ctx, const struct pyfastv_turbo_params * params) {
+    if (!params) {
+        if (auto * clip = mtmd_get_vision(ctx)) {
+            clip_get_turbo(clip).reset();
+        }
+        return PYFASTV_OK;
+    }
+    const auto reason = unsupported(ctx);
+    if (!reason.empty()) {
+        return fail(PYFASTV_UNSUPPORTED, "this encoder's tokens cannot be merged: " + reason);
+    }
+    try {
+        attach(ctx, *params);
+        return PYFASTV_OK;
+    } catch (const std::invalid_argument & err) {
+        return fail(PYFASTV_BAD_PARAMS, err.what());
+    }
+}
+
+size_t pyfastv_turbo_places(const struct mtmd_context * ctx, int32_t * out, size_t cap) {
+    return copy_out(ctx, out, cap, [](const pyfastv::turbo & turbo) -> const auto & { return turbo.places; });
+}
+
+size_t pyfastv_turbo_sizes(const struct mtmd_context * ctx, int32_t * out, size_t cap) {
+    return copy_out(ctx, out, cap, [](const pyfastv::turbo & turbo) -> const auto & { return turbo.sizes; });
+}
+
+size_t pyfastv_turbo_targets(const struct mtmd_context * ctx, int32_t * out, size_t cap) {
+    return copy_out(ctx, out, cap, [](const pyfastv::turbo & turbo) -> const auto & { return turbo.targets; });
+}
+
+void pyfastv_turbo_set_places(struct mtmd_context * ctx, const int32_t * places, size_t n) {
+    auto * clip = mtmd_get_vision(ctx);
+    if (clip && clip_get_turbo(clip)) {
+        auto & turbo = *clip_get_turbo(clip);
+        turbo.places.assign(places, places + n);
+        turbo.sizes.clear();
+        turbo.targets.clear();
+    }
+}
+
+int32_t pyfastv_turbo_patches(const struct mtmd_image_tokens * image_tokens) {
+    return mtmd_image_tokens_get_n_patches(image_tokens);
+}
+
+const char * pyfastv_turbo_last_error(void) {
+    return last_error.c_str();
+}
+
+void pyfastv::turbo_from_environment(mtmd_context * ctx) {
+    const char * text = getenv("LLAMA_TURBO");
+    if (!text || !*text) {
+        return;
+    }
+    pyfastv_turbo_params params;
+    if (pyfastv_turbo_parse(text, &params) != PYFASTV_OK || pyfastv_turbo_attach(ctx, &params) != PYFASTV_OK) {
+        // a program may make several contexts
+        static std::once_flag told;
+        std::call_once(told, [&] { fprintf(stderr, "LLAMA_TURBO=%s: nothing is merged: %s\n", text, last_error.c_str()); });
+    }
+}

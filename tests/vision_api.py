@@ -1,0 +1,196 @@
+"""libmtmd as other programs use it: llama-cpp-python's low-level bindings on our libraries, with pyfastv_turbo.h."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import pyfastv
+
+os.environ["LLAMA_CPP_LIB_PATH"] = os.environ["MTMD_CPP_LIB"] = str(pyfastv.lib_path())
+
+from llama_cpp import mtmd_cpp as mtmd
+
+from c_api import Context, Model, llama
+
+I32 = ctypes.POINTER(ctypes.c_int32)
+
+_quiet = llama.llama_log_callback(lambda level, text, user_data: None)
+_lib = mtmd._libmtmd
+
+
+class TurboParams(ctypes.Structure):
+    """struct pyfastv_turbo_params of pyfastv_turbo.h."""
+
+    _fields_ = [
+        ("r", ctypes.c_int32),
+        ("share", ctypes.c_float),
+        ("alpha", ctypes.c_float),
+        ("first_layer", ctypes.c_int32),
+        ("last_layer", ctypes.c_int32),
+        ("once", ctypes.c_bool),
+        ("renumber", ctypes.c_bool),
+    ]
+
+
+_lib.pyfastv_turbo_default_params.restype = TurboParams
+_lib.pyfastv_turbo_parse.argtypes = [ctypes.c_char_p, ctypes.POINTER(TurboParams)]
+_lib.pyfastv_turbo_attach.argtypes = [ctypes.c_void_p, ctypes.POINTER(TurboParams)]
+_lib.pyfastv_turbo_last_error.restype = ctypes.c_char_p
+_lib.pyfastv_turbo_unsupported_reason.argtypes = [ctypes.c_void_p]
+_lib.pyfastv_turbo_unsupported_reason.restype = ctypes.c_char_p
+_lib.pyfastv_turbo_set_places.argtypes = [ctypes.c_void_p, I32, ctypes.c_size_t]
+_lib.pyfastv_turbo_patches.argtypes = [ctypes.c_void_p]
+_lib.pyfastv_turbo_patches.restype = ctypes.c_int32
+for _name in ("places", "sizes", "targets"):
+    _function = getattr(_lib, f"pyfastv_turbo_{_name}")
+    _function.argtypes, _function.restype = [ctypes.c_void_p, I32, ctypes.c_size_t], ctypes.c_size_t
+
+
+def last_error() -> str:
+    return str(_lib.pyfastv_turbo_last_error().decode())
+
+
+def default_params() -> TurboParams:
+    return _lib.pyfastv_turbo_default_params()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A picture behind the projector."""
+
+    features: np.ndarray  # float32 [n, n_embd]
+    n_tokens: int
+    n_positions: int
+    n_patches: int
+    places: np.ndarray  # [n]
+    sizes: np.ndarray  # [n]
+    targets: np.ndarray  # [patches]
+
+
+class Encoder:
+    """An mmproj file beside its language model; one thread, flash attention off unless asked for."""
+
+    def __init__(
+        self,
+        model: Model,
+        path: Path,
+        turbo: str | None = None,
+        *,
+        flash_attn: bool = False,
+        n_threads: int = 1,
+    ) -> None:
+        mtmd.mtmd_log_set(_quiet, None)
+        mtmd.mtmd_helper_log_set(_quiet, None)
+        params = mtmd.mtmd_context_params_default()
+        params.use_gpu, params.n_threads, params.warmup = False, n_threads, False
+        params.flash_attn_type = int(flash_attn)
+        self.model = model
+        self.pointer = mtmd.mtmd_init_from_file(str(path).encode(), model.pointer, params)
+        assert self.pointer
+        if turbo is not None:
+            assert self.attach(turbo) == 0, last_error()
+
+    def close(self) -> None:
+        mtmd.mtmd_free(self.pointer)
+
+    def attach(self, spec: str) -> int:
+        params = TurboParams()
+        status = _lib.pyfastv_turbo_parse(spec.encode(), ctypes.byref(params))
+        return int(status or self.attach_params(params))
+
+    def attach_params(self, params: TurboParams) -> int:
+        return int(_lib.pyfastv_turbo_attach(self.pointer, ctypes.byref(params)))
+
+    def detach(self) -> None:
+        assert _lib.pyfastv_turbo_attach(self.pointer, None) == 0
+
+    def unsupported(self) -> str | None:
+        reason = _lib.pyfastv_turbo_unsupported_reason(self.pointer)
+        return None if reason is None else reason.decode()
+
+    def set_places(self, places: np.ndarray) -> None:
+        array = (ctypes.c_int32 * len(places))(*places.tolist())
+        _lib.pyfastv_turbo_set_places(self.pointer, array, len(places))
+
+    def encode(self, picture: np.ndarray) -> Encoded:
+        """uint8 [height, width, 3]."""
+        return self._with_chunk(picture, self._encode)
+
+    def decode(self, picture: np.ndarray, context: Context, position: int) -> int:
+        """Encode, and decode with mtmd's own helper; returns its status."""
+
+        def run(chunk: ctypes.c_void_p) -> int:
+            assert mtmd.mtmd_encode_chunk(self.pointer, chunk) == 0
+            embeddings = mtmd.mtmd_get_output_embd(self.pointer)
+            return self._helper(context, chunk, embeddings, position)
+
+        return self._with_chunk(picture, run)
+
+    def decode_kept(self, picture: np.ndarray, features: np.ndarray, context: Context, position: int) -> int:
+        """As decode(), with features of an earlier encode()."""
+        embeddings = features.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        return self._with_chunk(picture, lambda chunk: self._helper(context, chunk, embeddings, position))
+
+    def _helper(self, context: Context, chunk: ctypes.c_void_p, embeddings: object, position: int) -> int:
+        behind = ctypes.c_int32()
+        status = mtmd.mtmd_helper_decode_image_chunk(
+            self.pointer,
+            context.pointer,
+            chunk,
+            embeddings,
+            position,
+            0,
+            1024,
+            ctypes.byref(behind),
+            mtmd.mtmd_helper_post_decode_callback(),
+            None,
+        )
+        self.behind = behind.value
+        return int(status)
+
+    def _with_chunk(self, picture: np.ndarray, use: Callable) -> object:
+        picture = np.ascontiguousarray(picture)
+        height, width, _ = picture.shape
+        pixels = picture.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        bitmap = mtmd.mtmd_bitmap_init(width, height, pixels)
+        chunks = mtmd.mtmd_input_chunks_init()
+        marker = mtmd.mtmd_default_marker()
+        text = mtmd.mtmd_input_text(marker, len(marker), False, True)
+        try:
+            bitmaps = (ctypes.c_void_p * 1)(bitmap)
+            assert mtmd.mtmd_tokenize(self.pointer, chunks, ctypes.byref(text), bitmaps, 1) == 0
+            for i in range(mtmd.mtmd_input_chunks_size(chunks)):
+                chunk = mtmd.mtmd_input_chunks_get(chunks, i)
+                if mtmd.mtmd_input_chunk_get_type(chunk) == 1:
+                    return use(chunk)
+            raise AssertionError("no picture")
+        finally:
+            mtmd.mtmd_input_chunks_free(chunks)
+            mtmd.mtmd_bitmap_free(bitmap)
+
+    def _encode(self, chunk: ctypes.c_void_p) -> Encoded:
+        n = mtmd.mtmd_input_chunk_get_n_tokens(chunk)
+        image = mtmd.mtmd_input_chunk_get_tokens_image(chunk)
+        assert mtmd.mtmd_image_tokens_get_n_tokens(image) == n
+        assert mtmd.mtmd_encode_chunk(self.pointer, chunk) == 0
+        rows = np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(self.pointer), (n, self.model.n_embd)).copy()
+        return Encoded(
+            rows,
+            n,
+            mtmd.mtmd_input_chunk_get_n_pos(chunk),
+            _lib.pyfastv_turbo_patches(image),
+            *(self._read(name) for name in ("places", "sizes", "targets")),
+        )
+
+    def _read(self, name: str) -> np.ndarray:
+        function = getattr(_lib, f"pyfastv_turbo_{name}")
+        n = function(self.pointer, None, 0)
+        out = (ctypes.c_int32 * n)()
+        function(self.pointer, out, n)
+        return np.array(out, np.int32)
