@@ -43,4 +43,5 @@ PYBIND11_MODULE(_native, m) {
 
     bind_info(m);
     bind_engine(m);
+    bind_reduce(m);
 }

@@ -174,6 +174,14 @@ void staged_decode::detach(llama_context & ctx) {
     make_plain(ctx, stage_cache::layout_of(ctx.fastv->memory.cache(0).memory()));
 }
 
+void staged_decode::allow_position_gaps(llama_context & ctx) {
+    // llama.cpp lets positions jump where a token has more than one, and takes them for places in a picture from three on.
+    // The second is carried along and read by nobody: graphs and caches go by the model's own number.
+    if (ctx.model.hparams.n_pos_per_embd() == 1) {
+        ctx.balloc = std::make_unique<llama_batch_allocr>(2);
+    }
+}
+
 void staged_decode::make_plain(llama_context & ctx, cache_layout layout) {
     ctx.synchronize();
     ctx.fastv.reset();

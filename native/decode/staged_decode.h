@@ -41,6 +41,9 @@ public:
     // Gives the context a plain memory again.
     static void detach(llama_context & ctx);
 
+    // pyfastv_allow_position_gaps(), of any context
+    static void allow_position_gaps(llama_context & ctx);
+
     // call site at the end of llama_context::sched_reserve: build every graph once, for its largest ubatch. That finds
     // models that cannot be run in stages, and allocates, so that flush() does not have to.
     void reserve();

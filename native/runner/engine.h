@@ -1,10 +1,12 @@
 #pragma once
 
+#include "reduce/reduce.h"
 #include "runner/encoder_cache.h"
 #include "runner/options.h"
 #include "runner/prompt.h"
 #include "runner/sampler.h"
 
+#include "ggml-cpp.h"
 #include "llama-cpp.h"
 #include "pyfastv.h"
 
@@ -29,11 +31,18 @@ public:
     void set_fastv(const std::string & spec); // the language of pyfastv_parse()
     void clear_fastv();
 
+    // From now on fewer visual tokens enter the language model, or all; what the context holds stays.
+    void set_reducer(const std::string & spec); // the language of parse_reducer() (reduce/spec.h)
+    void clear_reducer();
+
     // Evaluate a prompt, with one marker() for each picture; what the context holds of its beginning is not evaluated
     // again. `reserve` tokens have to fit behind it. progress(done, all) counts prompt tokens.
     using progress_fn = std::function<void(int64_t done, int64_t all)>;
 
     void prefill(const std::string & text, const std::vector<image> & images, bool add_bos, int32_t reserve, const progress_fn & progress);
+
+    // What the encoder and the projector make of a picture: each slice, in order. The context stays.
+    std::vector<encoded_slice> embed(const image & picture);
 
     // F32 [n_vocab] of the last evaluated token
     const float * logits();
@@ -58,9 +67,13 @@ public:
 
     std::vector<pyfastv_grid> grids() const;
 
+    // in the context's pictures, one entry a token that entered: the patch, of its slice, whose position it has
+    std::vector<int32_t> places() const;
+
     const std::string & marker() const { return media_marker; }
 
     int32_t     n_ctx()   const { return llama_n_ctx(ctx.get()); }
+    int32_t     n_embd_inp() const { return llama_model_n_embd_inp(model.get()); }
     int32_t     n_vocab() const { return llama_vocab_n_tokens(vocab); }
     int32_t     n_layer() const { return llama_model_n_layer(model.get()); }
     const char * chat_template() const { return llama_model_chat_template(model.get(), nullptr); }
@@ -82,9 +95,31 @@ private:
 
     void decode_text   (const std::vector<prompt_piece> & pieces, size_t begin, size_t end, bool logits_last);
     void decode_picture(const prompt_piece & piece);
+    void check_non_causal(const prompt_piece & piece) const;
 
-    // F32 [n_tokens, n_embd_inp], from the encoder or its cache
-    const float * encode(const prompt_piece & piece);
+    // from the encoder or its cache; valid until the next call
+    const encoded_slice & encode(const prompt_piece & piece);
+
+    // The pieces of a prompt that are slices of one picture, reduced: runner/engine_reduce.cpp.
+    struct reduced_picture {
+        std::vector<size_t>             pieces;  // of the prompt
+        std::vector<std::vector<float>> values;  // [piece] F32 [n_tokens, n_embd_inp]
+        std::vector<std::vector<int32_t>> places; // [piece][n_tokens] the patch whose position a token has
+        std::vector<patch_grid>         shapes;  // [piece] what the tokens form
+    };
+
+    // writes down what will reduce the pictures of a prompt, and how long it then is
+    void plan_reduction(prompt & prompt) const;
+
+    // the question that the piece's picture was reduced for is what follows it in the prompt
+    bool question_follows(const prompt_piece & evaluated, const prompt & prompt, size_t piece) const;
+
+    // `piece`: any of its slices. tell(n): so many of its tokens are half done; after each slice that was encoded.
+    reduced_picture reduce_picture(prompt & prompt, size_t piece, const std::function<void(size_t)> & tell);
+    void            decode_reduced(const prompt_piece & piece, const std::vector<float> & values, const std::vector<int32_t> & places, const patch_grid & shape);
+
+    std::vector<float> embedding_of(const std::vector<llama_token> & question) const; // F32 [n_embd] mean over its tokens
+    ggml_backend_t     cpu();
 
     // adds the time of decoding prompt rows to counts.full_ms, if they ran through every layer at once
     void time_full(const std::function<void()> & decode);
@@ -107,6 +142,10 @@ private:
     mtmd_context_ptr    vision;
 
     encoder_cache encoded;
+
+    std::optional<reducer> reduction;
+    ggml_backend_ptr       backend;      // for matrix products of the reducers; null until one is needed
+    bool                   gaps = false; // pyfastv_allow_position_gaps() was called
 
     std::vector<prompt_piece> evaluated; // what the context holds
     llama_pos                 n_past = 0;
