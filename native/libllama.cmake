@@ -3,6 +3,7 @@
 set(PYFASTV_SOURCES
     capi/pyfastv.cpp
     choose/choose.cpp
+    choose/grid.cpp
     choose/similarity.cpp
     decode/attach.cpp
     decode/flow.cpp

@@ -11,6 +11,7 @@ void bind_header(pybind11::module_ & m);
 void bind_info  (pybind11::module_ & m);
 void bind_engine(pybind11::module_ & m);
 void bind_slots (pybind11::module_ & m);
+void bind_reduce(pybind11::module_ & m);
 void bind_grammar(pybind11::module_ & m);
 
 // an instance of its class in pyfastv.errors

@@ -16,13 +16,14 @@
 
 using rgb_array = pybind11::array_t<uint8_t, pybind11::array::c_style>;
 
-// they share the arrays' memory
-inline std::vector<pyfastv::image> to_images(const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids) {
+// they share the arrays' memory; frames: of each its number in its video, empty: none is of a video
+inline std::vector<pyfastv::image> to_images(const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids,
+        const std::vector<int32_t> & frames = {}) {
     using pyfastv::error;
     using pyfastv::error_kind;
 
-    if (ids.size() != arrays.size()) {
-        throw error(error_kind::option, "there must be one id for each picture");
+    if (ids.size() != arrays.size() || (!frames.empty() && frames.size() != arrays.size())) {
+        throw error(error_kind::option, "there must be one id and one frame number for each picture");
     }
     std::vector<pyfastv::image> images;
     for (size_t i = 0; i < arrays.size(); ++i) {
@@ -31,7 +32,7 @@ inline std::vector<pyfastv::image> to_images(const std::vector<rgb_array> & arra
         if (array.ndim() != 3 || array.shape(2) != 3 || array.size() == 0) {
             throw error(error_kind::image, "a picture must be an array of uint8 [height, width, 3]");
         }
-        images.push_back({ (uint32_t) array.shape(1), (uint32_t) array.shape(0), array.data(), ids[i] });
+        images.push_back({ (uint32_t) array.shape(1), (uint32_t) array.shape(0), array.data(), ids[i], frames.empty() ? 0 : frames[i] });
     }
     return images;
 }
@@ -40,10 +41,11 @@ inline pybind11::dict to_dict(const pyfastv::run_report & r) {
     using namespace pybind11::literals;
 
     return pybind11::dict(
-        "visual_tokens"_a = r.visual_tokens, "visual_tokens_in_stage"_a = r.visual_in_stage, "recalled_tokens"_a = r.recalled_tokens,
+        "visual_tokens"_a = r.visual_tokens, "encoded_tokens"_a = r.encoded_tokens, "patches"_a = r.patches,
+        "visual_tokens_in_stage"_a = r.visual_in_stage, "recalled_tokens"_a = r.recalled_tokens,
         "prompt_tokens"_a = r.prompt_tokens, "cached_tokens"_a = r.cached_tokens, "generated_tokens"_a = r.generated_tokens,
         "pictures_encoded"_a = r.pictures_encoded, "pictures_from_cache"_a = r.pictures_from_cache,
-        "encode_ms"_a = r.encode_ms, "full_ms"_a = r.full_ms, "stage0_ms"_a = r.stage0_ms, "choose_ms"_a = r.choose_ms,
+        "encode_ms"_a = r.encode_ms, "reduce_ms"_a = r.reduce_ms, "full_ms"_a = r.full_ms, "stage0_ms"_a = r.stage0_ms, "choose_ms"_a = r.choose_ms,
         "later_ms"_a = r.later_ms, "generate_ms"_a = r.generate_ms, "first_token_ms"_a = r.first_token_ms,
         "first_layers"_a = r.first_layers, "kv_bytes_used"_a = r.kv_bytes_used, "kv_bytes_allocated"_a = r.kv_bytes_allocated,
         "kv_bytes_used_stock"_a = r.kv_bytes_used_stock, "kv_bytes_allocated_stock"_a = r.kv_bytes_allocated_stock,

@@ -1,4 +1,5 @@
 #include "bindings/bindings.h"
+#include "bindings/convert.h"
 
 #include "runner/engine.h"
 #include "runner/errors.h"
@@ -18,8 +19,6 @@ using pyfastv::error;
 using pyfastv::error_kind;
 
 namespace {
-
-using rgb_array = py::array_t<uint8_t, py::array::c_style>;
 
 // An engine with Python's callbacks: they are called from long computations, which run without the GIL. What they
 // raise is kept here, the computation is told to stop, and it is raised again when the computation has come back.
@@ -94,37 +93,9 @@ private:
     std::exception_ptr      raised;
 };
 
-std::vector<pyfastv::image> to_images(const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids) {
-    if (ids.size() != arrays.size()) {
-        throw error(error_kind::option, "there must be one id for each picture");
-    }
-    std::vector<pyfastv::image> images;
-    for (size_t i = 0; i < arrays.size(); ++i) {
-        const auto & array = arrays[i];
-
-        if (array.ndim() != 3 || array.shape(2) != 3 || array.size() == 0) {
-            throw error(error_kind::image, "a picture must be an array of uint8 [height, width, 3]");
-        }
-        images.push_back({ (uint32_t) array.shape(1), (uint32_t) array.shape(0), array.data(), ids[i] });
-    }
-    return images;
-}
-
 template <typename T>
 py::array_t<T> to_array(const std::vector<T> & values) {
     return py::array_t<T>(values.size(), values.data());
-}
-
-py::dict to_dict(const pyfastv::run_report & r) {
-    return py::dict(
-        "visual_tokens"_a = r.visual_tokens, "patches"_a = r.patches, "visual_tokens_in_stage"_a = r.visual_in_stage, "recalled_tokens"_a = r.recalled_tokens,
-        "prompt_tokens"_a = r.prompt_tokens, "cached_tokens"_a = r.cached_tokens, "generated_tokens"_a = r.generated_tokens,
-        "pictures_encoded"_a = r.pictures_encoded, "pictures_from_cache"_a = r.pictures_from_cache,
-        "encode_ms"_a = r.encode_ms, "full_ms"_a = r.full_ms, "stage0_ms"_a = r.stage0_ms, "choose_ms"_a = r.choose_ms,
-        "later_ms"_a = r.later_ms, "generate_ms"_a = r.generate_ms, "first_token_ms"_a = r.first_token_ms,
-        "first_layers"_a = r.first_layers, "kv_bytes_used"_a = r.kv_bytes_used, "kv_bytes_allocated"_a = r.kv_bytes_allocated,
-        "kv_bytes_used_stock"_a = r.kv_bytes_used_stock, "kv_bytes_allocated_stock"_a = r.kv_bytes_allocated_stock,
-        "archive_bytes"_a = r.archive_bytes, "graphs_reused"_a = r.graphs_reused);
 }
 
 std::unique_ptr<py_engine> make_engine(
@@ -149,10 +120,10 @@ std::unique_ptr<py_engine> make_engine(
 }
 
 void prefill(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids,
-        const py::object & progress, bool add_bos, int32_t reserve) {
+        const py::object & progress, bool add_bos, int32_t reserve, const std::vector<int32_t> & frames) {
     auto & impl = self.get();
 
-    const auto images = to_images(arrays, ids);
+    const auto images = to_images(arrays, ids, frames);
 
     engine::progress_fn report;
     if (!progress.is_none()) {
@@ -188,22 +159,26 @@ py::object next(py_engine & self) {
     return py::make_tuple(token->first, py::bytes(token->second));
 }
 
-// [picture][slice] (nx, ny)
-py::list grids(py_engine & self) {
+// [slice] F32 [n, d]
+py::list embed(py_engine & self, const rgb_array & array, const std::string & id) {
+    auto & impl = self.get();
+
+    const auto images = to_images({ array }, { id }, {});
+
     py::list res;
-    for (const auto & grid : self.get().grids()) {
-        while ((int32_t) res.size() <= grid.picture) {
-            res.append(py::list());
-        }
-        res[grid.picture].cast<py::list>().append(py::make_tuple(grid.nx, grid.ny));
+    for (const auto & slice : self.run([&] { return impl.embed(images[0]); })) {
+        py::array_t<float> values({ (py::ssize_t) slice.values.size()/impl.n_embd_inp(), (py::ssize_t) impl.n_embd_inp() });
+        std::copy(slice.values.begin(), slice.values.end(), values.mutable_data());
+        res.append(values);
     }
     return res;
 }
 
+// [picture][slice] (nx, ny)
 py::list pixels(py_engine & self, const rgb_array & picture) {
     auto & impl = self.get();
 
-    const auto images = to_images({ picture }, { "" });
+    const auto images = to_images({ picture }, { "" }, {});
 
     py::list res;
     for (const auto & slice : self.run([&] { return impl.pixels(images[0]); })) {
@@ -239,7 +214,12 @@ void bind_engine(py::module_ & m) {
         .def("clear_fastv", [](py_engine & self) { auto & e = self.get(); self.run([&] { e.clear_fastv(); }); })
         .def("set_turbo",   [](py_engine & self, const std::string & spec) { auto & e = self.get(); self.run([&] { e.set_turbo(spec); }); }, "spec"_a)
         .def("clear_turbo", [](py_engine & self) { auto & e = self.get(); self.run([&] { e.clear_turbo(); }); })
-        .def("prefill", &prefill, "prompt"_a, "images"_a, "image_ids"_a, "progress"_a, "add_bos"_a, "reserve"_a)
+        .def("set_reducer",   [](py_engine & self, const std::string & spec) { self.get().set_reducer(spec); }, "spec"_a)
+        .def("clear_reducer", [](py_engine & self) { self.get().clear_reducer(); })
+        .def("prefill", &prefill, "prompt"_a, "images"_a, "image_ids"_a, "progress"_a, "add_bos"_a, "reserve"_a,
+             "frames"_a = std::vector<int32_t>())
+        .def("embed",   &embed, "image"_a, "image_id"_a)
+        .def("places",  [](py_engine & self) { return to_array(self.get().places()); })
         .def("logits",  &logits)
         .def("feed",    [](py_engine & self, int32_t token) { auto & e = self.get(); self.run([&] { e.feed(token); }); }, "token"_a)
         .def("start",   &start, py::kw_only(), "max_tokens"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a,
@@ -247,7 +227,7 @@ void bind_engine(py::module_ & m) {
         .def("next",    &next)
         .def("kept",    [](py_engine & self, int32_t cut) { return to_array(self.get().kept(cut)); }, "cut"_a)
         .def("scores",  [](py_engine & self, int32_t cut) { return to_array(self.get().scores(cut)); }, "cut"_a)
-        .def("grids",   &grids)
+        .def("grids",   [](py_engine & self) { return to_grids(self.get().grids()); })
         .def("pixels",  &pixels, "picture"_a)
         .def("reset",   [](py_engine & self) { auto & e = self.get(); self.run([&] { e.reset(); }); })
         .def("report",  [](py_engine & self) { return to_dict(self.get().report()); });

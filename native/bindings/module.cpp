@@ -47,4 +47,5 @@ PYBIND11_MODULE(_native, m) {
     bind_engine(m);
     bind_slots(m);
     bind_grammar(m);
+    bind_reduce(m);
 }

@@ -187,6 +187,7 @@ void bind_slots(py::module_ & m) {
         .def_property_readonly("eos_token",     [](py_slots & self) { return self.get().eos_token(); })
         .def_property_readonly("description",   [](py_slots & self) { return self.get().description(); })
         .def("set_fastv",   [](py_slots & self, const std::string & spec) { run(self, [&](slots & s) { s.set_fastv(spec); }); }, "spec"_a)
+        .def("set_turbo",   [](py_slots & self, const std::string & spec) { run(self, [&](slots & s) { s.set_turbo(spec); }); }, "spec"_a)
         .def("clear_fastv", [](py_slots & self) { run(self, [](slots & s) { s.clear_fastv(); }); })
         .def("prepare",     &prepare, "prompt"_a, "images"_a, "image_ids"_a, "add_bos"_a, py::kw_only(), "max_tokens"_a, "temperature"_a,
              "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a, "repeat_penalty"_a, "repeat_last_n"_a, "frequency_penalty"_a,

@@ -98,6 +98,26 @@ void pyfastv_allow_position_gaps(struct llama_context * ctx) {
     pyfastv::staged_decode::allow_position_gaps(*ctx);
 }
 
+bool pyfastv_token_embedding(const struct llama_model * model, int32_t token, float * out) {
+    const auto * table = model->tok_embd;
+    if (!table || token < 0 || token >= table->ne[1]) {
+        return false;
+    }
+
+    std::vector<uint8_t> row(ggml_row_size(table->type, table->ne[0]));
+    ggml_backend_tensor_get(table, row.data(), token*table->nb[1], row.size());
+
+    if (table->type == GGML_TYPE_F32) {
+        std::copy_n(row.data(), row.size(), reinterpret_cast<uint8_t *>(out));
+        return true;
+    }
+    const auto to_float = ggml_get_type_traits(table->type)->to_float;
+    if (to_float) {
+        to_float(row.data(), out, table->ne[0]);
+    }
+    return to_float != nullptr;
+}
+
 void pyfastv_begin_media(struct llama_context * ctx, enum pyfastv_media media, const char * id, int32_t nx, int32_t ny) {
     if (ctx->fastv) {
         ctx->fastv->begin_media(media, id, nx, ny);

@@ -1,5 +1,6 @@
 #include "decode/flow.h"
 
+#include "choose/grid.h"
 #include "choose/similarity.h"
 #include "schedule/schedule.h"
 
@@ -19,17 +20,8 @@ std::vector<patch_grid> grids_of(const picture & picture) {
     std::vector<patch_grid> res;
 
     for (const auto & slice : picture.slices) {
-        const int64_t cells = (int64_t) slice.nx*slice.ny;
-        const double  ratio = cells > 0 ? (double) slice.nx/slice.ny : 1.0;
-        const auto    nx    = (int32_t) std::lround(std::sqrt(slice.n*ratio));
-
-        if (cells > 0 && slice.n % cells == 0) {
-            res.insert(res.end(), slice.n/cells, patch_grid { slice.nx, slice.ny }); // more than one: frames
-        } else if (nx > 0 && slice.n % nx == 0 && (int32_t) std::lround(nx/ratio) == slice.n/nx) {
-            res.push_back({ nx, slice.n/nx });
-        } else {
-            res.push_back({ slice.n, 1 });
-        }
+        const auto grids = grids_from(slice.n, slice.nx, slice.ny);
+        res.insert(res.end(), grids.begin(), grids.end());
     }
 
     return res;

@@ -239,7 +239,7 @@ void staged_decode::read_rows(const stage_output & output, const llama_ubatch & 
         for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
             if (std::count(ubatch.seq_id[i], ubatch.seq_id[i] + ubatch.n_seq_id[i], seq_id)) {
                 position pos = {};
-                for (uint32_t j = 0; j < std::min<uint32_t>(ubatch.n_pos, pos.size()); ++j) {
+                for (uint32_t j = 0; j < std::min<uint32_t>(ctx.model.hparams.n_pos_per_embd(), pos.size()); ++j) {
                     pos[j] = ubatch.pos[j*ubatch.n_tokens + i];
                 }
                 if (ubatch.token) {

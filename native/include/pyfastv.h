@@ -181,6 +181,9 @@ PYFASTV_API enum pyfastv_status pyfastv_flush(struct llama_context * ctx);
 // embedding rows that keep their places though others between them were left out. It stays so.
 PYFASTV_API void pyfastv_allow_position_gaps(struct llama_context * ctx);
 
+// A row of the table of token embeddings: writes n_embd numbers. False: there is no such token, or no table.
+PYFASTV_API bool pyfastv_token_embedding(const struct llama_model * model, int32_t token, float * out);
+
 // What the embedding rows of the following llama_decode() calls are. libmtmd calls this for every media chunk.
 // nx, ny: what the tokens cover in raster order, in tokens, or in any unit of the same proportions, such as pixels; 0 if
 // it is not known: a square number of tokens is then a square, any other one row. Chunks of the same non-empty id that

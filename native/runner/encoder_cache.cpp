@@ -1,31 +1,34 @@
 #include "runner/encoder_cache.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace pyfastv {
 
-const float * encoder_cache::find(const std::string & key, std::vector<int32_t> & places) {
+const encoded_slice * encoder_cache::find(const std::string & key) {
     const auto it = std::find_if(entries.begin(), entries.end(), [&](const entry & e) { return e.key == key; });
     if (it == entries.end()) {
         return nullptr;
     }
     entries.splice(entries.begin(), entries, it);
 
-    places = it->places;
-    return it->values.data();
+    return &it->slice;
 }
 
-void encoder_cache::put(const std::string & key, const float * values, size_t n, const std::vector<int32_t> & places) {
-    if (n*sizeof(float) > max_bytes) {
-        return;
+const encoded_slice & encoder_cache::put(const std::string & key, encoded_slice slice) {
+    last = {};
+    if (slice.bytes() > max_bytes) {
+        last = std::move(slice);
+        return last;
     }
-    entries.push_front({ key, std::vector<float>(values, values + n), places });
-    bytes += entries.front().bytes();
+    bytes += slice.bytes();
+    entries.push_front({ key, std::move(slice) });
 
     while (bytes > max_bytes) {
-        bytes -= entries.back().bytes();
+        bytes -= entries.back().slice.bytes();
         entries.pop_back();
     }
+    return entries.front().slice;
 }
 
 } // namespace pyfastv

@@ -2,6 +2,8 @@
 
 #include "runner/errors.h"
 #include "runner/log.h"
+#include "runner/status.h"
+#include "runner/turbo.h"
 
 #include "ggml.h"
 #include "mtmd-helper.h"
@@ -13,15 +15,6 @@ namespace pyfastv {
 namespace {
 
 constexpr int64_t poll_interval_us = 10'000;
-
-error_kind kind_of(pyfastv_status status) {
-    switch (status) {
-        case PYFASTV_BAD_PARAMS:    return error_kind::option;
-        case PYFASTV_UNSUPPORTED:   return error_kind::unsupported;
-        case PYFASTV_OUT_OF_MEMORY: return error_kind::out_of_memory;
-        default:                    return error_kind::decode;
-    }
-}
 
 class stopwatch {
 public:
@@ -47,6 +40,18 @@ void engine::set_fastv(const std::string & spec) {
 
 void engine::clear_fastv() {
     attach(nullptr);
+}
+
+void engine::set_turbo(const std::string & spec) {
+    const log_scope log(options.verbose);
+
+    attach_turbo(vision.get(), spec);
+    turbo = spec;
+    reset();
+}
+
+void engine::clear_turbo() {
+    set_turbo("");
 }
 
 void engine::attach(const pyfastv_params * params) {
@@ -112,8 +117,9 @@ size_t engine::reuse(const prompt & prompt) {
 
     // The last piece is evaluated again: somebody will read its logits. A picture stays; its choice goes if the question
     // behind it does.
-    while (n < evaluated.size() && n + 1 < prompt.pieces.size() && prompt.pieces[n].same_as(evaluated[n])) {
-        pos += prompt.pieces[n].n_pos;
+    while (n < evaluated.size() && n + 1 < prompt.pieces.size() && prompt.pieces[n].same_as(evaluated[n]) &&
+            question_follows(evaluated[n], prompt, n)) {
+        pos += evaluated[n].n_pos;
         n++;
     }
 
@@ -140,7 +146,8 @@ size_t engine::reuse(const prompt & prompt) {
 void engine::prefill(const std::string & text, const std::vector<image> & images, bool add_bos, int32_t reserve, const progress_fn & progress) {
     const log_scope log(options.verbose);
 
-    const auto prompt = tokenize(vocab, vision.get(), media_marker, text, images, add_bos);
+    auto prompt = tokenize(vocab, vision.get(), media_marker, text, images, add_bos);
+    plan_reduction(prompt);
 
     if (prompt.n_tokens == 0) {
         throw error(error_kind::option, "the prompt is empty");
@@ -168,16 +175,36 @@ void engine::prefill(const std::string & text, const std::vector<image> & images
     counts.visual_tokens = prompt.n_visual;
     counts.patches       = prompt.n_patches;
     for (size_t i = 0; i < n_reused; ++i) {
-        counts.cached_tokens += prompt.pieces[i].n_tokens;
+        counts.cached_tokens += evaluated[i].n_tokens;
+    }
+    for (const auto & piece : prompt.pieces) {
+        counts.encoded_tokens += piece.visual() ? piece.n_encoded : 0;
     }
     t_prefill_us = t0;
 
-    int64_t done = counts.cached_tokens;
+    int64_t done = counts.cached_tokens, told = 0;
+
+    const auto tell = [&](int64_t n) {
+        if (progress) {
+            told = std::max(told, n);
+            progress(told, prompt.n_tokens);
+        }
+    };
+
+    reduced_picture reduced;
 
     const auto & pieces = prompt.pieces;
     for (size_t i = n_reused; i < pieces.size(); ) {
         size_t end = i + 1;
-        if (pieces[i].visual()) {
+        if (!pieces[i].reducer.empty()) {
+            if (std::find(reduced.pieces.begin(), reduced.pieces.end(), i) == reduced.pieces.end()) {
+                reduced = {}; // before the next one takes its memory
+                reduced = reduce_picture(prompt, i, [&](size_t n) { tell(done + (int64_t) n/2); });
+            }
+            const size_t k = std::find(reduced.pieces.begin(), reduced.pieces.end(), i) - reduced.pieces.begin();
+            decode_reduced(pieces[i], reduced.values[k], reduced.places[k], reduced.shapes[k]);
+            done += pieces[i].n_tokens;
+        } else if (pieces[i].visual()) {
             decode_picture(pieces[i]);
             done += pieces[i].n_tokens;
         } else {
@@ -189,9 +216,7 @@ void engine::prefill(const std::string & text, const std::vector<image> & images
         }
         i = end;
 
-        if (progress) {
-            progress(done, prompt.n_tokens);
-        }
+        tell(done);
     }
 
     const auto status = pyfastv_flush(ctx.get());
@@ -245,12 +270,9 @@ void engine::decode_text(const std::vector<prompt_piece> & pieces, size_t begin,
 void engine::decode_picture(const prompt_piece & piece) {
     const log_scope log(options.verbose);
 
-    if (mtmd_decode_use_non_causal(vision.get(), piece.chunk) && (uint32_t) piece.n_tokens > llama_n_ubatch(ctx.get())) {
-        throw error(error_kind::option, "this model reads a picture of " + std::to_string(piece.n_tokens) +
-                " tokens at once, but n_ubatch is " + std::to_string(llama_n_ubatch(ctx.get())) + ": use a larger n_ubatch (and n_batch)");
-    }
+    check_non_causal(piece);
 
-    const float * embd = encode(piece);
+    const auto & slice = encode(piece);
 
     if (stop_requested()) {
         throw interrupted();
@@ -260,7 +282,7 @@ void engine::decode_picture(const prompt_piece & piece) {
 
     time_full([&] {
         const int32_t result = mtmd_helper_decode_image_chunk(vision.get(), ctx.get(), piece.chunk,
-                const_cast<float *>(embd), n_past, 0, llama_n_batch(ctx.get()), &new_n_past, nullptr, nullptr);
+                const_cast<float *>(slice.values.data()), n_past, 0, llama_n_batch(ctx.get()), &new_n_past, nullptr, nullptr);
         check(result, log.reason(""));
         llama_synchronize(ctx.get());
     });
@@ -270,17 +292,22 @@ void engine::decode_picture(const prompt_piece & piece) {
     evaluated.back().chunk = nullptr;
 }
 
-const float * engine::encode(const prompt_piece & piece) {
+void engine::check_non_causal(const prompt_piece & piece) const {
+    if (mtmd_decode_use_non_causal(vision.get(), piece.chunk) && (uint32_t) piece.n_tokens > llama_n_ubatch(ctx.get())) {
+        throw error(error_kind::option, "this model reads a picture of " + std::to_string(piece.n_tokens) +
+                " tokens at once, but n_ubatch is " + std::to_string(llama_n_ubatch(ctx.get())) + ": use a larger n_ubatch (and n_batch)");
+    }
+}
+
+const encoded_slice & engine::encode(const prompt_piece & piece) {
     const log_scope log(options.verbose);
 
     const auto key = piece.encoder_key() + "/" + turbo;
 
-    std::vector<int32_t> places;
-
-    if (const float * known = encoded.find(key, places)) {
+    if (const auto * known = encoded.find(key)) {
         counts.pictures_from_cache += piece.slice == 0;
-        pyfastv_turbo_set_places(vision.get(), places.data(), places.size());
-        return known;
+        pyfastv_turbo_set_places(vision.get(), known->places.data(), known->places.size());
+        return *known;
     }
 
     const stopwatch watch;
@@ -294,11 +321,8 @@ const float * engine::encode(const prompt_piece & piece) {
     counts.pictures_encoded += piece.slice == 0;
 
     const float * embd = mtmd_get_output_embd(vision.get());
-    places.resize(pyfastv_turbo_places(vision.get(), nullptr, 0));
-    pyfastv_turbo_places(vision.get(), places.data(), places.size());
-    encoded.put(key, embd, (size_t) piece.n_tokens*llama_model_n_embd_inp(model.get()), places);
 
-    return embd;
+    return encoded.put(key, { { embd, embd + (size_t) piece.n_encoded*llama_model_n_embd_inp(model.get()) }, turbo_places(vision.get(), piece) });
 }
 
 void engine::check(int32_t decode_result, const std::string & reason) {

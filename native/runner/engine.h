@@ -1,11 +1,13 @@
 #pragma once
 
+#include "reduce/reduce.h"
 #include "runner/encoder_cache.h"
 #include "runner/options.h"
 #include "runner/pixels.h"
 #include "runner/prompt.h"
 #include "runner/sampler.h"
 
+#include "ggml-cpp.h"
 #include "llama-cpp.h"
 #include "pyfastv.h"
 
@@ -33,6 +35,9 @@ public:
     // Turbo in the vision encoder from now on, or not; both empty the context
     void set_turbo(const std::string & spec); // the language of pyfastv_turbo_parse()
     void clear_turbo();
+    // From now on fewer visual tokens enter the language model, or all; what the context holds stays.
+    void set_reducer(const std::string & spec); // the language of parse_reducer() (reduce/spec.h)
+    void clear_reducer();
 
     // Evaluate a prompt, with one marker() for each picture; what the context holds of its beginning is not evaluated
     // again. `reserve` tokens have to fit behind it. progress(done, all) counts prompt tokens.
@@ -42,6 +47,8 @@ public:
 
     // what the vision encoder sees of a picture, slice by slice; evaluates nothing
     std::vector<slice_pixels> pixels(const image & image) const;
+    // What the encoder and the projector make of a picture: each slice, in order. The context stays.
+    std::vector<encoded_slice> embed(const image & picture);
 
     // F32 [n_vocab] of the last evaluated token
     const float * logits();
@@ -66,9 +73,13 @@ public:
 
     std::vector<pyfastv_grid> grids() const;
 
+    // in the context's pictures, one entry a token that entered: the patch, of its slice, whose position it has
+    std::vector<int32_t> places() const;
+
     const std::string & marker() const { return media_marker; }
 
     int32_t     n_ctx()   const { return llama_n_ctx(ctx.get()); }
+    int32_t     n_embd_inp() const { return llama_model_n_embd_inp(model.get()); }
     int32_t     n_vocab() const { return llama_vocab_n_tokens(vocab); }
     int32_t     n_layer() const { return llama_model_n_layer(model.get()); }
     const char * chat_template() const { return llama_model_chat_template(model.get(), nullptr); }
@@ -77,11 +88,6 @@ public:
     std::string description() const;
 
 private:
-    void load_model();
-    void load_context();
-    void load_vision();
-    void check_memory(ggml_type type_k, ggml_type type_v) const; // throws error(out_of_memory)
-
     void attach(const pyfastv_params * params);
     int32_t check_cut(int32_t cut) const;
 
@@ -90,9 +96,31 @@ private:
 
     void decode_text   (const std::vector<prompt_piece> & pieces, size_t begin, size_t end, bool logits_last);
     void decode_picture(const prompt_piece & piece);
+    void check_non_causal(const prompt_piece & piece) const;
 
-    // F32 [n_tokens, n_embd_inp], from the encoder or its cache
-    const float * encode(const prompt_piece & piece);
+    // from the encoder or its cache; valid until the next call
+    const encoded_slice & encode(const prompt_piece & piece);
+
+    // The pieces of a prompt that are slices of one picture, reduced: runner/engine_reduce.cpp.
+    struct reduced_picture {
+        std::vector<size_t>             pieces;  // of the prompt
+        std::vector<std::vector<float>> values;  // [piece] F32 [n_tokens, n_embd_inp]
+        std::vector<std::vector<int32_t>> places; // [piece][n_tokens] the patch whose position a token has
+        std::vector<patch_grid>         shapes;  // [piece] what the tokens form
+    };
+
+    // writes down what will reduce the pictures of a prompt, and how long it then is
+    void plan_reduction(prompt & prompt) const;
+
+    // the question that the piece's picture was reduced for is what follows it in the prompt
+    bool question_follows(const prompt_piece & evaluated, const prompt & prompt, size_t piece) const;
+
+    // `piece`: any of its slices. tell(n): so many of its tokens are half done; after each slice that was encoded.
+    reduced_picture reduce_picture(prompt & prompt, size_t piece, const std::function<void(size_t)> & tell);
+    void            decode_reduced(const prompt_piece & piece, const std::vector<float> & values, const std::vector<int32_t> & places, const patch_grid & shape);
+
+    std::vector<float> embedding_of(const std::vector<llama_token> & question) const; // F32 [n_embd] mean over its tokens
+    ggml_backend_t     cpu();
 
     // adds the time of decoding prompt rows to counts.full_ms, if they ran through every layer at once
     void time_full(const std::function<void()> & decode);
@@ -108,6 +136,7 @@ private:
 
     engine_options options;
     std::string    media_marker;
+    interrupt_fn   stop; // stop_requested()
 
     llama_model_ptr     model;
     const llama_vocab * vocab = nullptr;
@@ -116,6 +145,10 @@ private:
 
     encoder_cache encoded;
     std::string   turbo; // its settings; empty: off
+
+    std::optional<reducer> reduction;
+    ggml_backend_ptr       backend;      // for matrix products of the reducers; null until one is needed
+    bool                   gaps = false; // pyfastv_allow_position_gaps() was called
 
     std::vector<prompt_piece> evaluated; // what the context holds
     llama_pos                 n_past = 0;

@@ -5,6 +5,7 @@
 #include "runner/model_file.h"
 
 #include "pyfastv.h"
+#include "pyfastv_turbo.h"
 
 #include "ggml-backend.h"
 #include "ggml.h"
@@ -34,11 +35,16 @@ llama_flash_attn_type parse_flash_attn(const std::string & name) {
     throw error(error_kind::option, "flash_attn = \"" + name + "\"; one of: auto, on, off");
 }
 
+std::string describe(context_size size) {
+    return "n_ctx = " + std::to_string(size.n_ctx/size.n_seq_max) + " tokens" +
+        (size.n_seq_max > 1 ? " in each of " + std::to_string(size.n_seq_max) + " slots" : "");
+}
+
 // llama.cpp would ask for the memory, and clear it, before it finds that there is not enough
-void check_memory(const llama_model * model, uint32_t n_ctx, ggml_type type_k, ggml_type type_v) {
+void check_memory(const llama_model * model, context_size size, ggml_type type_k, ggml_type type_v) {
     const double n_embd = (double) llama_model_n_embd(model)/llama_model_n_head(model)*llama_model_n_head_kv(model);
     const auto   bytes  = [&](ggml_type type) { return n_embd*ggml_type_size(type)/ggml_blck_size(type); };
-    const double needed = llama_model_n_layer(model)*(bytes(type_k) + bytes(type_v))*n_ctx;
+    const double needed = llama_model_n_layer(model)*(bytes(type_k) + bytes(type_v))*size.n_ctx;
 
     double all = 0;
     for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
@@ -49,8 +55,9 @@ void check_memory(const llama_model * model, uint32_t n_ctx, ggml_type type_k, g
 
     if (all > 0 && needed > all) {
         const auto gb = [](double n) { return std::to_string((int64_t) (n/1e9 + 0.5)) + " GB"; };
-        throw error(error_kind::out_of_memory, "the KV cache for " + std::to_string(n_ctx) + " tokens takes " + gb(needed) +
-                ", this machine has " + gb(all) + " of memory: use a smaller n_ctx, fewer slots, or a quantized type_k and type_v");
+        throw error(error_kind::out_of_memory, "the KV cache for " + describe(size) + " takes " + gb(needed) +
+                ", this machine has " + gb(all) + " of memory: use a smaller n_ctx" + (size.n_seq_max > 1 ? ", fewer slots" : "") +
+                ", or a quantized type_k and type_v");
     }
 }
 
@@ -96,10 +103,12 @@ llama_context_ptr make_context(llama_model * model, const engine_options & optio
                 std::to_string(options.n_ubatch) + ": both must be at least 1");
     }
 
-    const uint32_t n_ctx = size.n_ctx ? size.n_ctx : llama_model_n_ctx_train(model);
+    if (size.n_ctx == 0) {
+        size.n_ctx = llama_model_n_ctx_train(model);
+    }
 
     auto params = llama_context_default_params();
-    params.n_ctx           = n_ctx;
+    params.n_ctx           = size.n_ctx;
     params.n_batch         = options.n_batch;
     params.n_ubatch        = options.n_ubatch;
     params.n_seq_max       = size.n_seq_max;
@@ -111,7 +120,7 @@ llama_context_ptr make_context(llama_model * model, const engine_options & optio
     params.type_v          = parse_type(options.type_v);
     params.no_perf         = false;
 
-    check_memory(model, n_ctx, params.type_k, params.type_v);
+    check_memory(model, size, params.type_k, params.type_v);
 
     params.abort_callback      = [](void * data) { return (*static_cast<const interrupt_fn *>(data))(); };
     params.abort_callback_data = const_cast<interrupt_fn *>(&stop);
@@ -121,8 +130,8 @@ llama_context_ptr make_context(llama_model * model, const engine_options & optio
         const auto reason = log.reason("no reason was given");
         const bool memory = reason.find("alloc") != std::string::npos || reason.find("memory") != std::string::npos;
         throw error(memory ? error_kind::out_of_memory : error_kind::option,
-                "a context of " + std::to_string(n_ctx) + " tokens cannot be made: " + reason +
-                (memory ? " (a smaller n_ctx, fewer slots or a quantized type_k and type_v need less)" : ""));
+                "a context of " + describe(size) + " cannot be made: " + reason +
+                (memory ? " (a smaller n_ctx or a quantized type_k and type_v need less)" : ""));
     }
     pyfastv_attach(ctx.get(), nullptr);
 
@@ -152,6 +161,8 @@ mtmd_context_ptr load_vision(const llama_model * model, const engine_options & o
         throw error(error_kind::model, *options.mmproj_path + ": cannot be used with " + options.model_path + ": " +
                 log.reason("it is not an mmproj file, or belongs to another model"));
     }
+    pyfastv_turbo_attach(vision.get(), nullptr);
+
     if (!mtmd_support_vision(vision.get())) {
         throw error(error_kind::model, *options.mmproj_path + ": has no vision encoder");
     }

@@ -23,7 +23,7 @@ llama_model_ptr load_model(const engine_options & options);
 // without stages, whatever the environment says
 llama_context_ptr make_context(llama_model * model, const engine_options & options, context_size size, const interrupt_fn & stop);
 
-// `marker` stands for a picture in a prompt
+// without Turbo, whatever the environment says; `marker` stands for a picture in a prompt
 mtmd_context_ptr load_vision(const llama_model * model, const engine_options & options, const std::string & marker, const interrupt_fn & stop);
 
 // random, so that no text can forge it

@@ -50,19 +50,22 @@ struct image {
     uint32_t        width;
     uint32_t        height;
     const uint8_t * rgb; // [height, width, 3]
-    std::string     id;  // the same for the same pixels and size
+    std::string     id;  // the same for the same pixels and size; one for all frames of a video
+    int32_t         frame = 0; // its number in its video, whose frames are slices of one picture
 };
 
 struct run_report {
     int64_t prompt_tokens     = 0; // the picture's included
     int64_t cached_tokens     = 0; // of those, the ones that were in the context already
-    int64_t visual_tokens     = 0;
-    int64_t patches           = 0; // what visual_tokens would be without Turbo
+    int64_t visual_tokens     = 0; // those that enter the language model
+    int64_t encoded_tokens    = 0; // those that the encoder makes
+    int64_t patches           = 0; // what it would make without Turbo
     int64_t recalled_tokens   = 0; // visual tokens that this prompt brought back to the later layers
     int64_t pictures_encoded    = 0;
     int64_t pictures_from_cache = 0;
     int64_t generated_tokens  = 0;
     double  encode_ms         = 0; // vision encoder and projector
+    double  reduce_ms         = 0; // between encoder and language model
     double  full_ms           = 0; // prompt rows that ran through every layer at once
     double  stage0_ms         = 0;
     double  choose_ms         = 0;

@@ -57,12 +57,15 @@ prompt tokenize(const llama_vocab * vocab, const mtmd_context * vision, const st
         throw error(error_kind::option, "the prompt has a picture, but the model was loaded without an mmproj file");
     }
 
+    size_t n_pictures = 0;
+
     std::vector<std::unique_ptr<mtmd_bitmap, mtmd_deleter>> bitmaps;
     std::vector<const mtmd_bitmap *> pointers;
     for (const auto & picture : images) {
         bitmaps.emplace_back(mtmd_bitmap_init(picture.width, picture.height, picture.rgb));
         // the number tells pictures of one prompt apart that are the same: the slices of one have one id
-        mtmd_bitmap_set_id(bitmaps.back().get(), (picture.id + "#" + std::to_string(pointers.size())).c_str());
+        n_pictures += picture.frame == 0;
+        mtmd_bitmap_set_id(bitmaps.back().get(), (picture.id + "#" + std::to_string(n_pictures)).c_str());
         pointers.push_back(bitmaps.back().get());
     }
 
@@ -89,9 +92,10 @@ prompt tokenize(const llama_vocab * vocab, const mtmd_context * vision, const st
         prompt_piece piece;
         piece.image_id = mtmd_input_chunk_get_id(chunk);
         piece.slice    = std::count_if(res.pieces.begin(), res.pieces.end(), [&](const prompt_piece & p) { return p.image_id == piece.image_id; });
-        piece.n_tokens = mtmd_input_chunk_get_n_tokens(chunk);
-        piece.n_pos    = mtmd_input_chunk_get_n_pos(chunk);
-        piece.chunk    = chunk;
+        piece.n_encoded = mtmd_input_chunk_get_n_tokens(chunk);
+        piece.n_tokens  = piece.n_encoded;
+        piece.n_pos     = mtmd_input_chunk_get_n_pos(chunk);
+        piece.chunk     = chunk;
 
         res.n_tokens += piece.n_tokens;
         res.n_visual += piece.n_tokens;

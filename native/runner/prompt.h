@@ -24,18 +24,24 @@ struct prompt_piece {
     llama_token token    = LLAMA_TOKEN_NULL; // text
     std::string image_id;                    // picture: image::id and its number in the prompt, the same for all slices
     int32_t     slice    = 0;                // picture: number of the slice
-    int32_t     n_tokens = 1;
-    int32_t     n_pos    = 1;
+    int32_t     n_encoded = 1;               // tokens that the encoder makes
+    int32_t     n_tokens  = 1;               // tokens that enter the language model
+    int32_t     n_pos     = 1;
+
+    // picture: what reduces it, as text; none: nothing
+    std::string              reducer;
+    std::vector<llama_token> question; // of a reducer that asks
+    std::vector<int32_t>     places;   // once evaluated: [n_tokens] the patches whose positions they have; empty: their own
 
     const mtmd_input_chunk * chunk = nullptr; // picture: owned by the prompt
 
     bool visual() const { return token == LLAMA_TOKEN_NULL; }
     bool same_as(const prompt_piece & other) const {
-        return token == other.token && image_id == other.image_id && slice == other.slice && n_tokens == other.n_tokens;
+        return token == other.token && image_id == other.image_id && slice == other.slice && n_encoded == other.n_encoded && reducer == other.reducer;
     }
     // the same for the same picture anywhere
     std::string encoder_key() const {
-        return image_id.substr(0, image_id.rfind('#')) + "/" + std::to_string(slice) + "/" + std::to_string(n_tokens);
+        return image_id.substr(0, image_id.rfind('#')) + "/" + std::to_string(slice) + "/" + std::to_string(n_encoded);
     }
 };
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "runner/encoder_cache.h"
 #include "runner/errors.h"
 #include "runner/options.h"
 #include "runner/prompt.h"
@@ -74,7 +75,7 @@ struct slot {
     int64_t id  = 0;
 
     slot_request       request; // `evaluated` is the beginning of its prompt while starting
-    std::vector<float> embd;    // encoder output of the picture that is next; empty: not encoded
+    encoded_slice      picture; // encoder output of the picture that is next; empty: not encoded
     llama_token        sampled = LLAMA_TOKEN_NULL; // not evaluated yet
     bool               waits   = false;            // for cells
 

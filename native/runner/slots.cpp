@@ -3,6 +3,7 @@
 #include "runner/errors.h"
 #include "runner/load.h"
 #include "runner/log.h"
+#include "runner/turbo.h"
 #include "runner/sampler.h"
 #include "runner/status.h"
 
@@ -76,11 +77,23 @@ void slots::clear_fastv() {
     attach(nullptr);
 }
 
-void slots::attach(const pyfastv_params * params) {
+void slots::set_turbo(const std::string & spec) {
+    check_idle();
+    const log_scope log(options.verbose);
+
+    attach_turbo(vision.get(), spec);
+    turbo = spec;
+    reset();
+}
+
+void slots::check_idle() const {
     if (!idle()) {
-        throw error(error_kind::option, "the schedule can be changed when no request runs; " +
-                std::to_string(n_slots() - n_idle()) + " do");
+        throw error(error_kind::option, "settings can be changed when no request runs; " + std::to_string(n_slots() - n_idle()) + " do");
     }
+}
+
+void slots::attach(const pyfastv_params * params) {
+    check_idle();
     const log_scope log(options.verbose);
 
     const auto status = pyfastv_attach(ctx.get(), params);
@@ -153,11 +166,13 @@ int64_t slots::start(slot_request request) {
     s.id         = s.last_used = ++n_requests;
     s.waits      = false;
     s.t_start_us = t0;
-    s.embd.clear();
+    s.picture = {};
 
     s.counts = {};
     s.counts.prompt_tokens = request.wanted.n_tokens;
-    s.counts.visual_tokens = request.wanted.n_visual;
+    s.counts.visual_tokens  = request.wanted.n_visual;
+    s.counts.encoded_tokens = request.wanted.n_visual;
+    s.counts.patches        = request.wanted.n_patches;
     s.counts.cached_tokens = s.n_tokens;
     s.n_reused_before      = llama_perf_context(ctx.get()).n_reused;
     s.request              = std::move(request);
@@ -241,7 +256,7 @@ void slots::end(slot & s, slot_event & event) {
 
     s.now     = slot::state::idle;
     s.request = {};
-    s.embd    = {};
+    s.picture = {};
 
     // there may be room for others now
     for (auto & other : all) {

@@ -34,9 +34,10 @@ public:
 
     slots(const slots &) = delete;
 
-    // Settings of all requests from now on; error(option) unless idle(). Both empty the context.
+    // Settings of all requests that are prepared from now on; error(option) unless idle(). All empty the context.
     void set_fastv(const std::string & spec); // the language of pyfastv_parse()
     void clear_fastv();
+    void set_turbo(const std::string & spec); // the language of pyfastv_turbo_parse(); empty: none
 
     // A request that can be started: tokens, prepared pictures, samplers. Any thread. All that is wrong with a request is
     // found here. n_probs: how many of the likeliest tokens each event names; 0: none.
@@ -102,6 +103,7 @@ private:
     int32_t decode(const std::vector<part> & parts);
     int32_t decode_picture(slot & s);
     void    encode(slot & s);
+    std::string encoder_key(const prompt_piece & piece) const;
     void    no_room(slot & s, events & out);                    // waits, or ends
 
     // of every part, null where nothing is read; empty if the later layers could not be run
@@ -126,6 +128,7 @@ private:
     std::string piece_of(llama_token token) const;
 
     void attach(const pyfastv_params * params);
+    void check_idle() const;
 
     slot * find(int64_t id);
 
@@ -149,6 +152,7 @@ private:
     int32_t             n_cuts     = 0;
 
     encoder_cache encoded;
+    std::string   turbo; // its settings; empty: off
 
     std::vector<slot> all;
     int64_t           n_requests    = 0;

@@ -170,7 +170,7 @@ bool slots::take_over(slot & s) {
     const int64_t n_before = s.n_tokens;
     copy(*best, s, n);
     s.counts.cached_tokens += s.n_tokens - n_before;
-    s.embd.clear();
+    s.picture = {};
 
     return true;
 }
@@ -192,7 +192,7 @@ bool slots::evict() {
     }
     if (slot * s = oldest ? oldest : waiting) {
         clear(*s);
-        s->embd.clear();
+        s->picture = {};
         s->counts.cached_tokens = 0;
         return true;
     }

@@ -4,9 +4,11 @@
 
 #include "runner/errors.h"
 #include "runner/log.h"
+#include "runner/turbo.h"
 
 #include "ggml.h"
 #include "mtmd-helper.h"
+#include "pyfastv_turbo.h"
 
 #include <algorithm>
 #include <cmath>
@@ -327,10 +329,8 @@ bool slots::prefill_picture(events & out) {
     if (take_over(s)) {
         return true;
     }
-    if (s.embd.empty()) {
-        const auto n = (size_t) s.next_piece().n_tokens*llama_model_n_embd_inp(model.get());
-
-        const float * known = encoded.find(s.next_piece().encoder_key());
+    if (s.picture.values.empty()) {
+        const auto * known = encoded.find(encoder_key(s.next_piece()));
         if (!known) {
             try {
                 encode(s);
@@ -339,7 +339,7 @@ bool slots::prefill_picture(events & out) {
             }
             return true;
         }
-        s.embd.assign(known, known + n);
+        s.picture = *known;
         s.counts.pictures_from_cache += s.next_piece().slice == 0;
     }
 
@@ -357,6 +357,10 @@ bool slots::prefill_picture(events & out) {
                 log.reason("llama_decode returned " + std::to_string(result))), out);
     }
     return true;
+}
+
+std::string slots::encoder_key(const prompt_piece & piece) const {
+    return piece.encoder_key() + "/" + turbo;
 }
 
 void slots::encode(slot & s) {
@@ -379,8 +383,7 @@ void slots::encode(slot & s) {
     const float * embd = mtmd_get_output_embd(vision.get());
     const auto    n    = (size_t) piece.n_tokens*llama_model_n_embd_inp(model.get());
 
-    encoded.put(piece.encoder_key(), embd, n);
-    s.embd.assign(embd, embd + n);
+    s.picture = encoded.put(encoder_key(piece), { { embd, embd + n }, turbo_places(vision.get(), piece) });
 }
 
 int32_t slots::decode_picture(slot & s) {
@@ -390,10 +393,13 @@ int32_t slots::decode_picture(slot & s) {
     int32_t   result = 0;
     llama_pos n_past = s.n_past;
 
+    // those of another picture may have been encoded since
+    pyfastv_turbo_set_places(vision.get(), s.picture.places.data(), s.picture.places.size());
+
     working(s, [&] {
         do {
             keep(s, s.evaluated.size()); // nothing, or part of a picture for which there was no room
-            result = mtmd_helper_decode_image_chunk(vision.get(), ctx.get(), piece.chunk, s.embd.data(), s.n_past, s.seq_id,
+            result = mtmd_helper_decode_image_chunk(vision.get(), ctx.get(), piece.chunk, s.picture.values.data(), s.n_past, s.seq_id,
                     llama_n_batch(ctx.get()), &n_past, nullptr, nullptr);
         } while (result == 1 && evict());
         llama_synchronize(ctx.get());
@@ -406,7 +412,7 @@ int32_t slots::decode_picture(slot & s) {
     times.stop();
     times.add_to(s.counts, 1);
     advance(s, { piece }, n_past);
-    s.embd = {};
+    s.picture = {};
 
     return 0;
 }

@@ -1,0 +1,40 @@
+#include "runner/turbo.h"
+
+#include "runner/errors.h"
+
+#include "pyfastv_turbo.h"
+
+namespace pyfastv {
+
+void attach_turbo(mtmd_context * vision, const std::string & spec) {
+    if (spec.empty()) {
+        if (vision) {
+            pyfastv_turbo_attach(vision, nullptr);
+        }
+        return;
+    }
+
+    pyfastv_turbo_params params;
+    if (pyfastv_turbo_parse(spec.c_str(), &params) != PYFASTV_OK) {
+        throw error(error_kind::option, std::string("turbo: ") + pyfastv_turbo_last_error());
+    }
+    if (!vision) {
+        throw error(error_kind::option, "turbo merges tokens in the vision encoder, but the model was loaded without an mmproj file");
+    }
+    const auto status = pyfastv_turbo_attach(vision, &params);
+    if (status != PYFASTV_OK) {
+        throw error(status == PYFASTV_UNSUPPORTED ? error_kind::unsupported : error_kind::option,
+                std::string("turbo: ") + pyfastv_turbo_last_error());
+    }
+}
+
+std::vector<int32_t> turbo_places(const mtmd_context * vision, const prompt_piece & piece) {
+    std::vector<int32_t> res;
+    if (piece.n_pos != piece.n_encoded) {
+        res.resize(pyfastv_turbo_places(vision, nullptr, 0));
+        pyfastv_turbo_places(vision, res.data(), res.size());
+    }
+    return res;
+}
+
+} // namespace pyfastv
