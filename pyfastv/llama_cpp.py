@@ -90,6 +90,10 @@ _fastv = _capi.declare(_llama_cpp._lib)
 _turbo = _capi.declare_turbo(_mtmd_cpp._libmtmd)
 _MTMDChatHandler: Any = _chat_format.MTMDChatHandler
 
+# libmtmd's log follows the Llama's verbose, as libllama's does
+_log = sys.modules["llama_cpp._logger"].llama_log_callback
+_mtmd_cpp.mtmd_helper_log_set(_log, ctypes.c_void_p(0))
+
 
 @dataclass(frozen=True)
 class HandlerReport:

@@ -70,7 +70,7 @@ def run(tmp_path: Path, code: str, **environment: str) -> subprocess.CompletedPr
 def script(tmp_path: Path, code: str, **environment: str) -> Any:
     """What the code, behind SCRIPT, has put into ``made``."""
     done = run(tmp_path, SCRIPT + code + "\nprint(json.dumps(made))", **environment)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")  # verbose=False is quiet
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -205,6 +205,23 @@ made["other"] = fails(ask, other, question)
     assert made["picture"][0] == "ImageError"
     assert made["marker"][0] == "OptionError"
     assert "one handler for each" in made["other"][1]
+
+
+def test_turbo_merges_in_the_encoder(tmp_path: Path) -> None:
+    library = next(pyfastv.lib_path().glob("libmtmd.*"))
+    if not hasattr(ctypes.CDLL(str(library)), "pyfastv_turbo_attach"):
+        pytest.skip("these libraries have no Turbo")
+    made = script(
+        tmp_path,
+        """
+llm = load(turbo="share=0.5", fastv="k=2,drop=0.5")
+made["answer"] = text(ask(llm, user("Read the clock.", CLOCK)))
+report = llm.chat_handler.report
+made["tokens"] = [report.turbo, report.visual_tokens_in_stage]
+""",
+    )
+    assert made["answer"] == EXAMPLES[0].answer
+    assert made["tokens"] == ["share=0.5", [288, 144]]
 
 
 # imports

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import sqlite3
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -25,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 CLOCK, DICE = bundled_examples()[0], next(e for e in bundled_examples() if e.picture.stem == "dice")
 
 Llm = Callable[..., Result]
+Logged = Callable[[], dict[str, object]]
 
 
 @pytest.fixture
@@ -45,12 +44,17 @@ def run(folder: Path) -> Llm:
     return call
 
 
-def logged(folder: Path) -> dict[str, object]:
-    """The report of the last answer that llm logged."""
-    with closing(sqlite3.connect(folder / "logs.db")) as database:
-        row = database.execute("select response_json from responses order by id desc limit 1").fetchone()
-    report: dict[str, object] = json.loads(row[0])["pyfastv"]
-    return report
+@pytest.fixture
+def logged(run: Llm) -> Logged:
+    """The report of the last answer, from llm's log."""
+
+    def read() -> dict[str, object]:
+        logs = json.loads(run("logs", "-n", "1", "--json").stdout)
+        found = logs[0]["response_json"]
+        report: dict[str, object] = (json.loads(found) if isinstance(found, str) else found)["pyfastv"]
+        return report
+
+    return read
 
 
 def test_the_entry_point_names_the_plugin() -> None:
@@ -68,45 +72,45 @@ def test_models_lists_it_with_its_options(run: Llm) -> None:
 
 
 @pytest.mark.parametrize("stream", [[], ["--no-stream"]])
-def test_a_question_about_a_picture(run: Llm, folder: Path, stream: list[str]) -> None:
+def test_a_question_about_a_picture(run: Llm, logged: Logged, stream: list[str]) -> None:
     done = run("-m", "pyfastv", "-a", CLOCK.picture, CLOCK.question, *stream)
     assert (done.exit_code, done.stdout.strip()) == (0, CLOCK.answer)
-    report = logged(folder)
+    report = logged()
     assert (report["visual_tokens"], report["visual_tokens_kept"]) == (576, 288)
 
 
-def test_options_reach_the_runner(run: Llm, folder: Path) -> None:
+def test_options_reach_the_runner(run: Llm, logged: Logged) -> None:
     options = ["-o", "fastv", "k=4,drop=0.75", "-o", "max_tokens", "2", "-o", "n_ctx", "1024"]
     done = run("-m", "pyfastv", "-a", CLOCK.picture, CLOCK.question, *options)
     assert CLOCK.answer.startswith(done.stdout.strip())
-    report = logged(folder)
+    report = logged()
     assert (report["fastv"], report["visual_tokens_kept"], report["generated_tokens"]) == (
         "k=4,drop=0.75",
         144,
         2,
     )
     run("-m", "pyfastv", "-a", CLOCK.picture, CLOCK.question, "-o", "fastv", "off")
-    assert logged(folder)["visual_tokens_kept"] == 576
+    assert logged()["visual_tokens_kept"] == 576
 
 
-def test_a_conversation_goes_on(run: Llm, folder: Path) -> None:
+def test_a_conversation_goes_on(run: Llm, logged: Logged) -> None:
     run("-m", "pyfastv", "-a", CLOCK.picture, CLOCK.question)
     done = run("-c", "Is the clock digital or analog?")
     with pyfastv.Runner() as runner, runner.session() as session:
         session.ask(CLOCK.question, CLOCK.picture)
         expected = session.ask("Is the clock digital or analog?").text
     assert done.stdout.strip() == expected
-    assert logged(folder)["visual_tokens"] == 576
+    assert logged()["visual_tokens"] == 576
 
 
 def test_several_attachments_as_files_bytes_and_addresses(
-    run: Llm, folder: Path, monkeypatch: pytest.MonkeyPatch
+    run: Llm, logged: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read from a pipe, and in Python; llm fetches what is an address."""
     question = "What color are the dice?"
     done = run("-m", "pyfastv", "-a", "-", "-a", CLOCK.picture, question, input=DICE.picture.read_bytes())
     assert done.exit_code == 0, done.output
-    assert logged(folder)["visual_tokens"] == 1152
+    assert logged()["visual_tokens"] == 1152
 
     model = llm.get_model("pyfastv")
     given = [
@@ -133,7 +137,9 @@ def test_a_prompt_of_python_keeps_its_model_loaded(folder: Path) -> None:
     assert second.input_tokens == report["prompt_tokens"]
 
 
-def test_more_models_by_a_file(run: Llm, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_more_models_by_a_file(
+    run: Llm, logged: Logged, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     pair = tmp_path_factory.mktemp("pair")
     shutil.copy(bundled_model(), pair / "m.gguf")
     shutil.copy(bundled_mmproj(), pair / "mmproj-m.gguf")
@@ -143,7 +149,7 @@ def test_more_models_by_a_file(run: Llm, folder: Path, tmp_path_factory: pytest.
     assert "pyfastv: mine (aliases: my)" in run("models").output.splitlines()
     done = run("-m", "my", "-a", CLOCK.picture, CLOCK.question)
     assert done.exit_code == 0, done.output
-    report = logged(folder)
+    report = logged()
     assert (report["fastv"], report["visual_tokens_kept"]) == ("k=2,drop=0.75", 144)
 
 
@@ -183,6 +189,8 @@ def test_what_is_wrong_is_told(run: Llm, arguments: list[str], words: str) -> No
     assert words in done.output
 
 
-def test_an_older_llm_is_told_of_only_when_it_asks(run: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_llm_is_told_of_only_when_it_asks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llm.parts", None)
-    assert "needs llm 0.36" in run("-m", "pyfastv", "Hello").output
+    model = llm.get_model("pyfastv")
+    with pytest.raises(pyfastv.Error, match=r"needs llm 0\.36"):
+        llm_plugin._messages(llm.Prompt("Hello", model))

@@ -26,7 +26,7 @@ from random_mmproj import FAMILIES
 CLOCK = bundled_examples()[0]
 
 # Relative rms of the features against f32 weights. The f32 file here has the values of the bundled q8_0 one.
-ERROR = {"f16": 2e-3, "q8_0": 2e-2, "q5_1": 8e-2, "q5_0": 1e-1, "q4_1": 1.5e-1, "q4_0": 2e-1}
+ERROR = {"f16": 5e-4, "q8_0": 1e-2, "q5_1": 2e-2, "q5_0": 2.5e-2, "q4_1": 5e-2, "q4_0": 5e-2}
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def test_the_command(source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     assert main(["quantize-mmproj", str(source), out, "--type", "q4_0"]) == 0
     printed = capfd.readouterr().out
-    assert printed.startswith(f"{out}: 4.3 MB, 17% of {source}; 44 matrices q4_0, 0 f16, 77 other")
+    assert printed.startswith(f"{out}: 4.6 MB, 19% of {source}; 44 matrices q4_0, 0 f16, 77 other")
     assert main(["quantize-mmproj", str(source), out]) == 1
     assert "--force" in capfd.readouterr().err
     assert main(["quantize-mmproj", str(source), out, "--force"]) == 0
