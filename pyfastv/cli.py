@@ -19,6 +19,7 @@ from .errors import Error
 from .eval.command import eval_command
 from .images import load_image
 from .info import describe, gather
+from .quantize import TYPES, quantize_mmproj
 from .repl import Repl
 from .serve.command import serve
 from .tune.command import tune_command
@@ -98,6 +99,21 @@ def info(model: str | None, mmproj: str | None, as_json: bool) -> None:
     """
     facts = gather(model, mmproj)
     click.echo(json.dumps(facts, indent=2) if as_json else describe(facts))
+
+
+@cli.command("quantize-mmproj", context_settings={"show_default": True})
+@click.argument("source")
+@click.argument("target")
+@click.option("--type", "kind", type=click.Choice(sorted(TYPES)), default="q8_0", help="Of the matrices.")
+@click.option("--force", is_flag=True, help="Write over TARGET if it exists.")
+def quantize_mmproj_command(source: str, target: str, kind: str, force: bool) -> None:
+    """Write the vision encoder SOURCE, an f16 or f32 mmproj GGUF file, smaller as TARGET."""
+    with bar("Quantizing") as quantizing:
+        made = quantize_mmproj(source, target, kind, force=force, progress=quantizing)
+    click.echo(
+        f"{target}: {made.target_bytes / 1e6:.1f} MB, {made.target_bytes / made.source_bytes:.0%} of {source}; "
+        f"{made.matrices} matrices {kind}, {made.matrices_f16} f16, {made.tensors_kept} other tensors as they were"
+    )
 
 
 @cli.command("lib-path")

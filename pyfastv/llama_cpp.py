@@ -1,0 +1,399 @@
+"""A chat handler for llama-cpp-python, on our libraries: pictures of an existing script get cheaper.
+
+    from llama_cpp import Llama
+    from pyfastv.llama_cpp import FastVChatHandler                       # before: Llava15ChatHandler
+
+    llm = Llama("model.gguf", chat_handler=FastVChatHandler("mmproj.gguf"), n_ctx=4096)
+
+llama-cpp-python loads its libraries when it is imported: import this module before it. Installing it needs no compiler,
+since it loads ours:
+
+    CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" pip install llama-cpp-python==0.3.36
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import sys
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+from . import _capi, _native, lib_path
+from .chat import ChatTemplate, Prompt
+from .errors import Error, OptionError
+from .images import MAX_PIXELS, load_image
+from .presets import Recommended, to_schedule
+from .schedule import Schedule
+
+__all__ = ["FastVChatHandler", "HandlerReport"]
+
+_PIN = str(_native.build_info()["llama_cpp_python"])
+_INSTALL = f'CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" pip install llama-cpp-python=={_PIN}'
+_VARIABLES = ("LLAMA_CPP_LIB_PATH", "MTMD_CPP_LIB")
+
+
+def _check_version() -> None:
+    try:
+        found = metadata.version("llama-cpp-python")
+    except metadata.PackageNotFoundError:
+        raise Error(f"llama-cpp-python is not installed: {_INSTALL}") from None
+    if found != _PIN:
+        raise Error(
+            f"llama-cpp-python is {found}, pyfastv's libraries are those of {_PIN}; their structures differ: {_INSTALL}"
+        )
+
+
+@contextmanager
+def _our_libraries() -> Iterator[None]:
+    """Meanwhile llama_cpp's modules load ours; the environment of child processes stays what it was."""
+    before = {name: os.environ.get(name) for name in _VARIABLES}
+    os.environ.update(dict.fromkeys(_VARIABLES, str(lib_path())))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _load() -> tuple[Any, Any]:
+    """The modules llama_cpp.llama_chat_format and llama_cpp.mtmd_cpp, on our libraries."""
+    early = "llama_cpp" in sys.modules
+    _check_version()
+    with _our_libraries():
+        bindings = [import_module(f"llama_cpp.{name}") for name in ("llama_cpp", "mtmd_cpp")]
+        chat_format = import_module("llama_cpp.llama_chat_format")
+    for module, library in zip(bindings, ("_lib", "_libmtmd"), strict=True):
+        loaded = Path(getattr(module, library)._name)
+        if not loaded.parent.samefile(lib_path()):
+            when = " before pyfastv.llama_cpp" if early else ""
+            raise Error(
+                f"llama_cpp was imported{when} with the libraries in {loaded.parent}: import pyfastv.llama_cpp first, or "
+                f"set {' and '.join(_VARIABLES)} to what `pyfastv lib-path` prints"
+            )
+    return chat_format, bindings[1]
+
+
+_chat_format, _mtmd_cpp = _load()
+_llama_cpp: Any = sys.modules["llama_cpp.llama_cpp"]
+_fastv = _capi.declare(_llama_cpp._lib)
+_turbo = _capi.declare_turbo(_mtmd_cpp._libmtmd)
+_MTMDChatHandler: Any = _chat_format.MTMDChatHandler
+
+# libmtmd's log follows the Llama's verbose, as libllama's does
+_log = sys.modules["llama_cpp._logger"].llama_log_callback
+_mtmd_cpp.mtmd_helper_log_set(_log, ctypes.c_void_p(0))
+
+
+@dataclass(frozen=True)
+class HandlerReport:
+    """What became of a request's pictures; the names are those of :class:`pyfastv.Report`, times milliseconds."""
+
+    fastv: Schedule | None
+    turbo: str | None
+    prompt_tokens: int
+    """Visual tokens included."""
+    visual_tokens: int
+    visual_tokens_kept: int
+    """Those that the last layers see."""
+    first_layers: tuple[int, ...]
+    visual_tokens_in_stage: tuple[int, ...]
+    pictures_encoded: int
+    """Slices of a picture count each."""
+    encode_ms: float
+    stage0_ms: float
+    choose_ms: float
+    later_ms: float
+    kv_bytes_used: tuple[int, ...]
+    kv_bytes_used_stock: int
+
+
+class _Mtmd:
+    """llama_cpp.mtmd_cpp, with its pictures counted and their encoding timed."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.tokens = self.visual_tokens = self.encoded = 0
+        self.encode_ms = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_mtmd_cpp, name)
+
+    def mtmd_input_chunks_get(self, chunks: Any, index: int) -> Any:
+        chunk = _mtmd_cpp.mtmd_input_chunks_get(chunks, index)
+        self.tokens += _mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk)
+        return chunk
+
+    def mtmd_helper_eval_chunk_single(
+        self,
+        vision: Any,
+        context: Any,
+        chunk: Any,
+        n_past: Any,
+        seq_id: Any,
+        n_batch: int,
+        logits_last: bool,
+        new_n_past: Any,
+    ) -> int:
+        """As in mtmd-helper.cpp for chunks of a picture or of audio."""
+        begin = time.perf_counter()
+        status = int(_mtmd_cpp.mtmd_encode_chunk(vision, chunk))
+        self.encode_ms += (time.perf_counter() - begin) * 1e3
+        if status:
+            return status
+        if _mtmd_cpp.mtmd_input_chunk_get_type(chunk) == _mtmd_cpp.MTMD_INPUT_CHUNK_TYPE_IMAGE:
+            self.encoded += 1
+            self.visual_tokens += _mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk)
+        rows = _mtmd_cpp.mtmd_get_output_embd(vision)
+        no_callback = _mtmd_cpp.mtmd_helper_post_decode_callback()
+        return int(
+            _mtmd_cpp.mtmd_helper_decode_image_chunk(
+                vision, context, chunk, rows, n_past, seq_id, n_batch, new_n_past, no_callback, None
+            )
+        )
+
+
+class FastVChatHandler(_MTMDChatHandler):
+    """Answers as llama-cpp-python's own multimodal handlers do, with a schedule on the Llama's context.
+
+    ``Llama.create_chat_completion`` takes and gives what it does with those: several pictures, several turns, streaming,
+    tools, response formats. Prompts are :class:`pyfastv.Runner`'s: the model's own chat template, with its placeholders
+    for pictures, or the form of LLaVA-1.5 where a model has none; requests with tools are rendered by llama-cpp-python.
+    Pictures are read as by :func:`pyfastv.load_image`, and, as there, fetched from http(s) addresses. As there, the
+    context is cleared for every request and the whole conversation evaluated; :class:`pyfastv.Session` is cheaper.
+
+    One handler serves one Llama.
+    """
+
+    mtmd_ctx: Any  # None: before the first request, and when the Llama is closed
+
+    def __init__(
+        self,
+        clip_model_path: str | os.PathLike[str],
+        verbose: bool = True,
+        use_gpu: bool = True,
+        *,
+        fastv: Schedule | str | None = Recommended(),  # noqa: B008 - frozen
+        turbo: str | None = None,
+        chat_template: str | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """``clip_model_path``, ``verbose``, ``use_gpu``: as in llama_cpp.llama_chat_format.MTMDChatHandler.
+
+        ``fastv``: as in :class:`pyfastv.Runner`. ``turbo``: merging in the vision encoder, text as in ``LLAMA_TURBO``
+        ("share=0.5"). ``chat_template``: Jinja2 text in place of the model's. ``max_pixels``: largest picture taken.
+
+        Raises ValueError (no such file), OptionError. A schedule that the model cannot have is told by the first
+        request: OptionError, UnsupportedModelError, OutOfMemoryError.
+        """
+        self._fastv = to_schedule(fastv)
+        self._turbo = _parse_turbo(turbo)
+        self._turbo_text = turbo
+        self._chat_template = chat_template
+        self._max_pixels = max_pixels
+        super().__init__(os.fspath(clip_model_path), verbose, use_gpu)
+        self._mtmd_cpp: Any = _Mtmd()
+        self._llama: weakref.ref[Any] | None = None
+        self._template: ChatTemplate | None = None
+        self._prompt: Prompt | None = None
+        self._report: HandlerReport | None = None
+
+    @property
+    def fastv(self) -> Schedule | None:
+        """The schedule; one that is set holds from the next request on."""
+        return self._fastv
+
+    @fastv.setter
+    def fastv(self, value: Schedule | str | None) -> None:
+        schedule = to_schedule(value)
+        llama = self._serving()
+        if llama is not None:
+            self._attach(llama, schedule)
+        self._fastv = schedule
+
+    @property
+    def report(self) -> HandlerReport:
+        """Of the last request; a streamed answer must have begun. Raises Error if there is none."""
+        llama = self._serving()
+        if llama is not None and self._mtmd_cpp.tokens:
+            self._report = self._make_report(llama)
+        if self._report is None:
+            raise Error("there is no answer yet to report on")
+        return self._report
+
+    def __call__(self, *, llama: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
+        """What ``Llama.create_chat_completion`` calls."""
+        self._init_mtmd_context(llama)
+        self._prompt = None
+        if not _needs_tools(messages, options):
+            self._prompt = self._render(llama, messages)
+        _fastv.pyfastv_reset_report(llama.ctx)
+        self._mtmd_cpp.reset()
+        self._report = None
+        return super().__call__(llama=llama, messages=messages, **options)
+
+    # what MTMDChatHandler calls, in this order
+
+    def _init_mtmd_context(self, llama_model: Any) -> None:
+        serving = self._serving()
+        if serving is llama_model:
+            return
+        if serving is not None:
+            raise OptionError("this handler serves another Llama already: make one handler for each")
+        super()._init_mtmd_context(llama_model)
+        try:
+            self._attach_turbo()
+            self._attach(llama_model, self._fastv)
+        except BaseException:
+            _mtmd_cpp.mtmd_free(self.mtmd_ctx)
+            self.mtmd_ctx = None
+            raise
+        bos, eos = (
+            _text_of(llama_model, token) for token in (llama_model.token_bos(), llama_model.token_eos())
+        )
+        source = self._chat_template or llama_model.metadata.get("tokenizer.chat_template")
+        self._template = ChatTemplate(source or None, bos_token=bos, eos_token=eos)
+        self._llama = weakref.ref(llama_model)
+        llama_model._stack.callback(self._release)
+
+    def get_image_urls(self, messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """The request's pictures."""
+        return list(super().get_image_urls(messages) if self._prompt is None else self._prompt.pictures)
+
+    def _get_chat_template(self, llama_model: Any) -> str:
+        if self._prompt is not None:
+            return "{{ messages[0] }}"  # rendered already
+        return self._chat_template or str(super()._get_chat_template(llama_model))
+
+    def _get_template_messages(self, messages: Any, media_marker: str) -> list[Any]:
+        if self._prompt is None:
+            return list(super()._get_template_messages(messages, media_marker))
+        return [self._prompt.text]
+
+    def _postprocess_template_text(self, text: str, image_urls: list[Any], media_marker: str) -> str:
+        if self._prompt is None:
+            return str(super()._postprocess_template_text(text, image_urls, media_marker))
+        return self._prompt.text
+
+    def load_image(self, image_url: Any) -> Any:
+        """The bytes behind an http(s) address; everything else as it is."""
+        if isinstance(image_url, str) and image_url.lower().startswith(("http://", "https://")):
+            return super().load_image(image_url)
+        return image_url
+
+    def _create_bitmap_from_bytes(self, image_bytes: Any) -> Any:
+        rgb = load_image(image_bytes, max_pixels=self._max_pixels)
+        height, width, _ = rgb.shape
+        bitmap = _mtmd_cpp.mtmd_bitmap_init(width, height, rgb.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
+        # slices of one picture are known by their common id
+        _mtmd_cpp.mtmd_bitmap_set_id(bitmap, hashlib.blake2b(rgb.data, digest_size=16).hexdigest().encode())
+        return bitmap
+
+    # our own
+
+    def _serving(self) -> Any:
+        """The open Llama that this handler is attached to, or None."""
+        return None if self._llama is None or self.mtmd_ctx is None else self._llama()
+
+    def _release(self) -> None:
+        llama = None if self._llama is None else self._llama()
+        if llama is not None and llama.ctx is not None and self._mtmd_cpp.tokens:
+            self._report = self._make_report(llama)
+        self._llama = None
+
+    def _render(self, llama: Any, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+        assert self._template is not None
+        prompt = self._template.render(messages, _mtmd_cpp.mtmd_default_marker().decode())
+        # mtmd_tokenize adds the begin-of-sequence token; where the template has written it, there would be two
+        bos = _text_of(llama, llama.token_bos())
+        adds_bos = _llama_cpp.llama_vocab_get_add_bos(llama._model.vocab)
+        if not prompt.add_bos and adds_bos:
+            return Prompt(prompt.text[len(bos) :], prompt.pictures, add_bos=True)
+        return prompt
+
+    def _attach_turbo(self) -> None:
+        if self._turbo is not None:
+            status = _turbo.pyfastv_turbo_attach(self.mtmd_ctx, ctypes.byref(self._turbo))
+            if status:
+                _capi.raise_error(status, _turbo.pyfastv_turbo_last_error())
+
+    def _attach(self, llama: Any, schedule: Schedule | None) -> None:
+        params = None
+        if schedule is not None:
+            params = _capi.FastvParams()
+            n_layer = _llama_cpp.llama_model_n_layer(llama.model)
+            status = _fastv.pyfastv_parse(schedule.spec().encode(), n_layer, ctypes.byref(params))
+            if status:
+                _capi.raise_error(status, _fastv.pyfastv_last_error())
+        status = _fastv.pyfastv_attach(llama.ctx, None if params is None else ctypes.byref(params))
+        # attaching replaces the memory, also where it fails
+        llama._ctx.memory = _llama_cpp.llama_get_memory(llama.ctx)
+        llama.reset()
+        if status:
+            _capi.raise_error(status, _fastv.pyfastv_last_error())
+
+    def _make_report(self, llama: Any) -> HandlerReport:
+        native, counts = _fastv.pyfastv_get_report(llama.ctx), self._mtmd_cpp
+        if native.n_pending:
+            raise Error("the answer has not begun: read from the stream first")
+        kept = [_fastv.pyfastv_get_kept(llama.ctx, 0, cut, None, 0) for cut in range(native.n_stages - 1)]
+        return HandlerReport(
+            fastv=self._fastv,
+            turbo=self._turbo_text,
+            prompt_tokens=counts.tokens,
+            visual_tokens=counts.visual_tokens,
+            visual_tokens_kept=[counts.visual_tokens, *kept][-1],
+            first_layers=tuple(native.first_layer[: native.n_stages]),
+            visual_tokens_in_stage=(counts.visual_tokens, *kept),
+            pictures_encoded=counts.encoded,
+            encode_ms=counts.encode_ms,
+            stage0_ms=native.t_stage0_ms,
+            choose_ms=native.t_choose_ms,
+            later_ms=native.t_later_ms,
+            kv_bytes_used=tuple(native.kv_bytes_used[: native.n_stages]),
+            kv_bytes_used_stock=native.kv_bytes_used_stock,
+        )
+
+
+def _parse_turbo(text: str | None) -> _capi.TurboParams | None:
+    if text is None:
+        return None
+    if _turbo is None:
+        raise OptionError(
+            f"turbo={text!r}: these libraries have no Turbo: leave it out, or build a newer pyfastv"
+        )
+    if not isinstance(text, str):
+        raise OptionError(f"turbo must be text such as 'share=0.5', or None; got {text!r}")
+    params = _capi.TurboParams()
+    status = _turbo.pyfastv_turbo_parse(text.encode(), ctypes.byref(params))
+    if status:
+        _capi.raise_error(status, _turbo.pyfastv_turbo_last_error())
+    return params
+
+
+def _needs_tools(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> bool:
+    """Only llama-cpp-python's rendering knows of tools."""
+    asked = any(options.get(name) for name in ("tools", "functions"))
+    return asked or any(
+        message.get("tool_calls")
+        or message.get("function_call")
+        or message.get("role") in ("tool", "function")
+        for message in messages
+        if isinstance(message, Mapping)
+    )
+
+
+def _text_of(llama: Any, token: int) -> str:
+    return "" if token < 0 else str(llama._model.token_get_text(token))

@@ -1,0 +1,63 @@
+"""The examples of docs/chat-apps.md that ask a server: each is run as it stands, against a server of the test's own.
+
+The packages are not in the test extra:
+
+    pip install langchain-openai llama-index-llms-openai-like
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import pyfastv
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "chat-apps.md").read_text("utf-8")
+EXAMPLES = dict(re.findall(r"^```python (\S+)\n(.*?)^```", PAGE, re.M | re.S))
+ADDRESS = "http://127.0.0.1:8080"
+
+pytestmark = pytest.mark.skipif(find_spec("pyfastv.serve") is None, reason="this pyfastv has no server")
+
+
+def installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of its parent
+        return False
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of a server of the bundled model."""
+    command = [sys.executable, "-m", "pyfastv", "serve", "--port", "0"]
+    env = os.environ | {"PYTHONPATH": str(Path(pyfastv.__file__).parents[1])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as server:
+        assert server.stdout is not None
+        found = re.search(r"http://\S+", server.stdout.readline())
+        assert found is not None
+        yield found[0].rstrip("/")
+        server.terminate()
+
+
+def test_the_examples_are_those_that_are_run() -> None:
+    assert set(EXAMPLES) == {"langchain_openai", "llama_index.llms.openai_like"}
+    assert all(f'"{ADDRESS}/v1"' in code for code in EXAMPLES.values())
+
+
+@pytest.mark.parametrize("package", EXAMPLES)
+def test_an_example_prints_what_it_says(package: str, address: str) -> None:
+    if not installed(package):
+        pytest.skip(f"{package.split('.')[0]} is not installed: see the top of this file")
+    code = EXAMPLES[package]
+    command = [sys.executable, "-c", code.replace(ADDRESS, address)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == re.findall(r"^print\(.*#\s(.*)$", code, re.M)

@@ -1,0 +1,295 @@
+"""pyfastv.llama_cpp: a script of llama-cpp-python, the real package, with our handler in place of its own.
+
+A process each, since llama_cpp can load its libraries once."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pyfastv
+from pyfastv import _capi
+from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
+
+import bindings
+from c_api import fastv as libllama
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = bundled_examples()
+CHART, CLOCK = EXAMPLES[-1].picture, EXAMPLES[0].picture
+SETTINGS = [None, "k=2,drop=0.9", "recommended"]
+
+SCRIPT = """
+import base64, json, os, sys
+from pyfastv.llama_cpp import FastVChatHandler
+from llama_cpp import Llama
+
+MODEL, MMPROJ, CHART, CLOCK = sys.argv[1:5]
+
+def load(**options):
+    return Llama(MODEL, chat_handler=FastVChatHandler(MMPROJ, verbose=False, **options), n_ctx=2048, verbose=False)
+
+def user(text, *pictures):
+    def uri(picture):
+        return "data:image/png;base64," + base64.b64encode(open(picture, "rb").read()).decode()
+    parts = [{"type": "image_url", "image_url": {"url": uri(picture)}} for picture in pictures]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+def ask(llm, *messages, **options):
+    options = {"temperature": 0.0, "max_tokens": 48, **options}
+    return llm.create_chat_completion(messages=list(messages), **options)
+
+def text(completion):
+    return completion["choices"][0]["message"]["content"].strip()
+
+def fails(function, *arguments, **options):
+    try:
+        function(*arguments, **options)
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+
+made = {}
+"""
+
+
+def run(tmp_path: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_", "MTMD_"))}
+    env["PYTHONPATH"] = str(Path(pyfastv.__file__).parents[1])
+    files = [str(bundled_model()), str(bundled_mmproj()), str(CHART), str(CLOCK)]
+    command = [sys.executable, "-c", code, *files]
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env | environment)
+
+
+def script(tmp_path: Path, code: str, **environment: str) -> Any:
+    """What the code, behind SCRIPT, has put into ``made``."""
+    done = run(tmp_path, SCRIPT + code + "\nprint(json.dumps(made))", **environment)
+    assert (done.returncode, done.stderr) == (0, "")  # verbose=False is quiet
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_answers_are_the_runners(runner: pyfastv.Runner, tmp_path: Path, setting: str | None) -> None:
+    made = script(
+        tmp_path,
+        f"""
+llm = load(fastv={setting!r})
+made["answer"] = text(ask(llm, user("Describe the image.", CHART)))
+report = llm.chat_handler.report
+made["kept"] = [report.visual_tokens, report.visual_tokens_kept]
+made["prompt"] = report.prompt_tokens
+made["times"] = [report.encode_ms, report.stage0_ms, report.later_ms]
+""",
+    )
+    expected = runner.ask(CHART, "Describe the image.", fastv=setting, max_tokens=48)
+    assert made["answer"] == expected.text
+    assert made["kept"] == [576, expected.report.visual_tokens_kept]
+    assert made["prompt"] == expected.report.prompt_tokens
+    assert [time > 0 for time in made["times"]] == [True, setting is not None, setting is not None]
+
+
+def test_the_settings_answer_differently(runner: pyfastv.Runner) -> None:
+    """Or the test above could not tell pruning from none."""
+    answers = {runner.ask(CHART, "Describe the image.", fastv=s, max_tokens=48).text for s in SETTINGS[:2]}
+    assert len(answers) == 2
+
+
+def test_turns_pictures_and_streams(tmp_path: Path) -> None:
+    """Two turns, the second with a second picture; streamed; and with another schedule than at first."""
+    made = script(
+        tmp_path,
+        """
+llm = load(fastv="k=2,drop=0.5")
+handler = llm.chat_handler
+first = user("Describe the image.", CHART)
+made["first"] = text(ask(llm, first))
+turns = [first, {"role": "assistant", "content": made["first"]}, user("Read the clock.", CLOCK)]
+made["second"] = text(ask(llm, *turns))
+made["kept"] = handler.report.visual_tokens_in_stage
+chunks = ask(llm, *turns, stream=True)
+made["early"] = fails(lambda: handler.report)
+made["streamed"] = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks).strip()
+made["of_stream"] = handler.report.visual_tokens_in_stage
+handler.fastv = None
+made["off"] = text(ask(llm, first))
+made["text"] = text(ask(llm, user("Hello.")))
+made["without_picture"] = handler.report.visual_tokens
+llm.close()
+made["closed"] = handler.report.prompt_tokens > 0
+""",
+    )
+    with pyfastv.Runner(n_ctx=2048, fastv="k=2,drop=0.5") as runner:
+        question = {"role": "user", "content": [_image(CHART), _text("Describe the image.")]}
+
+        def ask(*messages: dict[str, Any], **options: Any) -> str:
+            runner.set_fastv(options.get("fastv", "k=2,drop=0.5"))  # clears the context
+            made = runner.create_chat_completion(messages, max_tokens=48)
+            return str(made["choices"][0]["message"]["content"])
+
+        first = ask(question)
+        turns = [
+            question,
+            {"role": "assistant", "content": first},
+            {"role": "user", "content": [_image(CLOCK), _text("Read the clock.")]},
+        ]
+        assert made["first"] == first
+        assert made["second"] == made["streamed"] == ask(*turns)
+        assert made["off"] == ask(question, fastv=None)
+    assert made["kept"] == made["of_stream"] == [1152, 576]
+    assert made["early"][0] == "Error"
+    assert made["without_picture"] == 0
+    assert made["closed"]
+
+
+def _image(path: Path) -> dict[str, Any]:
+    return {"type": "image", "image": path}
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def test_arguments_of_chat_completion_hold(tmp_path: Path) -> None:
+    made = script(
+        tmp_path,
+        """
+llm = load()
+json_only = {"type": "json_object"}
+made["json"] = text(ask(llm, user("Read the clock.", CLOCK), response_format=json_only, max_tokens=64))
+short = ask(llm, user("Describe the image.", CHART), max_tokens=3)
+made["short"] = [short["usage"]["completion_tokens"], short["choices"][0]["finish_reason"]]
+parameters = {"type": "object", "properties": {"hour": {"type": "integer"}}, "required": ["hour"]}
+tools = [{"type": "function", "function": {"name": "clock", "parameters": parameters}}]
+chosen = {"type": "function", "function": {"name": "clock"}}
+call = ask(llm, user("Read the clock.", CLOCK), tools=tools, tool_choice=chosen)
+made["tool"] = call["choices"][0]["message"]["tool_calls"][0]["function"]
+""",
+    )
+    assert made["json"].startswith("{")
+    assert made["short"] == [3, "length"]
+    assert made["tool"]["name"] == "clock"
+    assert isinstance(json.loads(made["tool"]["arguments"])["hour"], int)
+
+
+def test_what_is_wrong_is_an_exception_and_the_next_request_works(tmp_path: Path) -> None:
+    made = script(
+        tmp_path,
+        """
+made["bad"] = fails(load, fastv="k=2,drop=2")
+made["turbo"] = fails(load, turbo="share=2")
+late = load(fastv="k=40")
+question = user("Read the clock.", CLOCK)
+made["layer"] = fails(ask, late, question)
+late.chat_handler.fastv = "k=2"
+made["then"] = text(ask(late, question))
+broken = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+made["picture"] = fails(ask, late, {"role": "user", "content": [broken]})
+made["marker"] = fails(ask, late, user("What is <__media__>?", CLOCK))
+made["again"] = text(ask(late, question))
+other = Llama(MODEL, chat_handler=late.chat_handler, n_ctx=1024, verbose=False)
+made["other"] = fails(ask, other, question)
+""",
+    )
+    assert made["bad"][0] == "OptionError"
+    assert "[0, 1]" in made["bad"][1]
+    assert made["turbo"][0] == "OptionError"
+    assert made["layer"][0] == "OptionError"
+    assert "1 <= k <= 11" in made["layer"][1]
+    assert made["then"] == made["again"] == EXAMPLES[0].answer
+    assert made["picture"][0] == "ImageError"
+    assert made["marker"][0] == "OptionError"
+    assert "one handler for each" in made["other"][1]
+
+
+def test_turbo_merges_in_the_encoder(tmp_path: Path) -> None:
+    library = next(pyfastv.lib_path().glob("libmtmd.*"))
+    if not hasattr(ctypes.CDLL(str(library)), "pyfastv_turbo_attach"):
+        pytest.skip("these libraries have no Turbo")
+    made = script(
+        tmp_path,
+        """
+llm = load(turbo="share=0.5", fastv="k=2,drop=0.5")
+made["answer"] = text(ask(llm, user("Read the clock.", CLOCK)))
+report = llm.chat_handler.report
+made["tokens"] = [report.turbo, report.visual_tokens_in_stage]
+""",
+    )
+    assert made["answer"] == EXAMPLES[0].answer
+    assert made["tokens"] == ["share=0.5", [288, 144]]
+
+
+# imports
+
+
+def test_llama_cpp_may_be_imported_first_with_our_libraries(tmp_path: Path) -> None:
+    ours = str(pyfastv.lib_path())
+    done = run(
+        tmp_path,
+        "import llama_cpp, pyfastv.llama_cpp as ours, os; print(ours.FastVChatHandler)",
+        LLAMA_CPP_LIB_PATH=ours,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_llama_cpp_with_other_libraries_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "lib"
+    other.mkdir()
+    for (
+        file
+    ) in pyfastv.lib_path().iterdir():  # hard links, so that loading them here is loading them elsewhere
+        (other / file.name).write_bytes(file.read_bytes())
+    done = run(tmp_path, "import llama_cpp, pyfastv.llama_cpp", LLAMA_CPP_LIB_PATH=str(other))
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("pyfastv.errors.Error: llama_cpp was imported before pyfastv.llama_cpp")
+    assert str(other) in last
+    assert "pyfastv lib-path" in last
+
+
+def test_the_environment_stays_as_it_was(tmp_path: Path) -> None:
+    code = "import os, pyfastv.llama_cpp; print(os.environ.get('LLAMA_CPP_LIB_PATH'), os.environ['MTMD_CPP_LIB'])"
+    assert run(tmp_path, code, MTMD_CPP_LIB="/elsewhere").stdout.split() == ["None", "/elsewhere"]
+
+
+@pytest.mark.parametrize("version", ["0.3.35", None])
+def test_another_version_is_refused(tmp_path: Path, version: str | None) -> None:
+    code = "import sys; sys.path.insert(0, '.')\n"
+    if version is None:
+        code += "import importlib.metadata as m\ndef missing(name): raise m.PackageNotFoundError(name)\n"
+        code += "real, m.version = m.version, lambda n: missing(n) if 'llama' in n else real(n)\n"
+    else:
+        info = tmp_path / f"llama_cpp_python-{version}.dist-info"
+        info.mkdir()
+        text = f"Metadata-Version: 2.1\nName: llama_cpp_python\nVersion: {version}\n"
+        (info / "METADATA").write_text(text)
+    done = run(tmp_path, code + "import pyfastv.llama_cpp")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert (version or "is not installed") in last
+    assert "LLAMA_BUILD=OFF" in last
+    pin = json.loads((ROOT / "third_party" / "llama_cpp.json").read_text())["version"]
+    assert f"llama-cpp-python=={pin}" in last
+
+
+def test_the_structures_are_those_of_the_libraries() -> None:
+    """Written twice: benchmarks may not import pyfastv, which loads our libraries."""
+    for ours, other in (
+        (_capi.FastvParams, bindings.FastvParams),
+        (_capi.FastvReport, bindings.FastvReport),
+        (_capi.FastvCut, bindings.FastvCut),
+    ):
+        layout = [[(name, getattr(kind, name).offset) for name, _ in kind._fields_] for kind in (ours, other)]
+        assert layout[0] == layout[1]
+    params = bindings.FastvParams()
+    text = b"k=3,drop=0.25,score=random7,pick=window5,weigh,merge,recall=0.5,cells=77"
+    assert libllama.pyfastv_parse(text, 12, ctypes.byref(params)) == 0
+    ours = _capi.FastvParams.from_buffer_copy(bytes(params))
+    cut = ours.cuts[0]
+    assert (ours.n_cuts, ours.recall, ours.n_cells) == (1, 0.5, 77)
+    assert (cut.layer, cut.drop, cut.window, cut.seed, cut.weigh, cut.merge) == (3, 0.25, 5, 7, True, True)
