@@ -1,16 +1,16 @@
-"""pyfastv.h and pyfastv_turbo.h for ctypes: the structures, and the functions' types."""
+"""pyfastv.h and pyfastv_turbo.h for ctypes: the structures, and the functions' types.
+
+Those of pyfastv.h are the bench's, whose processes on stock libraries cannot import this package."""
 
 from __future__ import annotations
 
 import ctypes
 from typing import Any, NoReturn
 
+from .bench.lowlevel.bindings import FastvParams, FastvReport, declare
 from .errors import DecodeError, Error, OptionError, OutOfMemoryError, UnsupportedModelError
 
 __all__ = ["FastvParams", "FastvReport", "TurboParams", "declare", "declare_turbo", "raise_error"]
-
-MAX_CUTS = 8
-MAX_STAGES = MAX_CUTS + 1
 
 _ERRORS: dict[int, type[Error]] = {
     -1: OptionError,
@@ -19,55 +19,6 @@ _ERRORS: dict[int, type[Error]] = {
     -4: DecodeError,
     -5: DecodeError,
 }
-
-
-class FastvCut(ctypes.Structure):
-    """struct pyfastv_cut."""
-
-    _fields_ = [
-        ("layer", ctypes.c_int32),
-        ("drop", ctypes.c_float),
-        ("score", ctypes.c_int),
-        ("pick", ctypes.c_int),
-        ("window", ctypes.c_int32),
-        ("stride", ctypes.c_int32),
-        ("mass", ctypes.c_float),
-        ("seed", ctypes.c_uint32),
-        ("weigh", ctypes.c_bool),
-        ("merge", ctypes.c_bool),
-    ]
-
-
-class FastvParams(ctypes.Structure):
-    """struct pyfastv_params."""
-
-    _fields_ = [
-        ("n_cuts", ctypes.c_int32),
-        ("cuts", FastvCut * MAX_CUTS),
-        ("recall", ctypes.c_float),
-        ("n_cells", ctypes.c_int32),
-    ]
-
-
-class FastvReport(ctypes.Structure):
-    """struct pyfastv_report."""
-
-    _fields_ = [
-        ("n_visual", ctypes.c_int32),
-        ("n_recalled", ctypes.c_int32),
-        ("n_pending", ctypes.c_int32),
-        ("t_stage0_ms", ctypes.c_double),
-        ("t_choose_ms", ctypes.c_double),
-        ("t_later_ms", ctypes.c_double),
-        ("archive_bytes", ctypes.c_size_t),
-        ("n_stages", ctypes.c_int32),
-        ("first_layer", ctypes.c_int32 * MAX_STAGES),
-        ("n_visual_entered", ctypes.c_int32 * MAX_STAGES),
-        ("kv_bytes_used", ctypes.c_size_t * MAX_STAGES),
-        ("kv_bytes", ctypes.c_size_t * MAX_STAGES),
-        ("kv_bytes_used_stock", ctypes.c_size_t),
-        ("kv_bytes_stock", ctypes.c_size_t),
-    ]
 
 
 class TurboParams(ctypes.Structure):
@@ -82,22 +33,6 @@ class TurboParams(ctypes.Structure):
         ("once", ctypes.c_bool),
         ("renumber", ctypes.c_bool),
     ]
-
-
-def declare(libllama: Any) -> Any:
-    """libllama with the types of pyfastv.h's functions. Raises AttributeError if it is not ours."""
-    pointer, int32, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_size_t
-    libllama.pyfastv_parse.argtypes = [ctypes.c_char_p, int32, ctypes.POINTER(FastvParams)]
-    libllama.pyfastv_attach.argtypes = [pointer, ctypes.POINTER(FastvParams)]
-    libllama.pyfastv_reset_report.argtypes = [pointer]
-    libllama.pyfastv_reset_report.restype = None
-    libllama.pyfastv_get_report.argtypes = [pointer]
-    libllama.pyfastv_get_report.restype = FastvReport
-    libllama.pyfastv_get_kept.argtypes = [pointer, int32, int32, ctypes.POINTER(int32), size]
-    libllama.pyfastv_get_kept.restype = size
-    libllama.pyfastv_last_error.argtypes = []
-    libllama.pyfastv_last_error.restype = ctypes.c_char_p
-    return libllama
 
 
 def declare_turbo(libmtmd: Any) -> Any:

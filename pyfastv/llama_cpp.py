@@ -86,7 +86,8 @@ def _load() -> tuple[Any, Any]:
 
 _chat_format, _mtmd_cpp = _load()
 _llama_cpp: Any = sys.modules["llama_cpp.llama_cpp"]
-_fastv = _capi.declare(_llama_cpp._lib)
+_fastv = _llama_cpp._lib
+_capi.declare(_fastv)
 _turbo = _capi.declare_turbo(_mtmd_cpp._libmtmd)
 _MTMDChatHandler: Any = _chat_format.MTMDChatHandler
 
