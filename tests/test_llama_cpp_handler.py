@@ -54,6 +54,12 @@ def fails(function, *arguments, **options):
     except Exception as error:
         return [type(error).__name__, str(error)]
 
+def close_all():
+    """At the interpreter's end Python may have closed llama.cpp's log before a Llama wants it."""
+    for value in list(globals().values()):
+        if isinstance(value, Llama):
+            value.close()
+
 made = {}
 """
 
@@ -68,7 +74,8 @@ def run(tmp_path: Path, code: str, **environment: str) -> subprocess.CompletedPr
 
 def script(tmp_path: Path, code: str, **environment: str) -> Any:
     """What the code, behind SCRIPT, has put into ``made``."""
-    done = run(tmp_path, SCRIPT + code + "\nprint(json.dumps(made))", **environment)
+    end = "\nprint(json.dumps(made))\nclose_all()"
+    done = run(tmp_path, SCRIPT + code + end, **environment)
     assert (done.returncode, done.stderr) == (0, "")  # verbose=False is quiet
     return json.loads(done.stdout.splitlines()[-1])
 
