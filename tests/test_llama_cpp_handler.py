@@ -55,7 +55,7 @@ def fails(function, *arguments, **options):
         return [type(error).__name__, str(error)]
 
 def close_all():
-    """At the interpreter's end Python may have closed llama.cpp's log before a Llama wants it."""
+    # at the interpreter's end Python may have closed llama.cpp's log before a Llama wants it
     for value in list(globals().values()):
         if isinstance(value, Llama):
             value.close()
