@@ -142,8 +142,10 @@ def _table(standings: Sequence[Standing], best: Standing | None, target: float) 
     table.add_column("setting")
     for name in ("cost", "pictures", "KL", "at most", "changed", "at most", ""):
         table.add_column(name, justify="right", no_wrap=True)
+    most = max(standing.n_pictures for standing in standings)
     for standing in standings:
-        mark = "chosen" if standing is best else "passes" if standing.kl_upper <= target else ""
+        passes = standing.kl_upper <= target and standing.n_pictures == most
+        mark = "chosen" if standing is best else "passes" if passes else ""
         table.add_row(
             standing.setting,
             f"{standing.cost:.3f}",
