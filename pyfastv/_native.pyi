@@ -219,6 +219,8 @@ class Slots:
         """As :meth:`Engine.set_fastv`, for all requests from now on. OptionError unless idle."""
     def clear_fastv(self) -> None:
         """OptionError unless idle."""
+    def set_turbo(self, spec: str) -> None:  # the language of pyfastv_turbo_parse(); empty: none
+        """For all requests that are prepared from now on; empties the context. OptionError unless idle."""
     def prepare(
         self,
         prompt: str,

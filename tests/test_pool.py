@@ -290,9 +290,10 @@ def test_what_is_wrong_with_a_request_is_raised_when_it_is_made(pool: Pool) -> N
         ask(pool, None, "Hello", n_probs=-1)
     with pytest.raises(OptionError, match="layer"):
         ask(pool, None, "Hello", fastv=FastV(40, 0.5))
-    for name in ("turbo", "reduce"):
-        with pytest.raises(OptionError, match=f"{name} is not supported by this build"):
-            ask(pool, None, "Hello", **{name: "on"})
+    with pytest.raises(OptionError, match="turbo is set for all requests, to off"):
+        ask(pool, None, "Hello", turbo="share=0.5")
+    with pytest.raises(OptionError, match="reduce is not there for several requests"):
+        ask(pool, None, "Hello", reduce="stride,keep=144")
     with pytest.raises(OptionError, match="a string"):
         pool.submit_text(3, GREEDY)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="slots = 100000"):

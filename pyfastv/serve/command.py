@@ -11,6 +11,7 @@ import click
 from ..cli_options import runner_arguments, schedule_options, shows_progress, to_fastv
 from ..console import bar
 from ..errors import Error
+from ..turbo import to_turbo
 
 __all__ = ["serve"]
 
@@ -69,6 +70,7 @@ def serve(**options: Any) -> None:
                 slots=options["slots"],
                 queue=options["queue"],
                 fastv=fastv,
+                turbo=to_turbo(options["turbo"]),
                 max_pixels=options["max_pixels"],
                 progress=loading,
             )

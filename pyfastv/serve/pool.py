@@ -19,6 +19,7 @@ from ..options import Sampling
 from ..presets import Recommended, to_schedule
 from ..runner import _FLASH_ATTENTION, _RANDOM_SEED, PathLike, _content_id
 from ..schedule import Schedule
+from ..turbo import Turbo, to_turbo
 from .active import Active
 from .batcher import Batcher, PoolBusy
 from .job import Job, Piece, TokenProb
@@ -73,6 +74,7 @@ class Pool:
         seed: int | None = None,
         verbose: bool = False,
         fastv: Schedule | str | None = Recommended(),  # noqa: B008 - frozen
+        turbo: Turbo | str | None = None,
         progress: Callable[[float], object] | None = None,
         max_pixels: int = MAX_PIXELS,
         encoder_cache_mb: int = 256,
@@ -87,7 +89,7 @@ class Pool:
         integer("queue", queue, 0)
         self._seed = None if seed is None else integer("seed", seed, 0, 2**32 - 1)
         self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
-        schedule = to_schedule(fastv)
+        schedule, self.turbo = to_schedule(fastv), to_turbo(turbo)
         if flash_attn not in _FLASH_ATTENTION:
             raise OptionError(f"flash_attn must be 'auto', True or False; got {flash_attn!r}")
         if model_path is None:
@@ -121,6 +123,8 @@ class Pool:
         """Tokens of each slot."""
         self.n_layer = self._slots.n_layer
         try:
+            if self.turbo is not None:
+                self._slots.set_turbo(self.turbo.spec())
             self._batcher = Batcher(self._slots, schedule, integer("queue", queue, 0))
         except BaseException:
             self._slots.close()
@@ -153,7 +157,7 @@ class Pool:
         ``messages``: see :meth:`pyfastv.chat.ChatTemplate.render`. ``n_probs``: how many of the likeliest tokens
         each piece names, 0 to 100. ``fastv``: a schedule for this request: it waits until all before it have ended, and
         those behind it wait for it, unless they bring the same; a change of schedule empties the context.
-        ``details``: fill :attr:`Job.details`.
+        ``turbo``: the pool's, or left out. ``details``: fill :attr:`Job.details`.
 
         Raises OptionError, ImageError, ModelError (a picture without a vision encoder), ContextLengthError,
         PoolBusy, ClosedError.
@@ -210,10 +214,12 @@ class Pool:
         reduce: Any,
         details: bool,
     ) -> Job:
-        # the place for Turbo and the embedding reducers
-        for name, value in (("turbo", turbo), ("reduce", reduce)):
-            if value is not None:
-                raise OptionError(f"{name} is not supported by this build: leave it out; got {value!r:.200}")
+        if turbo is not None and to_turbo(turbo) != self.turbo:
+            raise OptionError(
+                f"turbo is set for all requests, to {self.turbo or 'off'}: leave it out; got {turbo!r:.200}"
+            )
+        if reduce is not None:
+            raise OptionError(f"reduce is not there for several requests at once: leave it out; got {reduce!r:.200}")
         n_probs = integer("n_probs", n_probs, 0, _MAX_TOP)
         schedule = self.fastv if isinstance(fastv, _PoolSchedule) else to_schedule(fastv)
         if schedule is not None:

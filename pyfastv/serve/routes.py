@@ -216,7 +216,7 @@ def _extra(body: ChatRequest | CompletionRequest) -> dict[str, Any]:
     for name in ("turbo", "reduce"):
         value = getattr(body, name)
         if value is not None:
-            extra[name] = None if value is False else value
+            extra[name] = "off" if value is False else value
     return extra
 
 
