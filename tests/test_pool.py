@@ -69,9 +69,16 @@ def one_slot() -> Iterator[Pool]:
 # answers
 
 
-def test_each_of_eight_clients_gets_the_answer_that_it_gets_alone() -> None:
+@pytest.mark.parametrize(("turbo", "n_visual"), [(None, 576), ("share=0.5", 288)])
+def test_each_of_eight_clients_gets_the_answer_that_it_gets_alone(turbo: str | None, n_visual: int) -> None:
     """Other row counts round differently: without flash attention and with f32 caches by too little to matter."""
-    exact: dict[str, Any] = {"n_ctx": 1024, "flash_attn": False, "type_k": "f32", "type_v": "f32"}
+    exact: dict[str, Any] = {
+        "n_ctx": 1024,
+        "flash_attn": False,
+        "type_k": "f32",
+        "type_v": "f32",
+        "turbo": turbo,
+    }
     asked = list({question["image"]: question for question in QUESTIONS}.values())[:8]
     with Pool(slots=4, **exact) as pool, Runner(**exact) as runner:
         jobs = [ask(pool, SLICE / q["image"], q["question"]) for q in asked]
@@ -79,7 +86,10 @@ def test_each_of_eight_clients_gets_the_answer_that_it_gets_alone() -> None:
         assert texts == [runner.ask(SLICE / q["image"], q["question"]).text for q in asked]
     assert [job.finish_reason for job in jobs] == ["stop"] * 8
     reports = [job.report for job in jobs]
-    assert all(r is not None and (r.visual_tokens, r.visual_tokens_kept) == (576, 288) for r in reports)
+    assert all(
+        r is not None and (r.visual_tokens, r.visual_tokens_kept) == (n_visual, n_visual // 2)
+        for r in reports
+    )
 
 
 def test_generation_goes_on_while_another_s_picture_is_evaluated(pool: Pool) -> None:

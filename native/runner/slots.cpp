@@ -3,9 +3,9 @@
 #include "runner/errors.h"
 #include "runner/load.h"
 #include "runner/log.h"
-#include "runner/turbo.h"
 #include "runner/sampler.h"
 #include "runner/status.h"
+#include "runner/turbo.h"
 
 #include "ggml.h"
 
