@@ -3,8 +3,10 @@
     python benchmarks/accuracy.py BENCH --answers answers.jsonl
     python benchmarks/accuracy.py BENCH --answers answers.jsonl --settings off "k=2,drop=0.5,score=question-max"
 
-BENCH is a folder with questions.jsonl and images. Answers are greedy, up to 96 tokens, and appended to the JSONL file
-one by one; a run that was interrupted goes on where it stopped.
+BENCH is a folder with questions.jsonl and images. A setting is off, a schedule, or parts separated by " | ", each as the
+Runner takes it as text: turbo=..., reduce=... and fastv=..., as in "reduce=divprune,keep=288 | fastv=k=2,drop=0.5".
+Answers are greedy, up to 96 tokens, and appended to the JSONL file one by one; a run that was interrupted goes on where
+it stopped.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ SETTINGS = [
 
 Question = dict[str, Any]
 Job = tuple[list[str], Question]  # settings, question
-Given = dict[str, Any]  # setting, id, answer, share of the visual tokens retained, average over the layers
+# setting, id, answer, visual tokens, share of what the encoder made that is retained, average over the layers
+Given = dict[str, Any]
 
 runner: pyfastv.Runner
 bench: Path
@@ -50,16 +53,42 @@ def start(folder: Path, model: Path | None, mmproj: Path | None) -> None:
     runner = pyfastv.Runner(model, mmproj, n_ctx=1024, n_threads=1, fastv=None)
 
 
+def parts_of(setting: str) -> dict[str, str | None]:
+    """What a setting gives a runner: fastv and reduce, and turbo if it is named."""
+    parts: dict[str, str | None] = {"fastv": None, "reduce": None}
+    for part in setting.split(" | "):
+        name, _, value = part.strip().partition("=")
+        if name in ("fastv", "reduce", "turbo"):
+            parts[name] = None if value == "off" else value
+        elif part.strip() != "off":
+            parts["fastv"] = part.strip()
+    return parts
+
+
+def put_in_force(runner: pyfastv.Runner, setting: str) -> None:
+    for name, value in parts_of(setting).items():
+        getattr(runner, f"set_{name}")(value)
+
+
 def answer(picture: list[Job]) -> list[Given]:
     """All questions about one picture, setting by setting: the encoder sees it once, stage 0 once for each setting."""
     given = []
     for setting in dict.fromkeys(s for settings, _ in picture for s in settings):
-        runner.set_fastv(None if setting == "off" else setting)
+        put_in_force(runner, setting)
         for settings, question in picture:
             if setting in settings:
                 made = runner.ask(bench / question["image"], question["question"], max_tokens=MAX_TOKENS)
-                share = made.report.retained_share
-                given.append({"setting": setting, "id": question["id"], "answer": made.text, "share": share})
+                report = made.report
+                share = report.retained_share * report.visual_tokens / report.encoded_tokens
+                given.append(
+                    {
+                        "setting": setting,
+                        "id": question["id"],
+                        "answer": made.text,
+                        "visual": report.visual_tokens,
+                        "share": share,
+                    }
+                )
     return given
 
 
@@ -148,9 +177,7 @@ def read_questions(args: argparse.Namespace) -> list[Question]:
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument(
-        "--settings", nargs="+", default=SETTINGS, help="off, or schedules (default: %(default)s)"
-    )
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, help="see above (default: %(default)s)")
     args = parser.parse_args()
 
     questions = read_questions(args)

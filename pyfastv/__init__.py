@@ -16,42 +16,56 @@ from .errors import (
     OutOfMemoryError,
     UnsupportedModelError,
 )
-from .images import load_image
+from .images import Frame, load_image
 from .models import from_hub
 from .options import Sampling
 from .presets import VTW, FastV, Feather, PyramidDrop, Recommended, ZipVL
+from .reduce import EVS, CDPruner, DivPrune, Merge, PLLaVA, Pool, Reducer, Stride, VidCom2
 from .runner import Runner
 from .schedule import Cut, Schedule
 from .session import Session
 from .stream import Stream
+from .video import Video, load_frames
 
 __all__ = [
+    "EVS",
     "VTW",
     "Answer",
+    "CDPruner",
     "ClosedError",
     "ContextLengthError",
     "Cut",
     "DecodeError",
+    "DivPrune",
     "Error",
     "FastV",
     "Feather",
+    "Frame",
     "ImageError",
+    "Merge",
     "ModelError",
     "OptionError",
     "OutOfMemoryError",
+    "PLLaVA",
+    "Pool",
     "PyramidDrop",
     "Recommended",
+    "Reducer",
     "Report",
     "Runner",
     "Sampling",
     "Schedule",
     "Session",
     "Stream",
+    "Stride",
     "UnsupportedModelError",
+    "VidCom2",
+    "Video",
     "ZipVL",
     "__version__",
     "from_hub",
     "lib_path",
+    "load_frames",
     "load_image",
 ]
 

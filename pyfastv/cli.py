@@ -9,11 +9,10 @@ from typing import Any
 import click
 
 from . import __version__, lib_path
-from .cli_options import load_runner, request_options, shows_progress, to_fastv, to_sampling
+from .cli_options import load_runner, read_media, request_options, shows_progress, to_fastv, to_sampling
 from .console import bar
 from .demo import run_demo
 from .errors import Error
-from .images import load_image
 from .info import describe, gather
 from .repl import Repl
 
@@ -50,13 +49,12 @@ def cli() -> None:
 @request_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with 'answer' and 'report'.")
 def ask(images: tuple[str, ...], question: str, **options: Any) -> None:
-    """Answer QUESTION about one picture or several (files or data URIs)."""
+    """Answer QUESTION about one picture or several (files or data URIs), or about a video."""
     fastv, sampling = to_fastv(options), to_sampling(options)
+    pictures = read_media(images, options)
     with load_runner(options, fastv) as runner:
         with bar("Reading the prompt", shows_progress(options)) as reading:
-            stream = runner.stream(
-                list(images), question, system=options["system"], progress=reading, **sampling
-            )
+            stream = runner.stream(pictures, question, system=options["system"], progress=reading, **sampling)
         for piece in stream:
             if not options["as_json"]:
                 click.echo(piece, nl=False)
@@ -71,9 +69,9 @@ def ask(images: tuple[str, ...], question: str, **options: Any) -> None:
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @request_options
 def chat(images: tuple[str, ...], **options: Any) -> None:
-    """Converse about one picture or several, question by question; /help tells more."""
+    """Converse about pictures or a video, question by question; /help tells more."""
     fastv, sampling = to_fastv(options), to_sampling(options)
-    pictures = [load_image(image) for image in images]
+    pictures = read_media(images, options)
     with load_runner(options, fastv) as runner, runner.session(system=options["system"]) as session:
         Repl(session, pictures, sampling, shows_progress(options)).run()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -10,13 +11,17 @@ import huggingface_hub
 from click.core import ParameterSource
 
 from .console import bar
+from .errors import ImageError, OptionError
+from .images import load_image
 from .models import from_hub, mmproj_beside
 from .options import Sampling, SamplingOptions
 from .presets import PRESETS, Recommended, to_schedule
+from .reduce import REDUCERS, Reducer, to_reducer
 from .runner import Runner
 from .schedule import RECALL, SCORES, Cut, Schedule
+from .video import Video, is_video, load_frames
 
-__all__ = ["load_runner", "request_options", "shows_progress", "to_fastv", "to_sampling"]
+__all__ = ["load_runner", "read_media", "request_options", "shows_progress", "to_fastv", "to_sampling"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -77,6 +82,30 @@ _SCHEDULE = [
     ),
 ]
 
+
+class _ReducerType(click.ParamType):
+    """A wrong one is told before a model is loaded."""
+
+    name = "SPEC"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Reducer | None:
+        try:
+            return to_reducer(value)
+        except OptionError as error:
+            self.fail(str(error), param, ctx)
+
+
+_MEDIA = [
+    click.option(
+        "--reduce",
+        type=_ReducerType(),
+        help="Fewer visual tokens before the language model, as in divprune,keep=288 or pool,window=2; "
+        f"{', '.join(REDUCERS)}.",
+    ),
+    click.option("--frames", type=int, help="Frames of a video, evenly spaced.  [default: 8]"),
+    click.option("--fps", type=float, help="Frames a second of a video, in place of --frames."),
+]
+
 _SAMPLING = [
     click.option("-s", "--seed", type=int, help="Seed of the sampler."),
     click.option("--temp", type=float, default=Sampling.temperature, help="Temperature; 0: likeliest token."),
@@ -94,7 +123,7 @@ _SAMPLING = [
 
 def request_options(command: Command) -> Command:
     """Adds the options of the model, the schedule and the sampling to a command."""
-    for option in reversed([*_MODEL, *_CUT, *_SCHEDULE, *_SAMPLING]):
+    for option in reversed([*_MODEL, *_CUT, *_SCHEDULE, *_MEDIA, *_SAMPLING]):
         command = option(command)
     return command
 
@@ -136,6 +165,21 @@ def to_fastv(options: dict[str, Any]) -> Schedule | None:
     return Schedule(schedule.cuts, recall, cells)
 
 
+def read_media(sources: Sequence[str], options: dict[str, Any]) -> list[Any]:
+    """What the files and data URIs are: pictures as RGB arrays, videos as their frames."""
+    media: list[Any] = []
+    for source in sources:
+        try:
+            media.append(load_image(source))
+        except ImageError as no_picture:
+            if not os.path.isfile(source) or not is_video(source):
+                raise no_picture
+            video = Video(source, options["frames"], options["fps"])
+            with bar("Reading the video", shows_progress(options)) as reading:
+                media += load_frames(video, progress=reading)
+    return media
+
+
 def _number(text: str) -> int | str:
     try:
         return int(text)
@@ -157,6 +201,7 @@ def load_runner(options: dict[str, Any], fastv: Schedule | None) -> Runner:
             flash_attn=options["flash_attn"],
             verbose=options["verbose"],
             fastv=fastv,
+            reduce=options["reduce"],
             progress=loading,
         )
 

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from ._checks import integer, real
 from .errors import OptionError
+from .reduce import Reducer
 from .schedule import Schedule
 
 __all__ = ["RequestOptions", "Sampling", "SamplingOptions"]
@@ -35,9 +36,10 @@ class RequestOptions(SamplingOptions, total=False):
     """The keywords of :meth:`pyfastv.Runner.ask` and its siblings: those of sampling, and
 
     ``fastv``: the schedule of this one request, in place of the runner's. A change of the cuts' layers allocates the
-    context anew, any change clears it."""
+    context anew, any change clears it. ``reduce``: the reducer of this one request, in place of the runner's."""
 
     fastv: Schedule | str | None
+    reduce: Reducer | str | None
 
 
 @dataclass(frozen=True)
