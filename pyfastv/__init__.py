@@ -17,47 +17,61 @@ from .errors import (
     OutOfMemoryError,
     UnsupportedModelError,
 )
-from .images import load_image
+from .images import Frame, load_image
 from .models import from_hub
 from .options import Sampling
 from .presets import VTW, FastV, Feather, PyramidDrop, Recommended, ZipVL
 from .profile import Profile
+from .reduce import EVS, CDPruner, DivPrune, Merge, PLLaVA, Pool, Reducer, Stride, VidCom2
 from .runner import Runner
 from .schedule import Cut, Schedule
 from .session import Session
 from .stream import Stream
 from .turbo import Turbo
+from .video import Video, load_frames
 
 __all__ = [
+    "EVS",
     "VTW",
     "Answer",
+    "CDPruner",
     "ClosedError",
     "ContextLengthError",
     "Cut",
     "DataError",
     "DecodeError",
+    "DivPrune",
     "Error",
     "FastV",
     "Feather",
+    "Frame",
     "ImageError",
+    "Merge",
     "ModelError",
     "OptionError",
     "OutOfMemoryError",
+    "PLLaVA",
+    "Pool",
     "Profile",
     "PyramidDrop",
     "Recommended",
+    "Reducer",
     "Report",
     "Runner",
     "Sampling",
     "Schedule",
     "Session",
     "Stream",
+    "Stride",
     "Turbo",
     "UnsupportedModelError",
+    "VidCom2",
+    "Video",
     "ZipVL",
     "__version__",
     "from_hub",
     "lib_path",
+    "load_frames",
     "load_image",
 ]
 

@@ -29,6 +29,21 @@ def choose(
 def random_scores(n: int, seed: int) -> NDArray[np.float32]:
     """[n], in [0, 1): what score=random ranks by."""
 
+def reduce(
+    embeddings: NDArray[np.float32],  # [n, d]
+    spec: str,  # the language of parse_reducer() (native/reduce/spec.h)
+    *,
+    grids: Sequence[tuple[int, int]] | None = None,  # (nx, ny) of every slice or frame; None: one row
+    question: NDArray[np.float32] | None = None,  # [at most d], for cdpruner
+    n_threads: int = 1,
+) -> dict[str, Any]:
+    """native/reduce/reduce.h: ``embeddings`` [m, d]; ``place`` [m], ascending: the input whose position each output
+    takes; ``centre`` [m, 3]: slice, row, column; ``member`` [n]: the output that each input went into, or -1; ``grids``:
+    (nx, ny) of the outputs of each slice. Raises OptionError."""
+
+def check_reducer(spec: str) -> str:
+    """Parse and validate a reducer; the same in full. Raises OptionError."""
+
 def check_schedule(spec: str, n_layer: int) -> str:
     """Parse and validate a schedule for a model of n_layer layers; the same in full. Raises OptionError."""
 
@@ -98,6 +113,10 @@ class Engine:
         """Merge tokens in the vision encoder (clears the context). Raises OptionError, UnsupportedModelError."""
     def clear_turbo(self) -> None:
         """Merge nothing (clears the context)."""
+    def set_reducer(self, spec: str) -> None:  # the language of parse_reducer() (native/reduce/spec.h)
+        """From the next prefill() on. Raises OptionError, UnsupportedModelError."""
+    def clear_reducer(self) -> None:
+        """Every visual token enters the language model."""
     def prefill(
         self,
         prompt: str,  # one media_marker for each picture
@@ -106,12 +125,17 @@ class Engine:
         progress: Callable[[int, int], object] | None,  # (prompt tokens done, prompt tokens)
         add_bos: bool,  # add BOS if the model's vocabulary asks for it
         reserve: int,  # tokens that have to fit behind the prompt, else ContextLengthError
+        frames: Sequence[int] = (),  # of each image its number in its video, 0 for pictures; empty: all 0
     ) -> None:
         """Tokenise, encode and decode; afterwards logits() and start() work.
 
         What the context holds of the prompt's beginning, pictures included, is not evaluated again. A question that
         follows the same picture in place of an earlier one chooses anew; one that follows in the same conversation
         recalls. The encoder's output for a picture comes from the cache if it is there."""
+    def embed(self, image: NDArray[np.uint8], image_id: str) -> list[NDArray[np.float32]]:
+        """What the encoder and the projector make of a picture: [n, d] for each slice. The context stays."""
+    def places(self) -> NDArray[np.int32]:
+        """Of every visual token in the context the patch, counted in its slice, whose position it has."""
     def logits(self) -> NDArray[np.float32]:
         """[n_vocab], of the last evaluated token."""
     def feed(self, token: int) -> None:
@@ -149,9 +173,10 @@ class Engine:
     def reset(self) -> None:
         """Forget the context (not the model)."""
     def report(self) -> dict[str, Any]:
-        """Of the last prefill() and the generation after it: ``visual_tokens``, ``patches`` (before Turbo),
-        ``prompt_tokens``, ``cached_tokens``,
-        ``generated_tokens``, ``encode_ms``, ``full_ms`` (prompt rows that ran through every layer at once),
+        """Of the last prefill() and the generation after it: ``visual_tokens`` (that entered the language model),
+        ``encoded_tokens`` (that the encoder makes), ``patches`` (that it would make without Turbo), ``prompt_tokens``,
+        ``cached_tokens``, ``generated_tokens``,
+        ``encode_ms``, ``reduce_ms``, ``full_ms`` (prompt rows that ran through every layer at once),
         ``stage0_ms``, ``choose_ms``, ``later_ms``, ``generate_ms``, ``first_token_ms`` (from the start of prefill() to
         the first sampled token), ``graphs_reused``, ``pictures_encoded``, ``pictures_from_cache``,
         ``recalled_tokens`` (visual tokens that the question brought back),

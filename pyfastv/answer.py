@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+from .reduce import Reducer
 from .schedule import Schedule
 
 __all__ = ["Answer", "Report", "Saved"]
@@ -27,10 +28,14 @@ class Report:
 
     fastv: Schedule | None
     """The schedule in force; None: every layer saw every token."""
+    reduce: Reducer | None
+    """The reducer in force; None: every token that the encoder made entered the language model."""
+    encoded_tokens: int
+    """Visual tokens that the vision encoder and the projector make of the prompt's pictures."""
     visual_tokens: int
-    """Visual tokens in the prompt."""
+    """Visual tokens in the prompt, as they enter the language model."""
     patches: int
-    """What they were before Turbo merged them in the vision encoder; the same without it."""
+    """What the encoder would make without Turbo; ``encoded_tokens`` where there is none."""
     visual_tokens_kept: int
     """Of those, the ones that the last layers see, recalled ones included."""
     recalled_tokens: int
@@ -50,6 +55,8 @@ class Report:
     """Picture files to RGB."""
     encode_ms: float
     """Vision encoder and projector."""
+    reduce_ms: float
+    """The reducer, between them and the language model."""
     full_ms: float
     """Prompt tokens that ran through every layer at once."""
     stage0_ms: float
@@ -86,7 +93,13 @@ class Report:
 
     @classmethod
     def of(
-        cls, engine: Mapping[str, Any], *, n_layer: int, image_decode_ms: float, fastv: Schedule | None
+        cls,
+        engine: Mapping[str, Any],
+        *,
+        n_layer: int,
+        image_decode_ms: float,
+        fastv: Schedule | None,
+        reduce: Reducer | None = None,
     ) -> Report:
         """From the native engine's report."""
         values = {field.name: _plain(engine[field.name]) for field in fields(cls) if field.name in engine}
@@ -94,6 +107,7 @@ class Report:
         in_stage = values["visual_tokens_in_stage"]
         return cls(
             fastv=fastv,
+            reduce=reduce,
             visual_tokens_kept=in_stage[-1],
             retained_share=_retained_share(values["first_layers"], in_stage, n_layer),
             image_decode_ms=_finite(image_decode_ms),
@@ -118,11 +132,12 @@ class Report:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: numbers, lists of numbers, and ``fastv`` as text (:meth:`pyfastv.Schedule.spec`) or None."""
+        """For JSON: numbers, lists of numbers, ``fastv`` and ``reduce`` as text (``spec()``) or None."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         return values | {
             "fastv": None if self.fastv is None else self.fastv.spec(),
+            "reduce": None if self.reduce is None else self.reduce.spec(),
             "kv_bytes_saved": self.kv_bytes_saved._asdict(),
         }
 
@@ -144,8 +159,15 @@ class Report:
         rule = "off" if self.fastv is None else str(self.fastv)
         recalled = f", {self.recalled_tokens} recalled" if self.recalled_tokens else ""
         share = "" if self.retained_share is None else f"; {self.retained_share:.0%} a layer"
-        merged = f" of {self.patches}" if self.patches != self.visual_tokens else ""
-        return f"{self.visual_tokens}{merged}, {self.visual_tokens_kept} kept{recalled} ({rule}){share}"
+        before = "".join(
+            f" of {n}"
+            for n, m in ((self.encoded_tokens, self.visual_tokens), (self.patches, self.encoded_tokens))
+            if n != m
+        )
+        reduced = "" if self.reduce is None else f" ({self.reduce}, {self.reduce_ms:.1f} ms)"
+        return (
+            f"{self.visual_tokens}{before}{reduced}, {self.visual_tokens_kept} kept{recalled} ({rule}){share}"
+        )
 
     def _describe_prefill(self) -> str:
         text = f"{self.prefill_ms:.0f} ms, {self.prefill_tokens_per_second:.0f} tokens/s"

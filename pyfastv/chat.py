@@ -39,7 +39,7 @@ _PROBE = "pyfastvprobe"
 Message = dict[str, Any]
 
 
-def user_message(question: str, pictures: Pictures = None) -> Message:
+def user_message(question: object, pictures: Pictures = None) -> Message:
     """A question, its pictures first."""
     if not isinstance(question, str):
         raise OptionError(f"question must be a string; got {question!r:.200}")

@@ -10,14 +10,13 @@ import click
 
 from . import __version__, lib_path
 from .bench.command import bench
-from .cli_options import load_runner, request_options, shows_progress, to_fastv, to_sampling
+from .cli_options import load_runner, read_media, request_options, shows_progress, to_fastv, to_sampling
 from .cli_plan import plan
 from .cli_show import show
 from .console import bar
 from .demo import run_demo
 from .errors import Error
 from .eval.command import eval_command
-from .images import load_image
 from .info import describe, gather
 from .quantize import TYPES, quantize_mmproj
 from .repl import Repl
@@ -57,13 +56,12 @@ def cli() -> None:
 @request_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with 'answer' and 'report'.")
 def ask(images: tuple[str, ...], question: str, **options: Any) -> None:
-    """Answer QUESTION about one picture or several (files or data URIs)."""
+    """Answer QUESTION about one picture or several (files or data URIs), or about a video."""
     fastv, sampling = to_fastv(options), to_sampling(options)
+    pictures = read_media(images, options)
     with load_runner(options, fastv) as runner:
         with bar("Reading the prompt", shows_progress(options)) as reading:
-            stream = runner.stream(
-                list(images), question, system=options["system"], progress=reading, **sampling
-            )
+            stream = runner.stream(pictures, question, system=options["system"], progress=reading, **sampling)
         for piece in stream:
             if not options["as_json"]:
                 click.echo(piece, nl=False)
@@ -78,9 +76,9 @@ def ask(images: tuple[str, ...], question: str, **options: Any) -> None:
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @request_options
 def chat(images: tuple[str, ...], **options: Any) -> None:
-    """Converse about one picture or several, question by question; /help tells more."""
+    """Converse about pictures or a video, question by question; /help tells more."""
     fastv, sampling = to_fastv(options), to_sampling(options)
-    pictures = [load_image(image) for image in images]
+    pictures = read_media(images, options)
     with load_runner(options, fastv) as runner, runner.session(system=options["system"]) as session:
         Repl(session, pictures, sampling, shows_progress(options)).run()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -10,17 +11,22 @@ import huggingface_hub
 from click.core import ParameterSource
 
 from .console import bar
+from .errors import ImageError, OptionError
+from .images import load_image
 from .models import from_hub, mmproj_beside
 from .options import Sampling, SamplingOptions
 from .presets import PRESETS, Recommended, to_schedule
 from .profile import Profile
+from .reduce import REDUCERS, Reducer, to_reducer
 from .runner import Runner
 from .schedule import RECALL, SCORES, Cut, Schedule
 from .turbo import to_turbo
+from .video import Video, is_video, load_frames
 
 __all__ = [
     "load_runner",
     "model_options",
+    "read_media",
     "request_options",
     "runner_arguments",
     "schedule_options",
@@ -92,6 +98,30 @@ _SCHEDULE = [
     ),
 ]
 
+
+class _ReducerType(click.ParamType):
+    """A wrong one is told before a model is loaded."""
+
+    name = "SPEC"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Reducer | None:
+        try:
+            return to_reducer(value)
+        except OptionError as error:
+            self.fail(str(error), param, ctx)
+
+
+_MEDIA = [
+    click.option(
+        "--reduce",
+        type=_ReducerType(),
+        help="Fewer visual tokens before the language model, as in divprune,keep=288 or pool,window=2; "
+        f"{', '.join(REDUCERS)}.",
+    ),
+    click.option("--frames", type=int, help="Frames of a video, evenly spaced.  [default: 8]"),
+    click.option("--fps", type=float, help="Frames a second of a video, in place of --frames."),
+]
+
 _SAMPLING = [
     click.option("-s", "--seed", type=int, help="Seed of the sampler."),
     click.option("--temp", type=float, default=Sampling.temperature, help="Temperature; 0: likeliest token."),
@@ -122,8 +152,8 @@ def schedule_options(command: Command) -> Command:
 
 
 def request_options(command: Command) -> Command:
-    """Adds the options of the model, the schedule and the sampling to a command."""
-    for option in reversed(_SAMPLING):
+    """Adds the options of the model, the schedule, the media and the sampling to a command."""
+    for option in reversed([*_MEDIA, *_SAMPLING]):
         command = option(command)
     return schedule_options(command)
 
@@ -169,6 +199,21 @@ def to_fastv(options: dict[str, Any]) -> Schedule | None:
     return Schedule(schedule.cuts, recall, cells)
 
 
+def read_media(sources: Sequence[str], options: dict[str, Any]) -> list[Any]:
+    """What the files and data URIs are: pictures as RGB arrays, videos as their frames."""
+    media: list[Any] = []
+    for source in sources:
+        try:
+            media.append(load_image(source))
+        except ImageError as no_picture:
+            if not os.path.isfile(source) or not is_video(source):
+                raise no_picture
+            video = Video(source, options["frames"], options["fps"])
+            with bar("Reading the video", shows_progress(options)) as reading:
+                media += load_frames(video, progress=reading)
+    return media
+
+
 def _number(text: str) -> int | str:
     try:
         return int(text)
@@ -180,7 +225,13 @@ def load_runner(options: dict[str, Any], fastv: Schedule | None) -> Runner:
     """The model that the options name, with a progress bar on a terminal."""
     arguments = runner_arguments(options)
     with bar("Loading", shows_progress(options)) as loading:
-        return Runner(**arguments, fastv=fastv, turbo=to_turbo(options["turbo"]), progress=loading)
+        return Runner(
+            **arguments,
+            fastv=fastv,
+            turbo=to_turbo(options["turbo"]),
+            reduce=options["reduce"],
+            progress=loading,
+        )
 
 
 def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:

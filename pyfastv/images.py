@@ -7,6 +7,7 @@ import binascii
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias, cast
 from urllib.parse import unquote_to_bytes
 
@@ -17,12 +18,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ._checks import integer
 from .errors import ImageError
 
-__all__ = ["MAX_PIXELS", "Picture", "Pictures", "as_list", "load_image"]
+__all__ = ["MAX_PIXELS", "Frame", "Picture", "Pictures", "as_list", "load_image"]
 
 Picture: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.generic]"
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.generic] | Frame"
 )
-"""A path, a data URI, an encoded file's bytes, a Pillow image, or an array (see :func:`load_image`)."""
+"""A path, a data URI, an encoded file's bytes, a Pillow image, an array (see :func:`load_image`), or a video's frame."""
 
 Pictures: TypeAlias = "Picture | Sequence[Picture] | None"
 """One, several (a list or a tuple), or none."""
@@ -45,9 +46,21 @@ _NOT_PICTURES = (
     (b"GGUF", "a GGUF model file"),
     (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself first"),
     (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1aE\xdf\xa3", "a video: take a frame of it first"),
+    (b"\x1aE\xdf\xa3", "a video: pass it as video="),
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"heif", b"mif1", b"avif")
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One frame of a video, in a prompt: a slice of one picture."""
+
+    pixels: NDArray[np.uint8]
+    """RGB [height, width, 3]."""
+    video: str
+    """The same for all frames of a video, and for the same frames."""
+    number: int
+    """Among those sampled, from 0."""
 
 
 def as_list(pictures: Pictures) -> list[Picture]:
@@ -61,14 +74,16 @@ def load_image(source: Picture, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.u
     """Read a picture as RGB, uint8 [height, width, 3], C-contiguous, in memory of its own.
 
     ``source``: a path; the bytes of a file; a data URI; a Pillow image; or an array [h, w], [h, w, 1],
-    [h, w, 3] or [h, w, 4] of uint8, uint16, or floats in [0, 1]. EXIF orientation is applied, transparency is
-    laid on white, 16-bit and float values are scaled to 8 bits, an animation gives its first frame.
+    [h, w, 3] or [h, w, 4] of uint8, uint16, or floats in [0, 1]; or a frame, as it is. EXIF orientation is applied,
+    transparency is laid on white, 16-bit and float values are scaled to 8 bits, an animation gives its first frame.
 
     ``max_pixels`` limits width times height; it is compared with the file's header, before decoding.
 
     Raises ImageError for whatever is not a picture, is damaged or too large. Safe to call from any thread.
     """
     max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
+    if isinstance(source, Frame):
+        return source.pixels
     if isinstance(source, np.ndarray):
         return _flatten(_from_array(source, max_pixels))
     if isinstance(source, Image.Image):
@@ -149,7 +164,7 @@ def _describe(head: bytes) -> str:
     if head[4:8] == b"ftyp":
         if head[8:12] in _HEIF_BRANDS:
             return "is a HEIF or AVIF picture, which this Pillow cannot read: convert it to JPEG or PNG"
-        return "is not a picture but a video: take a frame of it first"
+        return "is not a picture but a video: pass it as video="
     head = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if b"<svg" in head:
         return "is not a raster picture but an SVG drawing: render it to PNG first"

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from ._checks import integer, real
 from .errors import OptionError
+from .reduce import Reducer
 from .schedule import Schedule
 from .turbo import Turbo
 
@@ -37,10 +38,11 @@ class RequestOptions(SamplingOptions, total=False):
 
     ``fastv``: the schedule of this one request, in place of the runner's. A change of the cuts' layers allocates the
     context anew, any change clears it. ``turbo``: the merging in the vision encoder, likewise; any change clears the
-    context."""
+    context. ``reduce``: the reducer of this one request, in place of the runner's."""
 
     fastv: Schedule | str | None
     turbo: Turbo | str | None
+    reduce: Reducer | str | None
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,16 @@ from ._checks import integer
 from .answer import Answer, Report
 from .chat import ChatTemplate, system_message, user_message
 from .errors import ClosedError, Error, ModelError, OptionError
-from .images import MAX_PIXELS, Picture, Pictures, load_image
+from .images import MAX_PIXELS, Frame, Picture, Pictures, as_list, load_image
 from .models import bundled_mmproj, bundled_model
 from .options import RequestOptions, Sampling, SamplingOptions
 from .presets import Recommended, to_schedule
+from .reduce import Reducer, to_reducer
 from .schedule import Schedule
 from .session import Session
 from .stream import Stream
 from .turbo import Turbo, to_turbo
+from .video import Video, VideoSource, load_frames
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -72,6 +74,7 @@ class Runner:
         verbose: bool = False,
         fastv: Schedule | str | None = Recommended(),  # noqa: B008 - frozen
         turbo: Turbo | str | None = None,
+        reduce: Reducer | str | None = None,
         progress: Callable[[float], object] | None = None,
         max_pixels: int = MAX_PIXELS,
         encoder_cache_mb: int = 256,
@@ -90,6 +93,8 @@ class Runner:
         llama.cpp.
         ``turbo``: merge tokens in the vision encoder: a :class:`pyfastv.Turbo` or text as in ``LLAMA_TURBO``
         ("share=0.5"); None or "off": none.
+        ``reduce``: fewer visual tokens before the language model: a :class:`pyfastv.Reducer`, or text such as
+        "divprune,keep=288"; None or "off": all.
         ``progress``: called with 0..1 while loading; an exception in it ends the loading.
         ``max_pixels``: largest picture taken, in pixels. ``encoder_cache_mb``: memory for the vision encoder's
         outputs, so that a picture that comes again is not encoded again; 0: none.
@@ -103,6 +108,7 @@ class Runner:
         self._seed = None if seed is None else integer("seed", seed, 0, 2**32 - 1)
         self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
         schedule, merging = to_schedule(fastv), to_turbo(turbo)
+        self._reduce = to_reducer(reduce)
         if flash_attn not in _FLASH_ATTENTION:
             raise OptionError(f"flash_attn must be 'auto', True or False; got {flash_attn!r}")
         if model_path is None:
@@ -133,6 +139,8 @@ class Runner:
                 self.set_fastv(schedule)
             if merging is not None:
                 self.set_turbo(merging)
+            if self._reduce is not None:
+                self.set_reduce(self._reduce)
         except BaseException:
             self._engine.close()
             raise
@@ -199,6 +207,19 @@ class Runner:
             engine.set_turbo(turbo.spec())
         self._turbo_in_force = turbo
 
+    @property
+    def reduce(self) -> Reducer | None:
+        """The reducer of requests that bring none of their own; None: off."""
+        return self._reduce
+
+    def set_reduce(self, reduce: Reducer | str | None) -> None:
+        """Change the reducer, None: off. Raises OptionError, UnsupportedModelError (CDPruner)."""
+        reducer = to_reducer(reduce)
+        with self._engine_at_work() as engine:
+            self._request += 1
+            _set_reducer(engine, reducer)
+            self._reduce = reducer
+
     def _put_in_force(self, engine: _native.Engine, schedule: Schedule | None) -> None:
         try:
             if schedule is None:
@@ -214,7 +235,7 @@ class Runner:
 
     @property
     def info(self) -> dict[str, Any]:
-        """``model`` and ``mmproj`` (file names), ``description``, ``n_layer``, ``n_ctx``, ``fastv``."""
+        """``model`` and ``mmproj`` (file names), ``description``, ``n_layer``, ``n_ctx``, ``fastv``, ``reduce``."""
         with self._engine_at_work() as engine:
             return {
                 "model": self._model_path.name,
@@ -223,22 +244,26 @@ class Runner:
                 "n_layer": engine.n_layer,
                 "n_ctx": engine.n_ctx,
                 "fastv": self._fastv,
+                "reduce": self._reduce,
             }
 
     def ask(
         self,
-        image: Pictures,
-        question: str,
+        image: Pictures = None,
+        question: str | None = None,
         *,
+        video: Video | VideoSource | None = None,
         system: str | None = None,
         progress: Progress | None = None,
         **options: Unpack[RequestOptions],
     ) -> Answer:
-        """Answer a question about a picture, about several (a list), or about none (None).
+        """Answer a question about a picture, about several (a list), about a video, or about none (None).
 
-        ``image``: as :func:`pyfastv.load_image` takes it. ``system``: a system message. ``progress``: called
-        with (prompt tokens done, prompt tokens) during prefill. ``options``: see :class:`pyfastv.Sampling`; and
-        ``fastv`` and ``turbo``, a schedule and a merging for this request alone.
+        ``image``: as :func:`pyfastv.load_image` takes it. ``video``: a path, bytes, a list of frames, or a
+        :class:`pyfastv.Video`, which says what frames are taken; it comes behind the pictures. ``system``: a system
+        message. ``progress``: called with (prompt tokens done, prompt tokens) during prefill, after every picture and
+        every frame. ``options``: see :class:`pyfastv.Sampling`; and ``fastv``, ``turbo`` and ``reduce``, a schedule, a
+        merging and a reducer for this request alone.
 
         What the context or the encoder's cache still holds of an earlier request is not computed again. The visual
         tokens are chosen anew, as by a new runner; only rounding may differ.
@@ -247,22 +272,28 @@ class Runner:
         DecodeError, ClosedError.
         """
         with self._lock:
-            return self.stream(image, question, system=system, progress=progress, **options).read()
+            stream = self.stream(image, question, video=video, system=system, progress=progress, **options)
+            return stream.read()
 
     def stream(
         self,
-        image: Pictures,
-        question: str,
+        image: Pictures = None,
+        question: str | None = None,
         *,
+        video: Video | VideoSource | None = None,
         system: str | None = None,
         progress: Progress | None = None,
         **options: Unpack[RequestOptions],
     ) -> Stream:
         """As :meth:`ask`, piece by piece. Prefill is done when this returns, and its errors raised."""
-        messages = [user_message(question, image)]
+        self._refuse_closed()
+        begin = time.perf_counter()
+        pictures = [*as_list(image), *self._load_frames(video)]
+        image_decode_ms = (time.perf_counter() - begin) * 1000.0
+        messages = [user_message(question, pictures)]
         if system is not None:
             messages.insert(0, system_message(system))
-        return self._start(messages, progress, options)
+        return self._start(messages, progress, options, image_decode_ms=image_decode_ms)
 
     def session(self, *, system: str | None = None, **options: Unpack[RequestOptions]) -> Session:
         """A conversation: later questions may be about earlier pictures, and know the earlier answers.
@@ -317,8 +348,9 @@ class Runner:
         """Prefill, and a stream over the generation after it. ``image_decode_ms``: spent on the pictures so far."""
         fastv = to_schedule(options["fastv"]) if "fastv" in options else self._fastv
         turbo = to_turbo(options["turbo"]) if "turbo" in options else self._turbo
-        own = ("fastv", "turbo")
-        sampling = Sampling(**cast(SamplingOptions, {k: v for k, v in options.items() if k not in own}))
+        reduce = to_reducer(options["reduce"]) if "reduce" in options else self._reduce
+        rest = {k: v for k, v in options.items() if k not in ("fastv", "turbo", "reduce")}
+        sampling = Sampling(**cast(SamplingOptions, rest))
         self._refuse_closed()
         prompt = self._template.render(messages, self._engine.media_marker)
         begin = time.perf_counter()
@@ -329,8 +361,20 @@ class Runner:
                 self._put_in_force(engine, fastv)
             if turbo != self._turbo_in_force:
                 self._put_turbo_in_force(engine, turbo)
-            image_ids = [_content_id(image) for image in images]
-            engine.prefill(prompt.text, images, image_ids, progress, prompt.add_bos, 1)
+            _set_reducer(engine, reduce)
+            frames = [picture if isinstance(picture, Frame) else None for picture in prompt.pictures]
+            engine.prefill(
+                prompt.text,
+                images,
+                [
+                    _content_id(image) if f is None else f.video
+                    for image, f in zip(images, frames, strict=True)
+                ],
+                progress,
+                prompt.add_bos,
+                1,
+                [0 if f is None else f.number for f in frames],
+            )
             engine.start(
                 max_tokens=-1 if sampling.max_tokens is None else sampling.max_tokens,
                 temperature=sampling.temperature,
@@ -356,7 +400,11 @@ class Runner:
         def finish() -> tuple[Report, str]:
             with self._engine_at_work(request) as engine:
                 report = Report.of(
-                    engine.report(), n_layer=engine.n_layer, image_decode_ms=image_decode_ms, fastv=fastv
+                    engine.report(),
+                    n_layer=engine.n_layer,
+                    image_decode_ms=image_decode_ms,
+                    fastv=fastv,
+                    reduce=reduce,
                 )
                 return report, engine.finish_reason or "stop"
 
@@ -368,6 +416,9 @@ class Runner:
                 f"{self._model_path.name} was loaded without a vision encoder: pass its mmproj_path to Runner"
             )
         return [load_image(picture, max_pixels=self._max_pixels) for picture in pictures]
+
+    def _load_frames(self, video: Video | VideoSource | None) -> list[Frame]:
+        return [] if video is None else load_frames(video, max_pixels=self._max_pixels)
 
     @cached_property
     def _template(self) -> ChatTemplate:
@@ -400,6 +451,13 @@ class Runner:
     def _refuse_reentry(self) -> None:
         if self._computing:
             raise Error("a runner cannot be used from within its own progress callback")
+
+
+def _set_reducer(engine: _native.Engine, reducer: Reducer | None) -> None:
+    if reducer is None:
+        engine.clear_reducer()
+    else:
+        engine.set_reducer(reducer.spec())
 
 
 def _content_id(image: NDArray[np.uint8]) -> str:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from .answer import Answer
 from .chat import assistant_message, system_message, user_message
 from .errors import ClosedError
-from .images import Pictures, as_list
+from .images import Frame, Picture, Pictures, as_list
 from .options import RequestOptions
 from .stream import Stream
+from .video import Video, VideoSource
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -67,21 +68,23 @@ class Session:
         question: str,
         image: Pictures = None,
         *,
+        video: Video | VideoSource | None = None,
         progress: Callable[[int, int], object] | None = None,
         **options: Unpack[RequestOptions],
     ) -> Answer:
-        """Answer a question; ``image``: a picture or several (a list) that come with it.
+        """Answer a question; ``image``: a picture or several (a list), ``video``: a video that come with it.
 
         Arguments and errors are those of :meth:`pyfastv.Runner.ask`.
         """
         with self._runner._lock:
-            return self.stream(question, image, progress=progress, **options).read()
+            return self.stream(question, image, video=video, progress=progress, **options).read()
 
     def stream(
         self,
         question: str,
         image: Pictures = None,
         *,
+        video: Video | VideoSource | None = None,
         progress: Callable[[int, int], object] | None = None,
         **options: Unpack[RequestOptions],
     ) -> Stream:
@@ -91,7 +94,12 @@ class Session:
                 raise ClosedError("this session is closed: make a new one")
             begin = time.perf_counter()
             # read once: the file may be gone, or another one, when a later question is asked
-            images = self._runner._load_images(as_list(image))
+            given = as_list(image)
+            images: list[Picture] = [
+                picture if isinstance(picture, Frame) else pixels
+                for picture, pixels in zip(given, self._runner._load_images(given), strict=True)
+            ]
+            images += self._runner._load_frames(video)
             image_decode_ms = (time.perf_counter() - begin) * 1000.0
             messages = [*self.messages, user_message(question, images)]
             stream = self._runner._start(

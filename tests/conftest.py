@@ -19,10 +19,12 @@ from serving import Server, serving
 REPORT: dict[str, Any] = {
     "visual_tokens": 576,
     "patches": 576,
+    "encoded_tokens": 576,
     "prompt_tokens": 600,
     "cached_tokens": 100,
     "generated_tokens": 4,
     "encode_ms": 100.0,
+    "reduce_ms": 0.0,
     "full_ms": 10.0,
     "stage0_ms": 20.0,
     "choose_ms": 0.5,
@@ -79,8 +81,21 @@ class FakeEngine:
     def clear_turbo(self) -> None:
         self._call("clear_turbo")
 
+    def set_reducer(self, spec: str) -> None:
+        self._call("set_reducer", spec)
+
+    def clear_reducer(self) -> None:
+        pass
+
     def prefill(
-        self, prompt: str, images: Any, image_ids: Any, progress: Any, add_bos: bool, reserve: int
+        self,
+        prompt: str,
+        images: Any,
+        image_ids: Any,
+        progress: Any,
+        add_bos: bool,
+        reserve: int,
+        frames: Any = (),
     ) -> None:
         arguments = {"images": images, "image_ids": image_ids, "add_bos": add_bos, "reserve": reserve}
         self._call("prefill", {"prompt": prompt, **arguments})

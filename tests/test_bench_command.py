@@ -17,12 +17,12 @@ import pyfastv
 from pyfastv.bench import command
 from pyfastv.bench import measure as measuring
 from pyfastv.bench.geometry.files import files_of
-from pyfastv.bench.setting import parse_settings
 from pyfastv.bench.summary import PARTS
 from pyfastv.bench.worker import start_library_worker, start_runner_worker
 from pyfastv.cli import main
 from pyfastv.errors import Error
 from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
+from pyfastv.setting import parse_settings
 
 MODEL, MMPROJ = str(bundled_model()), str(bundled_mmproj())
 PICTURE = str(bundled_examples()[0].picture)

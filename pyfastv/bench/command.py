@@ -22,11 +22,11 @@ from ..errors import Error, UnsupportedModelError
 from ..header import ModelFiles, read_model
 from ..images import load_image
 from ..models import bundled_mmproj, bundled_model, mmproj_beside
+from ..setting import parse_settings
 from .measure import Plan, Results, busy_warning, measure
 from .picture import save_picture
 from .plot import save_plot
 from .ratios import RULE
-from .setting import parse_settings
 from .summary import Row, summarize
 from .tables import as_markdown, print_tables, tables_of
 

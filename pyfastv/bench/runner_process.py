@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from .. import _native, lib_path
-from ..errors import DecodeError, OptionError
+from ..errors import DecodeError
 from ..images import load_image
 from ..runner import Runner
+from ..setting import Setting
 from .lowlevel.requests import Stopwatch, peak_bytes, reset_peak, serve
-from .setting import Setting
 
 __all__ = ["Options", "main"]
 
@@ -98,15 +98,8 @@ class _Measuring:
         return best[0]
 
     def set(self, setting: str) -> dict[str, Any]:
-        """The setting, as :meth:`pyfastv.bench.setting.Setting.parse` takes it."""
-        wanted = Setting.parse(setting)
-        for name in ("turbo", "reduce"):
-            value, put = getattr(wanted, name), getattr(self._runner, f"set_{name}", None)
-            if put is not None:
-                put(value)
-            elif value is not None:
-                raise OptionError(f"{setting!r}: this version of pyfastv has no {name}")
-        self._runner.set_fastv(wanted.fastv)
+        """The setting, as :meth:`pyfastv.setting.Setting.parse` takes it."""
+        Setting.parse(setting).put_in_force(self._runner)
         return {}
 
     def measure(self, generate: int) -> dict[str, Any]:

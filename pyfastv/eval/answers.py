@@ -23,9 +23,11 @@ class Given:
     """Of the question."""
     answer: str
     share: float | None
-    """Retained share of the visual tokens, mean over the layers; None without a picture."""
+    """Retained share of the visual tokens that the encoder would make, mean over the layers; None without a picture."""
     asked: str | None = None
     """Fingerprint of the model, the text and the options it was asked with; None: of a file that does not say."""
+    visual: int | None = None
+    """Visual tokens that entered the language model; None: of a file that does not say."""
 
 
 class AnswerFile:
@@ -58,7 +60,12 @@ class AnswerFile:
         try:
             value = json.loads(line)
             given = Given(
-                value["setting"], str(value["id"]), value["answer"], value["share"], value.get("asked")
+                value["setting"],
+                str(value["id"]),
+                value["answer"],
+                value["share"],
+                value.get("asked"),
+                value.get("visual"),
             )
             if not isinstance(given.setting, str) or not isinstance(given.answer, str):
                 raise TypeError
@@ -86,8 +93,9 @@ class AnswerFile:
         for given in answers:
             self._given[same_as(given.setting), given.id] = given
             values = asdict(given)
-            if given.asked is None:
-                del values["asked"]
+            for name in ("asked", "visual"):
+                if values[name] is None:
+                    del values[name]
             lines.append(json.dumps(values) + "\n")
         if self._path is not None:
             try:

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ..answer import Report
 from ..errors import Error
 from ..models import bundled_mmproj, bundled_model
 from ..runner import Runner
+from ..setting import Setting
 from .answers import AnswerFile, Given
 from .question import Question
 
@@ -116,7 +118,7 @@ def _answer(runner: Runner, job: Job, asking: Asking) -> list[Given]:
     """All questions about one picture, setting by setting: the encoder sees it once, stage 0 once for each setting."""
     given = []
     for setting in dict.fromkeys(setting for settings, _ in job for setting in settings):
-        runner.set_fastv(setting)
+        Setting.parse(setting).put_in_force(runner)
         for settings, question in job:
             if setting in settings:
                 try:
@@ -133,11 +135,19 @@ def _answer(runner: Runner, job: Job, asking: Asking) -> list[Given]:
                         setting,
                         question.id,
                         made.text,
-                        made.report.retained_share,
+                        _retained_share(made.report),
                         asking.fingerprint(question),
+                        made.report.visual_tokens,
                     )
                 )
     return given
+
+
+def _retained_share(report: Report) -> float | None:
+    """Of what the encoder would make; Turbo and the reducers count for every layer."""
+    if report.retained_share is None:
+        return None
+    return report.retained_share * report.visual_tokens / report.patches
 
 
 _worker: tuple[Runner, Asking] | Error

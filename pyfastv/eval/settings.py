@@ -1,11 +1,11 @@
-"""Settings as text: "off", a preset's name, or cuts as in ``LLAMA_FASTV``."""
+"""Settings as text, as :meth:`pyfastv.setting.Setting.parse` takes them."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
 from ..errors import OptionError
-from ..presets import to_schedule
+from ..setting import Setting
 
 __all__ = ["OFF", "check_settings", "same_as"]
 
@@ -15,8 +15,7 @@ OFF = "off"
 @lru_cache(maxsize=4096)
 def same_as(setting: str) -> str:
     """One text for all texts that mean the same; raises OptionError where it means nothing."""
-    schedule = to_schedule(setting)
-    return OFF if schedule is None else schedule.spec()
+    return Setting.parse(setting).spec()
 
 
 def check_settings(settings: tuple[str, ...] | list[str]) -> list[str]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import OptionError
 from ..runner import Runner
+from ..setting import Setting
 from .asking import Asking
 from .bootstrap import Interval, median_interval
 from .question import Question
@@ -59,7 +60,7 @@ def time_settings(
     with Runner(**{**asking.runner, "fastv": None, "encoder_cache_mb": 0}) as runner:
 
         def ask(setting: str, question: Question) -> dict[str, float]:
-            runner.set_fastv(setting)  # clears the context
+            Setting.parse(setting).put_in_force(runner)  # clears the context
             options: Any = {"system": asking.system, "max_tokens": asking.max_tokens}
             report = runner.ask(question.image, asking.text(question), **options).report
             return {part: getattr(report, part) for part in _PARTS}

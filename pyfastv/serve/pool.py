@@ -219,7 +219,9 @@ class Pool:
                 f"turbo is set for all requests, to {self.turbo or 'off'}: leave it out; got {turbo!r:.200}"
             )
         if reduce is not None:
-            raise OptionError(f"reduce is not there for several requests at once: leave it out; got {reduce!r:.200}")
+            raise OptionError(
+                f"reduce is not there for several requests at once: leave it out; got {reduce!r:.200}"
+            )
         n_probs = integer("n_probs", n_probs, 0, _MAX_TOP)
         schedule = self.fastv if isinstance(fastv, _PoolSchedule) else to_schedule(fastv)
         if schedule is not None:

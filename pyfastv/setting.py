@@ -1,13 +1,19 @@
-"""A setting to measure: a schedule, Turbo in the encoder, a reducer behind it, each or none."""
+"""A setting to measure: a schedule, Turbo in the encoder, a reducer behind it, each or none. As text it is one string."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..errors import OptionError
-from ..presets import to_schedule
-from ..schedule import Schedule
+from .errors import OptionError
+from .presets import to_schedule
+from .reduce import Reducer, to_reducer
+from .schedule import Schedule
+from .turbo import Turbo, to_turbo
+
+if TYPE_CHECKING:
+    from .runner import Runner
 
 __all__ = ["Setting", "parse_settings"]
 
@@ -22,10 +28,10 @@ class Setting:
     name: str
     """As in tables: the text it was made from."""
     fastv: Schedule | None = None
-    turbo: str | None = None
-    """Text behind "turbo:", by default half of the tokens."""
-    reduce: str | None = None
-    """Text behind "reduce:"."""
+    turbo: Turbo | None = None
+    """Behind "turbo:", by default half of the tokens."""
+    reduce: Reducer | None = None
+    """Behind "reduce:"."""
 
     @property
     def is_off(self) -> bool:
@@ -33,7 +39,7 @@ class Setting:
 
     @classmethod
     def parse(cls, text: str) -> Setting:
-        """From text: "off", a schedule ("k=2,drop=0.5", "recommended"), "turbo:share=0.5", "reduce:pool=2", or several of
+        """From text: "off", a schedule ("k=2,drop=0.5", "recommended"), "turbo:share=0.5", "reduce:pool,window=2", or several of
         these joined by "+". Raises OptionError."""
         fastv: Schedule | None = None
         others: dict[str, str] = {}
@@ -55,7 +61,22 @@ class Setting:
                 raise OptionError(f"{text!r}: reduce: needs the reducer's name behind the colon")
             else:
                 others[kind] = spec.strip() or _HALF
-        return cls(" + ".join(parts), fastv, others.get("turbo"), others.get("reduce"))
+        return cls(" + ".join(parts), fastv, to_turbo(others.get("turbo")), to_reducer(others.get("reduce")))
+
+    def spec(self) -> str:
+        """One text for all that mean the same; :meth:`parse` takes it."""
+        parts = [
+            None if self.turbo is None else f"turbo:{self.turbo.spec()}",
+            None if self.reduce is None else f"reduce:{self.reduce.spec()}",
+            None if self.fastv is None else self.fastv.spec(),
+        ]
+        return " + ".join(part for part in parts if part is not None) or "off"
+
+    def put_in_force(self, runner: Runner) -> None:
+        """What requests that bring nothing of their own get from now on. Clears the context. Raises as the setters do."""
+        runner.set_turbo(self.turbo)
+        runner.set_reduce(self.reduce)
+        runner.set_fastv(self.fastv)
 
 
 def parse_settings(texts: Sequence[str]) -> list[Setting]:
