@@ -2,7 +2,7 @@
 
     python benchmarks/reducers.py BENCH --answers reducers.jsonl
     python benchmarks/reducers.py BENCH --answers reducers.jsonl --limit 90 --time 3
-    python benchmarks/reducers.py BENCH --answers reducers.jsonl --settings "off: off" "mine: turbo:share=0.25 + reduce:pool,keep=100"
+    python benchmarks/reducers.py BENCH --answers reducers.jsonl --settings off "mine: turbo:r=8 + reduce:pool,keep=100"
 
 Prints Markdown. BENCH and the file of answers as in accuracy.py; a setting as `pyfastv bench` takes it, with a
 name and a colon before it.

@@ -39,8 +39,8 @@ class Setting:
 
     @classmethod
     def parse(cls, text: str) -> Setting:
-        """From text: "off", a schedule ("k=2,drop=0.5", "recommended"), "turbo:share=0.5", "reduce:pool,window=2", or several of
-        these joined by "+". Raises OptionError."""
+        """From text: "off", a schedule ("k=2,drop=0.5", "recommended"), "turbo:share=0.5", "reduce:pool,window=2", or
+        several of these joined by "+". Raises OptionError."""
         fastv: Schedule | None = None
         others: dict[str, str] = {}
         parts = [part.strip() for part in text.split("+")]
