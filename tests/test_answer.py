@@ -75,7 +75,7 @@ def test_text_tells_the_counts_and_the_rule() -> None:
 
 
 def test_text_without_a_picture() -> None:
-    made = report(visual_tokens=0, visual_tokens_in_stage=[0, 0], stage0_ms=0.0)
+    made = report(visual_tokens=0, patches=0, visual_tokens_in_stage=[0, 0], stage0_ms=0.0)
     assert "0, 0 kept (off)\n" in str(made)
     assert "first cut" not in str(made)
 
