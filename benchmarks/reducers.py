@@ -23,7 +23,7 @@ from pyfastv.setting import Setting
 from accuracy import Question, arguments, ask, mean_share, percent, read_questions
 
 SCHEDULE = pyfastv.Recommended(2, 0.5).spec()
-COUNTS = (288, 144, 64)
+COUNTS = (288, 144)
 REDUCERS = {
     "pooling": "pool,keep={}",
     "stride": "stride,keep={}",
