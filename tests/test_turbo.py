@@ -18,8 +18,8 @@ from dequantize import dequantize
 from turbo_reference import Reference, spread
 from vision_api import Encoder, last_error
 
-# Root mean square of the difference, of the features'. Single numbers differ by more: ggml looks activation functions up
-# in tables of F16, and sums in another order meet their steps.
+# Root mean square of the difference, of the features'. Single numbers differ by more: ggml looks activations up in
+# tables of F16, and sums in another order meet their steps.
 TOLERANCE = 1e-4
 # no choice of the reference may hang on less than rounding
 SAFE = 1e-5
