@@ -29,7 +29,7 @@ from pyfastv.demo import same_answer
 from pyfastv.models import bundled_examples
 
 CLOCK = bundled_examples()[0]
-DICE = next(example for example in bundled_examples() if example.picture.stem == "dice")
+DICE = next(example for example in bundled_examples() if example.question == "What color are the dice?")
 
 
 @pytest.fixture(scope="module")

@@ -188,7 +188,7 @@ def test_reducers_share_the_budget_among_the_frames(off: Runner, word_clip: Path
     assert (report.encoded_tokens, report.visual_tokens) == (4 * 576, 576)
     counts = [len(part) for part in places(off)]
     assert sum(counts) == 576
-    assert counts[3] > max(counts[:3])  # the frame that is unlike the others
+    assert counts[0] == counts[1] == counts[2] != counts[3]  # by what they show
 
     report = off.ask(video=video, question="Q?", max_tokens=1, reduce=EVS(0.5)).report
     assert report.visual_tokens == 2 * 576
@@ -206,7 +206,7 @@ def test_reducers_share_the_budget_among_the_frames(off: Runner, word_clip: Path
 def test_a_question_about_the_word_of_one_frame_is_answered(off: Runner, word_clip: Path) -> None:
     video = [frame.pixels for frame in load_frames(Video(word_clip, frames=4))]
     for reducer in (EVS(0.5), VidCom2(0.3)):
-        answer = off.ask(video=video[2:], question="What word do you see?", reduce=reducer)
+        answer = off.ask(video=video[1:], question="What word do you see?", reduce=reducer)
         assert same_answer(answer.text, "shirt"), (reducer, answer.text)
 
 
@@ -227,7 +227,7 @@ def test_the_same_video_is_not_encoded_again(off: Runner, ramp: Path) -> None:
     off.ask(video=video, question="What is it?", max_tokens=1, reduce=Pool(2))
     report = off.ask(video=video, question="What is it?", max_tokens=1, reduce=Pool(3)).report
     assert (report.pictures_encoded, report.pictures_from_cache) == (0, 1)
-    other = off.ask(video=Video(ramp, frames=3), question="What is it?", max_tokens=1).report
+    other = off.ask(video=Video(ramp, frames=5), question="What is it?", max_tokens=1).report
     assert other.pictures_encoded == 1
 
 

@@ -10,6 +10,7 @@
 #include "pyfastv_turbo.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace pyfastv {
 namespace {
@@ -334,11 +335,15 @@ void engine::check(int32_t decode_result, const std::string & reason) {
     }
     if (decode_result == 1) {
         error err(error_kind::context_length, "the context of " + std::to_string(n_ctx()) + " tokens is full");
-        err.n_tokens = n_past;
+        err.n_tokens = n_tokens();
         err.n_ctx    = n_ctx();
         throw err;
     }
     throw error(error_kind::decode, "llama_decode returned " + std::to_string(decode_result) + (reason.empty() ? "" : ": " + reason));
+}
+
+int64_t engine::n_tokens() const {
+    return std::accumulate(evaluated.begin(), evaluated.end(), (int64_t) 0, [](int64_t sum, const prompt_piece & piece) { return sum + piece.n_tokens; });
 }
 
 bool engine::stop_requested() {
@@ -421,7 +426,7 @@ std::optional<std::pair<llama_token, std::string>> engine::next() {
         return std::nullopt;
     }
     if (sampled) {
-        if (n_past >= n_ctx()) {
+        if (n_tokens() >= n_ctx()) {
             finish = "length";
             return std::nullopt;
         }

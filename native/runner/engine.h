@@ -127,6 +127,9 @@ private:
 
     void end_generation();
 
+    // in the context; positions may be more, or with M-RoPE fewer
+    int64_t n_tokens() const;
+
     void check(int32_t decode_result, const std::string & reason);
 
     std::string piece_of(llama_token token) const;
