@@ -32,8 +32,14 @@ from llama_cpp import Llama
 
 MODEL, MMPROJ, CHART, CLOCK = sys.argv[1:5]
 
+loaded = []
+
 def load(**options):
-    return Llama(MODEL, chat_handler=FastVChatHandler(MMPROJ, verbose=False, **options), n_ctx=2048, verbose=False)
+    handler = FastVChatHandler(MMPROJ, verbose=False, **options)
+    # one thread: in a model this small more of them mostly wait for each other
+    one = {"n_threads": 1, "n_threads_batch": 1}
+    loaded.append(Llama(MODEL, chat_handler=handler, n_ctx=2048, verbose=False, **one))
+    return loaded[-1]
 
 def user(text, *pictures):
     def uri(picture):
@@ -54,13 +60,12 @@ def fails(function, *arguments, **options):
     except Exception as error:
         return [type(error).__name__, str(error)]
 
-def close_all():
-    # at the interpreter's end Python may have closed llama.cpp's log before a Llama wants it
-    for value in list(globals().values()):
-        if isinstance(value, Llama):
-            value.close()
-
 made = {}
+"""
+END = """
+for llm in loaded:  # llama-cpp-python complains of those that are open when Python ends
+    llm.close()
+print(json.dumps(made))
 """
 
 
@@ -74,8 +79,7 @@ def run(tmp_path: Path, code: str, **environment: str) -> subprocess.CompletedPr
 
 def script(tmp_path: Path, code: str, **environment: str) -> Any:
     """What the code, behind SCRIPT, has put into ``made``."""
-    end = "\nprint(json.dumps(made))\nclose_all()"
-    done = run(tmp_path, SCRIPT + code + end, **environment)
+    done = run(tmp_path, SCRIPT + code + END, **environment)
     assert (done.returncode, done.stderr) == (0, "")  # verbose=False is quiet
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -130,7 +134,7 @@ llm.close()
 made["closed"] = handler.report.prompt_tokens > 0
 """,
     )
-    with pyfastv.Runner(n_ctx=2048, fastv="k=2,drop=0.5") as runner:
+    with pyfastv.Runner(n_ctx=2048, n_threads=1, fastv="k=2,drop=0.5") as runner:
         question = {"role": "user", "content": [_image(CHART), _text("Describe the image.")]}
 
         def ask(*messages: dict[str, Any], **options: Any) -> str:
