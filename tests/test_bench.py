@@ -32,11 +32,13 @@ PICTURE = str(bundled_examples()[0].picture)
 
 
 def test_a_setting_has_a_schedule_turbo_and_a_reducer() -> None:
-    setting = Setting.parse(" turbo:share=0.5 + k=2,drop=0.75;k=6,drop=0.9+reduce:pool=2")
-    assert setting.name == "turbo:share=0.5 + k=2,drop=0.75;k=6,drop=0.9 + reduce:pool=2"
-    assert (setting.turbo, setting.reduce) == ("share=0.5", "pool=2")
+    setting = Setting.parse(" turbo:share=0.5 + k=2,drop=0.75;k=6,drop=0.9+reduce:pool,window=2")
+    assert setting.name == "turbo:share=0.5 + k=2,drop=0.75;k=6,drop=0.9 + reduce:pool,window=2"
+    assert (setting.turbo, setting.reduce) == (pyfastv.Turbo(0.5), pyfastv.Pool(2))
     assert setting.fastv == pyfastv.Schedule.parse("k=2,drop=0.75;k=6,drop=0.9")
     assert Setting.parse(setting.name) == setting
+    assert Setting.parse(setting.spec()).spec() == setting.spec()
+    assert Setting.parse("turbo + reduce:off + off").spec() == f"turbo:{pyfastv.Turbo(0.5).spec()}"
 
 
 @pytest.mark.parametrize(
@@ -316,17 +318,14 @@ def test_of_turbo_s_encoder_no_theory_is_told() -> None:
     assert line[3] == "-"
 
 
-def test_turbo_is_set_and_taken_back_where_there_is_one_and_else_refused() -> None:
+def test_a_setting_is_put_in_force_and_taken_back() -> None:
     called: list[Any] = []
     process = object.__new__(runner_process._Measuring)
-    process._runner = cast(pyfastv.Runner, SimpleNamespace(set_fastv=called.append))
-    with pytest.raises(OptionError, match="has no turbo"):
-        process.set("turbo + k=2")
-    assert called == []
-    process._runner = cast(pyfastv.Runner, SimpleNamespace(set_fastv=called.append, set_turbo=called.append))
+    runner = SimpleNamespace(**{f"set_{name}": called.append for name in ("fastv", "turbo", "reduce")})
+    process._runner = cast(pyfastv.Runner, runner)
     process.set("turbo + k=2")
     process.set("off")
-    assert called == ["share=0.5", pyfastv.FastV(), None, None]
+    assert called == [pyfastv.Turbo(0.5), None, pyfastv.FastV(), None, None, None]
 
 
 def test_tables_say_where_there_is_no_difference(rows: list[Row]) -> None:
