@@ -235,7 +235,8 @@ class Runner:
 
     @property
     def info(self) -> dict[str, Any]:
-        """``model`` and ``mmproj`` (file names), ``description``, ``n_layer``, ``n_ctx``, ``fastv``, ``reduce``."""
+        """``model`` and ``mmproj`` (file names), ``description``, ``n_layer``, ``n_ctx``, ``fastv``, ``turbo``,
+        ``reduce``."""
         with self._engine_at_work() as engine:
             return {
                 "model": self._model_path.name,
@@ -244,6 +245,7 @@ class Runner:
                 "n_layer": engine.n_layer,
                 "n_ctx": engine.n_ctx,
                 "fastv": self._fastv,
+                "turbo": self._turbo,
                 "reduce": self._reduce,
             }
 

@@ -130,14 +130,22 @@ class FakeRunner:
         pass
 
     def set_fastv(self, fastv: Any) -> None:
-        self.fastv = fastv
+        self.fastv = "off" if fastv is None else type(fastv).__name__.lower()
+
+    def set_turbo(self, turbo: Any) -> None:
+        assert turbo is None
+
+    set_reduce = set_turbo
 
     def ask(self, image: Any, text: str, **options: Any) -> Any:
         if text == self.broken:
             raise pyfastv.ImageError("cannot be read")
         self.asked.append((self.fastv, text))
 
-        return SimpleNamespace(text=f"{self.fastv}: {text}", report=SimpleNamespace(retained_share=0.5))
+        return SimpleNamespace(
+            text=f"{self.fastv}: {text}",
+            report=SimpleNamespace(retained_share=0.5, visual_tokens=8, patches=8),
+        )
 
 
 @pytest.fixture

@@ -249,6 +249,8 @@ def test_info(runner: Runner) -> None:
         "n_layer": 12,
         "n_ctx": 4096,
         "fastv": Recommended(),
+        "turbo": None,
+        "reduce": None,
     }
 
 

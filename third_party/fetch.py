@@ -24,7 +24,18 @@ PATCHES = sorted((HERE / "patches").glob("*.patch"))
 STAMP = ".pyfastv-stamp"
 
 # what the libraries are built from; the rest of the repository (web UI, models, documents) is six times as large
-KEEP = ["CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include", "licenses", "src", "tools/mtmd", "vendor"]
+KEEP = [
+    "CMakeLists.txt",
+    "LICENSE",
+    "cmake",
+    "common",
+    "ggml",
+    "include",
+    "licenses",
+    "src",
+    "tools/mtmd",
+    "vendor",
+]
 # what llama-mtmd-cli and llama-server are built from
 KEEP_PROGRAMS = [*(name for name in KEEP if name != "tools/mtmd"), "scripts", "tools"]
 
