@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 __all__ = ["Started", "start"]
 
@@ -24,7 +25,8 @@ class Started:
 def start(*options: str) -> Iterator[Started]:
     """A server of the bundled model on a free port, ended afterwards."""
     command = [sys.executable, "-m", "pyfastv", "serve", "--port", "0", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # not the checkout, whose pyfastv may not be built
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path.home()) as process:
         try:
             assert process.stdout is not None
             found = re.search(r"http://\S+", process.stdout.readline())

@@ -86,7 +86,12 @@ def serving(*options: str, env: dict[str, str] | None = None) -> Iterator[Server
     command = [sys.executable, "-m", "pyfastv", "serve", "--port", "0", *options]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **(env or {})}
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, **(env or {})},
+            cwd=tempfile.gettempdir(),  # not the checkout, whose pyfastv may not be built
         )
         try:
             assert process.stdout is not None

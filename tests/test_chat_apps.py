@@ -39,7 +39,7 @@ def address() -> Iterator[str]:
     """Of a server of the bundled model."""
     command = [sys.executable, "-m", "pyfastv", "serve", "--port", "0"]
     env = os.environ | {"PYTHONPATH": str(Path(pyfastv.__file__).parents[1])}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, cwd=Path.home()) as server:
         assert server.stdout is not None
         found = re.search(r"http://\S+", server.stdout.readline())
         assert found is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -203,8 +204,9 @@ def test_a_process_that_is_ended_ends_the_run() -> None:
 
     def end_them(done: int, total: int) -> None:
         for process in psutil.Process().children():
-            if any("spawn_main" in argument for argument in process.cmdline()):
-                process.kill()
+            with suppress(psutil.Error):  # it has ended already
+                if any("spawn_main" in argument for argument in process.cmdline()):
+                    process.kill()
 
     asking = Asking({"n_ctx": 1024, "n_threads": 1}, processes=2)
     with pytest.raises(pyfastv.Error, match="one of 2 processes was ended"):

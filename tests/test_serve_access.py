@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -128,20 +129,24 @@ def test_wrong_options_are_told_before_anything_is_loaded(
     assert message in capfd.readouterr().err
 
 
-def test_a_missing_package_names_the_extra() -> None:
+def test_a_missing_package_names_the_extra(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['uvicorn'] = None; from pyfastv.cli import main; sys.exit(main(['serve']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
     assert done.returncode == 1
     assert done.stderr == "pyfastv: pyfastv serve needs uvicorn: pip install 'pyfastv[serve]'\n"
 
 
-def test_the_package_and_its_command_line_need_no_extra() -> None:
+def test_the_package_and_its_command_line_need_no_extra(tmp_path: Path) -> None:
     code = (
         "import pyfastv.cli, sys; print([m for m in ('fastapi', 'uvicorn', 'pydantic') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
     assert done.stdout == "[]\n"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import pyfastv
+from pyfastv._capi import TurboParams
 
 os.environ["LLAMA_CPP_LIB_PATH"] = os.environ["MTMD_CPP_LIB"] = str(pyfastv.lib_path())
 
@@ -22,21 +23,6 @@ I32 = ctypes.POINTER(ctypes.c_int32)
 
 _quiet = llama.llama_log_callback(lambda level, text, user_data: None)
 _lib = mtmd._libmtmd
-
-
-class TurboParams(ctypes.Structure):
-    """struct pyfastv_turbo_params of pyfastv_turbo.h."""
-
-    _fields_ = [
-        ("r", ctypes.c_int32),
-        ("share", ctypes.c_float),
-        ("alpha", ctypes.c_float),
-        ("first_layer", ctypes.c_int32),
-        ("last_layer", ctypes.c_int32),
-        ("once", ctypes.c_bool),
-        ("renumber", ctypes.c_bool),
-    ]
-
 
 _lib.pyfastv_turbo_default_params.restype = TurboParams
 _lib.pyfastv_turbo_parse.argtypes = [ctypes.c_char_p, ctypes.POINTER(TurboParams)]

@@ -167,7 +167,7 @@ class _Measuring:
 
 def _versions() -> dict[str, str]:
     """As the libraries tell them, for comparison with others."""
-    (path, *_) = sorted(lib_path().glob("*llama.*"))
+    (path,) = (p for p in lib_path().glob("*llama.*") if p.suffix in (".so", ".dylib", ".dll"))
     library = ctypes.CDLL(str(path))
     versions = {}
     for name in ("llama_version", "ggml_version"):
