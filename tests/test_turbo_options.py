@@ -166,7 +166,7 @@ def test_an_unmodified_program_merges(
 
 @pytest.mark.parametrize("setting", ["share=2", "layers=0-99", "speed=11"])
 def test_a_malformed_setting_is_one_line_and_no_merging(
-    monkeypatch: pytest.MonkeyPatch, setting: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str
 ) -> None:
     """One line in a process, however many contexts it makes."""
     monkeypatch.setenv("LLAMA_TURBO", setting)
@@ -177,7 +177,9 @@ def test_a_malformed_setting_is_one_line_and_no_merging(
         "for encoder in [Encoder(model, bundled_mmproj()) for _ in range(2)]:\n"
         "    print(encoder.encode(np.zeros((336, 336, 3), np.uint8)).n_tokens)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     lines = [line for line in done.stderr.splitlines() if "LLAMA_TURBO" in line]
     assert len(lines) == 1
     assert f"LLAMA_TURBO={setting}: nothing is merged: " in lines[0]
