@@ -213,7 +213,7 @@ def test_the_commands_of_the_pages_are_understood(tmp_path: Path, monkeypatch: p
         for line in page.read_text("utf-8").splitlines()
         if line.strip().startswith("pyfastv bench ")
     ]
-    assert len(commands) >= 8
+    assert len(commands) >= 6
     for arguments in commands:
         options = command.bench.make_context("bench", arguments).params
         parse_settings(options["settings"])
