@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from . import _native, completion
 from ._checks import integer
+from ._native_options import PathLike, content_id, engine_options, model_files, sampling_options, seed_of
 from .answer import Answer, Report
 from .chat import ChatTemplate, system_message, user_message
 from .errors import ClosedError, Error, ModelError, OptionError
 from .images import MAX_PIXELS, Frame, Picture, Pictures, as_list, load_image
-from .models import bundled_mmproj, bundled_model
 from .options import RequestOptions, Sampling, SamplingOptions
 from .presets import Recommended, to_schedule
 from .reduce import Reducer, to_reducer
@@ -37,11 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Runner"]
 
-PathLike: TypeAlias = "str | os.PathLike[str]"
 Progress: TypeAlias = "Callable[[int, int], object]"
-
-_RANDOM_SEED = 2**32 - 1  # llama.cpp's LLAMA_DEFAULT_SEED
-_FLASH_ATTENTION = {"auto": "auto", True: "on", False: "off", "on": "on", "off": "off"}
 
 
 class Runner:
@@ -105,29 +98,26 @@ class Runner:
         self._lock = threading.RLock()
         self._computing = False
         self._request = 0  # of the newest request; a stream of an older one is stale
-        self._seed = None if seed is None else integer("seed", seed, 0, 2**32 - 1)
+        self._seed = seed_of(seed)
         self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
         schedule, merging = to_schedule(fastv), to_turbo(turbo)
         self._reduce = to_reducer(reduce)
-        if flash_attn not in _FLASH_ATTENTION:
-            raise OptionError(f"flash_attn must be 'auto', True or False; got {flash_attn!r}")
-        if model_path is None:
-            model_path, mmproj_path = bundled_model(), mmproj_path or bundled_mmproj()
-        self._model_path = Path(os.fsdecode(model_path))
-        self._mmproj_path = None if mmproj_path is None else Path(os.fsdecode(mmproj_path))
+        self._model_path, self._mmproj_path = model_files(model_path, mmproj_path)
         self._engine = _native.Engine(
-            model_path=str(self._model_path),
-            mmproj_path=None if self._mmproj_path is None else str(self._mmproj_path),
+            **engine_options(
+                self._model_path,
+                self._mmproj_path,
+                n_batch=n_batch,
+                n_ubatch=n_ubatch,
+                n_threads=n_threads,
+                n_gpu_layers=n_gpu_layers,
+                flash_attn=flash_attn,
+                encoder_cache_mb=encoder_cache_mb,
+                verbose=verbose,
+            ),
             n_ctx=integer("n_ctx", n_ctx, 0),
-            n_batch=integer("n_batch", n_batch, 1),
-            n_ubatch=integer("n_ubatch", n_ubatch, 1),
-            n_threads=0 if n_threads is None else integer("n_threads", n_threads, 1),
-            n_gpu_layers=integer("n_gpu_layers", n_gpu_layers, -1),
-            flash_attn=_FLASH_ATTENTION[flash_attn],
             type_k=type_k,
             type_v=type_v,
-            encoder_cache_bytes=integer("encoder_cache_mb", encoder_cache_mb, 0) * 2**20,
-            verbose=bool(verbose),
             progress=progress,
         )
         self._fastv: Schedule | None = None  # of requests that bring none
@@ -369,7 +359,7 @@ class Runner:
                 prompt.text,
                 images,
                 [
-                    _content_id(image) if f is None else f.video
+                    content_id(image) if f is None else f.video
                     for image, f in zip(images, frames, strict=True)
                 ],
                 progress,
@@ -377,20 +367,7 @@ class Runner:
                 1,
                 [0 if f is None else f.number for f in frames],
             )
-            engine.start(
-                max_tokens=-1 if sampling.max_tokens is None else sampling.max_tokens,
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                min_p=sampling.min_p,
-                typical_p=sampling.typical_p,
-                repeat_penalty=sampling.repeat_penalty,
-                repeat_last_n=sampling.repeat_last_n,
-                frequency_penalty=sampling.frequency_penalty,
-                presence_penalty=sampling.presence_penalty,
-                seed=next((s for s in (sampling.seed, self._seed) if s is not None), _RANDOM_SEED),
-                grammar=sampling.grammar,
-            )
+            engine.start(**sampling_options(sampling, self._seed))
             self._request += 1
             request = self._request
 
@@ -460,9 +437,3 @@ def _set_reducer(engine: _native.Engine, reducer: Reducer | None) -> None:
         engine.clear_reducer()
     else:
         engine.set_reducer(reducer.spec())
-
-
-def _content_id(image: NDArray[np.uint8]) -> str:
-    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
-    digest.update(image.data)
-    return digest.hexdigest()

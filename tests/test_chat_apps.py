@@ -24,8 +24,6 @@ PAGE = (ROOT / "docs" / "chat-apps.md").read_text("utf-8")
 EXAMPLES = dict(re.findall(r"^```python (\S+)\n(.*?)^```", PAGE, re.M | re.S))
 ADDRESS = "http://127.0.0.1:8080"
 
-pytestmark = pytest.mark.skipif(find_spec("pyfastv.serve") is None, reason="this pyfastv has no server")
-
 
 def installed(module: str) -> bool:
     try:

@@ -6,6 +6,7 @@
 #include "runner/pixels.h"
 #include "runner/prompt.h"
 #include "runner/sampler.h"
+#include "runner/vocab.h"
 
 #include "ggml-cpp.h"
 #include "llama-cpp.h"
@@ -83,9 +84,9 @@ public:
     int32_t     n_vocab() const { return llama_vocab_n_tokens(vocab); }
     int32_t     n_layer() const { return llama_model_n_layer(model.get()); }
     const char * chat_template() const { return llama_model_chat_template(model.get(), nullptr); }
-    std::string bos_token()   const;
-    std::string eos_token()   const;
-    std::string description() const;
+    std::string bos_token()   const { return pyfastv::bos_token(vocab); }
+    std::string eos_token()   const { return pyfastv::eos_token(vocab); }
+    std::string description() const { return describe(model.get()); }
 
 private:
     void attach(const pyfastv_params * params);
@@ -131,8 +132,6 @@ private:
     int64_t n_tokens() const;
 
     void check(int32_t decode_result, const std::string & reason);
-
-    std::string piece_of(llama_token token) const;
 
     // polls options.interrupt, at most every few milliseconds
     bool stop_requested();

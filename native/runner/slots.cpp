@@ -319,32 +319,4 @@ std::vector<int32_t> slots::entered(const slot & s) const {
     return res;
 }
 
-std::string slots::piece_of(llama_token token) const {
-    std::string piece(32, '\0');
-    int32_t n = llama_token_to_piece(vocab, token, piece.data(), piece.size(), 0, false);
-    if (n < 0) {
-        piece.resize(-n);
-        n = llama_token_to_piece(vocab, token, piece.data(), piece.size(), 0, false);
-    }
-    piece.resize(std::max(n, 0));
-
-    return piece;
-}
-
-std::string slots::bos_token() const {
-    const auto token = llama_vocab_bos(vocab);
-    return token == LLAMA_TOKEN_NULL ? "" : llama_vocab_get_text(vocab, token);
-}
-
-std::string slots::eos_token() const {
-    const auto token = llama_vocab_eos(vocab);
-    return token == LLAMA_TOKEN_NULL ? "" : llama_vocab_get_text(vocab, token);
-}
-
-std::string slots::description() const {
-    char buf[256];
-    llama_model_desc(model.get(), buf, sizeof(buf));
-    return buf;
-}
-
 } // namespace pyfastv

@@ -4,6 +4,7 @@
 #include "runner/options.h"
 #include "runner/prompt.h"
 #include "runner/slot.h"
+#include "runner/vocab.h"
 
 #include "llama-cpp.h"
 #include "pyfastv.h"
@@ -65,9 +66,9 @@ public:
 
     const std::string & marker() const { return media_marker; }
     const char *        chat_template() const { return llama_model_chat_template(model.get(), nullptr); }
-    std::string         bos_token()   const;
-    std::string         eos_token()   const;
-    std::string         description() const;
+    std::string         bos_token()   const { return pyfastv::bos_token(vocab); }
+    std::string         eos_token()   const { return pyfastv::eos_token(vocab); }
+    std::string         description() const { return describe(model.get()); }
 
 private:
     // rows of one slot in a shared batch; the logits of the last are read if its prompt ends with it
@@ -124,8 +125,6 @@ private:
 
     std::vector<int32_t> kept(const slot & s, int32_t cut) const;
     std::vector<int32_t> entered(const slot & s) const; // [visual token] how many cuts it passed
-
-    std::string piece_of(llama_token token) const;
 
     void attach(const pyfastv_params * params);
     void check_idle() const;

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _native
 from .._checks import integer
+from .._native_options import PathLike, content_id, engine_options, model_files, sampling_options, seed_of
 from ..chat import ChatTemplate, Prompt
 from ..errors import ModelError, OptionError
 from ..images import MAX_PIXELS, load_image
-from ..models import bundled_mmproj, bundled_model
 from ..options import Sampling
 from ..presets import Recommended, to_schedule
-from ..runner import _FLASH_ATTENTION, _RANDOM_SEED, PathLike, _content_id
 from ..schedule import Schedule
 from ..turbo import Turbo, to_turbo
 from .active import Active
@@ -87,33 +84,31 @@ class Pool:
         between two tokens of other answers.
         """
         integer("queue", queue, 0)
-        self._seed = None if seed is None else integer("seed", seed, 0, 2**32 - 1)
+        self._seed = seed_of(seed)
         self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
         schedule, self.turbo = to_schedule(fastv), to_turbo(turbo)
-        if flash_attn not in _FLASH_ATTENTION:
-            raise OptionError(f"flash_attn must be 'auto', True or False; got {flash_attn!r}")
-        if model_path is None:
-            model_path, mmproj_path = bundled_model(), mmproj_path or bundled_mmproj()
-        model, mmproj = os.fsdecode(model_path), None if mmproj_path is None else os.fsdecode(mmproj_path)
-        self.name = Path(model).name
+        model, mmproj = model_files(model_path, mmproj_path)
+        self.name = model.name
         """File name of the model."""
         self.has_vision = mmproj is not None
         if n_ctx is None:
-            n_ctx = min(_native.model_info(model)["n_ctx_train"], _DEFAULT_N_CTX)
+            n_ctx = min(_native.model_info(str(model))["n_ctx_train"], _DEFAULT_N_CTX)
         self._slots = _native.Slots(
-            model_path=model,
-            mmproj_path=mmproj,
+            **engine_options(
+                model,
+                mmproj,
+                n_batch=n_batch,
+                n_ubatch=n_ubatch,
+                n_threads=n_threads,
+                n_gpu_layers=n_gpu_layers,
+                flash_attn=flash_attn,
+                encoder_cache_mb=encoder_cache_mb,
+                verbose=verbose,
+            ),
             n_slots=integer("slots", slots, 1, 2**31 - 1),
             n_ctx=integer("n_ctx", n_ctx, 1, 2**31 - 1),
-            n_batch=integer("n_batch", n_batch, 1),
-            n_ubatch=integer("n_ubatch", n_ubatch, 1),
-            n_threads=0 if n_threads is None else integer("n_threads", n_threads, 1),
-            n_gpu_layers=integer("n_gpu_layers", n_gpu_layers, -1),
-            flash_attn=_FLASH_ATTENTION[flash_attn],
             type_k=type_k,
             type_v=type_v,
-            encoder_cache_bytes=integer("encoder_cache_mb", encoder_cache_mb, 0) * 2**20,
-            verbose=bool(verbose),
             progress=progress,
         )
         self.fastv = schedule
@@ -238,9 +233,9 @@ class Pool:
             request = self._slots.prepare(
                 prompt.text,
                 images,
-                [_content_id(image) for image in images],
+                [content_id(image) for image in images],
                 prompt.add_bos,
-                **self._sampling_arguments(sampling),
+                **sampling_options(sampling, self._seed),
                 n_probs=n_probs,
             )
             item = Active(
@@ -254,22 +249,6 @@ class Pool:
             )
             self._batcher.add(item)
         return item.job
-
-    def _sampling_arguments(self, sampling: Sampling) -> dict[str, Any]:
-        return {
-            "max_tokens": -1 if sampling.max_tokens is None else sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "min_p": sampling.min_p,
-            "typical_p": sampling.typical_p,
-            "repeat_penalty": sampling.repeat_penalty,
-            "repeat_last_n": sampling.repeat_last_n,
-            "frequency_penalty": sampling.frequency_penalty,
-            "presence_penalty": sampling.presence_penalty,
-            "seed": next((seed for seed in (sampling.seed, self._seed) if seed is not None), _RANDOM_SEED),
-            "grammar": sampling.grammar,
-        }
 
     @cached_property
     def _template(self) -> ChatTemplate:

@@ -1,0 +1,37 @@
+#include "runner/vocab.h"
+
+#include <algorithm>
+
+namespace pyfastv {
+
+static std::string text_of(const llama_vocab * vocab, llama_token token) {
+    return token == LLAMA_TOKEN_NULL ? "" : llama_vocab_get_text(vocab, token);
+}
+
+std::string piece_of(const llama_vocab * vocab, llama_token token) {
+    std::string piece(32, '\0');
+    int32_t n = llama_token_to_piece(vocab, token, piece.data(), piece.size(), 0, false);
+    if (n < 0) {
+        piece.resize(-n);
+        n = llama_token_to_piece(vocab, token, piece.data(), piece.size(), 0, false);
+    }
+    piece.resize(std::max(n, 0));
+
+    return piece;
+}
+
+std::string bos_token(const llama_vocab * vocab) {
+    return text_of(vocab, llama_vocab_bos(vocab));
+}
+
+std::string eos_token(const llama_vocab * vocab) {
+    return text_of(vocab, llama_vocab_eos(vocab));
+}
+
+std::string describe(const llama_model * model) {
+    char buf[256];
+    llama_model_desc(model, buf, sizeof(buf));
+    return buf;
+}
+
+} // namespace pyfastv

@@ -1,0 +1,89 @@
+"""What :class:`pyfastv.Runner` and :class:`pyfastv.serve.pool.Pool` both hand to the native module."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ._checks import integer
+from .errors import OptionError
+from .models import bundled_mmproj, bundled_model
+from .options import Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["PathLike", "content_id", "engine_options", "model_files", "sampling_options", "seed_of"]
+
+PathLike: TypeAlias = "str | os.PathLike[str]"
+
+_RANDOM_SEED = 2**32 - 1  # llama.cpp's LLAMA_DEFAULT_SEED
+_FLASH_ATTENTION = {"auto": "auto", True: "on", False: "off", "on": "on", "off": "off"}
+
+
+def model_files(model: PathLike | None, mmproj: PathLike | None) -> tuple[Path, Path | None]:
+    """Of the language model and its vision encoder; no model is the bundled one."""
+    if model is None:
+        model, mmproj = bundled_model(), mmproj or bundled_mmproj()
+    return Path(os.fsdecode(model)), None if mmproj is None else Path(os.fsdecode(mmproj))
+
+
+def engine_options(
+    model: Path,
+    mmproj: Path | None,
+    *,
+    n_batch: int,
+    n_ubatch: int,
+    n_threads: int | None,
+    n_gpu_layers: int,
+    flash_attn: bool | str,
+    encoder_cache_mb: int,
+    verbose: bool,
+) -> dict[str, Any]:
+    """Keywords of both native classes, checked. Raises OptionError."""
+    if flash_attn not in _FLASH_ATTENTION:
+        raise OptionError(f"flash_attn must be 'auto', True or False; got {flash_attn!r}")
+    return {
+        "model_path": str(model),
+        "mmproj_path": None if mmproj is None else str(mmproj),
+        "n_batch": integer("n_batch", n_batch, 1),
+        "n_ubatch": integer("n_ubatch", n_ubatch, 1),
+        "n_threads": 0 if n_threads is None else integer("n_threads", n_threads, 1),
+        "n_gpu_layers": integer("n_gpu_layers", n_gpu_layers, -1),
+        "flash_attn": _FLASH_ATTENTION[flash_attn],
+        "encoder_cache_bytes": integer("encoder_cache_mb", encoder_cache_mb, 0) * 2**20,
+        "verbose": bool(verbose),
+    }
+
+
+def seed_of(seed: int | None) -> int | None:
+    """The seed of requests that bring none, checked. Raises OptionError."""
+    return None if seed is None else integer("seed", seed, 0, 2**32 - 1)
+
+
+def sampling_options(sampling: Sampling, seed: int | None) -> dict[str, Any]:
+    """Keywords of the native start() and prepare(). ``seed``: where the sampling has none; None: a random one."""
+    return {
+        "max_tokens": -1 if sampling.max_tokens is None else sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "typical_p": sampling.typical_p,
+        "repeat_penalty": sampling.repeat_penalty,
+        "repeat_last_n": sampling.repeat_last_n,
+        "frequency_penalty": sampling.frequency_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "seed": next((one for one in (sampling.seed, seed) if one is not None), _RANDOM_SEED),
+        "grammar": sampling.grammar,
+    }
+
+
+def content_id(image: NDArray[np.uint8]) -> str:
+    """A hash of an image's pixels and size."""
+    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+    digest.update(image.data)
+    return digest.hexdigest()
