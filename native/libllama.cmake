@@ -15,6 +15,7 @@ set(PYFASTV_SOURCES
     memory/stage_cache.cpp
     memory/staged_memory.cpp
     memory/state.cpp
+    products/products.cpp
     schedule/names.cpp
     schedule/schedule.cpp
     schedule/validate.cpp

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "products/products.h"
 #include "reduce/reduce.h"
 
 #include <cstdint>
@@ -7,15 +8,6 @@
 
 // The parts of reduce(). n inputs of d numbers; indices ascending.
 namespace pyfastv {
-
-// F32 [n, d] of length 1 each, or of length 0
-std::vector<float> unit_rows(const float * values, int64_t n, int64_t d);
-
-// F32 [n_a, n_b] products of rows of length d
-std::vector<float> row_products(const float * a, int64_t n_a, const float * b, int64_t n_b, int64_t d, ggml_backend_t backend);
-
-// F32 [n, n] cosines
-std::vector<float> cosines(const float * values, int64_t n, int64_t d, ggml_backend_t backend);
 
 std::vector<int32_t> pick_stride  (int64_t n, size_t m);
 std::vector<int32_t> pick_divprune(const std::vector<float> & cosines, int64_t n, size_t m);

@@ -121,6 +121,19 @@ static void check(const reducer & how, const std::vector<patch_grid> & slices) {
     }
 }
 
+ggml_backend_ptr make_cpu_backend(int32_t n_threads) {
+    ggml_backend_ptr res(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
+    if (!res) {
+        throw std::bad_alloc();
+    }
+    auto * reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(res.get()));
+    const auto set_n_threads = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
+    if (set_n_threads) {
+        set_n_threads(res.get(), n_threads);
+    }
+    return res;
+}
+
 size_t count_reduced(const reducer & how, const std::vector<patch_grid> & slices) {
     check(how, slices);
 

@@ -1,4 +1,4 @@
-#include "reduce/methods.h"
+#include "products/products.h"
 
 #include "ggml-cpp.h"
 #include "ggml.h"
@@ -56,19 +56,6 @@ private:
 };
 
 } // namespace
-
-ggml_backend_ptr make_cpu_backend(int32_t n_threads) {
-    ggml_backend_ptr res(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
-    if (!res) {
-        throw std::bad_alloc();
-    }
-    auto * reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(res.get()));
-    const auto set_n_threads = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
-    if (set_n_threads) {
-        set_n_threads(res.get(), n_threads);
-    }
-    return res;
-}
 
 std::vector<float> unit_rows(const float * values, int64_t n, int64_t d) {
     std::vector<float> res(n*d);

@@ -1,0 +1,20 @@
+#pragma once
+
+#include "ggml-backend.h"
+
+#include <cstdint>
+#include <vector>
+
+// Products of rows of F32 numbers. `backend`: a CPU that computes them. Throws std::bad_alloc.
+namespace pyfastv {
+
+// F32 [n, d] of length 1 each, or of length 0
+std::vector<float> unit_rows(const float * values, int64_t n, int64_t d);
+
+// F32 [n_a, n_b] products of rows of length d
+std::vector<float> row_products(const float * a, int64_t n_a, const float * b, int64_t n_b, int64_t d, ggml_backend_t backend);
+
+// F32 [n, n] cosines
+std::vector<float> cosines(const float * values, int64_t n, int64_t d, ggml_backend_t backend);
+
+} // namespace pyfastv
