@@ -33,7 +33,7 @@ from pyfastv.eval import (
 )
 from pyfastv.eval import asking as asking_module
 from pyfastv.eval.command import pick_pictures
-from pyfastv.eval.plot import Point, pareto
+from pyfastv.eval.plot import Point, pareto, series_of
 from pyfastv.eval.settings import check_settings, same_as
 from pyfastv.eval.table import tables
 from pyfastv.eval.timing import ratio
@@ -283,6 +283,23 @@ def test_tables_have_a_row_for_every_setting_and_family() -> None:
 
 
 # the plot
+
+
+@pytest.mark.parametrize(
+    ("setting", "series", "label"),
+    [
+        ("off", "off", ""),
+        ("recommended", "recommended (question-max, cover, weigh)", "K=2 drop 0.5"),
+        ("k=4,drop=0.75", "fastv (last, top-k)", "K=4 drop 0.75"),
+        ("pyramiddrop", "pyramiddrop", ""),
+        ("turbo:share=0.25", "Turbo", "share 0.25"),
+        ("turbo:r=8,once,alpha=0.1", "Turbo, once", "r 8"),
+        ("reduce:merge,keep=144,scale", "merge, scale", "keep 144"),
+        ("reduce:pool,window=2 + k=2,drop=0.5", "pool + fastv (last, top-k)", "window 2, K=2 drop 0.5"),
+    ],
+)
+def test_settings_of_one_method_are_one_series(setting: str, series: str, label: str) -> None:
+    assert series_of(setting) == (series, label)
 
 
 def test_the_front_is_what_nothing_beats_at_both() -> None:

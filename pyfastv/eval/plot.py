@@ -8,17 +8,19 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..errors import DataError, OptionError
-from ..presets import PRESETS, to_schedule
+from ..presets import PRESETS
 from ..schedule import Cut, Schedule
+from ..setting import Setting
 from .evaluation import Evaluation, Result
 from .settings import OFF
 from .timing import spread
 
-__all__ = ["check_plot", "pareto", "plot"]
+__all__ = ["check_plot", "pareto", "plot", "series_of"]
 
 # distinguishable with color-blindness, and by shape: Okabe and Ito
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C6D31", "#4B0082")
 _MARKERS = "osD^vP*Xd"
+_AMOUNTS = {"share", "r", "keep", "drop", "window", "frames"}
 
 
 class Point(NamedTuple):
@@ -149,16 +151,37 @@ def _times(evaluation: Evaluation) -> list[Point]:
 
 
 def _point(result: Result, x: float) -> Point:
-    rule, label = _name(result.setting)
+    rule, label = series_of(result.setting)
     value, low, high = (100 * part for part in result.score)
     return Point(x, value, low, high, rule, label)
 
 
-def _name(setting: str) -> tuple[str, str]:
+def series_of(setting: str) -> tuple[str, str]:
     """The series that a setting belongs to, and what tells it from the others of the series."""
-    schedule = to_schedule(setting)
-    if schedule is None:
+    parsed = Setting.parse(setting)
+    if parsed.is_off:
         return OFF, ""
+    before = [
+        _split(text)
+        for text in (
+            "" if parsed.turbo is None else f"Turbo,{parsed.turbo.spec()}",
+            "" if parsed.reduce is None else parsed.reduce.spec(),
+        )
+        if text
+    ]
+    named = [*before, *([] if parsed.fastv is None else [_named(parsed.fastv)])]
+    return " + ".join(rule for rule, _ in named), ", ".join(label for _, label in named if label)
+
+
+def _split(spec: str) -> tuple[str, str]:
+    """A merging or a reducer: its method and its amount."""
+    parts = spec.split(",")
+    amounts = [part for part in parts if part.partition("=")[0] in _AMOUNTS]
+    method = [part for part in parts if part not in amounts and not part.startswith("alpha=")]
+    return ", ".join(method), " ".join(amounts).replace("=", " ")
+
+
+def _named(schedule: Schedule) -> tuple[str, str]:
     preset = next(
         (name for name, make in PRESETS.items() if make() == schedule and len(schedule.cuts) > 1), None
     )
