@@ -22,7 +22,7 @@ from pyfastv.setting import Setting
 
 from accuracy import Question, arguments, ask, mean_share, percent, read_questions
 
-SCHEDULE = pyfastv.Recommended(2, 0.5).spec()
+SCHEDULE, DEEPER = (pyfastv.Recommended(2, drop).spec() for drop in (0.5, 0.75))
 COUNTS = (288, 144)
 REDUCERS = {
     "pooling": "pool,keep={}",
@@ -36,9 +36,13 @@ SETTINGS = [
     "off: off",
     *(f"{name}, {n}: reduce:{spec.format(n)}" for n in COUNTS for name, spec in REDUCERS.items()),
     "pooling, 144, renumbered: reduce:pool,keep=144,renumber",
+    *(f"pooling, {n}: reduce:pool,keep={n}" for n in (432, 196)),  # Turbo's counts
     *(f"Turbo, share {share}: turbo:share={share}" for share in (0.25, 0.5, 0.66)),
     *(f"Turbo once, share {share}: turbo:share={share},once" for share in (0.5, 0.66)),
     f"Recommended(2, 0.5): {SCHEDULE}",
+    f"Recommended(2, 0.75): {DEEPER}",
+    f"Turbo, share 0.25, Recommended(2, 0.75): turbo:share=0.25 + {DEEPER}",
+    f"pooling, 432, Recommended(2, 0.75): reduce:pool,keep=432 + {DEEPER}",
     *(
         f"{name}, 288, Recommended(2, 0.5): reduce:{REDUCERS[name].format(288)} + {SCHEDULE}"
         for name in ("pooling", "merge", "DivPrune", "CDPruner")
