@@ -244,8 +244,8 @@ class Slots:
         """As :meth:`Engine.set_fastv`, for all requests from now on. OptionError unless idle."""
     def clear_fastv(self) -> None:
         """OptionError unless idle."""
-    def set_turbo(self, spec: str) -> None:  # the language of pyfastv_turbo_parse(); empty: none
-        """For all requests that are prepared from now on; empties the context. OptionError unless idle."""
+    def check(self, turbo: str, reducer: str) -> None:
+        """Are these settings of :meth:`prepare` right for the model? Raises OptionError, UnsupportedModelError."""
     def prepare(
         self,
         prompt: str,
@@ -266,10 +266,13 @@ class Slots:
         seed: int,
         grammar: str | None,
         n_probs: int,  # how many of the likeliest tokens the events name; 0: none
+        turbo: str = "",  # the language of pyfastv_turbo_parse(); empty: none
+        reducer: str = "",  # the language of parse_reducer() (native/reduce/spec.h); empty: none
     ) -> SlotRequest:
         """Tokens, prepared pictures and samplers of a request, from any thread. Arguments as of :class:`Engine`.
 
-        Raises ContextLengthError, ImageError, OptionError (a bad grammar, for one): all that is wrong with it."""
+        One with pictures waits while the encoder runs with another Turbo. Raises ContextLengthError, ImageError,
+        OptionError (a bad grammar, for one), UnsupportedModelError: all that is wrong with it."""
     def start(self, request: SlotRequest) -> int:
         """Give a request an idle slot; its number. :meth:`step` computes. OptionError: none is idle; started already."""
     def step(self) -> list[dict[str, Any]]:
@@ -279,8 +282,9 @@ class Slots:
         Returns what happened, one dict each: ``id``; ``token`` (None: only an end) and its ``bytes``; with n_probs
         ``logprob`` (natural log of the softmax of the raw logits) and ``top`` (list of (token, bytes, logprob)); and of
         a request that has ended ``finish`` ("stop", "length", "cancelled") or ``error`` (an exception), ``report`` as
-        :meth:`Engine.report` (of the KV cache: all slots), ``kept`` (a list of :meth:`Engine.kept` of every cut) and
-        ``grids`` as :meth:`Engine.grids`."""
+        :meth:`Engine.report` (of the KV cache: all slots), ``kept`` (a list of :meth:`Engine.kept` of every cut),
+        ``grids`` as :meth:`Engine.grids`, and ``pictures``: of each its slices, (patches, places): (nx, ny) of the grids
+        that the encoder sees, and of every visual token the patch whose position it has."""
     def cancel(self, id: int) -> None:
         """From any thread: the request ends with the next step. An unknown number is ignored."""
     def reset(self) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "load_runner",
     "model_options",
     "read_media",
+    "reduce_option",
     "request_options",
     "runner_arguments",
     "schedule_options",
@@ -111,13 +112,15 @@ class _ReducerType(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+reduce_option = click.option(
+    "--reduce",
+    type=_ReducerType(),
+    help="Fewer visual tokens before the language model, as in divprune,keep=288 or pool,window=2; "
+    f"{', '.join(REDUCERS)}.",
+)
+
 _MEDIA = [
-    click.option(
-        "--reduce",
-        type=_ReducerType(),
-        help="Fewer visual tokens before the language model, as in divprune,keep=288 or pool,window=2; "
-        f"{', '.join(REDUCERS)}.",
-    ),
+    reduce_option,
     click.option("--frames", type=int, help="Frames of a video, evenly spaced.  [default: 8]"),
     click.option("--fps", type=float, help="Frames a second of a video, in place of --frames."),
 ]

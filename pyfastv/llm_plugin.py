@@ -7,6 +7,8 @@ folder (``llm logs path`` shows where that is), in the form of llm's own extra-o
       model: /models/llava-v1.5-7b-Q4_K_M.gguf
       mmproj: /models/mmproj-llava-v1.5-7b-f16.gguf   # left out: the only mmproj*.gguf beside the model
       fastv: k=2,drop=0.5                             # left out: the package's default
+      turbo: share=0.25                               # left out: off
+      reduce: pool,window=2                           # left out: off
       n_ctx: 4096                                     # left out: what the model was trained for
       aliases: [l]
 """
@@ -16,24 +18,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import llm
 import yaml  # type: ignore[import-untyped]
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from .errors import Error
 from .images import Picture
 from .models import mmproj_beside
-from .options import Sampling
+from .options import RequestOptions, Sampling
 from .presets import Recommended, to_schedule
+from .reduce import to_reducer
 from .runner import Runner
+from .turbo import to_turbo
 
 __all__ = ["PyfastvModel", "register_models"]
 
 _CONFIGURATION = "pyfastv.yaml"
-_KEYS = {"model_id", "model", "mmproj", "fastv", "n_ctx", "aliases"}
+_KEYS = {"model_id", "model", "mmproj", "fastv", "turbo", "reduce", "n_ctx", "aliases"}
+_CHEAPER: dict[str, Callable[[Any], Any]] = {"fastv": to_schedule, "turbo": to_turbo, "reduce": to_reducer}
 
 # what pyfastv.load_image reads, as llm tells types
 _PICTURES = ("png", "jpeg", "webp", "gif", "bmp", "x-ms-bmp", "tiff", "avif", "jp2", "x-portable-pixmap")
@@ -68,14 +73,18 @@ class PyfastvModel(llm.Model):
         fastv: str | None = Field(
             None, description="Which visual tokens the later layers see: k=2,drop=0.5, pyramiddrop, ..., off"
         )
+        turbo: str | None = Field(None, description="Merge tokens in the vision encoder: share=0.5, ..., off")
+        reduce: str | None = Field(
+            None, description="Fewer visual tokens before the language model: pool,window=2, ..., off"
+        )
         model: str | None = Field(None, description="Path of another GGUF model")
         mmproj: str | None = Field(None, description="Path of its vision encoder")
         n_ctx: int | None = Field(None, description="Context in tokens; 0: what the model was trained for")
 
-        @field_validator("fastv")
+        @field_validator(*_CHEAPER)
         @classmethod
-        def _check_fastv(cls, value: str | None) -> str | None:
-            to_schedule(value)
+        def _check(cls, value: str | None, info: ValidationInfo) -> str | None:
+            _CHEAPER[str(info.field_name)](value)
             return value
 
     def __init__(
@@ -84,12 +93,18 @@ class PyfastvModel(llm.Model):
         model: str | None = None,
         mmproj: str | None = None,
         fastv: str | None = None,
+        turbo: str | None = None,
+        reduce: str | None = None,
         n_ctx: int = 0,
     ) -> None:
         """``model`` None: the bundled one; ``fastv`` None: the package's default."""
         self.model_id = model_id
         self._model, self._mmproj, self._n_ctx = model, mmproj, n_ctx
-        self._fastv = Recommended() if fastv is None else to_schedule(fastv)
+        self._cheaper: RequestOptions = {
+            "fastv": Recommended() if fastv is None else to_schedule(fastv),
+            "turbo": to_turbo(turbo),
+            "reduce": to_reducer(reduce),
+        }
         self._runner: Runner | None = None
         self._loaded: tuple[Any, ...] = ()
 
@@ -102,9 +117,9 @@ class PyfastvModel(llm.Model):
         """Pieces of the answer. The response's JSON is the report of :class:`pyfastv.Report`."""
         options = {name: value for name, value in prompt.options if value is not None}
         runner = self._load(*(options.pop(name, None) for name in ("model", "mmproj", "n_ctx")))
-        fastv = to_schedule(options.pop("fastv")) if "fastv" in options else self._fastv
-        Sampling(**options)
-        chunks = runner.create_chat_completion(_messages(prompt), stream=True, fastv=fastv, **options)
+        Sampling(**{name: value for name, value in options.items() if name not in _CHEAPER})
+        asked = cast(RequestOptions, {**self._cheaper, **options})
+        chunks = runner.create_chat_completion(_messages(prompt), stream=True, **asked)
         pieces = []
         for chunk in chunks:
             piece = chunk["choices"][0]["delta"].get("content", "")
@@ -173,13 +188,14 @@ def _checked(path: Path, entry: Any) -> dict[str, Any]:
         wrong = "a model needs model_id and model"
     elif unknown := sorted(map(str, set(entry) - _KEYS)):
         wrong = f"{', '.join(unknown)} is none of {', '.join(sorted(_KEYS))}"
-    elif not all(isinstance(entry.get(name, ""), str) for name in ("model_id", "model", "mmproj", "fastv")):
-        wrong = "model_id, model, mmproj and fastv must be text"
+    elif not all(isinstance(entry.get(name, ""), str) for name in _KEYS - {"n_ctx", "aliases"}):
+        wrong = "all but n_ctx and aliases must be text"
     elif not isinstance(entry.get("n_ctx", 0), int) or not isinstance(entry.get("aliases", []), list):
         wrong = "n_ctx must be a number, aliases a list"
     else:
         try:
-            to_schedule(entry.get("fastv"))
+            for name, check in _CHEAPER.items():
+                check(entry.get(name))
         except ValueError as error:
             wrong = str(error)
     if wrong is not None:

@@ -95,7 +95,7 @@ def _field(text: str) -> tuple[str, Any]:
     if key in _FLAGS and not equals:
         return key, True
     if not equals or key not in ("share", "r", "alpha", "layers"):
-        raise OptionError(f"{text.strip()!r} is none of {_FIELDS}")
+        raise OptionError(f"turbo: {text.strip()!r} is none of {_FIELDS}")
     if key == "layers":
         found = re.fullmatch(r"(\d+)-(\d+)", value)
         if found is None:

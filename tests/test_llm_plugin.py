@@ -91,6 +91,10 @@ def test_options_reach_the_runner(run: Llm, logged: Logged) -> None:
     )
     run("-m", "pyfastv", "-a", CLOCK.picture, CLOCK.question, "-o", "fastv", "off")
     assert logged()["visual_tokens_kept"] == 576
+    cheaper = ["-o", "turbo", "share=0.25", "-o", "reduce", "stride,keep=200"]
+    run("-m", "pyfastv", "-a", CLOCK.picture, CLOCK.question, *cheaper)
+    report = logged()
+    assert (report["patches"], report["encoded_tokens"], report["visual_tokens"]) == (576, 432, 200)
 
 
 def test_a_conversation_goes_on(run: Llm, logged: Logged) -> None:
@@ -144,13 +148,14 @@ def test_more_models_by_a_file(
     shutil.copy(bundled_model(), pair / "m.gguf")
     shutil.copy(bundled_mmproj(), pair / "mmproj-m.gguf")
     (folder / "pyfastv.yaml").write_text(
-        f"- model_id: mine\n  model: {pair / 'm.gguf'}\n  fastv: k=2,drop=0.75\n  n_ctx: 1024\n  aliases: [my]\n"
+        f"- model_id: mine\n  model: {pair / 'm.gguf'}\n  fastv: k=2,drop=0.75\n  reduce: stride,keep=0.5\n"
+        "  n_ctx: 1024\n  aliases: [my]\n"
     )
     assert "pyfastv: mine (aliases: my)" in run("models").output.splitlines()
     done = run("-m", "my", "-a", CLOCK.picture, CLOCK.question)
     assert done.exit_code == 0, done.output
     report = logged()
-    assert (report["fastv"], report["visual_tokens_kept"]) == ("k=2,drop=0.75", 144)
+    assert (report["fastv"], report["visual_tokens_kept"]) == ("k=2,drop=0.75", 72)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +166,7 @@ def test_more_models_by_a_file(
         ("- model_id: x", "needs model_id and model"),
         ("- {model_id: x, model: y, speed: 11}", "speed is none of"),
         ("- {model_id: x, model: y, fastv: k=two}", "k=two"),
+        ("- {model_id: x, model: y, turbo: share=3}", "share"),
         ("- {model_id: x, model: 7}", "must be text"),
         ("- {model_id: x, model: y, n_ctx: many}", "n_ctx must be a number"),
     ],

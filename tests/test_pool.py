@@ -13,7 +13,8 @@ import numpy as np
 import psutil
 import pytest
 
-from pyfastv import ClosedError, ContextLengthError, FastV, ImageError, OptionError, Runner, Sampling
+from pyfastv import ClosedError, ContextLengthError, FastV, ImageError, OptionError, Runner, Sampling, Turbo
+from pyfastv import Pool as Pooling
 from pyfastv.chat import assistant_message, user_message
 from pyfastv.demo import same_answer
 from pyfastv.models import bundled_examples
@@ -69,8 +70,19 @@ def one_slot() -> Iterator[Pool]:
 # answers
 
 
-@pytest.mark.parametrize(("turbo", "n_visual"), [(None, 576), ("share=0.5", 288)])
-def test_each_of_eight_clients_gets_the_answer_that_it_gets_alone(turbo: str | None, n_visual: int) -> None:
+@pytest.mark.parametrize(
+    ("turbo", "reduce", "n_visual"),
+    [
+        (None, None, 576),
+        ("share=0.5", None, 288),
+        (None, "pool,keep=288", 288),
+        (None, "cdpruner,keep=144", 144),
+        ("share=0.25", "merge,keep=200", 200),
+    ],
+)
+def test_each_of_eight_clients_gets_the_answer_that_it_gets_alone(
+    turbo: str | None, reduce: str | None, n_visual: int
+) -> None:
     """Other row counts round differently: without flash attention and with f32 caches by too little to matter."""
     exact: dict[str, Any] = {
         "n_ctx": 1024,
@@ -78,6 +90,7 @@ def test_each_of_eight_clients_gets_the_answer_that_it_gets_alone(turbo: str | N
         "type_k": "f32",
         "type_v": "f32",
         "turbo": turbo,
+        "reduce": reduce,
     }
     asked = list({question["image"]: question for question in QUESTIONS}.values())[:8]
     with Pool(slots=4, **exact) as pool, Runner(**exact) as runner:
@@ -90,6 +103,79 @@ def test_each_of_eight_clients_gets_the_answer_that_it_gets_alone(turbo: str | N
         r is not None and (r.visual_tokens, r.visual_tokens_kept) == (n_visual, n_visual // 2)
         for r in reports
     )
+
+
+def test_each_request_has_its_own_turbo_and_reducer() -> None:
+    """All at once: unlike a schedule, neither waits for the others, and nobody gets what another one asked for."""
+    exact: dict[str, Any] = {"n_ctx": 1024, "flash_attn": False, "type_k": "f32", "type_v": "f32"}
+    settings: list[dict[str, Any]] = [
+        {},
+        {"turbo": "share=0.5"},
+        {"reduce": "pool,keep=288"},
+        {"turbo": Turbo(share=0.25), "reduce": Pooling(keep=288)},
+        {"turbo": "share=0.5,renumber"},
+        {"reduce": "stride,keep=288,renumber"},
+        {"turbo": None, "reduce": "off"},
+        {"turbo": "share=0.5", "reduce": "cdpruner,keep=200"},
+    ]
+    question = QUESTIONS[0]
+    picture, text = SLICE / question["image"], question["question"]
+    with Pool(slots=8, **exact) as pool, Runner(**exact) as runner:
+        running = [endless(pool, f"{i}") for i in range(2)]
+        jobs = [ask(pool, picture, text, **setting) for setting in [*settings, *settings]]
+        texts = [job.read() for job in jobs]
+        assert not any(job.done for job in running)
+        assert texts == 2 * [runner.ask(picture, text, **setting).text for setting in settings]
+    counts = [job.report.visual_tokens for job in jobs if job.report is not None]
+    assert counts == 2 * [576, 288, 288, 288, 288, 288, 576, 200]
+    assert [job.report.patches for job in jobs if job.report is not None] == 16 * [576]
+
+
+def test_a_picture_is_reused_only_if_it_was_made_cheaper_in_the_same_way(pool: Pool) -> None:
+    def cached(question: str = CLOCK.question, **setting: Any) -> int:
+        job = ask(pool, CLOCK.picture, question, **setting)
+        job.read()
+        assert job.report is not None
+        return job.report.cached_tokens
+
+    for setting in ({"turbo": "share=0.5"}, {"reduce": "stride,keep=288"}, {"reduce": "cdpruner,keep=288"}):
+        assert cached(**setting) < 50
+        assert cached(**setting) > 288
+    assert cached("What is this?", reduce="stride,keep=288") > 288
+    assert cached("What is this?", reduce="cdpruner,keep=288") < 50  # other tokens
+    assert cached("What is this?", turbo="share=0.4") < 50
+
+
+def test_a_picture_reduced_for_its_first_question_stays_in_its_conversation(pool: Pool) -> None:
+    messages = [user_message(CLOCK.question, CLOCK.picture)]
+    first = pool.submit(messages, GREEDY, reduce="cdpruner,keep=288").read()
+    messages += [assistant_message(first), user_message("Is the clock digital or analog?", [])]
+    second = pool.submit(messages, GREEDY, reduce="cdpruner,keep=288")
+    second.read()
+    assert second.report is not None
+    assert second.report.cached_tokens > 288
+    assert (second.report.pictures_encoded, second.report.visual_tokens) == (0, 288)
+
+
+def test_what_turbo_and_reducers_left_is_told_in_places(pool: Pool) -> None:
+    told = {}
+    for name, setting in {
+        "none": {},
+        "turbo": {"turbo": "share=0.5"},
+        "pool": {"reduce": "pool,window=2"},
+        "stride": {"reduce": "stride,keep=144", "fastv": None},
+    }.items():
+        job = ask(pool, [CLOCK.picture, ANALOG.picture][:1], "What?", details=True, **setting)
+        job.read()
+        assert job.details is not None
+        ((slice_,),) = job.details["pictures"]
+        assert slice_["patches"] == [[24, 24]]
+        told[name] = slice_["places"]
+    assert told["none"] == list(range(576))
+    assert len(told["turbo"]) == 288
+    assert told["turbo"] == sorted(set(told["turbo"]))
+    assert told["pool"] == [24 * y + x for y in range(0, 24, 2) for x in range(0, 24, 2)]
+    assert told["stride"] == list(range(2, 576, 4))
 
 
 def test_generation_goes_on_while_another_s_picture_is_evaluated(pool: Pool) -> None:
@@ -300,10 +386,12 @@ def test_what_is_wrong_with_a_request_is_raised_when_it_is_made(pool: Pool) -> N
         ask(pool, None, "Hello", n_probs=-1)
     with pytest.raises(OptionError, match="layer"):
         ask(pool, None, "Hello", fastv=FastV(40, 0.5))
-    with pytest.raises(OptionError, match="turbo is set for all requests, to off"):
-        ask(pool, None, "Hello", turbo="share=0.5")
-    with pytest.raises(OptionError, match="reduce is not there for several requests"):
-        ask(pool, None, "Hello", reduce="stride,keep=144")
+    with pytest.raises(OptionError, match="layers"):
+        ask(pool, CLOCK.picture, "Hello", turbo="layers=3-90")
+    with pytest.raises(OptionError, match="share"):
+        ask(pool, None, "Hello", turbo="share=2")
+    with pytest.raises(OptionError, match="no reducer"):
+        ask(pool, None, "Hello", reduce="none,keep=144")
     with pytest.raises(OptionError, match="a string"):
         pool.submit_text(3, GREEDY)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="slots = 100000"):

@@ -248,6 +248,27 @@ def test_pruning_is_told_in_detail_on_request(client: openai.OpenAI) -> None:
     assert told["unpruned_prefill_ms_estimate"] == pytest.approx(expected)
 
 
+def test_a_request_brings_its_own_turbo_and_reducer(client: openai.OpenAI) -> None:
+    for extra, tokens in (
+        ({"turbo": "share=0.5"}, 288),
+        ({"reduce": "pool,window=2"}, 144),
+        ({"turbo": "share=0.25", "reduce": "merge,keep=0.5"}, 216),
+        ({"turbo": False, "reduce": False}, 576),
+    ):
+        answer = client.chat.completions.create(
+            model=MODEL,
+            messages=[question(CLOCK.question, data_uri(CLOCK.picture))],
+            temperature=0,
+            extra_body={**extra, "fastv": "k=2,drop=0.5", "fastv_details": True},
+        )
+        usage = answer.usage
+        assert (usage.visual_patches, usage.visual_tokens) == (576, tokens)
+        assert usage.visual_tokens_kept == tokens // 2
+        assert (answer.timings["reduce_ms"] > 0) == bool(extra.get("reduce"))
+        ((slice_,),) = answer.fastv_details["pictures"]
+        assert len(slice_["places"]) == tokens
+
+
 def test_off_is_off(client: openai.OpenAI) -> None:
     for off in (False, "off"):
         answer = client.chat.completions.create(

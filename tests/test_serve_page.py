@@ -97,6 +97,26 @@ def test_a_picture_is_asked_about_and_its_kept_patches_are_drawn(page: Any) -> N
     assert {"choosing", "prompt in all", "without pruning (estimate)", "generation"} <= set(names)
 
 
+def test_what_a_reducer_left_is_drawn_at_its_places(page: Any) -> None:
+    page.find_element(By.ID, "settings").click()
+    for name, value in (("fastv", "off"), ("reduce", "pool,window=2")):
+        page.find_element(By.ID, name).send_keys(value)
+    choose(page, CLOCK.picture)
+    assert ask(page, CLOCK.question)
+    assert page.find_element(By.CSS_SELECTOR, "#log figcaption").text == "144 of 576 patches"
+    assert "144 visual tokens for 576 patches" in page.find_element(By.CSS_SELECTOR, ".report .note").text
+    page.find_element(By.ID, "settings").click()
+    page.find_element(By.ID, "fastv").send_keys(Keys.CONTROL, "a", Keys.BACKSPACE)
+    page.find_element(By.ID, "turbo").send_keys("share=0.5")
+    page.find_element(By.ID, "reduce").send_keys(Keys.CONTROL, "a", Keys.BACKSPACE)
+    page.find_element(By.ID, "clear").click()
+    choose(page, CLOCK.picture)
+    ask(page, CLOCK.question)
+    assert page.find_element(By.CSS_SELECTOR, "#log figcaption").text == "144 of 576 patches"
+    page.find_elements(By.CSS_SELECTOR, "fieldset input")[0].click()
+    assert page.find_element(By.CSS_SELECTOR, "#log figcaption").text == "288 of 576 patches"
+
+
 def test_a_second_question_knows_the_first_picture(page: Any) -> None:
     choose(page, CLOCK.picture)
     ask(page, CLOCK.question)

@@ -92,7 +92,7 @@ struct py_request {
 std::unique_ptr<py_request> prepare(py_slots & self, const std::string & prompt, const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids,
         bool add_bos, int32_t max_tokens, float temperature, int32_t top_k, float top_p, float min_p, float typical_p,
         float repeat_penalty, int32_t repeat_last_n, float frequency_penalty, float presence_penalty, uint32_t seed,
-        std::optional<std::string> grammar, int32_t n_probs) {
+        std::optional<std::string> grammar, int32_t n_probs, std::string turbo, std::string reducer) {
     auto & impl = self.get();
 
     const auto images = to_images(arrays, ids);
@@ -103,7 +103,7 @@ std::unique_ptr<py_request> prepare(py_slots & self, const std::string & prompt,
     };
 
     const py::gil_scoped_release release;
-    return std::make_unique<py_request>(py_request { impl.prepare(prompt, images, add_bos, sampling, n_probs) });
+    return std::make_unique<py_request>(py_request { impl.prepare(prompt, images, add_bos, { std::move(turbo), std::move(reducer) }, sampling, n_probs) });
 }
 
 int64_t start(py_slots & self, py_request & request) {
@@ -137,8 +137,21 @@ py::dict event_dict(const pyfastv::slot_event & event, bool probs) {
         for (const auto & of_cut : event.kept) {
             kept.append(py::array_t<int32_t>(of_cut.size(), of_cut.data()));
         }
-        res["kept"]   = kept;
-        res["grids"]  = to_grids(event.grids);
+        res["kept"]  = kept;
+        res["grids"] = to_grids(event.grids);
+        py::list pictures;
+        for (const auto & slices : event.pictures) {
+            py::list of_picture;
+            for (const auto & slice : slices) {
+                py::list patches;
+                for (const auto & grid : slice.patches) {
+                    patches.append(py::make_tuple(grid.nx, grid.ny));
+                }
+                of_picture.append(py::make_tuple(patches, py::array_t<int32_t>(slice.places.size(), slice.places.data())));
+            }
+            pictures.append(of_picture);
+        }
+        res["pictures"] = pictures;
     }
     return res;
 }
@@ -187,11 +200,13 @@ void bind_slots(py::module_ & m) {
         .def_property_readonly("eos_token",     [](py_slots & self) { return self.get().eos_token(); })
         .def_property_readonly("description",   [](py_slots & self) { return self.get().description(); })
         .def("set_fastv",   [](py_slots & self, const std::string & spec) { run(self, [&](slots & s) { s.set_fastv(spec); }); }, "spec"_a)
-        .def("set_turbo",   [](py_slots & self, const std::string & spec) { run(self, [&](slots & s) { s.set_turbo(spec); }); }, "spec"_a)
         .def("clear_fastv", [](py_slots & self) { run(self, [](slots & s) { s.clear_fastv(); }); })
+        .def("check",       [](py_slots & self, const std::string & turbo, const std::string & reducer) {
+            run(self, [&](slots & s) { s.check({ turbo, reducer }); });
+        }, "turbo"_a, "reducer"_a)
         .def("prepare",     &prepare, "prompt"_a, "images"_a, "image_ids"_a, "add_bos"_a, py::kw_only(), "max_tokens"_a, "temperature"_a,
              "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a, "repeat_penalty"_a, "repeat_last_n"_a, "frequency_penalty"_a,
-             "presence_penalty"_a, "seed"_a, "grammar"_a, "n_probs"_a)
+             "presence_penalty"_a, "seed"_a, "grammar"_a, "n_probs"_a, "turbo"_a = "", "reducer"_a = "")
         .def("start",       &start, "request"_a)
         .def("step",        &step)
         .def("cancel",      [](py_slots & self, int64_t id) { self.get().cancel(id); }, "id"_a)

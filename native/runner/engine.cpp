@@ -7,8 +7,6 @@
 #include "runner/turbo.h"
 
 #include "ggml.h"
-#include "mtmd-helper.h"
-#include "pyfastv_turbo.h"
 
 #include <algorithm>
 #include <numeric>
@@ -137,11 +135,17 @@ size_t engine::reuse(const prompt & prompt) {
     return n;
 }
 
+prompt engine::tokenized(const std::string & text, const std::vector<image> & images, bool add_bos) const {
+    return tokenize(vocab, vision.get(), turbo, media_marker, text, images, add_bos);
+}
+
 void engine::prefill(const std::string & text, const std::vector<image> & images, bool add_bos, int32_t reserve, const progress_fn & progress) {
     const log_scope log(options.verbose);
 
-    auto prompt = tokenize(vocab, vision.get(), media_marker, text, images, add_bos);
-    plan_reduction(prompt);
+    auto prompt = tokenized(text, images, add_bos);
+    if (reduce_how) {
+        plan_reduction(prompt, *reduce_how);
+    }
 
     if (prompt.n_tokens == 0) {
         throw error(error_kind::option, "the prompt is empty");
@@ -185,21 +189,21 @@ void engine::prefill(const std::string & text, const std::vector<image> & images
         }
     };
 
-    reduced_picture reduced;
+    picture_reduction reduced;
 
     const auto & pieces = prompt.pieces;
     for (size_t i = n_reused; i < pieces.size(); ) {
         size_t end = i + 1;
         if (!pieces[i].reducer.empty()) {
-            if (std::find(reduced.pieces.begin(), reduced.pieces.end(), i) == reduced.pieces.end()) {
+            if (!reduced.has(i)) {
                 reduced = {}; // before the next one takes its memory
                 reduced = reduce_picture(prompt, i, [&](size_t n) { tell(done + (int64_t) n/2); });
             }
-            const size_t k = std::find(reduced.pieces.begin(), reduced.pieces.end(), i) - reduced.pieces.begin();
-            decode_reduced(pieces[i], reduced.values[k], reduced.places[k], reduced.shapes[k]);
+            decode_visual(pieces[i], reduced.rows(i));
             done += pieces[i].n_tokens;
         } else if (pieces[i].visual()) {
-            decode_picture(pieces[i]);
+            const auto & slice = encode(pieces[i]);
+            decode_visual(pieces[i], { slice.values, slice.places, { pieces[i].n_tokens, 1 } });
             done += pieces[i].n_tokens;
         } else {
             while (end < pieces.size() && end - i < llama_n_batch(ctx.get()) && !pieces[end].visual()) {
@@ -261,46 +265,31 @@ void engine::decode_text(const std::vector<prompt_piece> & pieces, size_t begin,
     evaluated.insert(evaluated.end(), pieces.begin() + begin, pieces.begin() + end);
 }
 
-void engine::decode_picture(const prompt_piece & piece) {
+void engine::decode_visual(const prompt_piece & piece, const visual_rows & rows) {
     const log_scope log(options.verbose);
 
-    check_non_causal(piece);
-
-    const auto & slice = encode(piece);
+    check_fits_ubatch(vision.get(), ctx.get(), piece);
 
     if (stop_requested()) {
         throw interrupted();
     }
 
-    llama_pos new_n_past = n_past;
-
     time_full([&] {
-        const int32_t result = mtmd_helper_decode_image_chunk(vision.get(), ctx.get(), piece.chunk,
-                const_cast<float *>(slice.values.data()), n_past, 0, llama_n_batch(ctx.get()), &new_n_past, nullptr, nullptr);
-        check(result, log.reason(""));
+        check(decode_picture(ctx.get(), vision.get(), piece, rows, n_past, 0), log.reason(""));
         llama_synchronize(ctx.get());
     });
 
-    n_past = new_n_past;
+    n_past += piece.n_pos;
     evaluated.push_back(piece);
-    evaluated.back().chunk = nullptr;
-}
-
-void engine::check_non_causal(const prompt_piece & piece) const {
-    if (mtmd_decode_use_non_causal(vision.get(), piece.chunk) && (uint32_t) piece.n_tokens > llama_n_ubatch(ctx.get())) {
-        throw error(error_kind::option, "this model reads a picture of " + std::to_string(piece.n_tokens) +
-                " tokens at once, but n_ubatch is " + std::to_string(llama_n_ubatch(ctx.get())) + ": use a larger n_ubatch (and n_batch)");
-    }
+    evaluated.back().chunk  = nullptr;
+    evaluated.back().places = rows.places;
 }
 
 const encoded_slice & engine::encode(const prompt_piece & piece) {
     const log_scope log(options.verbose);
 
-    const auto key = piece.encoder_key() + "/" + turbo;
-
-    if (const auto * known = encoded.find(key)) {
+    if (const auto * known = encoded.find(piece.encoder_key())) {
         counts.pictures_from_cache += piece.slice == 0;
-        pyfastv_turbo_set_places(vision.get(), known->places.data(), known->places.size());
         return *known;
     }
 
@@ -316,7 +305,7 @@ const encoded_slice & engine::encode(const prompt_piece & piece) {
 
     const float * embd = mtmd_get_output_embd(vision.get());
 
-    return encoded.put(key, { { embd, embd + (size_t) piece.n_encoded*llama_model_n_embd_inp(model.get()) }, turbo_places(vision.get(), piece) });
+    return encoded.put(piece.encoder_key(), { { embd, embd + (size_t) piece.n_encoded*llama_model_n_embd_inp(model.get()) }, turbo_places(vision.get(), piece) });
 }
 
 void engine::check(int32_t decode_result, const std::string & reason) {
@@ -354,7 +343,7 @@ bool engine::stop_requested() {
 std::vector<slice_pixels> engine::pixels(const image & image) const {
     const log_scope log(options.verbose);
 
-    const auto prompt = tokenize(vocab, vision.get(), media_marker, media_marker, { image }, false);
+    const auto prompt = tokenized(media_marker, { image }, false);
 
     std::vector<slice_pixels> res;
     for (const auto & piece : prompt.pieces) {

@@ -1,10 +1,10 @@
 #pragma once
 
-#include "reduce/reduce.h"
 #include "runner/encoder_cache.h"
 #include "runner/options.h"
 #include "runner/pixels.h"
 #include "runner/prompt.h"
+#include "runner/reduction.h"
 #include "runner/sampler.h"
 #include "runner/vocab.h"
 
@@ -96,32 +96,15 @@ private:
     size_t reuse(const prompt & prompt);
 
     void decode_text   (const std::vector<prompt_piece> & pieces, size_t begin, size_t end, bool logits_last);
-    void decode_picture(const prompt_piece & piece);
-    void check_non_causal(const prompt_piece & piece) const;
+    void decode_visual (const prompt_piece & piece, const visual_rows & rows);
 
     // from the encoder or its cache; valid until the next call
     const encoded_slice & encode(const prompt_piece & piece);
 
-    // The pieces of a prompt that are slices of one picture, reduced: runner/engine_reduce.cpp.
-    struct reduced_picture {
-        std::vector<size_t>             pieces;  // of the prompt
-        std::vector<std::vector<float>> values;  // [piece] F32 [n_tokens, n_embd_inp]
-        std::vector<std::vector<int32_t>> places; // [piece][n_tokens] the patch whose position a token has
-        std::vector<patch_grid>         shapes;  // [piece] what the tokens form
-    };
+    // `piece`: any slice of its picture. tell(n): so many of its tokens are half done; after each slice that was encoded.
+    picture_reduction reduce_picture(prompt & prompt, size_t piece, const std::function<void(size_t)> & tell);
 
-    // writes down what will reduce the pictures of a prompt, and how long it then is
-    void plan_reduction(prompt & prompt) const;
-
-    // the question that the piece's picture was reduced for is what follows it in the prompt
-    bool question_follows(const prompt_piece & evaluated, const prompt & prompt, size_t piece) const;
-
-    // `piece`: any of its slices. tell(n): so many of its tokens are half done; after each slice that was encoded.
-    reduced_picture reduce_picture(prompt & prompt, size_t piece, const std::function<void(size_t)> & tell);
-    void            decode_reduced(const prompt_piece & piece, const std::vector<float> & values, const std::vector<int32_t> & places, const patch_grid & shape);
-
-    std::vector<float> embedding_of(const std::vector<llama_token> & question) const; // F32 [n_embd] mean over its tokens
-    ggml_backend_t     cpu();
+    prompt tokenized(const std::string & text, const std::vector<image> & images, bool add_bos) const;
 
     // adds the time of decoding prompt rows to counts.full_ms, if they ran through every layer at once
     void time_full(const std::function<void()> & decode);
@@ -148,9 +131,8 @@ private:
     encoder_cache encoded;
     std::string   turbo; // its settings; empty: off
 
-    std::optional<reducer> reduction;
-    ggml_backend_ptr       backend;      // for matrix products of the reducers; null until one is needed
-    bool                   gaps = false; // pyfastv_allow_position_gaps() was called
+    std::optional<reducer> reduce_how;
+    ggml_backend_ptr       backend; // for matrix products of the reducers; null until one is needed
 
     std::vector<prompt_piece> evaluated; // what the context holds
     llama_pos                 n_past = 0;

@@ -54,6 +54,12 @@ struct image {
     int32_t         frame = 0; // its number in its video, whose frames are slices of one picture
 };
 
+// What makes the pictures of a request cheaper before the language model; empty: nothing.
+struct picture_options {
+    std::string turbo;   // the language of pyfastv_turbo_parse()
+    std::string reducer; // the language of parse_reducer() (reduce/spec.h)
+};
+
 struct run_report {
     int64_t prompt_tokens     = 0; // the picture's included
     int64_t cached_tokens     = 0; // of those, the ones that were in the context already

@@ -10,6 +10,17 @@ const float * mtmd_image_tokens_get_pixels(const mtmd_context * ctx, const mtmd_
 
 namespace pyfastv {
 
+std::pair<int32_t, int32_t> size_of(const mtmd_context * vision, const mtmd_input_chunk * chunk) {
+    int32_t       nx   = 0;
+    int32_t       ny   = 0;
+    const float * mean = nullptr;
+    const float * dev  = nullptr;
+
+    mtmd_image_tokens_get_pixels(vision, mtmd_input_chunk_get_tokens_image(chunk), 0, &nx, &ny, &mean, &dev);
+
+    return { nx, ny };
+}
+
 std::vector<slice_pixels> pixels_of(const mtmd_context * vision, const mtmd_input_chunk * chunk) {
     std::vector<slice_pixels> res;
 

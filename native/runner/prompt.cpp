@@ -2,13 +2,35 @@
 
 #include "runner/errors.h"
 #include "runner/log.h"
+#include "runner/pixels.h"
+
+#include "choose/grid.h"
 
 #include "pyfastv_turbo.h"
 
 #include <algorithm>
+#include <numeric>
+#include <tuple>
+
+// libmtmd, third_party/patches
+void mtmd_image_tokens_get_shape(const mtmd_context * ctx, const mtmd_image_tokens * image_tokens, int32_t * nx, int32_t * ny);
 
 namespace pyfastv {
 namespace {
+
+std::vector<patch_grid> patches_of(const mtmd_context * vision, const prompt_piece & piece) {
+    const auto *  tokens = mtmd_input_chunk_get_tokens_image(piece.chunk);
+    const int32_t n      = pyfastv_turbo_patches(tokens);
+
+    int32_t nx = 0;
+    int32_t ny = 0;
+    if (piece.turbo.empty()) {
+        mtmd_image_tokens_get_shape(vision, tokens, &nx, &ny);
+    } else {
+        std::tie(nx, ny) = size_of(vision, piece.chunk); // what was merged has no shape
+    }
+    return grids_from(n, nx, ny);
+}
 
 size_t count(const std::string & text, const std::string & what) {
     size_t n = 0;
@@ -43,7 +65,16 @@ prompt tokenize_text(const llama_vocab * vocab, const std::string & text, bool a
 
 } // namespace
 
-prompt tokenize(const llama_vocab * vocab, const mtmd_context * vision, const std::string & marker,
+std::vector<int32_t> places_of(const prompt_piece & evaluated) {
+    auto res = evaluated.places;
+    if (res.empty()) {
+        res.resize(evaluated.n_tokens);
+        std::iota(res.begin(), res.end(), 0);
+    }
+    return res;
+}
+
+prompt tokenize(const llama_vocab * vocab, const mtmd_context * vision, const std::string & turbo, const std::string & marker,
         const std::string & text, const std::vector<image> & images, bool add_bos) {
     const size_t n_markers = count(text, marker);
     if (n_markers != images.size()) {
@@ -96,6 +127,8 @@ prompt tokenize(const llama_vocab * vocab, const mtmd_context * vision, const st
         piece.n_tokens  = piece.n_encoded;
         piece.n_pos     = mtmd_input_chunk_get_n_pos(chunk);
         piece.chunk     = chunk;
+        piece.turbo     = turbo;
+        piece.patches   = patches_of(vision, piece);
 
         res.n_tokens += piece.n_tokens;
         res.n_visual += piece.n_tokens;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "choose/choose.h"
 #include "runner/options.h"
 
 #include "llama.h"
@@ -28,20 +29,24 @@ struct prompt_piece {
     int32_t     n_tokens  = 1;               // tokens that enter the language model
     int32_t     n_pos     = 1;
 
-    // picture: what reduces it, as text; none: nothing
+    // picture: what merges it in the encoder and what reduces it behind, as text; empty: nothing
+    std::string              turbo;
     std::string              reducer;
-    std::vector<llama_token> question; // of a reducer that asks
-    std::vector<int32_t>     places;   // once evaluated: [n_tokens] the patches whose positions they have; empty: their own
+    bool                     renumber = false; // by the reducer: positions one after another
+    std::vector<llama_token> question;         // of a reducer that asks
+
+    std::vector<patch_grid> patches; // picture: what the encoder sees; they sum to the tokens that it would make without Turbo
+    std::vector<int32_t>    places;  // once evaluated: [n_tokens] the patches whose positions they have; empty: their own
 
     const mtmd_input_chunk * chunk = nullptr; // picture: owned by the prompt
 
     bool visual() const { return token == LLAMA_TOKEN_NULL; }
     bool same_as(const prompt_piece & other) const {
-        return token == other.token && image_id == other.image_id && slice == other.slice && n_encoded == other.n_encoded && reducer == other.reducer;
+        return token == other.token && image_id == other.image_id && slice == other.slice && n_encoded == other.n_encoded && turbo == other.turbo && reducer == other.reducer;
     }
     // the same for the same picture anywhere
     std::string encoder_key() const {
-        return image_id.substr(0, image_id.rfind('#')) + "/" + std::to_string(slice) + "/" + std::to_string(n_encoded);
+        return image_id.substr(0, image_id.rfind('#')) + "/" + std::to_string(slice) + "/" + std::to_string(n_encoded) + "/" + turbo;
     }
 };
 
@@ -54,9 +59,12 @@ struct prompt {
     int64_t n_patches = 0; // visual tokens before they are merged
 };
 
+// Of every token of a picture's slice, which was evaluated: the patch whose position it has.
+std::vector<int32_t> places_of(const prompt_piece & evaluated);
+
 // Throws error(option) if the media markers and the pictures do not match, error(image) if a picture cannot be prepared.
-// vision may be null if there are no pictures.
-prompt tokenize(const llama_vocab * vocab, const mtmd_context * vision, const std::string & marker,
+// vision may be null if there are no pictures; it has the Turbo that `turbo` says.
+prompt tokenize(const llama_vocab * vocab, const mtmd_context * vision, const std::string & turbo, const std::string & marker,
         const std::string & text, const std::vector<image> & images, bool add_bos);
 
 } // namespace pyfastv

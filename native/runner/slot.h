@@ -4,6 +4,7 @@
 #include "runner/errors.h"
 #include "runner/options.h"
 #include "runner/prompt.h"
+#include "runner/reduction.h"
 
 #include "llama-cpp.h"
 #include "pyfastv.h"
@@ -45,6 +46,12 @@ struct slot_event {
     std::vector<std::vector<int32_t>> kept; // [cut] visual tokens behind it, of a request that has ended
     std::vector<pyfastv_grid>         grids;
 
+    struct seen_slice {
+        std::vector<patch_grid> patches;
+        std::vector<int32_t>    places; // [visual token] the patch whose position it has
+    };
+    std::vector<std::vector<seen_slice>> pictures; // [picture][slice] of a request that has ended
+
     bool ended() const { return finish || failure; }
 };
 
@@ -76,6 +83,7 @@ struct slot {
 
     slot_request       request; // `evaluated` is the beginning of its prompt while starting
     encoded_slice      picture; // encoder output of the picture that is next; empty: not encoded
+    picture_reduction  reduced; // or what is made of it
     llama_token        sampled = LLAMA_TOKEN_NULL; // not evaluated yet
     bool               waits   = false;            // for cells
 
@@ -84,6 +92,11 @@ struct slot {
     int32_t    n_reused_before = 0; // graphs
 
     bool idle() const { return now == state::idle; }
+
+    void forget_picture() {
+        picture = {};
+        reduced = {};
+    }
 
     // of its prompt, while starting
     const prompt_piece & next_piece() const { return request.wanted.pieces[evaluated.size()]; }

@@ -19,6 +19,22 @@
 
 namespace pyfastv {
 
+static std::vector<std::vector<slot_event::seen_slice>> pictures_of(const std::vector<prompt_piece> & pieces) {
+    std::vector<std::vector<slot_event::seen_slice>> res;
+
+    const std::string * last = nullptr;
+    for (const auto & piece : pieces) {
+        if (piece.visual()) {
+            if (!last || piece.image_id != *last) {
+                res.emplace_back();
+            }
+            res.back().push_back({ piece.patches, places_of(piece) });
+            last = &piece.image_id;
+        }
+    }
+    return res;
+}
+
 slots::slots(const engine_options & options_in, int32_t n_slots) :
         options(options_in), media_marker(random_marker()), encoded(options_in.encoder_cache_bytes) {
     const auto most = (int32_t) std::min<size_t>(llama_max_parallel_sequences(), std::min(options.n_batch, options.n_ubatch));
@@ -44,6 +60,7 @@ slots::slots(const engine_options & options_in, int32_t n_slots) :
     if (options.mmproj_path) {
         vision = load_vision(model.get(), options, media_marker, stop);
     }
+    gate = std::make_unique<turbo_gate>(vision.get());
 
     for (int32_t i = 0; i < n_slots; ++i) {
         all.emplace_back(i);
@@ -77,15 +94,6 @@ void slots::clear_fastv() {
     attach(nullptr);
 }
 
-void slots::set_turbo(const std::string & spec) {
-    check_idle();
-    const log_scope log(options.verbose);
-
-    attach_turbo(vision.get(), spec);
-    turbo = spec;
-    reset();
-}
-
 void slots::check_idle() const {
     if (!idle()) {
         throw error(error_kind::option, "settings can be changed when no request runs; " + std::to_string(n_slots() - n_idle()) + " do");
@@ -108,7 +116,14 @@ void slots::attach(const pyfastv_params * params) {
 // requests
 //
 
-slot_request slots::prepare(const std::string & text, const std::vector<image> & images, bool add_bos,
+void slots::check(const picture_options & pictures) const {
+    gate->with(pictures.turbo, [] {});
+    if (!pictures.reducer.empty()) {
+        parse_reducer_for(model.get(), pictures.reducer);
+    }
+}
+
+slot_request slots::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
         const sampling_options & sampling, int32_t n_probs) const {
     const log_scope log(options.verbose);
 
@@ -122,9 +137,20 @@ slot_request slots::prepare(const std::string & text, const std::vector<image> &
     res.has_grammar = sampling.grammar.has_value();
     res.max_tokens  = sampling.max_tokens;
     res.n_probs     = n_probs;
-    res.wanted      = tokenize(vocab, vision.get(), media_marker, text, images, add_bos);
 
-    const auto & wanted = res.wanted;
+    auto & wanted = res.wanted;
+    const auto tokenized = [&] {
+        wanted = tokenize(vocab, vision.get(), pictures.turbo, media_marker, text, images, add_bos);
+    };
+    if (images.empty()) {
+        tokenized();
+    } else {
+        gate->with(pictures.turbo, tokenized);
+    }
+    if (!pictures.reducer.empty()) {
+        plan_reduction(wanted, parse_reducer_for(model.get(), pictures.reducer));
+    }
+
     if (wanted.n_tokens == 0) {
         throw error(error_kind::option, "the prompt is empty");
     }
@@ -137,9 +163,8 @@ slot_request slots::prepare(const std::string & text, const std::vector<image> &
         throw err;
     }
     for (const auto & piece : wanted.pieces) {
-        if (piece.visual() && mtmd_decode_use_non_causal(vision.get(), piece.chunk) && (uint32_t) piece.n_tokens > llama_n_ubatch(ctx.get())) {
-            throw error(error_kind::option, "this model reads a picture of " + std::to_string(piece.n_tokens) +
-                    " tokens at once, but n_ubatch is " + std::to_string(llama_n_ubatch(ctx.get())) + ": use a larger n_ubatch (and n_batch)");
+        if (piece.visual() && piece.reducer.empty()) {
+            check_fits_ubatch(vision.get(), ctx.get(), piece);
         }
     }
     if (wanted.pieces.back().visual()) {
@@ -166,16 +191,18 @@ int64_t slots::start(slot_request request) {
     s.id         = s.last_used = ++n_requests;
     s.waits      = false;
     s.t_start_us = t0;
-    s.picture = {};
+    s.forget_picture();
 
     s.counts = {};
     s.counts.prompt_tokens = request.wanted.n_tokens;
     s.counts.visual_tokens  = request.wanted.n_visual;
-    s.counts.encoded_tokens = request.wanted.n_visual;
     s.counts.patches        = request.wanted.n_patches;
-    s.counts.cached_tokens = s.n_tokens;
-    s.n_reused_before      = llama_perf_context(ctx.get()).n_reused;
-    s.request              = std::move(request);
+    s.counts.cached_tokens  = s.n_tokens;
+    for (const auto & piece : request.wanted.pieces) {
+        s.counts.encoded_tokens += piece.visual() ? piece.n_encoded : 0;
+    }
+    s.n_reused_before = llama_perf_context(ctx.get()).n_reused;
+    s.request         = std::move(request);
 
     return s.id;
 }
@@ -252,11 +279,12 @@ void slots::end(slot & s, slot_event & event) {
         }
         event.grids.resize(pyfastv_get_grids(ctx.get(), s.seq_id, nullptr, 0));
         pyfastv_get_grids(ctx.get(), s.seq_id, event.grids.data(), event.grids.size());
+        event.pictures = pictures_of(s.evaluated);
     }
 
     s.now     = slot::state::idle;
     s.request = {};
-    s.picture = {};
+    s.forget_picture();
 
     // there may be room for others now
     for (auto & other : all) {

@@ -4,13 +4,16 @@
 #include "runner/options.h"
 #include "runner/prompt.h"
 #include "runner/slot.h"
+#include "runner/turbo.h"
 #include "runner/vocab.h"
 
+#include "ggml-cpp.h"
 #include "llama-cpp.h"
 #include "pyfastv.h"
 
 #include <atomic>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
@@ -35,14 +38,18 @@ public:
 
     slots(const slots &) = delete;
 
-    // Settings of all requests that are prepared from now on; error(option) unless idle(). All empty the context.
+    // The schedule of all requests that are started from now on; empties the context. error(option) unless idle().
     void set_fastv(const std::string & spec); // the language of pyfastv_parse()
     void clear_fastv();
-    void set_turbo(const std::string & spec); // the language of pyfastv_turbo_parse(); empty: none
 
-    // A request that can be started: tokens, prepared pictures, samplers. Any thread. All that is wrong with a request is
-    // found here. n_probs: how many of the likeliest tokens each event names; 0: none.
-    slot_request prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const sampling_options & sampling, int32_t n_probs) const;
+    // Are these settings right for this model?
+    void check(const picture_options & pictures) const;
+
+    // A request that can be started: tokens, prepared pictures, samplers. Any thread; one with pictures waits while the
+    // encoder runs with another Turbo. All that is wrong with a request is found here, save for a picture that is too large
+    // for a ubatch when reduced. n_probs: how many of the likeliest tokens each event names; 0: none.
+    slot_request prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
+            const sampling_options & sampling, int32_t n_probs) const;
 
     // Give a request an idle slot, and return its number. error(option) if no slot is idle.
     int64_t start(slot_request request);
@@ -102,10 +109,15 @@ private:
 
     void    run(const std::vector<part> & parts, events & out); // batch, read, sample; if that fails, each alone
     int32_t decode(const std::vector<part> & parts);
-    int32_t decode_picture(slot & s);
-    void    encode(slot & s);
-    std::string encoder_key(const prompt_piece & piece) const;
+    int32_t decode_visual(slot & s, const prompt_piece & piece);
     void    no_room(slot & s, events & out);                    // waits, or ends
+
+    // Brings the picture that is next to its rows, by one run of the encoder at most; true: they are there.
+    bool fetch(slot & s);
+
+    // From the cache, or from the encoder if it may run, once. Null: not there, or the request was cancelled. Valid until the
+    // next call.
+    const encoded_slice * encode(slot & s, const prompt_piece & piece, bool & may_run);
 
     // of every part, null where nothing is read; empty if the later layers could not be run
     std::vector<const float *> read_logits(const std::vector<part> & parts);
@@ -150,8 +162,9 @@ private:
     int32_t             n_ctx_slot = 0;
     int32_t             n_cuts     = 0;
 
-    encoder_cache encoded;
-    std::string   turbo; // its settings; empty: off
+    encoder_cache               encoded;
+    std::unique_ptr<turbo_gate> gate;    // of vision
+    ggml_backend_ptr            backend; // for matrix products of the reducers; null until one is needed
 
     std::vector<slot> all;
     int64_t           n_requests    = 0;

@@ -37,7 +37,8 @@ void drop_questions(slot & s) {
 size_t slots::n_common(const slot & s, const prompt & wanted) const {
     size_t n = 0;
     // the last piece is evaluated again: somebody will read its logits
-    while (n < s.evaluated.size() && n + 1 < wanted.pieces.size() && wanted.pieces[n].same_as(s.evaluated[n])) {
+    while (n < s.evaluated.size() && n + 1 < wanted.pieces.size() && wanted.pieces[n].same_as(s.evaluated[n]) &&
+            question_follows(s.evaluated[n], wanted, n)) {
         n++;
     }
     return n;
@@ -170,7 +171,7 @@ bool slots::take_over(slot & s) {
     const int64_t n_before = s.n_tokens;
     copy(*best, s, n);
     s.counts.cached_tokens += s.n_tokens - n_before;
-    s.picture = {};
+    s.forget_picture();
 
     return true;
 }
@@ -192,7 +193,7 @@ bool slots::evict() {
     }
     if (slot * s = oldest ? oldest : waiting) {
         clear(*s);
-        s->picture = {};
+        s->forget_picture();
         s->counts.cached_tokens = 0;
         return true;
     }

@@ -5,11 +5,8 @@
 #include "runner/errors.h"
 #include "runner/log.h"
 #include "runner/stopwatch.h"
-#include "runner/turbo.h"
 
 #include "ggml.h"
-#include "mtmd-helper.h"
-#include "pyfastv_turbo.h"
 
 #include <algorithm>
 #include <cmath>
@@ -322,23 +319,17 @@ bool slots::prefill_picture(events & out) {
     if (take_over(s)) {
         return true;
     }
-    if (s.picture.values.empty()) {
-        const auto * known = encoded.find(encoder_key(s.next_piece()));
-        if (!known) {
-            try {
-                encode(s);
-            } catch (const error & err) {
-                fail(s, err, out);
-            }
+    int32_t         result = 0;
+    const log_scope log(options.verbose);
+    try {
+        if (!fetch(s)) {
             return true;
         }
-        s.picture = *known;
-        s.counts.pictures_from_cache += s.next_piece().slice == 0;
+        result = decode_visual(s, s.next_piece());
+    } catch (const error & err) {
+        fail(s, err, out);
+        return true;
     }
-
-    const log_scope log(options.verbose);
-
-    const int32_t result = decode_picture(s);
     if (result == 0 || is_cancelled(s)) {
         return true;
     }
@@ -352,48 +343,89 @@ bool slots::prefill_picture(events & out) {
     return true;
 }
 
-std::string slots::encoder_key(const prompt_piece & piece) const {
-    return piece.encoder_key() + "/" + turbo;
+bool slots::fetch(slot & s) {
+    auto &       wanted  = s.request.wanted;
+    const size_t next    = s.evaluated.size();
+    bool         may_run = true;
+
+    if (wanted.pieces[next].reducer.empty()) {
+        if (s.picture.values.empty()) {
+            if (const auto * slice = encode(s, wanted.pieces[next], may_run)) {
+                s.picture = *slice;
+            }
+        }
+        return may_run && !s.picture.values.empty();
+    }
+
+    if (!s.reduced.has(next)) {
+        s.reduced = picture_reduction(wanted, next);
+    }
+    while (s.reduced.n_added() < s.reduced.n_slices()) {
+        const auto * slice = encode(s, wanted.pieces[s.reduced.next()], may_run);
+        if (!slice) {
+            return false;
+        }
+        s.reduced.add(*slice);
+    }
+    if (may_run && !s.reduced.done()) {
+        const stopwatch watch;
+        if (!backend) {
+            backend = make_cpu_backend(options.n_threads);
+        }
+        s.reduced.run(wanted, model.get(), backend.get());
+        s.counts.reduce_ms += watch.ms();
+    }
+    return s.reduced.done();
 }
 
-void slots::encode(slot & s) {
+const encoded_slice * slots::encode(slot & s, const prompt_piece & piece, bool & may_run) {
+    if (const auto * known = encoded.find(piece.encoder_key())) {
+        s.counts.pictures_from_cache += piece.slice == 0;
+        return known;
+    }
+    if (!may_run) {
+        return nullptr;
+    }
+    may_run = false;
+
     const log_scope log(options.verbose);
     const stopwatch watch;
-    const auto &    piece = s.next_piece();
 
-    int32_t result = 0;
-    working(s, [&] { result = mtmd_encode_chunk(vision.get(), piece.chunk); });
+    const encoded_slice * res = nullptr;
+    gate->with(piece.turbo, [&] {
+        int32_t result = 0;
+        working(s, [&] { result = mtmd_encode_chunk(vision.get(), piece.chunk); });
 
-    if (is_cancelled(s)) {
-        return; // what is there may be half of it
-    }
-    if (result != 0) {
-        throw error(error_kind::decode, "the vision encoder failed: " + log.reason("no reason was given"));
-    }
-    s.counts.encode_ms += watch.ms();
-    s.counts.pictures_encoded += piece.slice == 0;
+        if (is_cancelled(s)) {
+            return; // what is there may be half of it
+        }
+        if (result != 0) {
+            throw error(error_kind::decode, "the vision encoder failed: " + log.reason("no reason was given"));
+        }
+        s.counts.encode_ms += watch.ms();
+        s.counts.pictures_encoded += piece.slice == 0;
 
-    const float * embd = mtmd_get_output_embd(vision.get());
-    const auto    n    = (size_t) piece.n_tokens*llama_model_n_embd_inp(model.get());
+        const float * embd = mtmd_get_output_embd(vision.get());
+        const auto    n    = (size_t) piece.n_encoded*llama_model_n_embd_inp(model.get());
 
-    s.picture = encoded.put(encoder_key(piece), { { embd, embd + n }, turbo_places(vision.get(), piece) });
+        res = &encoded.put(piece.encoder_key(), { { embd, embd + n }, turbo_places(vision.get(), piece) });
+    });
+    return res;
 }
 
-int32_t slots::decode_picture(slot & s) {
+int32_t slots::decode_visual(slot & s, const prompt_piece & piece) {
+    const auto rows = piece.reducer.empty() ? visual_rows { s.picture.values, s.picture.places, { piece.n_tokens, 1 } }
+                                            : s.reduced.rows(s.evaluated.size());
+
+    check_fits_ubatch(vision.get(), ctx.get(), piece);
+
     stage_times times(ctx.get());
-    const auto  piece = s.next_piece();
-
-    int32_t   result = 0;
-    llama_pos n_past = s.n_past;
-
-    // those of another picture may have been encoded since
-    pyfastv_turbo_set_places(vision.get(), s.picture.places.data(), s.picture.places.size());
+    int32_t     result = 0;
 
     working(s, [&] {
         do {
             keep(s, s.evaluated.size()); // nothing, or part of a picture for which there was no room
-            result = mtmd_helper_decode_image_chunk(vision.get(), ctx.get(), piece.chunk, s.picture.values.data(), s.n_past, s.seq_id,
-                    llama_n_batch(ctx.get()), &n_past, nullptr, nullptr);
+            result = decode_picture(ctx.get(), vision.get(), piece, rows, s.n_past, s.seq_id);
         } while (result == 1 && evict());
         llama_synchronize(ctx.get());
     });
@@ -404,9 +436,13 @@ int32_t slots::decode_picture(slot & s) {
     }
     times.stop();
     times.add_to(s.counts, 1);
-    advance(s, { piece }, n_past);
-    s.picture = {};
+    advance(s, { piece }, s.n_past + piece.n_pos);
+    s.evaluated.back().places = rows.places;
 
+    s.picture = {};
+    if (!s.reduced.has(s.evaluated.size())) {
+        s.reduced = {};
+    }
     return 0;
 }
 

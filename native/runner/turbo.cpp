@@ -28,6 +28,24 @@ void attach_turbo(mtmd_context * vision, const std::string & spec) {
     }
 }
 
+void turbo_gate::enter(const std::string & spec) {
+    const std::lock_guard<std::mutex> my_turn(turn);
+    std::unique_lock<std::mutex>      lock(mutex);
+
+    if (spec != in_force) {
+        left.wait(lock, [this] { return n_inside == 0; });
+        attach_turbo(vision, spec);
+        in_force = spec;
+    }
+    n_inside++;
+}
+
+void turbo_gate::leave() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    n_inside--;
+    left.notify_all();
+}
+
 std::vector<int32_t> turbo_places(const mtmd_context * vision, const prompt_piece & piece) {
     std::vector<int32_t> res;
     if (piece.n_pos != piece.n_encoded) {

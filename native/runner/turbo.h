@@ -4,7 +4,9 @@
 
 #include "mtmd.h"
 
+#include <condition_variable>
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -17,5 +19,35 @@ void attach_turbo(mtmd_context * vision, const std::string & spec);
 // Of the piece, which was encoded last: the patch whose position each of its tokens has; empty: all patches are there, or
 // the tokens are numbered anew.
 std::vector<int32_t> turbo_places(const mtmd_context * vision, const prompt_piece & piece);
+
+// A vision encoder of several threads, with Turbo as each wants it: those that want the same go side by side, others in turn.
+class turbo_gate {
+public:
+    explicit turbo_gate(mtmd_context * vision) : vision(vision) {} // has no Turbo yet; may be null
+
+    // f() with these settings in force; throws as attach_turbo() does
+    template <typename F> void with(const std::string & spec, F && f) {
+        enter(spec);
+        const leaver leaves = { *this };
+        f();
+    }
+
+private:
+    struct leaver {
+        turbo_gate & gate;
+        ~leaver() { gate.leave(); }
+    };
+
+    void enter(const std::string & spec);
+    void leave();
+
+    mtmd_context * vision;
+
+    std::mutex              turn;  // nobody overtakes one who waits
+    std::mutex              mutex; // of the following
+    std::condition_variable left;
+    std::string             in_force;
+    int                     n_inside = 0;
+};
 
 } // namespace pyfastv

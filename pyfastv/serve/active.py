@@ -10,6 +10,7 @@ from typing import Any
 from .. import _native
 from ..answer import Report
 from ..pieces import PieceReader
+from ..reduce import Reducer
 from ..schedule import Schedule
 from .job import Job, Piece, TokenProb
 
@@ -23,6 +24,7 @@ class Active:
     job: Job
     request: _native.SlotRequest
     fastv: Schedule | None
+    reduce: Reducer | None
     stop: Sequence[str]
     image_decode_ms: float
     n_pictures: int
@@ -84,6 +86,13 @@ class Active:
         if event is not None and self.details:
             self.job.details = {
                 "grids": [[list(grid) for grid in slices] for slices in event["grids"]],
+                "pictures": [
+                    [
+                        {"patches": [list(grid) for grid in patches], "places": places.tolist()}
+                        for patches, places in slices
+                    ]
+                    for slices in event["pictures"]
+                ],
                 "kept": [kept.tolist() for kept in event["kept"]],
                 "first_layers": list(event["report"]["first_layers"]),
             }

@@ -232,7 +232,11 @@ class Batcher:
         if event is not None:
             values = {**event["report"], "queue_ms": item.queue_ms}
             report = Report.of(
-                values, n_layer=self._n_layer, image_decode_ms=item.image_decode_ms, fastv=item.fastv
+                values,
+                n_layer=self._n_layer,
+                image_decode_ms=item.image_decode_ms,
+                fastv=item.fastv,
+                reduce=item.reduce,
             )
         with self._changed:
             if self._admitting is item:

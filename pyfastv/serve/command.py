@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..cli_options import runner_arguments, schedule_options, shows_progress, to_fastv
+from ..cli_options import reduce_option, runner_arguments, schedule_options, shows_progress, to_fastv
 from ..console import bar
 from ..errors import Error
 from ..turbo import to_turbo
@@ -47,6 +47,7 @@ _NEEDED = {"fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic", "
 )
 @click.option("--temp", type=click.FloatRange(0, 100), default=0.8, help="Temperature of silent requests.")
 @schedule_options
+@reduce_option
 def serve(**options: Any) -> None:
     """Serve the model over OpenAI's API, with a page to try it at /.
 
@@ -71,6 +72,7 @@ def serve(**options: Any) -> None:
                 queue=options["queue"],
                 fastv=fastv,
                 turbo=to_turbo(options["turbo"]),
+                reduce=options["reduce"],
                 max_pixels=options["max_pixels"],
                 progress=loading,
             )

@@ -15,6 +15,7 @@ from ..errors import ModelError, OptionError
 from ..images import MAX_PIXELS, load_image
 from ..options import Sampling
 from ..presets import Recommended, to_schedule
+from ..reduce import Reducer, to_reducer
 from ..schedule import Schedule
 from ..turbo import Turbo, to_turbo
 from .active import Active
@@ -32,11 +33,11 @@ _DEFAULT_N_CTX = 8192  # of each slot, at most, where nobody says
 _MAX_TOP = 100
 
 
-class _PoolSchedule:
-    """The default of ``fastv``: the pool's."""
+class _OfThePool:
+    """The default of what a request may bring: what the pool was given."""
 
 
-_POOL_SCHEDULE = _PoolSchedule()
+_OF_THE_POOL = _OfThePool()
 
 
 class Pool:
@@ -72,6 +73,7 @@ class Pool:
         verbose: bool = False,
         fastv: Schedule | str | None = Recommended(),  # noqa: B008 - frozen
         turbo: Turbo | str | None = None,
+        reduce: Reducer | str | None = None,
         progress: Callable[[float], object] | None = None,
         max_pixels: int = MAX_PIXELS,
         encoder_cache_mb: int = 256,
@@ -86,7 +88,9 @@ class Pool:
         integer("queue", queue, 0)
         self._seed = seed_of(seed)
         self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
-        schedule, self.turbo = to_schedule(fastv), to_turbo(turbo)
+        schedule = to_schedule(fastv)
+        self.turbo, self.reduce = to_turbo(turbo), to_reducer(reduce)
+        """The merging, and the reducer, of requests that bring none; None: off."""
         model, mmproj = model_files(model_path, mmproj_path)
         self.name = model.name
         """File name of the model."""
@@ -118,8 +122,7 @@ class Pool:
         """Tokens of each slot."""
         self.n_layer = self._slots.n_layer
         try:
-            if self.turbo is not None:
-                self._slots.set_turbo(self.turbo.spec())
+            self._slots.check(_spec(self.turbo), _spec(self.reduce))
             self._batcher = Batcher(self._slots, schedule, integer("queue", queue, 0))
         except BaseException:
             self._slots.close()
@@ -142,9 +145,9 @@ class Pool:
         sampling: Sampling,
         *,
         n_probs: int = 0,
-        fastv: Schedule | str | _PoolSchedule | None = _POOL_SCHEDULE,
-        turbo: Any = None,
-        reduce: Any = None,
+        fastv: Schedule | str | _OfThePool | None = _OF_THE_POOL,
+        turbo: Turbo | str | _OfThePool | None = _OF_THE_POOL,
+        reduce: Reducer | str | _OfThePool | None = _OF_THE_POOL,
         details: bool = False,
     ) -> Job:
         """Queue a chat. The calling thread renders the template, decodes the pictures and counts the tokens.
@@ -152,7 +155,8 @@ class Pool:
         ``messages``: see :meth:`pyfastv.chat.ChatTemplate.render`. ``n_probs``: how many of the likeliest tokens
         each piece names, 0 to 100. ``fastv``: a schedule for this request: it waits until all before it have ended, and
         those behind it wait for it, unless they bring the same; a change of schedule empties the context.
-        ``turbo``: the pool's, or left out. ``details``: fill :attr:`Job.details`.
+        ``turbo``, ``reduce``: a merging and a reducer for this request, which none waits for; None: none.
+        ``details``: fill :attr:`Job.details`.
 
         Raises OptionError, ImageError, ModelError (a picture without a vision encoder), ContextLengthError,
         PoolBusy, ClosedError.
@@ -173,9 +177,9 @@ class Pool:
         sampling: Sampling,
         *,
         n_probs: int = 0,
-        fastv: Schedule | str | _PoolSchedule | None = _POOL_SCHEDULE,
-        turbo: Any = None,
-        reduce: Any = None,
+        fastv: Schedule | str | _OfThePool | None = _OF_THE_POOL,
+        turbo: Turbo | str | _OfThePool | None = _OF_THE_POOL,
+        reduce: Reducer | str | _OfThePool | None = _OF_THE_POOL,
         details: bool = False,
     ) -> Job:
         """Queue a text to go on from, as it is, without a chat template. Otherwise as :meth:`submit`."""
@@ -204,21 +208,15 @@ class Pool:
         render: Callable[[], Prompt],
         sampling: Sampling,
         n_probs: int,
-        fastv: Schedule | str | _PoolSchedule | None,
-        turbo: Any,
-        reduce: Any,
+        fastv: Schedule | str | _OfThePool | None,
+        turbo: Turbo | str | _OfThePool | None,
+        reduce: Reducer | str | _OfThePool | None,
         details: bool,
     ) -> Job:
-        if turbo is not None and to_turbo(turbo) != self.turbo:
-            raise OptionError(
-                f"turbo is set for all requests, to {self.turbo or 'off'}: leave it out; got {turbo!r:.200}"
-            )
-        if reduce is not None:
-            raise OptionError(
-                f"reduce is not there for several requests at once: leave it out; got {reduce!r:.200}"
-            )
+        merging = self.turbo if isinstance(turbo, _OfThePool) else to_turbo(turbo)
+        reducer = self.reduce if isinstance(reduce, _OfThePool) else to_reducer(reduce)
         n_probs = integer("n_probs", n_probs, 0, _MAX_TOP)
-        schedule = self.fastv if isinstance(fastv, _PoolSchedule) else to_schedule(fastv)
+        schedule = self.fastv if isinstance(fastv, _OfThePool) else to_schedule(fastv)
         if schedule is not None:
             _native.check_schedule(schedule.spec(), self.n_layer)
         with self._batcher.place():
@@ -237,11 +235,14 @@ class Pool:
                 prompt.add_bos,
                 **sampling_options(sampling, self._seed),
                 n_probs=n_probs,
+                turbo=_spec(merging),
+                reducer=_spec(reducer),
             )
             item = Active(
                 job=Job(self._batcher.cancel),
                 request=request,
                 fastv=schedule,
+                reduce=reducer,
                 stop=sampling.stop or (),
                 image_decode_ms=image_decode_ms,
                 n_pictures=len(images),
@@ -254,3 +255,7 @@ class Pool:
     def _template(self) -> ChatTemplate:
         slots = self._slots
         return ChatTemplate(slots.chat_template, bos_token=slots.bos_token, eos_token=slots.eos_token)
+
+
+def _spec(setting: Turbo | Reducer | None) -> str:
+    return "" if setting is None else setting.spec()

@@ -25,22 +25,24 @@ def head(kind: str, prefix: str, model: str) -> dict[str, Any]:
 
 
 def usage(report: Report) -> dict[str, Any]:
-    """Tokens; beside OpenAI's keys ``visual_tokens`` and ``visual_tokens_kept``, those that the last layers see."""
+    """Tokens; beside OpenAI's keys ``visual_patches`` (of the pictures before Turbo and reducers), ``visual_tokens``
+    (those that enter the language model) and ``visual_tokens_kept`` (those that its last layers see)."""
     return {
         "prompt_tokens": report.prompt_tokens,
         "completion_tokens": report.generated_tokens,
         "total_tokens": report.prompt_tokens + report.generated_tokens,
         "prompt_tokens_details": {"cached_tokens": report.cached_tokens},
+        "visual_patches": report.patches,
         "visual_tokens": report.visual_tokens,
         "visual_tokens_kept": report.visual_tokens_kept,
     }
 
 
 def timings(report: Report) -> dict[str, Any]:
-    """llama-server's keys (``prompt_*``: what was not cached, the vision encoder included), then the stages."""
+    """llama-server's keys (``prompt_*``: what was not cached, encoder and reducers included), then the stages."""
     prompt_n = report.prompt_tokens - report.cached_tokens
     prefill_ms = report.full_ms + report.stage0_ms + report.choose_ms + report.later_ms
-    prompt_ms = report.encode_ms + prefill_ms
+    prompt_ms = report.encode_ms + report.reduce_ms + prefill_ms
     predicted_n, predicted_ms = report.generated_tokens, report.generate_ms
     return {
         "cache_n": report.cached_tokens,
@@ -55,6 +57,7 @@ def timings(report: Report) -> dict[str, Any]:
         "first_token_ms": report.first_token_ms,
         "image_decode_ms": report.image_decode_ms,
         "encode_ms": report.encode_ms,
+        "reduce_ms": report.reduce_ms,
         "full_ms": report.full_ms,
         "stage0_ms": report.stage0_ms,
         "choose_ms": report.choose_ms,
@@ -82,11 +85,11 @@ def details(report: Report, found: Mapping[str, Any] | None, n_layer: int) -> di
     """``fastv_details``: which visual tokens each stage sees, and the time beside an estimate of it without pruning."""
     return {
         "fastv": None if report.fastv is None else report.fastv.spec(),
+        "reduce": None if report.reduce is None else report.reduce.spec(),
         "n_layer": n_layer,
         "first_layers": list(report.first_layers),
         "visual_tokens_in_stage": list(report.visual_tokens_in_stage),
-        "grids": [] if found is None else found["grids"],
-        "kept": [] if found is None else found["kept"],
+        **{name: [] if found is None else found[name] for name in ("pictures", "grids", "kept")},
         "prefill_ms": report.full_ms + report.stage0_ms + report.choose_ms + report.later_ms,
         "unpruned_prefill_ms_estimate": unpruned_prefill_ms(report, n_layer),
     }

@@ -15,7 +15,9 @@ from starlette.responses import JSONResponse, Response
 from .. import __version__
 from ..options import Sampling
 from ..presets import to_schedule
+from ..reduce import Reducer
 from ..schedule import Cut, Schedule
+from ..turbo import Turbo
 from .answering import ClientGone, Wanted, answer, while_connected
 from .body import BoundedJsonRoute
 from .errors import ApiError, invalid
@@ -71,7 +73,13 @@ def make_router(pool: Pool, settings: Settings, metrics: Metrics) -> APIRouter:
         "object": "model",
         "created": started,
         "owned_by": "pyfastv",
-        "meta": {"n_ctx": pool.n_ctx, "slots": pool.n_slots, "fastv": _spec(pool.fastv)},
+        "meta": {
+            "n_ctx": pool.n_ctx,
+            "slots": pool.n_slots,
+            "fastv": _spec(pool.fastv),
+            "turbo": _spec(pool.turbo),
+            "reduce": _spec(pool.reduce),
+        },
     }
 
     @router.get("/v1/models", tags=["models"])
@@ -216,7 +224,7 @@ def _extra(body: ChatRequest | CompletionRequest) -> dict[str, Any]:
     for name in ("turbo", "reduce"):
         value = getattr(body, name)
         if value is not None:
-            extra[name] = "off" if value is False else value
+            extra[name] = None if value is False else value
     return extra
 
 
@@ -228,8 +236,8 @@ def _schedule(value: str | bool | ScheduleFields) -> Schedule | None:
     return None if value is False else to_schedule(str(value))
 
 
-def _spec(schedule: Schedule | None) -> str | None:
-    return None if schedule is None else schedule.spec()
+def _spec(setting: Schedule | Turbo | Reducer | None) -> str | None:
+    return None if setting is None else setting.spec()
 
 
 def _or(value: float | None, default: float) -> Any:

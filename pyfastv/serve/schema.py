@@ -141,8 +141,14 @@ class _Generation(_Model):
         default=None,
         description='A schedule, such as "k=2,drop=0.5", "pyramiddrop" or "off", for this request.',
     )
-    turbo: str | float | bool | dict[str, Any] | None = None
-    reduce: str | float | bool | dict[str, Any] | None = None
+    turbo: str | Literal[False] | None = Field(
+        default=None,
+        description='Merging in the vision encoder, such as "share=0.5" or "off", for this request.',
+    )
+    reduce: str | Literal[False] | None = Field(
+        default=None,
+        description='Fewer visual tokens before the language model, such as "pool,window=2" or "off", for this request.',
+    )
     fastv_details: bool | None = Field(default=None, description="Report which visual tokens were kept.")
     n: int | None = Field(default=None, description="Only 1.")
     logit_bias: Any = Field(default=None, description="Not supported.")
