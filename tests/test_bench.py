@@ -340,7 +340,7 @@ def test_tables_say_where_there_is_no_difference(rows: list[Row]) -> None:
     assert "stage 0" in head
     assert all(len(line) == len(head) for line in lines)
     assert lines[2][1] == "576 > 288"
-    assert as_markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | --: |\n| 1 | 2 |"
+    assert as_markdown("c", [["a", "b"], ["1", "2"]]) == "c:\n\n| a | b |\n| --- | --: |\n| 1 | 2 |"
 
 
 @pytest.mark.parametrize("width", [80, 240])

@@ -233,7 +233,7 @@ def _tell(plan: Plan, results: Results, rows: list[Row], options: dict[str, Any]
         click.echo("pyfastv: interrupted; this was measured so far", err=True)
     tables = tables_of(rows, plan.settings[0].name)
     if options["markdown"]:
-        click.echo("\n\n".join([title, *(as_markdown(cells) for _, cells in tables)]))
+        click.echo("\n\n".join([title, *(as_markdown(name, cells) for name, cells in tables)]))
     else:
         # where nobody looks, wide enough for every table
         console = Console(file=sys.stdout)

@@ -97,11 +97,11 @@ def print_tables(title: str, tables: Sequence[tuple[str, Cells]], console: Conso
     console.print(Text(RULE, style="dim"))
 
 
-def as_markdown(cells: Cells) -> str:
-    """A table for a page."""
+def as_markdown(title: str, cells: Cells) -> str:
+    """A table for a page, below its title."""
     head, *lines = cells
     rule = ["---", *["--:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
+    return f"{title}:\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
 
 
 def _table(title: str, cells: Cells) -> Table:
