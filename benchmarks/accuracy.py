@@ -3,10 +3,9 @@
     python benchmarks/accuracy.py BENCH --answers answers.jsonl
     python benchmarks/accuracy.py BENCH --answers answers.jsonl --settings off "k=2,drop=0.5,score=question-max"
 
-BENCH is a folder with questions.jsonl and images. A setting is off, a schedule, or parts separated by " | ", each as the
-Runner takes it as text: turbo=..., reduce=... and fastv=..., as in "reduce=divprune,keep=288 | fastv=k=2,drop=0.5".
-Answers are greedy, up to 96 tokens, and appended to the JSONL file one by one; a run that was interrupted goes on where
-it stopped.
+BENCH is a folder with questions.jsonl and images. A setting is what `pyfastv eval` takes, as in
+"reduce:divprune,keep=288 + k=2,drop=0.5". Answers are greedy, up to 96 tokens, and appended to the JSONL file one by one;
+a run that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
