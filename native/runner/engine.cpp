@@ -199,9 +199,11 @@ void engine::prefill(const std::string & text, const std::vector<image> & images
                 reduced = {}; // before the next one takes its memory
                 reduced = reduce_picture(prompt, i, [&](size_t n) { tell(done + (int64_t) n/2); });
             }
+            check_fits_ubatch(vision.get(), ctx.get(), pieces[i]);
             decode_visual(pieces[i], reduced.rows(i));
             done += pieces[i].n_tokens;
         } else if (pieces[i].visual()) {
+            check_fits_ubatch(vision.get(), ctx.get(), pieces[i]); // before the encoder's work
             const auto & slice = encode(pieces[i]);
             decode_visual(pieces[i], { slice.values, slice.places, { pieces[i].n_tokens, 1 } });
             done += pieces[i].n_tokens;
@@ -267,8 +269,6 @@ void engine::decode_text(const std::vector<prompt_piece> & pieces, size_t begin,
 
 void engine::decode_visual(const prompt_piece & piece, const visual_rows & rows) {
     const log_scope log(options.verbose);
-
-    check_fits_ubatch(vision.get(), ctx.get(), piece);
 
     if (stop_requested()) {
         throw interrupted();

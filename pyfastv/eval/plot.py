@@ -93,7 +93,8 @@ def _draw(axis: Any, points: Sequence[Point], rules: Sequence[str]) -> None:
             [point.x for point in own],
             [point.y for point in own],
             [[point.y - point.low for point in own], [point.high - point.y for point in own]],
-            fmt=_MARKERS[number % len(_MARKERS)],
+            # another pair of both when the colors begin again
+            fmt=_MARKERS[(number + number // len(_COLORS)) % len(_MARKERS)],
             color=color,
             ecolor=color,
             elinewidth=0.8,
