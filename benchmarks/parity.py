@@ -37,7 +37,7 @@ from pyfastv.bench.geometry.files import TYPES, default_cache, make_geometry
 from pyfastv.bench.geometry.sizes import GEOMETRIES
 from pyfastv.bench.measure import check_comparable
 from pyfastv.bench.picture import save_picture
-from pyfastv.bench.setting import Setting
+from pyfastv.setting import Setting
 from pyfastv.bench.worker import Worker, start_library_worker
 
 

@@ -76,7 +76,7 @@ class Engine:
         n_ctx: int,  # 0: from the model
         n_batch: int,
         n_ubatch: int,
-        n_threads: int,  # 0: all physical cores
+        n_threads: int,  # 0: one for each core
         n_gpu_layers: int,  # -1: all
         flash_attn: str,  # "auto", "on", "off"
         type_k: str,  # ggml type name: "f16", "f32", "q8_0", ...

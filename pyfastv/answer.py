@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from .reduce import Reducer
 from .schedule import Schedule
+from .turbo import Turbo
 
 __all__ = ["Answer", "Report", "Saved"]
 
@@ -28,6 +29,8 @@ class Report:
 
     fastv: Schedule | None
     """The schedule in force; None: every layer saw every token."""
+    turbo: Turbo | None
+    """The merging in force; None: the encoder made a token of every patch."""
     reduce: Reducer | None
     """The reducer in force; None: every token that the encoder made entered the language model."""
     encoded_tokens: int
@@ -99,6 +102,7 @@ class Report:
         n_layer: int,
         image_decode_ms: float,
         fastv: Schedule | None,
+        turbo: Turbo | None = None,
         reduce: Reducer | None = None,
     ) -> Report:
         """From the native engine's report."""
@@ -107,6 +111,7 @@ class Report:
         in_stage = values["visual_tokens_in_stage"]
         return cls(
             fastv=fastv,
+            turbo=turbo,
             reduce=reduce,
             visual_tokens_kept=in_stage[-1],
             retained_share=_retained_share(values["first_layers"], in_stage, n_layer),
@@ -132,12 +137,12 @@ class Report:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: numbers, lists of numbers, ``fastv`` and ``reduce`` as text (``spec()``) or None."""
+        """For JSON: numbers, lists of numbers, ``fastv``, ``turbo`` and ``reduce`` as text (``spec()``) or None."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        settings = {"fastv": self.fastv, "turbo": self.turbo, "reduce": self.reduce}
         return values | {
-            "fastv": None if self.fastv is None else self.fastv.spec(),
-            "reduce": None if self.reduce is None else self.reduce.spec(),
+            **{name: None if setting is None else setting.spec() for name, setting in settings.items()},
             "kv_bytes_saved": self.kv_bytes_saved._asdict(),
         }
 

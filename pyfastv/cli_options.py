@@ -49,7 +49,7 @@ _MODEL = [
     click.option(
         "-c", "--n-ctx", type=int, default=0, help="Context in tokens; 0: what the model was trained for."
     ),
-    click.option("-t", "--threads", type=int, help="CPU threads.  [default: physical cores]"),
+    click.option("-t", "--threads", type=int, help="CPU threads.  [default: all cores]"),
     click.option("-ngl", "--n-gpu-layers", type=int, default=-1, help="Layers on the GPU; -1: all."),
     click.option("-fa", "--flash-attn", type=click.Choice(["auto", "on", "off"]), default="auto"),
     click.option("-v", "--verbose", is_flag=True, help="llama.cpp's log on stderr."),

@@ -77,7 +77,8 @@ class Runner:
         ``model_path``, ``mmproj_path``: GGUF files of the language model and of its vision encoder; without a
         model the bundled one, without an mmproj text only.
         ``n_ctx``: context in tokens, 0: what the model was trained for. ``n_batch``, ``n_ubatch``: most
-        tokens in a logical and in a physical batch. ``n_threads``: None: all physical cores.
+        tokens in a logical and in a physical batch. ``n_threads``: None: one for each core
+        that the system shows, hyperthreads included.
         ``n_gpu_layers``: layers on the GPU if there is one, -1: all. ``type_k``, ``type_v``: ggml types of
         the KV cache.
         ``seed``: of requests that bring none. ``verbose``: llama.cpp's log on stderr.
@@ -383,6 +384,7 @@ class Runner:
                     n_layer=engine.n_layer,
                     image_decode_ms=image_decode_ms,
                     fastv=fastv,
+                    turbo=turbo,
                     reduce=reduce,
                 )
                 return report, engine.finish_reason or "stop"

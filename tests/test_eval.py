@@ -33,7 +33,7 @@ from pyfastv.eval import (
 )
 from pyfastv.eval import asking as asking_module
 from pyfastv.eval.command import pick_pictures
-from pyfastv.eval.plot import Point, pareto, series_of
+from pyfastv.eval.plot import Point, pareto, series_of, spread_out
 from pyfastv.eval.settings import check_settings, same_as
 from pyfastv.eval.table import tables
 from pyfastv.eval.timing import ratio
@@ -308,6 +308,15 @@ def test_the_front_is_what_nothing_beats_at_both() -> None:
 
     points = [point(1, 90), point(0.5, 80), point(0.4, 85), point(0.4, 70), point(0.2, 50), point(0.9, 90)]
     assert [(p.x, p.y) for p in pareto(points)] == [(0.2, 50), (0.4, 85), (0.9, 90)]
+
+
+def test_labels_keep_their_distance() -> None:
+    assert spread_out([0.1, 0.5], 0.05) == [0.1, 0.5]
+    assert spread_out([0.5, 0.5, 0.51], 0.1) == pytest.approx([0.40333, 0.50333, 0.60333], abs=1e-4)
+    places = sorted(np.random.default_rng(3).uniform(size=12))
+    spread = np.array(spread_out(places, 0.06))
+    assert (np.diff(spread) > 0.06 - 1e-9).all()
+    assert abs(spread.mean() - np.mean(places)) < 0.1
 
 
 @pytest.mark.parametrize("times", [None, {setting: timing(9.0) for setting in ANSWERS}])

@@ -154,7 +154,7 @@ void engine::prefill(const std::string & text, const std::vector<image> & images
         error err(error_kind::context_length, "the prompt has " + std::to_string(prompt.n_tokens) + " tokens (" +
                 std::to_string(prompt.n_visual) + " of them visual) and " + std::to_string(reserve) +
                 " more have to fit behind it, but n_ctx is " + std::to_string(n_ctx()) +
-                ": use a larger n_ctx, fewer pictures, a shorter prompt or a smaller max_tokens");
+                ": use a larger n_ctx, fewer pictures or a shorter prompt");
         err.n_tokens = prompt.n_tokens;
         err.n_ctx    = n_ctx();
         throw err;

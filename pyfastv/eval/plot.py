@@ -15,11 +15,12 @@ from .evaluation import Evaluation, Result
 from .settings import OFF
 from .timing import spread
 
-__all__ = ["check_plot", "pareto", "plot", "series_of"]
+__all__ = ["check_plot", "pareto", "plot", "series_of", "spread_out"]
 
 # distinguishable with color-blindness, and by shape: Okabe and Ito
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C6D31", "#4B0082")
 _MARKERS = "osD^vP*Xd"
+_ONE_COLUMN, _LABEL_STEP = 0.005, 0.035  # shares of a panel's width
 _AMOUNTS = {"share", "r", "keep", "drop", "window", "frames"}
 
 
@@ -65,7 +66,6 @@ def plot(evaluation: Evaluation, path: str | os.PathLike[str]) -> None:
     for axis, (name, points) in zip(axes, panels, strict=True):
         _draw(axis, points, rules)
         axis.set_xlabel(name)
-        axis.set_xlim(left=0)
     axes[0].set_ylabel(f"score, % ({evaluation.scorer}), with 95 % interval")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(panels), frameon=False)
@@ -113,20 +113,59 @@ def _draw(axis: Any, points: Sequence[Point], rules: Sequence[str]) -> None:
         zorder=1,
         label="nothing beats these at both",
     )
-    for point in _labeled(points, front):
-        axis.axvline(point.x, color="black", alpha=0.15, linewidth=0.8, zorder=0)
-        axis.annotate(
-            point.label,
-            (point.x, 1.0),
-            xycoords=axis.get_xaxis_transform(),
-            textcoords="offset points",
-            xytext=(0, 4),
-            rotation=45,
-            fontsize=8,
-        )
+    axis.set_xlim(0, 1.04 * max(point.x for point in points))
+    _label(axis, _labeled(points, front))
     axis.grid(axis="y", alpha=0.25)
     low, high = min(point.low for point in points), max(point.high for point in points)
     axis.set_ylim(low - 0.05 * (high - low) - 0.5, high + 0.05 * (high - low) + 0.5)
+
+
+def _label(axis: Any, points: Sequence[Point]) -> None:
+    """What each column of points is, above it; side by side where columns are close, together where they are one."""
+    width = axis.get_xlim()[1]
+    columns: list[tuple[float, list[str]]] = []
+    for point in sorted(points, key=lambda point: point.x):
+        x = point.x / width
+        if not columns or x - columns[-1][0] > _ONE_COLUMN:
+            columns.append((x, []))
+        if point.label not in columns[-1][1]:
+            columns[-1][1].append(point.label)
+    for (x, labels), at in zip(columns, spread_out([x for x, _ in columns], _LABEL_STEP), strict=True):
+        axis.axvline(x * width, color="black", alpha=0.15, linewidth=0.8, zorder=0)
+        axis.annotate(
+            " / ".join(labels),
+            (x, 1.0),
+            xytext=(at, 1.03),
+            xycoords="axes fraction",
+            rotation=45,
+            rotation_mode="anchor",
+            fontsize=8,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": "black",
+                "alpha": 0.3,
+                "linewidth": 0.8,
+                "shrinkA": 0,
+                "shrinkB": 0,
+            },
+        )
+
+
+def spread_out(places: Sequence[float], step: float) -> list[float]:
+    """Ascending places at least ``step`` apart, each group of close ones around its own middle."""
+    groups: list[list[float]] = []
+    for place in places:
+        group = [place]
+        while groups and _span(group, step)[0] - _span(groups[-1], step)[1] < step:
+            group = groups.pop() + group
+        groups.append(group)
+    return [_span(group, step)[0] + step * i for group in groups for i in range(len(group))]
+
+
+def _span(group: Sequence[float], step: float) -> tuple[float, float]:
+    half = step * (len(group) - 1) / 2
+    middle = sum(group) / len(group)
+    return middle - half, middle + half
 
 
 def _labeled(points: Sequence[Point], front: Sequence[Point]) -> list[Point]:

@@ -12,6 +12,7 @@ from ..answer import Report
 from ..pieces import PieceReader
 from ..reduce import Reducer
 from ..schedule import Schedule
+from ..turbo import Turbo
 from .job import Job, Piece, TokenProb
 
 __all__ = ["Active"]
@@ -24,6 +25,7 @@ class Active:
     job: Job
     request: _native.SlotRequest
     fastv: Schedule | None
+    turbo: Turbo | None
     reduce: Reducer | None
     stop: Sequence[str]
     image_decode_ms: float

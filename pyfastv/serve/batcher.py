@@ -236,6 +236,7 @@ class Batcher:
                 n_layer=self._n_layer,
                 image_decode_ms=item.image_decode_ms,
                 fastv=item.fastv,
+                turbo=item.turbo,
                 reduce=item.reduce,
             )
         with self._changed:

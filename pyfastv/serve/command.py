@@ -51,7 +51,8 @@ _NEEDED = {"fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic", "
 def serve(**options: Any) -> None:
     """Serve the model over OpenAI's API, with a page to try it at /.
 
-    Clients use http://127.0.0.1:8080/v1 as their base URL. -c is the context of each slot.
+    Clients use http://127.0.0.1:8080/v1 as their base URL. -c is the context of each slot; 0 is
+    what the model was trained for, at most 8192.
     """
     fastv = to_fastv(options)
     try:

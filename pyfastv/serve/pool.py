@@ -242,6 +242,7 @@ class Pool:
                 job=Job(self._batcher.cancel),
                 request=request,
                 fastv=schedule,
+                turbo=merging,
                 reduce=reducer,
                 stop=sampling.stop or (),
                 image_decode_ms=image_decode_ms,

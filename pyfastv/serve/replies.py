@@ -85,6 +85,7 @@ def details(report: Report, found: Mapping[str, Any] | None, n_layer: int) -> di
     """``fastv_details``: which visual tokens each stage sees, and the time beside an estimate of it without pruning."""
     return {
         "fastv": None if report.fastv is None else report.fastv.spec(),
+        "turbo": None if report.turbo is None else report.turbo.spec(),
         "reduce": None if report.reduce is None else report.reduce.spec(),
         "n_layer": n_layer,
         "first_layers": list(report.first_layers),
