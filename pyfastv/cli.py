@@ -10,7 +10,7 @@ import click
 
 from . import __version__, lib_path
 from .bench.command import bench
-from .cli_options import load_runner, read_media, request_options, shows_progress, to_fastv, to_sampling
+from .cli_options import load_runner, read_media, request_options, shows_progress, to_sampling, to_setting
 from .cli_plan import plan
 from .cli_show import show
 from .console import bar
@@ -57,9 +57,9 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with 'answer' and 'report'.")
 def ask(images: tuple[str, ...], question: str, **options: Any) -> None:
     """Answer QUESTION about one picture or several (files or data URIs), or about a video."""
-    fastv, sampling = to_fastv(options), to_sampling(options)
+    setting, sampling = to_setting(options), to_sampling(options)
     pictures = read_media(images, options)
-    with load_runner(options, fastv) as runner:
+    with load_runner(options, setting) as runner:
         with bar("Reading the prompt", shows_progress(options)) as reading:
             stream = runner.stream(pictures, question, system=options["system"], progress=reading, **sampling)
         for piece in stream:
@@ -77,9 +77,9 @@ def ask(images: tuple[str, ...], question: str, **options: Any) -> None:
 @request_options
 def chat(images: tuple[str, ...], **options: Any) -> None:
     """Converse about pictures or a video, question by question; /help tells more."""
-    fastv, sampling = to_fastv(options), to_sampling(options)
+    setting, sampling = to_setting(options), to_sampling(options)
     pictures = read_media(images, options)
-    with load_runner(options, fastv) as runner, runner.session(system=options["system"]) as session:
+    with load_runner(options, setting) as runner, runner.session(system=options["system"]) as session:
         Repl(session, pictures, sampling, shows_progress(options)).run()
 
 

@@ -20,6 +20,7 @@ from .profile import Profile
 from .reduce import REDUCERS, Reducer, to_reducer
 from .runner import Runner
 from .schedule import RECALL, SCORES, Cut, Schedule
+from .setting import Setting
 from .turbo import to_turbo
 from .video import Video, is_video, load_frames
 
@@ -32,8 +33,8 @@ __all__ = [
     "runner_arguments",
     "schedule_options",
     "shows_progress",
-    "to_fastv",
     "to_sampling",
+    "to_setting",
 ]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -77,6 +78,7 @@ _CUT = [
     click.option("--off", is_flag=True, help="No pruning: stock llama.cpp."),
 ]
 _CUT_NAMES = ("k", "drop", "score", "pick", "weigh", "merge", "off")
+_OTHERS = ("schedule", "turbo", "reduce")
 
 _SCHEDULE = [
     click.option(
@@ -84,7 +86,9 @@ _SCHEDULE = [
         metavar="SPEC",
         help=f'In place of these: cuts as in "k=2,drop=0.5;k=6,drop=0.75", or {", ".join(PRESETS)}, off.',
     ),
-    click.option("--profile", metavar="FILE", help="In place of these: what pyfastv tune found."),
+    click.option(
+        "--profile", metavar="FILE", help="In place of these, --turbo and --reduce: what pyfastv tune found."
+    ),
     click.option(
         "--recall",
         type=float,
@@ -175,31 +179,39 @@ def to_sampling(options: dict[str, Any]) -> SamplingOptions:
     return sampling
 
 
-def to_fastv(options: dict[str, Any]) -> Schedule | None:
-    """The schedule asked for; None: off."""
+def to_setting(options: dict[str, Any]) -> Setting:
+    """What is asked to be done to pictures, by the options or by the profile. A wrong value is told before a model is
+    loaded."""
     given = click.get_current_context().get_parameter_source
-    named = [name for name in _CUT_NAMES if given(name) is ParameterSource.COMMANDLINE]
-    if options["schedule"] is not None and named:
-        raise click.UsageError(f"--schedule excludes --{named[0]}.")
-    if options["profile"] is not None and (named or options["schedule"] is not None):
-        raise click.UsageError(f"--profile excludes --{named[0] if named else 'schedule'}.")
-    if options["off"] and named != ["off"]:
-        raise click.UsageError("--off excludes --k, --drop, --score, --pick, --weigh and --merge.")
-    if options["off"]:
-        schedule = None
-    elif options["profile"] is not None:
-        schedule = Profile.load(options["profile"]).schedule
-    elif options["schedule"] is not None:
-        schedule = to_schedule(options["schedule"])
-    elif set(named) <= {"k", "drop"}:
-        schedule = Recommended(_number(options["k"]), options["drop"])
+    named = [name for name in (*_CUT_NAMES, *_OTHERS) if given(name) is ParameterSource.COMMANDLINE]
+    if options["profile"] is not None:
+        if named:
+            raise click.UsageError(f"--profile excludes --{named[0]}.")
+        profile = Profile.load(options["profile"])
+        fastv, turbo, reduce = profile.schedule, profile.turbo, profile.reduce
     else:
-        schedule = Schedule([Cut(_number(options["k"]), *(options[name] for name in _CUT_NAMES[1:-1]))])
-    if schedule is None or (options["recall"] is None and options["cells"] is None):
-        return schedule
-    recall = schedule.recall if options["recall"] is None else options["recall"]
-    cells = schedule.cells if options["cells"] is None else _number(options["cells"])
-    return Schedule(schedule.cuts, recall, cells)
+        fastv = _to_schedule(options, [name for name in named if name in _CUT_NAMES])
+        turbo, reduce = to_turbo(options["turbo"]), to_reducer(options.get("reduce"))  # serve may have none
+    if fastv is not None and not (options["recall"] is None and options["cells"] is None):
+        recall = fastv.recall if options["recall"] is None else options["recall"]
+        cells = fastv.cells if options["cells"] is None else _number(options["cells"])
+        fastv = Schedule(fastv.cuts, recall, cells)
+    return Setting.of(fastv, turbo, reduce)
+
+
+def _to_schedule(options: dict[str, Any], named: list[str]) -> Schedule | None:
+    """The schedule asked for, None: off. ``named``: the options of a cut that were given."""
+    if options["schedule"] is not None:
+        if named:
+            raise click.UsageError(f"--schedule excludes --{named[0]}.")
+        return to_schedule(options["schedule"])
+    if options["off"]:
+        if named != ["off"]:
+            raise click.UsageError("--off excludes --k, --drop, --score, --pick, --weigh and --merge.")
+        return None
+    if set(named) <= {"k", "drop"}:
+        return Recommended(_number(options["k"]), options["drop"])
+    return Schedule([Cut(_number(options["k"]), *(options[name] for name in _CUT_NAMES[1:-1]))])
 
 
 def read_media(sources: Sequence[str], options: dict[str, Any]) -> list[Any]:
@@ -224,15 +236,15 @@ def _number(text: str) -> int | str:
         return text
 
 
-def load_runner(options: dict[str, Any], fastv: Schedule | None) -> Runner:
+def load_runner(options: dict[str, Any], setting: Setting) -> Runner:
     """The model that the options name, with a progress bar on a terminal."""
     arguments = runner_arguments(options)
     with bar("Loading", shows_progress(options)) as loading:
         return Runner(
             **arguments,
-            fastv=fastv,
-            turbo=to_turbo(options["turbo"]),
-            reduce=options["reduce"],
+            fastv=setting.fastv,
+            turbo=setting.turbo,
+            reduce=setting.reduce,
             progress=loading,
         )
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from .cli_options import load_runner, request_options, to_fastv, to_sampling
+from .cli_options import load_runner, request_options, to_sampling, to_setting
 from .errors import OptionError
 from .images import load_image
 
 __all__ = ["show"]
 
-_CUT = ("k", "drop", "score", "pick", "weigh", "merge", "off", "schedule", "recall", "cells")
+_CUT = ("k", "drop", "score", "pick", "weigh", "merge", "off", "schedule", "profile", "recall", "cells")
 
 
 @click.command(context_settings={"show_default": True})
@@ -40,13 +41,15 @@ def show(images: tuple[str, ...], question: str, **options: Any) -> None:
     single = [name for name in _CUT if given(name) is ParameterSource.COMMANDLINE]
     if options["rules"] and single:
         raise click.UsageError(f"--rules excludes --{single[0]}.")
-    rules = named(options["rules"] or [to_fastv(options)])
+    setting = to_setting(options)
+    rules = named(options["rules"] or [setting.fastv])
     sampling = to_sampling(options)
     inline = options["output"] is None and can_show()
     output = None if inline else _check_output(options["output"], images[0])
     _check_matplotlib()
     pictures = [load_image(image) for image in images]
-    with load_runner(options, next(iter(rules.values()))) as runner:
+    setting = replace(setting, fastv=next(iter(rules.values())))
+    with load_runner(options, setting) as runner:
         questions = [question, *options["follow_up"]]
         image = draw(trace(runner, pictures, questions, rules, sampling, system=options["system"]))
     if output is None:

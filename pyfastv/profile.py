@@ -1,4 +1,4 @@
-"""Profiles: the schedule that ``pyfastv tune`` found for a model, with what was measured, in a JSON file."""
+"""Profiles: the setting that ``pyfastv tune`` found for a model, with what was measured, in a JSON file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from . import _native
 from .errors import DataError, OptionError
 from .models import bundled_model
 from .presets import to_schedule
+from .reduce import Reducer, to_reducer
 from .schedule import Schedule
+from .turbo import Turbo, to_turbo
 
 __all__ = ["Profile", "model_identity"]
 
-_FORMAT, _VERSION = "pyfastv-profile", 1
+# Readers of version 1 know the schedule alone: what they would leave out silently is written as version 2.
+_FORMAT, _SCHEDULE_ALONE, _VERSION = "pyfastv-profile", 1, 2
 # what a schedule depends on; the same model in another quantization has the same
 _COMPARED = {"architecture": "architecture", "n_layer": "layers", "n_embd": "width"}
 _IDENTITY = (*_COMPARED, "description", "n_params")
@@ -25,19 +28,22 @@ _IDENTITY = (*_COMPARED, "description", "n_params")
 
 @dataclass(frozen=True)
 class Profile:
-    """A schedule for one model.
+    """A setting for one model: a schedule, Turbo, a reducer, each or none.
 
     >>> profile = Profile.load("profile.json")
     >>> profile.check("model.gguf")
-    >>> runner = Runner("model.gguf", "mmproj.gguf", fastv=profile.schedule)
+    >>> in_force = {"fastv": profile.schedule, "turbo": profile.turbo, "reduce": profile.reduce}
+    >>> runner = Runner("model.gguf", "mmproj.gguf", **in_force)
     """
 
     schedule: Schedule | None
-    """None: nothing but not pruning was good enough."""
+    """None: the language model is not pruned. All three None: nothing else than stock was good enough."""
     model: Mapping[str, Any]
     """``architecture``, ``n_layer``, ``n_embd``, ``description``, ``n_params`` of the model that it was found for."""
     measured: Mapping[str, Any] = field(default_factory=dict)
     """What was asked for, and what was measured; docs/tune.md names the entries."""
+    turbo: Turbo | None = field(default=None, kw_only=True)
+    reduce: Reducer | None = field(default=None, kw_only=True)
 
     def check(self, model: str | os.PathLike[str] | None = None) -> None:
         """Raises OptionError where ``model``, a GGUF file (None: the bundled one), is another model; ModelError."""
@@ -63,16 +69,19 @@ class Profile:
 
         return {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": _SCHEDULE_ALONE if self.turbo is None and self.reduce is None else _VERSION,
             "pyfastv": __version__,
             "schedule": "off" if self.schedule is None else self.schedule.spec(),
+            "turbo": None if self.turbo is None else self.turbo.spec(),
+            "reduce": None if self.reduce is None else self.reduce.spec(),
             "model": dict(self.model),
             "measured": dict(self.measured),
         }
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Profile:
-        """Raises DataError: the file is not a profile, or of a later version; OptionError: its schedule is none."""
+        """Raises DataError: the file is not a profile, or of a later version; OptionError: what it says is no schedule,
+        no Turbo or no reducer."""
         name = os.fsdecode(path)
         try:
             values = json.loads(Path(name).read_text(encoding="utf-8"))
@@ -82,10 +91,10 @@ class Profile:
             raise DataError(f"{name}: is not a profile: {error}") from None
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
             raise DataError(f"{name}: is not a profile: pyfastv tune writes one")
-        if values.get("version") != _VERSION:
+        if values.get("version") not in (_SCHEDULE_ALONE, _VERSION):
             raise DataError(
-                f"{name}: is a profile of version {values.get('version')!r}, and {_VERSION} is known: "
-                "make it again with pyfastv tune"
+                f"{name}: is a profile of version {values.get('version')!r}, and {_SCHEDULE_ALONE} and {_VERSION} are "
+                "known: make it again with pyfastv tune"
             )
         model, measured = values.get("model"), values.get("measured", {})
         if not isinstance(model, dict) or not set(_IDENTITY) <= set(model) or not isinstance(measured, dict):
@@ -94,7 +103,16 @@ class Profile:
             )
         if not isinstance(values.get("schedule"), str):
             raise DataError(f"{name}: has no schedule: make it again with pyfastv tune")
-        return Profile(to_schedule(values["schedule"]), model, measured)
+        for key in ("turbo", "reduce"):
+            if not isinstance(values.get(key), str | None):
+                raise DataError(f"{name}: {key} must be text or null; got {values[key]!r}")
+        return Profile(
+            to_schedule(values["schedule"]),
+            model,
+            measured,
+            turbo=to_turbo(values.get("turbo")),
+            reduce=to_reducer(values.get("reduce")),
+        )
 
 
 def model_identity(model: str | os.PathLike[str] | None = None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .errors import OptionError
@@ -36,6 +36,14 @@ class Setting:
     @property
     def is_off(self) -> bool:
         return self.fastv is None and self.turbo is None and self.reduce is None
+
+    @classmethod
+    def of(
+        cls, fastv: Schedule | None = None, turbo: Turbo | None = None, reduce: Reducer | None = None
+    ) -> Setting:
+        """Named by what it is."""
+        unnamed = cls("", fastv, turbo, reduce)
+        return replace(unnamed, name=unnamed.spec())
 
     @classmethod
     def parse(cls, text: str) -> Setting:

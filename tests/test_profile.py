@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from pyfastv import DataError, OptionError, Profile, Recommended
+from pyfastv import DataError, DivPrune, OptionError, Profile, Recommended, Stride, Turbo
 from pyfastv.cli import main
+from pyfastv.cli_options import to_setting
 from pyfastv.models import bundled_examples, bundled_model
 from pyfastv.profile import model_identity
+from pyfastv.serve.command import serve
+from pyfastv.setting import Setting
 
 PICTURE, QUESTION, _ = bundled_examples()[0]
 
@@ -34,6 +37,29 @@ def test_a_profile_is_read_as_it_was_written(tmp_path: Path, schedule: Recommend
     assert Profile.load(tmp_path / "profile.json") == profile
 
 
+@pytest.mark.parametrize(
+    ("turbo", "reduce"),
+    [(Turbo(share=0.25), None), (None, DivPrune(0.5)), (Turbo(r=9, layers=(0, 2)), DivPrune(288))],
+)
+@pytest.mark.parametrize("schedule", [Recommended(4, 0.75), None])
+def test_what_readers_of_version_1_do_not_know_makes_it_version_2(
+    tmp_path: Path, schedule: Recommended | None, turbo: Turbo | None, reduce: DivPrune | None
+) -> None:
+    """They refuse it, and would leave Turbo out silently if they did not."""
+    profile = Profile(schedule, model_identity(), turbo=turbo, reduce=reduce)
+    profile.save(tmp_path / "profile.json")
+    assert json.loads((tmp_path / "profile.json").read_text())["version"] == 2
+    assert Profile.load(tmp_path / "profile.json") == profile
+
+
+def test_a_file_of_version_1_is_read(tmp_path: Path, profile: Profile) -> None:
+    old = profile.to_dict()
+    assert old["version"] == 1  # so that it is read by versions that know no other
+    del old["turbo"], old["reduce"]
+    (tmp_path / "profile.json").write_text(json.dumps(old))
+    assert Profile.load(tmp_path / "profile.json") == profile
+
+
 def test_it_knows_its_model_in_any_quantization(profile: Profile) -> None:
     assert profile.model["architecture"] == "llama"
     profile.check()
@@ -52,7 +78,9 @@ def test_another_model_is_refused_with_what_differs(profile: Profile, key: str, 
     ("changed", "message"),
     [
         ({"format": "other"}, "is not a profile: pyfastv tune writes one"),
-        ({"version": 2}, "is a profile of version 2, and 1 is known"),
+        ({"version": 3}, "is a profile of version 3, and 1 and 2 are known"),
+        ({"turbo": 0.5}, "turbo must be text or null; got 0.5"),
+        ({"reduce": ["pool"]}, "reduce must be text or null; got"),
         ({"model": {}}, "does not say which model"),
         ({"schedule": None}, "has no schedule"),
     ],
@@ -74,6 +102,10 @@ def test_files_that_cannot_be_read_or_written_are_told(tmp_path: Path, profile: 
         profile.save(tmp_path / "none" / "profile.json")
     with pytest.raises(OptionError):
         Profile.load(write(tmp_path, profile, schedule="k=0"))
+    with pytest.raises(OptionError, match="share must be"):
+        Profile.load(write(tmp_path, profile, turbo="share=2"))
+    with pytest.raises(OptionError, match="is no reducer"):
+        Profile.load(write(tmp_path, profile, reduce="half"))
 
 
 def test_commands_take_a_profile(
@@ -96,8 +128,58 @@ def test_commands_refuse_a_profile_of_another_model_before_loading(
     assert fake_engine == []
 
 
-@pytest.mark.parametrize("more", [["--k", "2"], ["--off"], ["--schedule", "fastv"]])
-def test_a_profile_excludes_a_schedule(
+def test_a_profile_puts_turbo_and_reducer_in_force(
+    tmp_path: Path, profile: Profile, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On the model: 432 of 576 tokens leave the encoder, half of them enter the language model, half are kept."""
+    file = write(
+        tmp_path, profile, version=2, schedule="k=2,drop=0.5", turbo="share=0.25", reduce="stride,keep=0.5"
+    )
+    assert main(["ask", str(PICTURE), QUESTION, "--profile", file, "--json", "-c", "1024", "-n", "1"]) == 0
+    report = json.loads(capfd.readouterr().out)["report"]
+    tokens = [report[name] for name in ("patches", "encoded_tokens", "visual_tokens", "visual_tokens_kept")]
+    assert tokens == [576, 432, 216, 108]
+
+
+def test_the_server_takes_what_the_profile_says(tmp_path: Path, profile: Profile) -> None:
+    file = write(tmp_path, profile, version=2, turbo="share=0.25", reduce="stride,keep=0.5")
+    with serve.make_context("serve", ["--profile", file, "--recall", "0"]) as context:
+        assert to_setting(context.params) == Setting.of(
+            Recommended(4, 0.75, recall=0), Turbo(share=0.25), Stride(0.5)
+        )
+
+
+def test_the_server_loads_its_model_with_the_turbo_of_the_profile(
+    tmp_path: Path, profile: Profile, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("fastapi", reason="needs the extra serve")
+    from pyfastv.serve import pool
+
+    loaded: dict[str, Any] = {}
+
+    def load(**options: Any) -> None:
+        loaded.update(options)
+        raise DataError("enough")
+
+    monkeypatch.setattr(pool, "Pool", load)
+    file = write(tmp_path, profile, version=2, turbo="share=0.25")
+    assert main(["serve", "--port", "0", "--no-progress", "--profile", file]) == 1
+    assert "enough" in capfd.readouterr().err
+    assert (loaded["fastv"], loaded["turbo"]) == (Recommended(4, 0.75), Turbo(share=0.25))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--k", "2"],
+        ["--off"],
+        ["--schedule", "fastv"],
+        ["--turbo", "off"],
+        ["--reduce", "pool"],
+        ["--reduce", "off"],
+    ],
+)
+def test_a_profile_excludes_what_it_says(
     tmp_path: Path, profile: Profile, capfd: pytest.CaptureFixture[str], more: list[str]
 ) -> None:
     assert main(["ask", str(PICTURE), QUESTION, "--profile", write(tmp_path, profile), *more]) == 2

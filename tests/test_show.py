@@ -275,6 +275,11 @@ def test_stdout_that_is_no_terminal_cannot_show() -> None:
     [
         (["missing.png", "What?"], 1, "missing.png: no such file"),
         ([str(CLOCK.picture), "What?", "--rules", "k=2", "--drop", "0.5"], 2, "--rules excludes --drop"),
+        (
+            [str(CLOCK.picture), "What?", "--rules", "k=2", "--profile", "p.json"],
+            2,
+            "--rules excludes --profile",
+        ),
         ([str(CLOCK.picture), "What?", "--rules", "vtw", "--rules", "vtw"], 1, "given twice"),
         ([str(CLOCK.picture), "What?", "--rules", "nonsense"], 1, "nonsense"),
         ([str(CLOCK.picture), "What?", "--rules", "k=12,drop=0.5"], 1, "12"),

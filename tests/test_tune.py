@@ -10,11 +10,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyfastv import OptionError, Profile, Runner, Schedule, UnsupportedModelError, _native, load_image
+from pyfastv import (
+    DivPrune,
+    OptionError,
+    Profile,
+    Runner,
+    Schedule,
+    Turbo,
+    UnsupportedModelError,
+    _native,
+    load_image,
+)
 from pyfastv.cli import main
 from pyfastv.eval import Question
 from pyfastv.models import bundled_examples, bundled_model
-from pyfastv.tune import Sample, Standing, candidates, compare, refer, search
+from pyfastv.setting import Setting
+from pyfastv.tune import (
+    Sample,
+    Standing,
+    candidates,
+    compare,
+    refer,
+    search,
+    turbo_candidates,
+    why_no_turbo,
+)
+
+import random_mmproj
 
 EXAMPLES = bundled_examples()
 CHEAP_BAD = "k=2,drop=0.98"  # FastV's rule: 12 of 576 tokens
@@ -158,6 +180,27 @@ def test_candidates_lie_where_the_model_can_be_cut(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(facts, "unsupported_reason", "it is recurrent")
     with pytest.raises(UnsupportedModelError, match="cannot be pruned: it is recurrent"):
         candidates("m")
+    with pytest.raises(UnsupportedModelError, match="cannot be pruned: it is recurrent"):
+        turbo_candidates("m")
+
+
+def test_turbo_is_tried_alone_and_with_the_recommended_rule() -> None:
+    found = [Setting.parse(setting) for setting in turbo_candidates(str(bundled_model()))]
+    schedules = {setting.fastv for setting in found}
+    assert {setting.turbo.share for setting in found} == {0.125, 0.25, 0.5}
+    assert {schedule.spec() for schedule in schedules if schedule} < set(candidates(str(bundled_model())))
+    assert {cut.score for schedule in schedules if schedule for cut in schedule.cuts} == {"question-max"}
+    assert len({setting.spec() for setting in found}) == len(found) == 3 * len(schedules)
+    assert None in schedules
+
+
+def test_an_encoder_that_cannot_merge_says_why(plain: Runner, tmp_path: Path) -> None:
+    assert why_no_turbo(plain) is None
+    assert plain.turbo is None
+    with Runner(*random_mmproj.write_pair(tmp_path, "Qwen2-VL"), fastv=None) as runner:
+        assert "the projector qwen2vl_merger needs the encoder's whole grid" in str(why_no_turbo(runner))
+    with Runner(bundled_model(), n_ctx=256, fastv=None) as runner:
+        assert why_no_turbo(runner) == "there is no vision encoder"
 
 
 # on the model
@@ -199,7 +242,7 @@ def test_the_divergence_is_that_of_the_whole_vocabulary(plain: Runner) -> None:
     assert len(reference.likeliest) == len(expected)
     assert [int(p.argmax()) for p in expected[:-1]] == list(reference.tokens)
 
-    found = compare(plain, CHEAP_BAD, reference, QUESTION, QUESTION.text, None)
+    found = compare(plain, Setting.parse(CHEAP_BAD), reference, QUESTION, QUESTION.text, None)
     other = distributions(plain, CHEAP_BAD, reference.tokens)
     whole = [float(np.sum(np.exp(p) * (p - q))) for p, q in zip(expected, other, strict=True)]
     assert max(whole) > 1.0
@@ -213,8 +256,18 @@ def test_the_cost_counts_rows_layer_by_layer(plain: Runner) -> None:
     reference = refer(plain, QUESTION, QUESTION.text, None, 2)
     text, remainder = divmod(reference.rows - 12 * 576, 12)
     assert remainder == 0
-    found = compare(plain, "k=3,drop=0.75", reference, QUESTION, QUESTION.text, None)
-    assert found.cost == pytest.approx((3 * 576 + 9 * 144 + 12 * text) / reference.rows)
+
+    def cost(setting: str) -> float:
+        return compare(plain, Setting.parse(setting), reference, QUESTION, QUESTION.text, None).cost
+
+    for setting, visual in (
+        ("k=3,drop=0.75", 3 * 576 + 9 * 144),
+        ("turbo:share=0.25", 12 * 432),
+        ("turbo:share=0.25 + k=3,drop=0.75", 3 * 432 + 9 * 108),
+        ("reduce:stride,keep=192 + k=3,drop=0.75", 3 * 192 + 9 * 48),
+        ("turbo:share=0.25 + reduce:stride,keep=0.5", 12 * 216),
+    ):
+        assert cost(setting) == pytest.approx((visual + 12 * text) / reference.rows)
 
 
 def test_an_answer_is_followed_as_far_as_asked(plain: Runner) -> None:
@@ -224,7 +277,7 @@ def test_an_answer_is_followed_as_far_as_asked(plain: Runner) -> None:
 
 def test_nothing_dropped_is_no_divergence(plain: Runner) -> None:
     reference = refer(plain, QUESTION, QUESTION.text, None, 8)
-    found = compare(plain, "k=6,drop=0", reference, QUESTION, QUESTION.text, None)
+    found = compare(plain, Setting.parse("k=6,drop=0"), reference, QUESTION, QUESTION.text, None)
     assert found.cost == 1.0
     assert found.kl.max() < 1e-3
     assert not found.changed.any()
@@ -282,6 +335,45 @@ def test_the_cheap_one_is_chosen_where_both_are_good(data: Path, capfd: pytest.C
     answer = json.loads(capfd.readouterr().out)
     assert answer["report"]["fastv"] == good
     assert answer["answer"] == EXAMPLES[0].answer
+
+
+def test_turbo_is_chosen_and_its_profile_puts_it_in_force(
+    data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever of the questions it is on: the cheap one is bad, and the other merges in the encoder."""
+    good = "turbo:share=0.125+k=8,drop=0.25,score=question-max,pick=cover,weigh"
+    settings = ("--settings", "turbo:share=0.98", "--settings", good)
+    assert tune(data, *settings, "--kl", "0.5", "--time", "1", "--rounds", "1") == 0
+    printed = capfd.readouterr().out
+    assert f"{good}\n" in printed
+    assert "measured: encoder " in printed
+    profile = Profile.load(data.parent / "p.json")
+    assert (profile.schedule, profile.turbo) == (Schedule.parse(DEAR_GOOD), Turbo(share=0.125))
+    assert profile.measured["times"]["chosen"]["encode_ms"] > 0
+
+    arguments = [str(EXAMPLES[0].picture), EXAMPLES[0].question, "--profile", str(data.parent / "p.json")]
+    assert main(["ask", *arguments, "--json"]) == 0
+    answer = json.loads(capfd.readouterr().out)
+    assert answer["report"]["encoded_tokens"] == 504
+    assert answer["report"]["fastv"] == DEAR_GOOD
+    assert answer["answer"] == EXAMPLES[0].answer
+
+
+def test_reducers_are_tried_where_they_are_named(data: Path) -> None:
+    assert tune(data, "--settings", "reduce:divprune,keep=560", "--kl", "10", "--time", "0") == 0
+    assert Profile.load(data.parent / "p.json").reduce == DivPrune(560)
+
+
+def test_turbo_is_left_out_where_the_encoder_cannot_merge(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Told in one line, and kept in the profile."""
+    model, mmproj = map(str, random_mmproj.write_pair(tmp_path, "Gemma 3"))
+    assert tune(data, "-m", model, "--mmproj", mmproj, "--time", "0", "--positions", "2", "--kl", "1000") == 0
+    assert "Turbo was not tried: the projector gemma3 needs" in capfd.readouterr().out
+    measured = Profile.load(data.parent / "p.json").measured
+    assert "gemma3" in measured["turbo_not_tried"]
+    assert not [tried["setting"] for tried in measured["tried"] if "turbo" in tried["setting"]]
 
 
 def test_nothing_good_enough_is_off(data: Path, capfd: pytest.CaptureFixture[str]) -> None:

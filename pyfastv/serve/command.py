@@ -8,10 +8,9 @@ from typing import Any
 
 import click
 
-from ..cli_options import reduce_option, runner_arguments, schedule_options, shows_progress, to_fastv
+from ..cli_options import reduce_option, runner_arguments, schedule_options, shows_progress, to_setting
 from ..console import bar
 from ..errors import Error
-from ..turbo import to_turbo
 
 __all__ = ["serve"]
 
@@ -54,7 +53,7 @@ def serve(**options: Any) -> None:
     Clients use http://127.0.0.1:8080/v1 as their base URL. -c is the context of each slot; 0 is
     what the model was trained for, at most 8192.
     """
-    fastv = to_fastv(options)
+    setting = to_setting(options)
     try:
         from . import app, pool, server, settings
     except ImportError as error:
@@ -71,9 +70,9 @@ def serve(**options: Any) -> None:
                 **arguments,
                 slots=options["slots"],
                 queue=options["queue"],
-                fastv=fastv,
-                turbo=to_turbo(options["turbo"]),
-                reduce=options["reduce"],
+                fastv=setting.fastv,
+                turbo=setting.turbo,
+                reduce=setting.reduce,
                 max_pixels=options["max_pixels"],
                 progress=loading,
             )

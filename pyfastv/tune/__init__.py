@@ -1,7 +1,7 @@
 """The cheapest setting whose answers stay those of the model unpruned, on pictures and questions of one's own:
 ``pyfastv tune``. Needs no right answers."""
 
-from .candidates import candidates
+from .candidates import candidates, turbo_candidates, why_no_turbo
 from .distribution import Divergence, Reference, compare, refer
 from .search import Sample, Standing, search
 
@@ -14,4 +14,6 @@ __all__ = [
     "compare",
     "refer",
     "search",
+    "turbo_candidates",
+    "why_no_turbo",
 ]

@@ -18,10 +18,10 @@ from ..eval.command import dataset_options, load, pick_pictures
 from ..eval.settings import OFF, check_settings
 from ..eval.timing import ratio, time_settings
 from ..models import bundled_model
-from ..presets import to_schedule
 from ..profile import Profile, model_identity
 from ..runner import Runner
-from .candidates import candidates
+from ..setting import Setting
+from .candidates import candidates, turbo_candidates, why_no_turbo
 from .measuring import Measuring
 from .search import Standing, search
 
@@ -47,7 +47,7 @@ _LEVEL = 0.95
     "--settings",
     multiple=True,
     metavar="SPEC",
-    help="To try; once for each.  [default: rules, layers, shares]",
+    help="To try; once for each.  [default: rules, layers, shares, Turbo]",
 )
 @dataset_options
 @click.option("--limit", type=int, help="Only the first questions.")
@@ -76,10 +76,14 @@ def tune_command(paths: tuple[str, ...], **options: Any) -> None:
     dataset, instruction = load(data, options, limit)
     asking = Asking(runner_arguments(options), instruction, options["system"], max_tokens=positions)
     model = asking.runner["model_path"]
-    settings = check_settings(options["settings"])[1:] if options["settings"] else None
-    settings = candidates(str(model or bundled_model())) if settings is None else settings
+    model_file = str(model or bundled_model())
+    own = check_settings(options["settings"])[1:] if options["settings"] else None
+    settings = candidates(model_file) if own is None else own
 
     with Runner(**asking.runner, fastv=None) as runner, bar("Searching", shows_progress(options)) as progress:
+        no_turbo = None if own is not None else why_no_turbo(runner)
+        if own is None and no_turbo is None:
+            settings += turbo_candidates(model_file)
         measuring = Measuring(runner, dataset.questions, asking, positions)
         best, standings = search(
             settings,
@@ -99,6 +103,8 @@ def tune_command(paths: tuple[str, ...], **options: Any) -> None:
         "times_fewer_token_rows": None if best is None else round(1 / best.cost, 4),
         "tried": [standing.to_dict() for standing in standings if standing.samples],
     }
+    if no_turbo is not None:
+        measured["turbo_not_tried"] = no_turbo
     if best is not None and n_timed:
         pictures = pick_pictures(dataset.questions, n_timed)
         with bar("Measuring", shows_progress(options)) as progress:
@@ -109,11 +115,12 @@ def tune_command(paths: tuple[str, ...], **options: Any) -> None:
             "rounds": rounds,
             "off": off.to_dict(),
             "chosen": pruned.to_dict(),
+            "encode_times_faster": ratio(off.encode_ms, pruned.encode_ms)._asdict(),
             "prefill_times_faster": ratio(off.prefill_ms, pruned.prefill_ms)._asdict(),
             "first_token_times_faster": ratio(off.first_token_ms, pruned.first_token_ms)._asdict(),
         }
-    schedule = None if best is None else to_schedule(best.setting)
-    profile = Profile(schedule, model_identity(model), measured)
+    chosen = Setting(OFF) if best is None else Setting.parse(best.setting)
+    profile = Profile(chosen.fastv, model_identity(model), measured, turbo=chosen.turbo, reduce=chosen.reduce)
     profile.save(options["output"])
 
     if options["as_json"]:
@@ -163,12 +170,15 @@ def _summary(profile: Profile, output: str) -> str:
     measured = profile.measured
     sure = f"{measured['confidence']:.0%} sure"
     chosen = measured["chosen"]
+    no_turbo = measured.get("turbo_not_tried")
+    lines = [] if no_turbo is None else [f"Turbo was not tried: {no_turbo}"]
     if chosen is None:
-        return (
+        lines.append(
             f"No setting that was tried stays within {measured['kl_target']:g} nats of the unpruned model ({sure}). "
             f"{output} says off; a higher --kl, more pictures or --settings of your own may find one."
         )
-    lines = [
+        return "\n".join(lines)
+    lines += [
         f"{chosen['setting']}",
         f"  {measured['times_fewer_token_rows']:.2f} times fewer token rows through the language model's prefill",
         f"  KL to unpruned {chosen['kl']:.4f} nats a token ({sure}: at most {chosen['kl_upper']:.4f}); "
@@ -177,8 +187,9 @@ def _summary(profile: Profile, output: str) -> str:
     ]
     times = measured.get("times")
     if times is not None:
+        encoder = f"encoder {_faster(times['encode_times_faster'])}, " if profile.turbo is not None else ""
         lines.append(
-            f"  measured: prefill {_faster(times['prefill_times_faster'])}, first token "
+            f"  measured: {encoder}prefill {_faster(times['prefill_times_faster'])}, first token "
             f"{_faster(times['first_token_times_faster'])}: {times['off']['first_token_ms']:.0f} ms unpruned, "
             f"{times['chosen']['first_token_ms']:.0f} ms"
         )

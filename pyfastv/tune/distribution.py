@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..eval.question import Question
 from ..runner import Runner
+from ..setting import Setting
 
 __all__ = ["Divergence", "Reference", "compare", "refer"]
 
@@ -41,11 +42,11 @@ class Divergence:
 
 
 def refer(runner: Runner, question: Question, text: str, system: str | None, positions: int) -> Reference:
-    """Answer greedily without pruning, at most ``positions`` tokens, and keep the distributions.
+    """Answer greedily with nothing in force, at most ``positions`` tokens, and keep the distributions.
 
     The first is that behind the prompt; the last one may be that of the token that ends the answer.
     """
-    runner.stream(question.image, text, system=system, max_tokens=positions, temperature=0.0, fastv=None)
+    _prefill(runner, Setting("off"), question, text, system, positions)
     tokens: list[int] = []
     likeliest, probabilities = [], []
     with runner._engine_at_work() as engine:
@@ -68,14 +69,14 @@ def refer(runner: Runner, question: Question, text: str, system: str | None, pos
 
 
 def compare(
-    runner: Runner, setting: str, reference: Reference, question: Question, text: str, system: str | None
+    runner: Runner, setting: Setting, reference: Reference, question: Question, text: str, system: str | None
 ) -> Divergence:
     """Feed the reference's answer to a setting, and compare the distributions token by token.
 
     KL(reference || setting) over the 1024 likeliest tokens of the reference, with all others as one: a lower bound of
     the divergence over the whole vocabulary, which what is left in the tail can hardly raise.
     """
-    runner.stream(question.image, text, system=system, max_tokens=1, temperature=0.0, fastv=setting)
+    _prefill(runner, setting, question, text, system, 1)
     kl, changed = [], []
     with runner._engine_at_work() as engine:
         cost = _rows(engine.report(), engine.n_layer) / reference.rows
@@ -87,6 +88,21 @@ def compare(
             kl.append(_kl(p, _with_rest(q, order)))
             changed.append(int(np.argmax(q)) != order[0])
     return Divergence(np.array(kl), np.array(changed), cost)
+
+
+def _prefill(
+    runner: Runner, setting: Setting, question: Question, text: str, system: str | None, max_tokens: int
+) -> None:
+    runner.stream(
+        question.image,
+        text,
+        system=system,
+        max_tokens=max_tokens,
+        temperature=0.0,
+        fastv=setting.fastv,
+        turbo=setting.turbo,
+        reduce=setting.reduce,
+    )
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -105,7 +121,8 @@ def _kl(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
 
 
 def _rows(report: Mapping[str, Any], n_layer: int) -> int:
-    """What the weight matrices of the language model are multiplied with during prefill."""
+    """What the weight matrices of the language model are multiplied with during prefill. What Turbo or a reducer took
+    away before is in no layer."""
     text = report["prompt_tokens"] - report["visual_tokens"]
     ends = (*report["first_layers"][1:], n_layer)
     stages = zip(report["first_layers"], ends, report["visual_tokens_in_stage"], strict=True)

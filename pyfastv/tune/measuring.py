@@ -8,6 +8,7 @@ from pathlib import Path
 from ..eval.asking import Asking
 from ..eval.question import Question
 from ..runner import Runner
+from ..setting import Setting
 from .distribution import Reference, compare, refer
 from .search import Sample
 
@@ -36,7 +37,7 @@ class Measuring:
         return sum(len(reference.likeliest) for reference in self._references.values())
 
     def __call__(self, picture: int, settings: Sequence[str]) -> Mapping[str, list[Sample]]:
-        """The encoder sees the picture once; stage 0 once for each setting."""
+        """The encoder sees the picture once for each Turbo, stage 0 once for each setting."""
         questions = self._pictures[picture]
         for question in questions:
             if question.id not in self._references:
@@ -47,9 +48,12 @@ class Measuring:
                     self._asking.system,
                     self._positions,
                 )
-        return {setting: [self._sample(setting, question) for question in questions] for setting in settings}
+        # settings of one Turbo together: with a small cache of the encoder's outputs, too, each is made once
+        parsed = {text: Setting.parse(text) for text in settings}
+        in_order = sorted(settings, key=lambda text: str(parsed[text].turbo or ""))
+        return {text: [self._sample(parsed[text], question) for question in questions] for text in in_order}
 
-    def _sample(self, setting: str, question: Question) -> Sample:
+    def _sample(self, setting: Setting, question: Question) -> Sample:
         found = compare(
             self._runner,
             setting,
