@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from pyfastv import (
 )
 from pyfastv.cli import main
 from pyfastv.eval import Question
+from pyfastv.eval.asking import Asking
 from pyfastv.models import bundled_examples, bundled_model
 from pyfastv.setting import Setting
 from pyfastv.tune import (
@@ -35,6 +37,7 @@ from pyfastv.tune import (
     turbo_candidates,
     why_no_turbo,
 )
+from pyfastv.tune.measuring import Measuring
 
 import random_mmproj
 
@@ -213,6 +216,7 @@ def plain() -> Runner:
 
 
 QUESTION = Question("1", EXAMPLES[0].picture, EXAMPLES[0].question)
+SECOND = Question("2", EXAMPLES[0].picture, "What is in the picture?")
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -283,6 +287,32 @@ def test_nothing_dropped_is_no_divergence(plain: Runner) -> None:
     assert not found.changed.any()
 
 
+def test_the_encoder_sees_a_picture_once_for_each_turbo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever order the settings are named; its cache has room for one output and a half."""
+    schedules = ("k=2,drop=0.5", "k=4,drop=0.5", "k=6,drop=0.5")
+    mixed = [
+        setting
+        for schedule in schedules
+        for setting in (f"turbo:share=0.5+{schedule}", schedule, f"turbo:share=0.25 + {schedule}")
+    ]
+    with Runner(n_ctx=1024, fastv=None, encoder_cache_mb=2) as runner:
+        encoded = []
+        stream = runner.stream
+
+        def counting(*arguments: Any, **options: Any) -> Any:
+            made = stream(*arguments, **options)
+            encoded.append(runner._engine.report()["pictures_encoded"])
+            return made
+
+        monkeypatch.setattr(runner, "stream", counting)
+        found = Measuring(runner, [QUESTION, SECOND], Asking(), 2)(0, mixed)
+    assert sum(encoded) == 3
+    assert len(encoded) == 2 * (1 + len(mixed))
+    assert set(found) == set(mixed)
+    costs = [found[setting][0].cost for setting in mixed[:3]]
+    assert costs[0] < costs[2] < costs[1]
+
+
 # the command line
 
 
@@ -340,7 +370,7 @@ def test_the_cheap_one_is_chosen_where_both_are_good(data: Path, capfd: pytest.C
 def test_turbo_is_chosen_and_its_profile_puts_it_in_force(
     data: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Whichever of the questions it is on: the cheap one is bad, and the other merges in the encoder."""
+    """The cheap one is bad, and the other merges in the encoder, too."""
     good = "turbo:share=0.125+k=8,drop=0.25,score=question-max,pick=cover,weigh"
     settings = ("--settings", "turbo:share=0.98", "--settings", good)
     assert tune(data, *settings, "--kl", "0.5", "--time", "1", "--rounds", "1") == 0
@@ -370,7 +400,8 @@ def test_turbo_is_left_out_where_the_encoder_cannot_merge(
     """Told in one line, and kept in the profile."""
     model, mmproj = map(str, random_mmproj.write_pair(tmp_path, "Gemma 3"))
     assert tune(data, "-m", model, "--mmproj", mmproj, "--time", "0", "--positions", "2", "--kl", "1000") == 0
-    assert "Turbo was not tried: the projector gemma3 needs" in capfd.readouterr().out
+    told = "Turbo was not tried: this encoder's tokens cannot be merged: the projector gemma3 needs"
+    assert [line[: len(told)] for line in capfd.readouterr().out.splitlines()].count(told) == 1
     measured = Profile.load(data.parent / "p.json").measured
     assert "gemma3" in measured["turbo_not_tried"]
     assert not [tried["setting"] for tried in measured["tried"] if "turbo" in tried["setting"]]
