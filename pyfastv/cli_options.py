@@ -28,7 +28,6 @@ __all__ = [
     "load_runner",
     "model_options",
     "read_media",
-    "reduce_option",
     "request_options",
     "runner_arguments",
     "schedule_options",
@@ -80,6 +79,19 @@ _CUT = [
 _CUT_NAMES = ("k", "drop", "score", "pick", "weigh", "merge", "off")
 _OTHERS = ("schedule", "turbo", "reduce")
 
+
+class _ReducerType(click.ParamType):
+    """A wrong one is told before a model is loaded."""
+
+    name = "SPEC"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Reducer | None:
+        try:
+            return to_reducer(value)
+        except OptionError as error:
+            self.fail(str(error), param, ctx)
+
+
 _SCHEDULE = [
     click.option(
         "--schedule",
@@ -99,32 +111,18 @@ _SCHEDULE = [
         "--turbo", metavar="SPEC", help='Merge tokens in the vision encoder, as in "share=0.5"; off: none.'
     ),
     click.option(
+        "--reduce",
+        type=_ReducerType(),
+        help="Fewer visual tokens before the language model, as in divprune,keep=288 or pool,window=2; "
+        f"{', '.join(REDUCERS)}.",
+    ),
+    click.option(
         "--cells", help="KV cells of the later stages; auto: by drop.  [default: as the first stage]"
     ),
 ]
 
 
-class _ReducerType(click.ParamType):
-    """A wrong one is told before a model is loaded."""
-
-    name = "SPEC"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Reducer | None:
-        try:
-            return to_reducer(value)
-        except OptionError as error:
-            self.fail(str(error), param, ctx)
-
-
-reduce_option = click.option(
-    "--reduce",
-    type=_ReducerType(),
-    help="Fewer visual tokens before the language model, as in divprune,keep=288 or pool,window=2; "
-    f"{', '.join(REDUCERS)}.",
-)
-
 _MEDIA = [
-    reduce_option,
     click.option("--frames", type=int, help="Frames of a video, evenly spaced.  [default: 8]"),
     click.option("--fps", type=float, help="Frames a second of a video, in place of --frames."),
 ]
@@ -191,7 +189,7 @@ def to_setting(options: dict[str, Any]) -> Setting:
         fastv, turbo, reduce = profile.schedule, profile.turbo, profile.reduce
     else:
         fastv = _to_schedule(options, [name for name in named if name in _CUT_NAMES])
-        turbo, reduce = to_turbo(options["turbo"]), to_reducer(options.get("reduce"))  # serve may have none
+        turbo, reduce = to_turbo(options["turbo"]), options["reduce"]
     if fastv is not None and not (options["recall"] is None and options["cells"] is None):
         recall = fastv.recall if options["recall"] is None else options["recall"]
         cells = fastv.cells if options["cells"] is None else _number(options["cells"])

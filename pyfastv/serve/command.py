@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..cli_options import reduce_option, runner_arguments, schedule_options, shows_progress, to_setting
+from ..cli_options import runner_arguments, schedule_options, shows_progress, to_setting
 from ..console import bar
 from ..errors import Error
 
@@ -46,7 +46,6 @@ _NEEDED = {"fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic", "
 )
 @click.option("--temp", type=click.FloatRange(0, 100), default=0.8, help="Temperature of silent requests.")
 @schedule_options
-@reduce_option
 def serve(**options: Any) -> None:
     """Serve the model over OpenAI's API, with a page to try it at /.
 
