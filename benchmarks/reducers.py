@@ -22,7 +22,9 @@ from pyfastv.setting import Setting
 
 from accuracy import Question, arguments, ask, mean_share, percent, read_questions
 
-SCHEDULE, DEEPER = (pyfastv.Recommended(2, drop).spec() for drop in (0.5, 0.75))
+SCHEDULE, DEEPER, LATER, LATER_DEEPER = (
+    pyfastv.Recommended(*cut).spec() for cut in ((2, 0.5), (2, 0.75), (4, 0.75), (4, 0.875))
+)
 COUNTS = (288, 144)
 REDUCERS = {
     "pooling": "pool,keep={}",
@@ -41,6 +43,8 @@ SETTINGS = [
     *(f"Turbo once, share {share}: turbo:share={share},once" for share in (0.5, 0.66)),
     f"Recommended(2, 0.5): {SCHEDULE}",
     f"Recommended(2, 0.75): {DEEPER}",
+    f"Recommended(4, 0.875): {LATER_DEEPER}",
+    f"Turbo, share 0.25, Recommended(4, 0.75): turbo:share=0.25 + {LATER}",
     f"Turbo, share 0.25, Recommended(2, 0.75): turbo:share=0.25 + {DEEPER}",
     f"pooling, 432, Recommended(2, 0.75): reduce:pool,keep=432 + {DEEPER}",
     *(
