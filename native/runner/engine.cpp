@@ -169,14 +169,12 @@ void engine::prefill(const std::string & text, const std::vector<image> & images
 
     const size_t n_reused = reuse(prompt);
 
-    counts.prompt_tokens = prompt.n_tokens;
-    counts.visual_tokens = prompt.n_visual;
-    counts.patches       = prompt.n_patches;
+    counts.prompt_tokens  = prompt.n_tokens;
+    counts.visual_tokens  = prompt.n_visual;
+    counts.encoded_tokens = prompt.n_encoded;
+    counts.patches        = prompt.n_patches;
     for (size_t i = 0; i < n_reused; ++i) {
         counts.cached_tokens += evaluated[i].n_tokens;
-    }
-    for (const auto & piece : prompt.pieces) {
-        counts.encoded_tokens += piece.visual() ? piece.n_encoded : 0;
     }
     t_prefill_us = t0;
 
@@ -303,9 +301,7 @@ const encoded_slice & engine::encode(const prompt_piece & piece) {
     counts.encode_ms += watch.ms();
     counts.pictures_encoded += piece.slice == 0;
 
-    const float * embd = mtmd_get_output_embd(vision.get());
-
-    return encoded.put(piece.encoder_key(), { { embd, embd + (size_t) piece.n_encoded*llama_model_n_embd_inp(model.get()) }, turbo_places(vision.get(), piece) });
+    return encoded.put(piece.encoder_key(), encoder_output(vision.get(), model.get(), piece));
 }
 
 void engine::check(int32_t decode_result, const std::string & reason) {

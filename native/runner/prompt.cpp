@@ -130,8 +130,9 @@ prompt tokenize(const llama_vocab * vocab, const mtmd_context * vision, const st
         piece.turbo     = turbo;
         piece.patches   = patches_of(vision, piece);
 
-        res.n_tokens += piece.n_tokens;
-        res.n_visual += piece.n_tokens;
+        res.n_tokens  += piece.n_tokens;
+        res.n_visual  += piece.n_tokens;
+        res.n_encoded += piece.n_encoded;
         res.n_patches += pyfastv_turbo_patches(mtmd_input_chunk_get_tokens_image(chunk));
         res.pieces.push_back(std::move(piece));
     }

@@ -54,8 +54,9 @@ struct prompt {
     mtmd_chunks_ptr           chunks; // owns the pictures; null for text alone
     std::vector<prompt_piece> pieces;
 
-    int64_t n_tokens = 0;
-    int64_t n_visual = 0;
+    int64_t n_tokens  = 0;
+    int64_t n_visual  = 0;
+    int64_t n_encoded = 0; // visual tokens before they are reduced
     int64_t n_patches = 0; // visual tokens before they are merged
 };
 

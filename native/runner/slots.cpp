@@ -196,11 +196,9 @@ int64_t slots::start(slot_request request) {
     s.counts = {};
     s.counts.prompt_tokens = request.wanted.n_tokens;
     s.counts.visual_tokens  = request.wanted.n_visual;
+    s.counts.encoded_tokens = request.wanted.n_encoded;
     s.counts.patches        = request.wanted.n_patches;
     s.counts.cached_tokens  = s.n_tokens;
-    for (const auto & piece : request.wanted.pieces) {
-        s.counts.encoded_tokens += piece.visual() ? piece.n_encoded : 0;
-    }
     s.n_reused_before = llama_perf_context(ctx.get()).n_reused;
     s.request         = std::move(request);
 

@@ -333,7 +333,6 @@ bool slots::prefill_picture(events & out) {
     if (result == 0 || is_cancelled(s)) {
         return true;
     }
-    keep(s, s.evaluated.size());
     if (result == 1) {
         no_room(s, out);
     } else {
@@ -405,10 +404,7 @@ const encoded_slice * slots::encode(slot & s, const prompt_piece & piece, bool &
         s.counts.encode_ms += watch.ms();
         s.counts.pictures_encoded += piece.slice == 0;
 
-        const float * embd = mtmd_get_output_embd(vision.get());
-        const auto    n    = (size_t) piece.n_encoded*llama_model_n_embd_inp(model.get());
-
-        res = &encoded.put(piece.encoder_key(), { { embd, embd + n }, turbo_places(vision.get(), piece) });
+        res = &encoded.put(piece.encoder_key(), encoder_output(vision.get(), model.get(), piece));
     });
     return res;
 }

@@ -46,11 +46,16 @@ void turbo_gate::leave() {
     left.notify_all();
 }
 
-std::vector<int32_t> turbo_places(const mtmd_context * vision, const prompt_piece & piece) {
-    std::vector<int32_t> res;
+encoded_slice encoder_output(mtmd_context * vision, const llama_model * model, const prompt_piece & piece) {
+    const float * embd = mtmd_get_output_embd(vision);
+
+    encoded_slice res;
+    res.values.assign(embd, embd + (size_t) piece.n_encoded*llama_model_n_embd_inp(model));
+
+    // else all patches are there, or the tokens are numbered anew
     if (piece.n_pos != piece.n_encoded) {
-        res.resize(pyfastv_turbo_places(vision, nullptr, 0));
-        pyfastv_turbo_places(vision, res.data(), res.size());
+        res.places.resize(pyfastv_turbo_places(vision, nullptr, 0));
+        pyfastv_turbo_places(vision, res.places.data(), res.places.size());
     }
     return res;
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "runner/encoder_cache.h"
 #include "runner/prompt.h"
 
 #include "mtmd.h"
@@ -16,9 +17,8 @@ namespace pyfastv {
 // Throws error(option), error(unsupported).
 void attach_turbo(mtmd_context * vision, const std::string & spec);
 
-// Of the piece, which was encoded last: the patch whose position each of its tokens has; empty: all patches are there, or
-// the tokens are numbered anew.
-std::vector<int32_t> turbo_places(const mtmd_context * vision, const prompt_piece & piece);
+// Of the piece, which was encoded last.
+encoded_slice encoder_output(mtmd_context * vision, const llama_model * model, const prompt_piece & piece);
 
 // A vision encoder of several threads, with Turbo as each wants it: those that want the same go side by side, others in turn.
 class turbo_gate {

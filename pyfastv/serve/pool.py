@@ -85,7 +85,7 @@ class Pool:
         errors are those of :class:`pyfastv.Runner`. ``n_ubatch`` is also how many rows of a prompt are evaluated
         between two tokens of other answers.
         """
-        integer("queue", queue, 0)
+        queue = integer("queue", queue, 0)
         self._seed = seed_of(seed)
         self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
         schedule = to_schedule(fastv)
@@ -123,7 +123,7 @@ class Pool:
         self.n_layer = self._slots.n_layer
         try:
             self._slots.check(_spec(self.turbo), _spec(self.reduce))
-            self._batcher = Batcher(self._slots, schedule, integer("queue", queue, 0))
+            self._batcher = Batcher(self._slots, schedule, queue)
         except BaseException:
             self._slots.close()
             raise
