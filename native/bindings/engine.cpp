@@ -24,12 +24,12 @@ namespace {
 // raise is kept here, the computation is told to stop, and it is raised again when the computation has come back.
 class py_engine {
 public:
-    // f() without the GIL
+    // f() without the GIL; ggml's aborts are errors
     template <typename F>
     auto run(F && f) {
         raised = nullptr;
         try {
-            const py::gil_scoped_release release;
+            const native_scope scope;
             return f();
         } catch (...) {
             if (raised) {
@@ -66,7 +66,8 @@ public:
     }
 
     void close() {
-        run([&] { impl.reset(); });
+        const py::gil_scoped_release release;
+        impl.reset();
     }
 
     bool closed() const { return !impl; }
@@ -99,9 +100,9 @@ py::array_t<T> to_array(const std::vector<T> & values) {
 }
 
 std::unique_ptr<py_engine> make_engine(
-        std::string model_path, std::optional<std::string> mmproj_path, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
-        int32_t n_threads, int32_t n_gpu_layers, std::string flash_attn, std::string type_k, std::string type_v,
-        size_t encoder_cache_bytes, bool verbose, const py::object & progress) {
+        std::string model_path, std::optional<std::string> mmproj_path, int64_t n_ctx, int64_t n_batch, int64_t n_ubatch,
+        int64_t n_threads, int64_t n_gpu_layers, std::string flash_attn, std::string type_k, std::string type_v,
+        int64_t encoder_cache_bytes, bool verbose, const py::object & progress) {
     pyfastv::engine_options options;
     options.model_path   = std::move(model_path);
     options.mmproj_path  = std::move(mmproj_path);
@@ -120,7 +121,7 @@ std::unique_ptr<py_engine> make_engine(
 }
 
 void prefill(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids,
-        const py::object & progress, bool add_bos, int32_t reserve, const std::vector<int32_t> & frames) {
+        const py::object & progress, bool add_bos, int64_t reserve, const std::vector<int32_t> & frames) {
     auto & impl = self.get();
 
     const auto images = to_images(arrays, ids, frames);
@@ -136,8 +137,8 @@ void prefill(py_engine & self, const std::string & prompt, const std::vector<rgb
     self.run([&] { impl.prefill(prompt, images, add_bos, reserve, report); });
 }
 
-void start(py_engine & self, int32_t max_tokens, float temperature, int32_t top_k, float top_p, float min_p, float typical_p,
-        float repeat_penalty, int32_t repeat_last_n, float frequency_penalty, float presence_penalty, uint32_t seed,
+void start(py_engine & self, int64_t max_tokens, float temperature, int64_t top_k, float top_p, float min_p, float typical_p,
+        float repeat_penalty, int64_t repeat_last_n, float frequency_penalty, float presence_penalty, int64_t seed,
         std::optional<std::string> grammar) {
     auto & impl = self.get();
 
@@ -214,7 +215,7 @@ void bind_engine(py::module_ & m) {
         .def("clear_fastv", [](py_engine & self) { auto & e = self.get(); self.run([&] { e.clear_fastv(); }); })
         .def("set_turbo",   [](py_engine & self, const std::string & spec) { auto & e = self.get(); self.run([&] { e.set_turbo(spec); }); }, "spec"_a)
         .def("clear_turbo", [](py_engine & self) { auto & e = self.get(); self.run([&] { e.clear_turbo(); }); })
-        .def("set_reducer",   [](py_engine & self, const std::string & spec) { self.get().set_reducer(spec); }, "spec"_a)
+        .def("set_reducer",   [](py_engine & self, const std::string & spec) { auto & e = self.get(); self.run([&] { e.set_reducer(spec); }); }, "spec"_a)
         .def("clear_reducer", [](py_engine & self) { self.get().clear_reducer(); })
         .def("prefill", &prefill, "prompt"_a, "images"_a, "image_ids"_a, "progress"_a, "add_bos"_a, "reserve"_a,
              "frames"_a = std::vector<int32_t>())

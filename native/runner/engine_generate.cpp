@@ -13,6 +13,8 @@
 namespace pyfastv {
 
 const float * engine::logits() {
+    check_sound();
+
     const float * res = evaluated.empty() ? nullptr : llama_get_logits_ith(ctx.get(), -1);
     if (!res) {
         throw error(error_kind::option, "there are no logits: nothing has been evaluated");
@@ -25,6 +27,8 @@ void engine::feed(llama_token token) {
         throw error(error_kind::option, "token " + std::to_string(token) + " is out of range: the vocabulary has " + std::to_string(n_vocab()) + " tokens");
     }
 
+    check_sound();
+
     prompt_piece piece;
     piece.token = token;
 
@@ -35,8 +39,8 @@ void engine::start(const sampling_options & sampling) {
     const log_scope log(options.verbose);
 
     logits(); // throws if there are none
-    sampler    = make_sampler(vocab, sampling);
-    max_tokens = sampling.max_tokens;
+    sampler    = make_sampler(vocab, sampling, n_ctx());
+    max_tokens = (int32_t) sampling.max_tokens;
     finish     = nullptr;
     sampled.reset();
 
@@ -47,6 +51,7 @@ void engine::start(const sampling_options & sampling) {
 std::optional<std::pair<llama_token, std::string>> engine::next() {
     const log_scope log(options.verbose);
 
+    check_sound();
     if (!sampler) {
         throw error(error_kind::option, "generation was not started");
     }
