@@ -210,7 +210,10 @@ void staged_decode::reserve() {
     const uint32_t n_outputs = std::min(n_tokens, ctx.cparams.n_outputs_max);
 
     for (int s = 0; s < memory.n_stages(); ++s) {
-        const scoped_value<stage> scope(ctx.cparams.stage, stage_to_run(s, false));
+        // several sequences are read row by row whatever the rule
+        const bool all_rows = s + 1 < memory.n_stages() && (ctx.cparams.n_seq_max > 1 || every_row_votes(params.cuts[s].score));
+
+        const scoped_value<stage> scope(ctx.cparams.stage, stage_to_run(s, all_rows));
 
         if (!ctx.graph_reserve(n_tokens, 1, n_outputs, mctx.get())) {
             throw std::runtime_error("failed to allocate the compute buffers of a stage");

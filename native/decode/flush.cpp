@@ -73,7 +73,8 @@ pyfastv_status staged_decode::flush() {
 }
 
 pyfastv_status staged_decode::flush(const std::vector<llama_seq_id> & seq_ids) {
-    // positions may have been shifted since the rows were decoded
+    // adapters may have been set, and positions shifted, since the rows were decoded
+    ctx.sched_reserve();
     ctx.memory_update(false);
 
     std::vector<flow> flows;
