@@ -92,9 +92,10 @@ def test_a_new_rule_and_an_adapter_reserve_anew(model):
     assert context.picture(pictures(model, 500), 0) == 0
     control = np.zeros(model.n_embd * (model.n_layer - 1), np.float32)
     pointer = control.ctypes.data_as(llama.ctypes.POINTER(llama.ctypes.c_float))
-    assert llama.llama_set_adapter_cvec(
-        context.pointer, pointer, control.size, model.n_embd, 1, model.n_layer
-    ) == 0
+    assert (
+        llama.llama_set_adapter_cvec(context.pointer, pointer, control.size, model.n_embd, 1, model.n_layer)
+        == 0
+    )
     assert context.tokens(question(), 500) == 0
     read(context)
     now, reserved = compute_buffers(context)
