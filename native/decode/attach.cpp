@@ -189,7 +189,7 @@ void staged_decode::make_plain(llama_context & ctx, cache_layout layout) {
     ctx.sched_reserve();
 }
 
-stage staged_decode::stage_to_run(int s, bool all_rows) const {
+stage staged_decode::stage_to_run(int s, stage::readers scored) const {
     stage res;
     res.il0 = memory.first_layers()[s];
 
@@ -198,7 +198,7 @@ stage staged_decode::stage_to_run(int s, bool all_rows) const {
 
         res.il1     = cut.layer;
         res.no_rope = cut.score == PYFASTV_SCORE_LAST_NO_ROPE;
-        res.scored  = !reads_attention(cut) ? stage::readers::none : all_rows ? stage::readers::all_rows : stage::readers::last_row;
+        res.scored  = reads_attention(cut) ? scored : stage::readers::none;
     }
 
     return res;
@@ -210,7 +210,10 @@ void staged_decode::reserve() {
     const uint32_t n_outputs = std::min(n_tokens, ctx.cparams.n_outputs_max);
 
     for (int s = 0; s < memory.n_stages(); ++s) {
-        const scoped_value<stage> scope(ctx.cparams.stage, stage_to_run(s, false));
+        // rows that are read lie anywhere in a ubatch of several sequences
+        const bool all_rows = s + 1 < memory.n_stages() && (ctx.cparams.n_seq_max > 1 || every_row_votes(params.cuts[s].score));
+
+        const scoped_value<stage> scope(ctx.cparams.stage, stage_to_run(s, all_rows ? stage::readers::all_rows : stage::readers::last_row));
 
         if (!ctx.graph_reserve(n_tokens, 1, n_outputs, mctx.get())) {
             throw std::runtime_error("failed to allocate the compute buffers of a stage");

@@ -73,7 +73,8 @@ pyfastv_status staged_decode::flush() {
 }
 
 pyfastv_status staged_decode::flush(const std::vector<llama_seq_id> & seq_ids) {
-    // positions may have been shifted since the rows were decoded
+    // adapters may have been set, and positions shifted, since the rows were decoded
+    ctx.sched_reserve();
     ctx.memory_update(false);
 
     std::vector<flow> flows;
@@ -187,9 +188,17 @@ pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, 
         return PYFASTV_FAILED;
     }
 
-    const bool    last     = s + 1 == memory.n_stages();
-    const bool    all_rows = !last && (flows.size() > 1 || every_row_votes(params.cuts[s].score));
-    const int64_t n_vocab  = ctx.model.vocab.n_tokens();
+    const bool    last    = s + 1 == memory.n_stages();
+    const int64_t n_vocab = ctx.model.vocab.n_tokens();
+
+    // does the next choice read this row's attention?
+    std::map<const flow *, size_t> first_read;
+    for (const auto & flow : flows) {
+        first_read[&flow] = last ? flow.rows.size() : flow.first_read(params.cuts[s]);
+    }
+    const auto is_read = [&](const std::pair<flow *, staged_row *> & row) {
+        return row.second - row.first->rows.data() >= (ptrdiff_t) first_read.at(row.first);
+    };
 
     size_t i_flow = 0, i_row = 0; // of the first row of the ubatch
 
@@ -213,7 +222,11 @@ pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, 
 
         llm_graph_result * res = nullptr;
 
-        const auto status = run(stage_to_run(s, all_rows), ubatch, *mctx, res);
+        // the last row of a ubatch is cheaper to read than all
+        const auto n_read = std::count_if(rows.begin(), rows.end(), is_read);
+        const auto scored = n_read == 0 ? stage::readers::none : n_read == 1 && is_read(rows.back()) ? stage::readers::last_row : stage::readers::all_rows;
+
+        const auto status = run(stage_to_run(s, scored), ubatch, *mctx, res);
         if (status != GGML_STATUS_SUCCESS) {
             return to_status(status);
         }
@@ -236,7 +249,7 @@ pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, 
                     cells[flow->seq_id] = memory.cache(s).cells_of(flow->seq_id);
                 }
                 row->hidden = output.hidden(i);
-                row->scores = output.scores(i, flow->tokens, cells[flow->seq_id]);
+                row->scores = is_read(rows[i]) ? output.scores(i, flow->tokens, cells[flow->seq_id]) : std::vector<float> {};
             }
         }
 

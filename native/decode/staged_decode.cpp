@@ -192,13 +192,11 @@ int staged_decode::run_stage0(llama_batch_allocr & balloc) {
     for (size_t u = 0; u < ubatches.size(); ++u) {
         const auto & ubatch = ubatches[u];
 
-        // a picture's own rows vote in one rule only
-        const auto score    = params.cuts[0].score;
-        const bool all_rows = ubatch.n_seqs_unq > 1 || score == PYFASTV_SCORE_ALL || (!visual && every_row_votes(score));
+        const bool all_rows = ubatch.n_seqs_unq > 1 || every_row_is_read(visual);
 
         llm_graph_result * res = nullptr;
 
-        const auto status = run(stage_to_run(0, all_rows), ubatch, *mctx, res);
+        const auto status = run(stage_to_run(0, all_rows ? stage::readers::all_rows : stage::readers::last_row), ubatch, *mctx, res);
         if (status != GGML_STATUS_SUCCESS) {
             for (uint32_t s = 0; s < ubatch.n_seqs_unq; ++s) {
                 const auto seq_id = ubatch.seq_id_unq[s];
@@ -225,6 +223,13 @@ int staged_decode::run_stage0(llama_batch_allocr & balloc) {
     n_outputs = n_outputs_all;
 
     return 0;
+}
+
+bool staged_decode::every_row_is_read(bool visual) const {
+    const auto score = params.cuts[0].score;
+
+    // a picture's own rows vote in one rule only
+    return score == PYFASTV_SCORE_ALL || (!visual && every_row_votes(score));
 }
 
 void staged_decode::read_rows(const stage_output & output, const llama_ubatch & ubatch, const std::vector<int8_t> & outputs,
@@ -275,7 +280,9 @@ void staged_decode::read_rows(const stage_output & output, const llama_ubatch & 
             row.causal = ctx.cparams.causal_attn;
             row.asks   = asking.count(seq_id) > 0;
             row.hidden = output.hidden(i);
-            row.scores = output.scores(i, seq.tokens, cells);
+            if (every_row_is_read(visual) || m + 1 == members.size()) {
+                row.scores = output.scores(i, seq.tokens, cells);
+            }
 
             if (visual) {
                 seq.tokens[row.token].hidden = { row.hidden };

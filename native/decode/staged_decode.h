@@ -76,8 +76,11 @@ private:
 
     staged_decode(llama_context & ctx, const pyfastv_params & params, staged_memory & memory);
 
-    // stage s as it runs when rows wait; all_rows: whose attention is read, where the rule leaves it open
-    stage stage_to_run(int s, bool all_rows) const;
+    // stage s as it runs when rows wait; `scored`: whose attention is read, if the rule at its end reads any
+    stage stage_to_run(int s, stage::readers scored) const;
+
+    // does the first choice read the attention of every row of such a batch?
+    bool every_row_is_read(bool visual) const;
 
     bool can_recall(const sequence & seq) const;
 

@@ -110,6 +110,9 @@ sequence::undone sequence::truncate(llama_pos p0) {
             pictures.pop_back();
         }
     }
+    // those in front of a token that is gone, whose position did not move with theirs
+    erase(p0, INT32_MAX);
+
     for (auto & of_cut : scores) {
         of_cut.resize(std::min(of_cut.size(), tokens.size()));
     }

@@ -75,6 +75,10 @@ std::vector<float> unit_rows(const float * values, int64_t n, int64_t d) {
 }
 
 std::vector<float> row_products(const float * a, int64_t n_a, const float * b, int64_t n_b, int64_t d, ggml_backend_t backend) {
+    if (n_a == 0 || n_b == 0) {
+        return {};
+    }
+
     products graph(1);
 
     auto * x   = graph.input(n_a, d);
@@ -93,6 +97,10 @@ std::vector<float> row_products(const float * a, int64_t n_a, const float * b, i
 
 std::vector<float> cosines(const float * values, int64_t n, int64_t d, ggml_backend_t backend) {
     constexpr int64_t block = 512;
+
+    if (n == 0) {
+        return {};
+    }
 
     const auto    unit     = unit_rows(values, n, d);
     const int64_t n_blocks = (n + block - 1)/block;
