@@ -13,6 +13,7 @@ void bind_engine(pybind11::module_ & m);
 void bind_slots (pybind11::module_ & m);
 void bind_reduce(pybind11::module_ & m);
 void bind_grammar(pybind11::module_ & m);
+void bind_kernels(pybind11::module_ & m);
 
 // an instance of its class in pyfastv.errors
 pybind11::object to_exception(const pyfastv::error & err);
