@@ -49,10 +49,19 @@ void engine::clear_turbo() {
 void engine::attach(const pyfastv_params * params) {
     const log_scope log(options.verbose);
 
+    require_memory();
+
     const auto status = pyfastv_attach(ctx.get(), params);
+    lost_memory = status != PYFASTV_OK && !llama_get_memory(ctx.get());
     reset();
     if (status != PYFASTV_OK) {
         throw error(kind_of(status), pyfastv_last_error());
+    }
+}
+
+void engine::require_memory() const {
+    if (lost_memory) {
+        throw error(error_kind::out_of_memory, "the context lost its KV cache when memory ran out: load the model again");
     }
 }
 
@@ -141,6 +150,8 @@ prompt engine::tokenized(const std::string & text, const std::vector<image> & im
 
 void engine::prefill(const std::string & text, const std::vector<image> & images, bool add_bos, int32_t reserve, const progress_fn & progress) {
     const log_scope log(options.verbose);
+
+    require_memory();
 
     auto prompt = tokenized(text, images, add_bos);
     if (reduce_how) {
@@ -292,11 +303,8 @@ const encoded_slice & engine::encode(const prompt_piece & piece) {
     }
 
     const stopwatch watch;
-    if (mtmd_encode_chunk(vision.get(), piece.chunk) != 0) {
-        throw error(error_kind::decode, "the vision encoder failed: " + log.reason("no reason was given"));
-    }
-    if (stop_requested()) {
-        throw interrupted(); // what is there may be half of it, and must not be kept
+    if (!encode_piece(vision.get(), piece, log)) {
+        throw interrupted();
     }
     counts.encode_ms += watch.ms();
     counts.pictures_encoded += piece.slice == 0;

@@ -25,6 +25,8 @@ void engine::feed(llama_token token) {
         throw error(error_kind::option, "token " + std::to_string(token) + " is out of range: the vocabulary has " + std::to_string(n_vocab()) + " tokens");
     }
 
+    require_memory();
+
     prompt_piece piece;
     piece.token = token;
 

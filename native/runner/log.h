@@ -18,6 +18,8 @@ public:
     std::string reason(const std::string & otherwise) const;
 
 private:
+    void add(const char * line) noexcept;
+
     log_scope * outer;
     bool        verbose;
     std::string errors;
