@@ -25,7 +25,7 @@
 namespace pyfastv {
 
 staged_decode::staged_decode(llama_context & ctx, const pyfastv_params & params, staged_memory & memory) :
-    ctx(ctx), params(params), memory(memory) {}
+    ctx(ctx), eval(ctx.cparams.cb_eval, ctx.cparams.cb_eval_user_data), params(params), memory(memory) {}
 
 const char * staged_decode::unsupported_output(const llama_context & ctx) {
     if (ctx.cparams.embeddings || !ctx.sampling.samplers.empty()) {
@@ -162,6 +162,9 @@ void staged_decode::attach_from_env(llama_context & ctx) {
         attach(ctx, params);
         LLAMA_LOG_INFO("LLAMA_FASTV: %s\n", to_text(params).c_str());
     } catch (const std::exception & err) {
+        if (!ctx.memory) {
+            throw; // this context cannot be used
+        }
         // a program may make several contexts
         static std::once_flag told;
         std::call_once(told, [&] { fprintf(stderr, "LLAMA_FASTV=%s: nothing is pruned: %s\n", text, err.what()); });

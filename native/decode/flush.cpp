@@ -1,10 +1,12 @@
 // staged_decode: the later layers
 
+#include "decode/caught.h"
 #include "decode/flow.h"
 #include "decode/scopes.h"
 #include "decode/stage_output.h"
 #include "decode/staged_decode.h"
 
+#include "products/products.h"
 #include "schedule/schedule.h"
 
 #include "llama-context.h"
@@ -32,11 +34,43 @@ static pyfastv_status to_status(ggml_status status) {
     return PYFASTV_FAILED;
 }
 
-void staged_decode::flush_if_read() {
+namespace {
+
+// A shift of positions that is stopped half-way cannot be repeated.
+class uninterrupted {
+public:
+    uninterrupted(llama_context & ctx, ggml_abort_callback callback, void * data) : ctx(ctx), callback(callback), data(data) {
+        ctx.set_abort_callback(nullptr, nullptr);
+    }
+    ~uninterrupted() { ctx.set_abort_callback(callback, data); }
+
+    uninterrupted(const uninterrupted &) = delete;
+
+private:
+    llama_context &     ctx;
+    ggml_abort_callback callback;
+    void *              data;
+};
+
+} // namespace
+
+void staged_decode::flush_if_read() noexcept {
     if (n_outputs == 0) {
         return;
     }
+    try {
+        if (flush_read() == PYFASTV_OK) {
+            return;
+        }
+    } catch (...) {
+        status_of_exception(__func__);
+    }
+    // stock's readers return null for outputs that are not there
+    LLAMA_LOG_ERROR("%s: the later layers could not be run; the outputs of this batch cannot be read\n", __func__);
+    std::fill_n(ctx.logits.data, ctx.logits.size, std::numeric_limits<float>::quiet_NaN());
+}
 
+pyfastv_status staged_decode::flush_read() {
     // a sequence whose outputs were not asked for may not have been asked its question yet
     std::vector<llama_seq_id> seq_ids;
     for (const auto & [id, seq] : memory.sequences) {
@@ -44,22 +78,7 @@ void staged_decode::flush_if_read() {
             seq_ids.push_back(id);
         }
     }
-    if (seq_ids.empty()) {
-        return;
-    }
-
-    auto status = PYFASTV_FAILED;
-    try {
-        status = flush(seq_ids);
-    } catch (const std::exception & err) {
-        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
-    }
-
-    if (status != PYFASTV_OK) {
-        // stock's readers return null for outputs that are not there
-        LLAMA_LOG_ERROR("%s: the later layers could not be run; the outputs of this batch cannot be read\n", __func__);
-        std::fill_n(ctx.logits.data, ctx.logits.size, std::numeric_limits<float>::quiet_NaN());
-    }
+    return seq_ids.empty() ? PYFASTV_OK : flush(seq_ids);
 }
 
 pyfastv_status staged_decode::flush() {
@@ -73,32 +92,23 @@ pyfastv_status staged_decode::flush() {
 }
 
 pyfastv_status staged_decode::flush(const std::vector<llama_seq_id> & seq_ids) {
-    // adapters may have been set, and positions shifted, since the rows were decoded
-    ctx.sched_reserve();
-    ctx.memory_update(false);
+    {
+        // adapters may have been set, and positions shifted, since the rows were decoded
+        const uninterrupted scope(ctx, ctx.abort_callback, ctx.abort_callback_data);
+        ctx.sched_reserve();
+        ctx.memory_update(false);
+    }
 
     std::vector<flow> flows;
     for (const auto seq_id : seq_ids) {
-        flows.emplace_back(seq_id, memory.sequences.at(seq_id));
+        auto & seq = memory.sequences.at(seq_id);
+
+        seq.turns.reserve(seq.turns.size() + 1); // what was computed can be written down
+        flows.emplace_back(seq_id, seq);
     }
 
-    for (const auto & flow : flows) {
-        memory.in_flight[flow.seq_id] = &flow.tokens;
-    }
-    auto status = PYFASTV_FAILED;
-    try {
-        status = run_later(flows);
-    } catch (const std::bad_alloc &) {
-        status = PYFASTV_OUT_OF_MEMORY;
-    }
-    memory.in_flight.clear();
-    memory.forget_weights();
-
+    const auto status = fly(flows);
     if (status != PYFASTV_OK) {
-        // of the later layers only: the rows still wait, so that the call can be repeated
-        for (const auto & flow : flows) {
-            memory.forget_later(flow.seq_id, flow.seq->pending.front().pos[0], flow.recalled);
-        }
         return status;
     }
 
@@ -121,6 +131,34 @@ pyfastv_status staged_decode::flush(const std::vector<llama_seq_id> & seq_ids) {
     n_outputs = 0;
 
     return PYFASTV_OK;
+}
+
+pyfastv_status staged_decode::fly(std::vector<flow> & flows) {
+    const on_exit land([&] {
+        memory.in_flight.clear();
+        memory.forget_weights();
+    });
+    // of the later layers only: the rows still wait, so that the call can be repeated
+    on_exit take_back([&] {
+        for (const auto & flow : flows) {
+            memory.forget_later(flow.seq_id, flow.seq->pending.front().pos[0], flow.recalled);
+        }
+    });
+
+    for (const auto & flow : flows) {
+        memory.in_flight[flow.seq_id] = &flow.tokens;
+    }
+    try {
+        const auto status = run_later(flows);
+        if (status == PYFASTV_OK) {
+            take_back.dismiss();
+        }
+        return status;
+    } catch (const aborted &) {
+        return PYFASTV_ABORTED;
+    } catch (const std::bad_alloc &) {
+        return PYFASTV_OUT_OF_MEMORY;
+    }
 }
 
 pyfastv_status staged_decode::run_later(std::vector<flow> & flows) {

@@ -44,9 +44,13 @@ public:
     }
 
     void compute(ggml_backend_t backend) {
-        if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) {
-            throw std::bad_alloc();
+        switch (ggml_backend_graph_compute(backend, graph)) {
+            case GGML_STATUS_SUCCESS:      return;
+            case GGML_STATUS_ABORTED:      throw aborted();
+            case GGML_STATUS_ALLOC_FAILED: throw std::bad_alloc();
+            case GGML_STATUS_FAILED:       break;
         }
+        throw std::runtime_error("a product of matrices could not be computed");
     }
 
 private:
