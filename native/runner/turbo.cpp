@@ -50,7 +50,7 @@ bool encode_piece(mtmd_context * vision, const prompt_piece & piece, const log_s
     const int32_t result = mtmd_encode_chunk(vision, piece.chunk);
 
     if (result != 0 && result != PYFASTV_ENCODE_STOPPED) {
-        throw error(error_kind::decode, "the vision encoder failed: " + log.reason("no reason was given"));
+        throw log.failure(error_kind::decode, "the vision encoder failed");
     }
     return result == 0;
 }
