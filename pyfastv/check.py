@@ -185,9 +185,7 @@ _BACKENDS = {"MTL": "METAL", "ROCM": "HIP"}  # where the name of a device is not
 # -march=native has AMX, whatever GGML_AMX_INT8 says
 _AMX_NATIVE = ["-DCMAKE_C_FLAGS=-mno-amx-int8", "-DCMAKE_CXX_FLAGS=-mno-amx-int8"]
 _PORTABLE = ["-DGGML_NATIVE=OFF"]
-_BASELINE = [
-    f"-DGGML_{feature}=OFF" for feature in ("NATIVE", "SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C")
-]
+_BASELINE = [f"-DGGML_{feature}=OFF" for feature in ("NATIVE", "SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C")]
 
 
 def build_options(results: Iterable[Result], cpu_flags: str) -> str:

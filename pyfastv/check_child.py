@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -88,7 +87,9 @@ def _try_kernel(case: _Case) -> Iterator[dict[str, Any]]:
         inputs = _inputs(step.rows)
         expected = inputs.astype(np.float64) @ values[: step.outputs].astype(np.float64).T
         yield {"step": str(step)}
-        product = _native.multiply(case.device, case.buffer, case.what, weights[: step.outputs], inputs, step.threads)
+        product = _native.multiply(
+            case.device, case.buffer, case.what, weights[: step.outputs], inputs, step.threads
+        )
         if product is None:
             yield {"skip": True}
             return
@@ -99,7 +100,10 @@ def _try_kernel(case: _Case) -> Iterator[dict[str, Any]]:
 
 
 def _differs(error: float, allowed: float) -> dict[str, Any]:
-    return {"fault": "differs", "problem": f"differs from the plain product by {error:.2g}, {allowed:.2g} is rounding"}
+    return {
+        "fault": "differs",
+        "problem": f"differs from the plain product by {error:.2g}, {allowed:.2g} is rounding",
+    }
 
 
 def relative_error(product: NDArray[np.float32], expected: NDArray[np.float64]) -> float:
@@ -138,7 +142,7 @@ def _try_model(model: str, mmproj: str | None) -> Iterator[dict[str, Any]]:
     yield {"step": "loading"}
     try:
         # a model that cannot be run in stages can be tried, too
-        with Runner(model, mmproj, n_threads=1, n_ctx=4096, fastv=None) as runner:
+        with Runner(model, mmproj, n_threads=1 if bundled else None, n_ctx=4096, fastv=None) as runner:
             yield {"step": "a question"}
             answer = runner.ask(None if mmproj is None else example.picture, example.question, max_tokens=16)
             with runner._engine_at_work() as engine:

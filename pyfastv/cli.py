@@ -94,7 +94,9 @@ cli.add_command(serve)
 @click.argument("model", required=False)
 @click.option("--mmproj", help="Its vision encoder.  [default: the only mmproj*.gguf beside it]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--check", "checked", is_flag=True, help="Try the kernels of this build, the bundled model, and MODEL.")
+@click.option(
+    "--check", "checked", is_flag=True, help="Try the kernels of this build, the bundled model, and MODEL."
+)
 def info(model: str | None, mmproj: str | None, as_json: bool, checked: bool) -> int:
     """Tell how pyfastv was built, and about MODEL, a GGUF file: its layers, and whether it can be pruned.
 

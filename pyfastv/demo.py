@@ -18,7 +18,7 @@ __all__ = ["run_demo", "same_answer"]
 
 
 def run_demo() -> int:
-    """Print the table; returns 1 if an answer is wrong, or a kernel that the model would meet, else 0."""
+    """Print the table; returns 1 if an answer is wrong, else 0. A machine whose kernels do not run is told first: 1."""
     findings = check_machine()
     if not findings.right:
         for title, text in findings.faults():

@@ -111,7 +111,9 @@ def compiler() -> str:
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None or platform.machine() != "x86_64" or platform.system() != "Linux":
         pytest.skip("needs a C++ compiler on x86-64 Linux")
-    if subprocess.run([compiler, "-mamx-int8", "-E", "-x", "c++", os.devnull], capture_output=True).returncode:
+    if subprocess.run(
+        [compiler, "-mamx-int8", "-E", "-x", "c++", os.devnull], capture_output=True
+    ).returncode:
         pytest.skip("this compiler does not know AMX")
     return compiler
 
