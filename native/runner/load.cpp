@@ -72,7 +72,7 @@ llama_model_ptr load_model(const engine_options & options) {
     static std::once_flag once;
     std::call_once(once, llama_backend_init);
 
-    check_gguf(options.model_path);
+    check_model_file(options.model_path);
 
     const log_scope log(options.verbose);
 
@@ -139,7 +139,7 @@ llama_context_ptr make_context(llama_model * model, const engine_options & optio
 }
 
 mtmd_context_ptr load_vision(const llama_model * model, const engine_options & options, const std::string & marker, const interrupt_fn & stop) {
-    check_gguf(*options.mmproj_path);
+    check_mmproj_file(*options.mmproj_path);
 
     const log_scope log(options.verbose);
 

@@ -1,5 +1,7 @@
 #include "runner/model_file.h"
 
+#include "files/mmproj.h"
+#include "files/model.h"
 #include "runner/errors.h"
 
 #include <cstring>
@@ -8,6 +10,18 @@
 #include <system_error>
 
 namespace pyfastv {
+namespace {
+
+template <typename F> void check_file(const std::string & path, F && check) {
+    check_gguf(path);
+    try {
+        check(path);
+    } catch (const std::runtime_error & err) {
+        throw error(error_kind::model, path + ": " + err.what());
+    }
+}
+
+} // namespace
 
 void check_gguf(const std::string & path) {
     namespace fs = std::filesystem;
@@ -28,6 +42,14 @@ void check_gguf(const std::string & path) {
     if (file.gcount() != sizeof(magic) || memcmp(magic, "GGUF", sizeof(magic)) != 0) {
         throw error(error_kind::model, path + ": is not a GGUF file");
     }
+}
+
+void check_mmproj_file(const std::string & path) {
+    check_file(path, check_mmproj);
+}
+
+void check_model_file(const std::string & path) {
+    check_file(path, check_model);
 }
 
 } // namespace pyfastv
