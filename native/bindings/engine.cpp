@@ -24,12 +24,12 @@ namespace {
 // raise is kept here, the computation is told to stop, and it is raised again when the computation has come back.
 class py_engine {
 public:
-    // f() without the GIL
+    // f() without the GIL; ggml's aborts are errors
     template <typename F>
     auto run(F && f) {
         raised = nullptr;
         try {
-            const py::gil_scoped_release release;
+            const native_scope scope;
             return f();
         } catch (...) {
             if (raised) {
@@ -66,7 +66,8 @@ public:
     }
 
     void close() {
-        run([&] { impl.reset(); });
+        const py::gil_scoped_release release;
+        impl.reset();
     }
 
     bool closed() const { return !impl; }
@@ -214,7 +215,7 @@ void bind_engine(py::module_ & m) {
         .def("clear_fastv", [](py_engine & self) { auto & e = self.get(); self.run([&] { e.clear_fastv(); }); })
         .def("set_turbo",   [](py_engine & self, const std::string & spec) { auto & e = self.get(); self.run([&] { e.set_turbo(spec); }); }, "spec"_a)
         .def("clear_turbo", [](py_engine & self) { auto & e = self.get(); self.run([&] { e.clear_turbo(); }); })
-        .def("set_reducer",   [](py_engine & self, const std::string & spec) { self.get().set_reducer(spec); }, "spec"_a)
+        .def("set_reducer",   [](py_engine & self, const std::string & spec) { auto & e = self.get(); self.run([&] { e.set_reducer(spec); }); }, "spec"_a)
         .def("clear_reducer", [](py_engine & self) { self.get().clear_reducer(); })
         .def("prefill", &prefill, "prompt"_a, "images"_a, "image_ids"_a, "progress"_a, "add_bos"_a, "reserve"_a,
              "frames"_a = std::vector<int32_t>())

@@ -72,7 +72,7 @@ py::dict gguf_header(const std::string & path) {
     const gguf_context_ptr file(gguf_init_from_file(path.c_str(), { /* no_alloc */ true, &tensors }));
     const ggml_context_ptr owner(tensors);
     if (!file) {
-        throw pyfastv::error(pyfastv::error_kind::model, path + ": " + log.reason("cannot be read"));
+        throw log.failure(pyfastv::error_kind::model, path, "cannot be read");
     }
 
     py::dict metadata;
@@ -98,6 +98,6 @@ py::dict gguf_header(const std::string & path) {
 } // namespace
 
 void bind_header(py::module_ & m) {
-    m.def("gguf_header", &gguf_header, "path"_a);
-    m.def("write_excerpt", &pyfastv::write_excerpt, "parts"_a, "n_layers"_a, "out"_a, py::call_guard<py::gil_scoped_release>());
+    m.def("gguf_header", &gguf_header, "path"_a, py::call_guard<pyfastv::abort_guard>());
+    m.def("write_excerpt", &pyfastv::write_excerpt, "parts"_a, "n_layers"_a, "out"_a, py::call_guard<native_scope>());
 }

@@ -86,7 +86,7 @@ static py::dict model_info(const std::string & path) {
 
         model.reset(llama_model_load_from_file(path.c_str(), params));
         if (!model) {
-            throw pyfastv::error(pyfastv::error_kind::model, path + ": " + log.reason("cannot be loaded"));
+            throw log.failure(pyfastv::error_kind::model, path, "cannot be loaded");
         }
     }
 
@@ -110,7 +110,7 @@ static py::dict vision_info(const std::string & path) {
 
     const gguf_context_ptr file(gguf_init_from_file(path.c_str(), { /* no_alloc */ true, /* ctx */ nullptr }));
     if (!file) {
-        throw pyfastv::error(pyfastv::error_kind::model, path + ": " + log.reason("cannot be read"));
+        throw log.failure(pyfastv::error_kind::model, path, "cannot be read");
     }
 
     // the key's place in the file, if it has this type; -1 if not
@@ -225,11 +225,13 @@ static std::string check_schedule(const std::string & spec, int32_t n_layer) {
 }
 
 void bind_info(py::module_ & m) {
-    m.def("system_info", &llama_print_system_info);
+    const py::call_guard<pyfastv::abort_guard> guarded;
+
+    m.def("system_info", &llama_print_system_info, guarded);
     m.def("build_info", &build_info);
-    m.def("backends", &backends);
-    m.def("model_info", &model_info, "model_path"_a);
-    m.def("vision_info", &vision_info, "mmproj_path"_a);
+    m.def("backends", &backends, guarded);
+    m.def("model_info", &model_info, "model_path"_a, guarded);
+    m.def("vision_info", &vision_info, "mmproj_path"_a, guarded);
     m.def("choose", &choose, "scores"_a, "cut"_a, py::kw_only(), "grids"_a = py::none(), "present"_a = py::none(),
           "similarity"_a = py::none());
     m.def("random_scores", &random_scores, "n"_a, "seed"_a);

@@ -60,7 +60,7 @@ static py::dict reduce(const matrix & embeddings, const std::string & spec, cons
     const auto how = pyfastv::parse_reducer(spec);
 
     const auto res = [&] {
-        const py::gil_scoped_release release;
+        const native_scope scope;
         const auto backend = pyfastv::make_cpu_backend(n_threads);
         return pyfastv::reduce(how, in, backend.get());
     }();

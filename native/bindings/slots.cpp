@@ -35,7 +35,7 @@ public:
             };
         }
         try {
-            const py::gil_scoped_release release;
+            const native_scope scope;
             impl = std::make_unique<slots>(options, n_slots);
         } catch (...) {
             if (raised) {
@@ -102,14 +102,14 @@ std::unique_ptr<py_request> prepare(py_slots & self, const std::string & prompt,
         frequency_penalty, presence_penalty, seed, std::move(grammar),
     };
 
-    const py::gil_scoped_release release;
+    const native_scope scope;
     return std::make_unique<py_request>(py_request { impl.prepare(prompt, images, add_bos, { std::move(turbo), std::move(reducer) }, sampling, n_probs) });
 }
 
 int64_t start(py_slots & self, py_request & request) {
     auto & impl = self.get();
 
-    const py::gil_scoped_release release;
+    const native_scope scope;
     return impl.start(std::exchange(request.impl, {}));
 }
 
@@ -161,7 +161,7 @@ py::list step(py_slots & self) {
 
     std::vector<pyfastv::slot_event> events;
     {
-        const py::gil_scoped_release release;
+        const native_scope scope;
         events = impl.step();
     }
     py::list res;
@@ -175,7 +175,7 @@ template <typename F>
 void run(py_slots & self, F && f) {
     auto & impl = self.get();
 
-    const py::gil_scoped_release release;
+    const native_scope scope;
     f(impl);
 }
 

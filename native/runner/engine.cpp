@@ -258,7 +258,7 @@ void engine::decode_text(const std::vector<prompt_piece> & pieces, size_t begin,
     batch.logits   = outputs.data();
 
     const int32_t result = llama_decode(ctx.get(), batch);
-    check(result, log.reason(""));
+    check(result, log);
     llama_synchronize(ctx.get());
 
     n_past += end - begin;
@@ -273,7 +273,7 @@ void engine::decode_visual(const prompt_piece & piece, const visual_rows & rows)
     }
 
     time_full([&] {
-        check(decode_picture(ctx.get(), vision.get(), piece, rows, n_past, 0), log.reason(""));
+        check(decode_picture(ctx.get(), vision.get(), piece, rows, n_past, 0), log);
         llama_synchronize(ctx.get());
     });
 
@@ -293,7 +293,7 @@ const encoded_slice & engine::encode(const prompt_piece & piece) {
 
     const stopwatch watch;
     if (mtmd_encode_chunk(vision.get(), piece.chunk) != 0) {
-        throw error(error_kind::decode, "the vision encoder failed: " + log.reason("no reason was given"));
+        throw log.failure(error_kind::decode, "the vision encoder failed");
     }
     if (stop_requested()) {
         throw interrupted(); // what is there may be half of it, and must not be kept
@@ -304,7 +304,7 @@ const encoded_slice & engine::encode(const prompt_piece & piece) {
     return encoded.put(piece.encoder_key(), encoder_output(vision.get(), model.get(), piece));
 }
 
-void engine::check(int32_t decode_result, const std::string & reason) {
+void engine::check(int32_t decode_result, const log_scope & log) {
     if (decode_result == 0) {
         return;
     }
@@ -317,7 +317,7 @@ void engine::check(int32_t decode_result, const std::string & reason) {
         err.n_ctx    = n_ctx();
         throw err;
     }
-    throw error(error_kind::decode, "llama_decode returned " + std::to_string(decode_result) + (reason.empty() ? "" : ": " + reason));
+    throw log.failure(error_kind::decode, "llama_decode returned " + std::to_string(decode_result));
 }
 
 int64_t engine::n_tokens() const {

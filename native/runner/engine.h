@@ -20,6 +20,8 @@
 
 namespace pyfastv {
 
+class log_scope;
+
 // One model, its vision encoder and one context with one sequence. Uses llama.h, mtmd.h and pyfastv.h only.
 // Throws error and interrupted (runner/errors.h); afterwards the engine is usable, after reset().
 class engine {
@@ -114,7 +116,7 @@ private:
     // in the context; positions may be more, or with M-RoPE fewer
     int64_t n_tokens() const;
 
-    void check(int32_t decode_result, const std::string & reason);
+    void check(int32_t decode_result, const log_scope & log);
 
     // polls options.interrupt, at most every few milliseconds
     bool stop_requested();

@@ -35,7 +35,7 @@ part open_part(const std::string & path) {
     ggml_context *   tensors = nullptr;
     gguf_context_ptr header(gguf_init_from_file(path.c_str(), { /* no_alloc */ true, &tensors }));
     if (!header) {
-        throw error(error_kind::model, path + ": " + log.reason("cannot be read"));
+        throw log.failure(error_kind::model, path, "cannot be read");
     }
     return { path, ggml_context_ptr(tensors), std::move(header) };
 }

@@ -86,7 +86,7 @@ llama_model_ptr load_model(const engine_options & options) {
 
     llama_model_ptr model(llama_model_load_from_file(options.model_path.c_str(), params));
     if (!model) {
-        throw error(error_kind::model, options.model_path + ": " + log.reason("cannot be loaded"));
+        throw log.failure(error_kind::model, options.model_path, "cannot be loaded");
     }
     if (llama_model_has_encoder(model.get()) || !llama_model_has_decoder(model.get())) {
         throw error(error_kind::unsupported, options.model_path + ": is not a decoder-only language model");
@@ -158,8 +158,8 @@ mtmd_context_ptr load_vision(const llama_model * model, const engine_options & o
 
     mtmd_context_ptr vision(mtmd_init_from_file(options.mmproj_path->c_str(), model, params));
     if (!vision) {
-        throw error(error_kind::model, *options.mmproj_path + ": cannot be used with " + options.model_path + ": " +
-                log.reason("it is not an mmproj file, or belongs to another model"));
+        throw log.failure(error_kind::model, *options.mmproj_path + ": cannot be used with " + options.model_path,
+                "it is not an mmproj file, or belongs to another model");
     }
     pyfastv_turbo_attach(vision.get(), nullptr);
 

@@ -1,5 +1,7 @@
 #include "runner/log.h"
 
+#include "guard/abort_guard.h"
+
 #include "ggml.h"
 #include "llama.h"
 #include "mtmd-helper.h"
@@ -74,6 +76,10 @@ std::string log_scope::reason(const std::string & otherwise) const {
     }
 
     return line.empty() ? otherwise : line;
+}
+
+error log_scope::failure(error_kind kind, const std::string & what, const std::string & otherwise) const {
+    return error(is_about_memory(errors) ? error_kind::out_of_memory : kind, what + ": " + reason(otherwise));
 }
 
 } // namespace pyfastv

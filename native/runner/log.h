@@ -1,5 +1,7 @@
 #pragma once
 
+#include "runner/errors.h"
+
 #include <string>
 
 namespace pyfastv {
@@ -16,6 +18,9 @@ public:
 
     // the first error line, without the name of the function that logged it; or `otherwise`
     std::string reason(const std::string & otherwise) const;
+
+    // error(kind, what + ": " + reason(otherwise)); its kind is out_of_memory if an error line says so
+    error failure(error_kind kind, const std::string & what, const std::string & otherwise = "no reason was given") const;
 
 private:
     log_scope * outer;

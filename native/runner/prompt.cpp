@@ -107,7 +107,7 @@ prompt tokenize(const llama_vocab * vocab, const mtmd_context * vision, const st
     const mtmd_input_text input = { text.data(), text.size(), add_bos, /* parse_special */ true };
 
     if (mtmd_tokenize(vision, res.chunks.get(), &input, pointers.data(), pointers.size()) != 0) {
-        throw error(error_kind::image, "the picture cannot be prepared for the vision encoder: " + log.reason("no reason was given"));
+        throw log.failure(error_kind::image, "the picture cannot be prepared for the vision encoder");
     }
 
     for (size_t i = 0; i < mtmd_input_chunks_size(res.chunks.get()); ++i) {

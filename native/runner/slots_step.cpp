@@ -186,8 +186,8 @@ void slots::run(const std::vector<part> & parts, events & out) {
             no_room(*parts[0].s, out);
         } else {
             clear(*parts[0].s);
-            fail(*parts[0].s, error(error_kind::decode, "the model could not be evaluated: " +
-                    log.reason(result == 0 ? "the later layers failed, or computed NaN" : "llama_decode returned " + std::to_string(result))), out);
+            fail(*parts[0].s, log.failure(error_kind::decode, "the model could not be evaluated",
+                    result == 0 ? "the later layers failed, or computed NaN" : "llama_decode returned " + std::to_string(result)), out);
         }
         return;
     }
@@ -336,8 +336,7 @@ bool slots::prefill_picture(events & out) {
     if (result == 1) {
         no_room(s, out);
     } else {
-        fail(s, error(error_kind::decode, "the picture could not be evaluated: " +
-                log.reason("llama_decode returned " + std::to_string(result))), out);
+        fail(s, log.failure(error_kind::decode, "the picture could not be evaluated", "llama_decode returned " + std::to_string(result)), out);
     }
     return true;
 }
@@ -399,7 +398,7 @@ const encoded_slice * slots::encode(slot & s, const prompt_piece & piece, bool &
             return; // what is there may be half of it
         }
         if (result != 0) {
-            throw error(error_kind::decode, "the vision encoder failed: " + log.reason("no reason was given"));
+            throw log.failure(error_kind::decode, "the vision encoder failed");
         }
         s.counts.encode_ms += watch.ms();
         s.counts.pictures_encoded += piece.slice == 0;
