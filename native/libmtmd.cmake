@@ -6,6 +6,7 @@ set(PYFASTV_MTMD_SOURCES
     files/header.cpp
     files/limits.cpp
     files/mmproj.cpp
+    files/numbers.cpp
     turbo/attach.cpp
     turbo/params.cpp
     turbo/plan.cpp

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import random
+import re
 import resource
 import select
 import signal
@@ -423,13 +424,15 @@ def judge(run: Callable[[], Any], names: Sequence[str]) -> tuple[str, str, Any]:
         return "other", f"{type(error).__name__}: {error}", None
 
 
+# one that is missing may be in no file
+_TENSOR = re.compile(r"\b(?:v|mm|blk|resampler)\.\w+\.")
 # how a damaged container is spoken of
 _CONTAINER = ("version", "truncated", "not a GGUF file", "endian", "alignment", "number of", "bytes", "header", "length")
 
 
 def _names(message: str, names: Sequence[str]) -> bool:
     reason = message.partition(".gguf: ")[2] or message
-    return any(name in reason for name in (*names, *_CONTAINER))
+    return _TENSOR.search(reason) is not None or any(name in reason for name in (*names, *_CONTAINER))
 
 
 def _spoken_names(file: File) -> list[str]:

@@ -8,14 +8,9 @@
 #include <cstring>
 #include <set>
 #include <sstream>
-#include <stdexcept>
 
 namespace pyfastv {
 namespace {
-
-[[noreturn]] void refuse(const std::string & reason) {
-    throw std::runtime_error(reason);
-}
 
 const std::string vision = "clip.vision.";
 
@@ -137,7 +132,7 @@ private:
         std::set<double> res;
         for (const double il : layers->numbers) {
             if (il > (double) n_layer()) {
-                refuse("key clip.vision.feature_layer has " + value_text(il) + ", but clip.vision.block_count is " + std::to_string(n_layer()));
+                refuse("key clip.vision.feature_layer has " + std::to_string((int64_t) il) + ", but clip.vision.block_count is " + std::to_string(n_layer()));
             }
             if (il >= 0) {
                 res.insert(il);

@@ -1,18 +1,12 @@
 #include "files/header.h"
 
-#include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <stdexcept>
 
 namespace pyfastv {
 namespace {
-
-[[noreturn]] void refuse(const std::string & reason) {
-    throw std::runtime_error(reason);
-}
 
 void check_limit(const std::string & what, uint64_t claimed, uint64_t limit, const char * name) {
     if (claimed > limit) {
@@ -65,7 +59,7 @@ public:
     uint64_t left() const { return size - at; }
 
     [[noreturn]] void truncated() const {
-        refuse("is truncated: it ends inside its header, in " + place);
+        refuse("is truncated or damaged: it ends inside its header, in " + place);
     }
 
 private:
@@ -170,7 +164,7 @@ header_tensor read_tensor(reader & in, const std::string & name) {
     // in floating point, where a product of claims cannot overflow
     const double n_bytes = (double) res.ne[0]/ggml_blck_size(res.type)*ggml_type_size(res.type)*res.ne[1]*res.ne[2]*res.ne[3];
     if (n_bytes > (double) in.size) {
-        refuse("is truncated: tensor " + name + " (" + shape_text(res) + ") is larger than the file");
+        refuse("is truncated or damaged: tensor " + name + " (" + shape_text(res) + ") is larger than the file");
     }
     res.n_bytes = ggml_row_size(res.type, res.ne[0])*res.ne[1]*res.ne[2]*res.ne[3];
     return res;
@@ -188,36 +182,11 @@ uint64_t alignment_of(const file_header & header) {
     return n;
 }
 
-// The numbers of a tensor, some rows at a time; stops when f says so.
-template <typename F> void for_rows(std::ifstream & file, const header_tensor & tensor, F && f) {
-    const auto * traits = ggml_get_type_traits(tensor.type);
-    if (tensor.type != GGML_TYPE_F32 && !traits->to_float) {
-        return;
-    }
-    const size_t row_size = ggml_row_size(tensor.type, tensor.ne[0]);
-    const size_t n_rows   = tensor.n_bytes/row_size;
-    std::vector<char>  raw(row_size);
-    std::vector<float> row(tensor.ne[0]);
-    file.clear();
-    file.seekg((std::streamoff) tensor.offset);
-    for (size_t i = 0; i < n_rows; ++i) {
-        file.read(raw.data(), (std::streamsize) raw.size());
-        if (tensor.type == GGML_TYPE_F32) {
-            memcpy(row.data(), raw.data(), raw.size());
-        } else {
-            traits->to_float(raw.data(), row.data(), tensor.ne[0]);
-        }
-        if (!file || !f(row)) {
-            return;
-        }
-    }
-}
-
-bool all_finite(const std::vector<float> & row) {
-    return std::all_of(row.begin(), row.end(), [](float value) { return std::isfinite(value); });
-}
-
 } // namespace
+
+void refuse(const std::string & reason) {
+    throw std::runtime_error(reason);
+}
 
 const header_value * file_header::key(const std::string & name) const {
     const auto it = keys.find(name);
@@ -270,7 +239,7 @@ file_header file_header::read(const std::string & path, const file_limits & limi
     const uint64_t start     = (in.tell() + alignment - 1)/alignment*alignment;
     for (auto & [name, tensor] : res.tensors) {
         if (start > in.size || tensor.offset > in.size - start || tensor.n_bytes > in.size - start - tensor.offset) {
-            refuse("is truncated: tensor " + name + " ends behind the end of the file");
+            refuse("is truncated or damaged: tensor " + name + " ends behind the end of the file");
         }
         tensor.offset += start;
     }
@@ -283,52 +252,6 @@ std::string shape_text(const header_tensor & tensor) {
         res += " x " + std::to_string(tensor.ne[d]);
     }
     return res;
-}
-
-std::string value_text(double value) {
-    char text[32];
-    snprintf(text, sizeof(text), "%.7g", value);
-    return text;
-}
-
-void check_vectors(const std::string & path, const file_header & header) {
-    constexpr uint64_t max_bytes = 4 << 20;
-
-    std::ifstream file(path, std::ios::binary);
-    for (const auto & [name, tensor] : header.tensors) {
-        if (tensor.n_dims == 1 && tensor.type == GGML_TYPE_F32 && tensor.n_bytes <= max_bytes) {
-            for_rows(file, tensor, [&name = name](const std::vector<float> & row) {
-                if (!all_finite(row)) {
-                    refuse("tensor " + name + " has values that are not finite: the file is damaged");
-                }
-                return true;
-            });
-        }
-    }
-}
-
-std::string suspicious_tensor(const std::string & path, const file_header & header) {
-    std::ifstream file(path, std::ios::binary);
-
-    std::string most;
-    float       largest = 0;
-    for (const auto & [name, tensor] : header.tensors) {
-        bool finite = true;
-        for_rows(file, tensor, [&, &name = name](const std::vector<float> & row) {
-            finite = all_finite(row);
-            for (const float value : row) {
-                if (finite && std::fabs(value) > largest) {
-                    largest = std::fabs(value);
-                    most    = name;
-                }
-            }
-            return finite;
-        });
-        if (!finite) {
-            return "tensor " + name + " has values that are not finite";
-        }
-    }
-    return most.empty() ? "" : "the largest number is " + value_text(largest) + " in tensor " + most;
 }
 
 } // namespace pyfastv

@@ -46,15 +46,27 @@ struct file_header {
     static file_header read(const std::string & path, const file_limits & limits);
 };
 
-// "a is X, not Y" for keys and tensors
 std::string shape_text(const header_tensor & tensor);
-std::string value_text(double value);
 
-// Throws std::runtime_error if a vector of the file (norms, biases, factors: all that is small) has a number that is none.
+// throws std::runtime_error
+[[noreturn]] void refuse(const std::string & reason);
+
+// Refuse a file in which
+// numbers of keys that begin with `prefix` are not finite,
+void check_finite(const file_header & header, const std::string & prefix);
+// a number of this key, if it is there, is out of a range; `limit`: the field of file_limits that is its upper end,
+void check_range(const file_header & header, const std::string & name, double low, double high, const char * limit = nullptr);
+// or a vector (norms, biases, factors: all that is small) has a number that is none.
 void check_vectors(const std::string & path, const file_header & header);
 
 // The first tensor of the file that has a number that is none, of whatever size and type, else the one with the largest
-// number; for messages: it reads the whole file.
-std::string suspicious_tensor(const std::string & path, const file_header & header);
+// number; empty: it has no numbers. For messages: it reads the whole file.
+struct suspect {
+    std::string tensor;
+    float       largest = 0; // infinity for a number that is none
+};
+suspect find_suspect(const std::string & path, const file_header & header);
+
+bool is_utf8(const std::string & text);
 
 } // namespace pyfastv

@@ -3,15 +3,8 @@
 #include "files/encoder_check.h"
 #include "files/header.h"
 
-#include <cmath>
-#include <stdexcept>
-
 namespace pyfastv {
 namespace {
-
-[[noreturn]] void refuse(const std::string & reason) {
-    throw std::runtime_error(reason);
-}
 
 // What clip_model_loader reads with getters that abort on another type; %: vision, audio and gen.audio.
 struct typed_key {
@@ -95,29 +88,6 @@ void check_types(const file_header & header) {
     }
 }
 
-void check_finite(const file_header & header) {
-    for (const auto & [name, value] : header.keys) {
-        if (!value.finite) {
-            const std::string first = value.is_array ? "" : value_text(value.numbers[0]) + ": ";
-            refuse("key " + name + " is " + first + "not " + (value.is_array ? "all finite numbers" : "a finite number"));
-        }
-    }
-}
-
-// every number of a key, if it is there, is in a range
-void check_range(const file_header & header, const std::string & name, double low, double high, const char * limit = nullptr) {
-    const auto * value = header.key(name);
-    if (!value) {
-        return;
-    }
-    for (const double number : value->numbers) {
-        if (!(number >= low && number <= high)) {
-            refuse("key " + name + " is " + value_text(number) + ", not " + value_text(low) + " to " + value_text(high) +
-                    (limit && number > high ? " (PYFASTV_LIMITS=" + std::string(limit) + "=... allows more)" : ""));
-        }
-    }
-}
-
 void check_ranges(const file_header & header, const file_limits & limits) {
     const double size = limits.image_size, pixels = size*size;
 
@@ -158,7 +128,7 @@ void check_mmproj(const std::string & path) {
     }
 
     check_types(header);
-    check_finite(header);
+    check_finite(header, "clip.");
     check_ranges(header, limits);
 
     if (!is_true(header, "clip.has_vision_encoder") && !is_true(header, "clip.has_audio_encoder") && !is_true(header, "clip.has_gen_audio_encoder")) {
