@@ -1,6 +1,12 @@
 # Our part of libmtmd. Included by third_party/patches into llama.cpp's tools/mtmd/CMakeLists.txt.
 
 set(PYFASTV_MTMD_SOURCES
+    files/encoder_check.cpp
+    files/encoders.cpp
+    files/header.cpp
+    files/limits.cpp
+    files/mmproj.cpp
+    files/numbers.cpp
     turbo/attach.cpp
     turbo/params.cpp
     turbo/plan.cpp

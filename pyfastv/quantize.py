@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import _native
 from .errors import Error, ModelError, OptionError
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ def _import_gguf() -> Any:
 
 
 def _read(gguf: Any, source: Path) -> GGUFReader:
+    if source.is_file():
+        _native.gguf_header(os.fspath(source))  # the reader believes whatever number a file claims
     try:
         reader: GGUFReader = gguf.GGUFReader(source)
     except FileNotFoundError:

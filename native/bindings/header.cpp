@@ -64,7 +64,7 @@ py::object value(const gguf_context * file, int64_t i) {
 }
 
 py::dict gguf_header(const std::string & path) {
-    pyfastv::check_gguf(path);
+    pyfastv::check_header_file(path);
 
     const pyfastv::log_scope log(false);
 

@@ -76,7 +76,7 @@ static py::dict model_info(const std::string & path) {
     {
         const py::gil_scoped_release release;
 
-        pyfastv::check_gguf(path);
+        pyfastv::check_model_file(path);
 
         const pyfastv::log_scope log(false);
 
@@ -104,7 +104,7 @@ static py::dict model_info(const std::string & path) {
 }
 
 static py::dict vision_info(const std::string & path) {
-    pyfastv::check_gguf(path);
+    pyfastv::check_mmproj_file(path);
 
     const pyfastv::log_scope log(false);
 

@@ -1,6 +1,7 @@
 #include "runner/engine.h"
 
 #include "guard/workers.h"
+#include "runner/damage.h"
 #include "runner/errors.h"
 #include "runner/log.h"
 #include "runner/status.h"
@@ -11,6 +12,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 namespace pyfastv {
 namespace {
@@ -333,7 +335,10 @@ const encoded_slice & engine::encode(const prompt_piece & piece) {
     counts.encode_ms += watch.ms();
     counts.pictures_encoded += piece.slice == 0;
 
-    return encoded.put(piece.encoder_key(), encoder_output(vision.get(), model.get(), piece));
+    auto slice = encoder_output(vision.get(), model.get(), piece);
+    check_numbers(slice.values.data(), slice.values.size(), "the vision encoder", options);
+
+    return encoded.put(piece.encoder_key(), std::move(slice));
 }
 
 void engine::check(int32_t decode_result, const log_scope & log) {

@@ -2,6 +2,7 @@
 
 #include "runner/engine.h"
 
+#include "runner/damage.h"
 #include "runner/errors.h"
 #include "runner/log.h"
 #include "runner/stopwatch.h"
@@ -39,7 +40,7 @@ void engine::feed(llama_token token) {
 void engine::start(const sampling_options & sampling) {
     const log_scope log(options.verbose);
 
-    logits(); // throws if there are none
+    check_numbers(logits(), n_vocab(), "the language model", options); // throws if there are none
     sampler    = make_sampler(vocab, sampling, n_ctx());
     max_tokens = (int32_t) sampling.max_tokens;
     finish     = nullptr;

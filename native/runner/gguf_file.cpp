@@ -28,7 +28,7 @@ struct source {
 };
 
 part open_part(const std::string & path) {
-    check_gguf(path);
+    check_header_file(path);
 
     const log_scope log(false);
 

@@ -36,13 +36,29 @@ llama_flash_attn_type parse_flash_attn(const std::string & name) {
     throw error(error_kind::option, "flash_attn = \"" + name + "\"; one of: auto, on, off");
 }
 
-std::string describe(context_size size) {
-    return "n_ctx = " + std::to_string(size.n_ctx/size.n_seq_max) + " tokens" +
+std::string describe(context_size size, bool from_model) {
+    return "n_ctx = " + std::to_string(size.n_ctx/size.n_seq_max) + " tokens" + (from_model ? ", the model's context_length," : "") +
         (size.n_seq_max > 1 ? " in each of " + std::to_string(size.n_seq_max) + " slots" : "");
 }
 
+// llama.cpp says what is wrong, not where
+std::string with_key(const std::string & reason) {
+    constexpr const char * keys[][2] = {
+        { "unknown model architecture", "general.architecture" },
+        { "unknown tokenizer",          "tokenizer.ggml.model" },
+        { "unknown pre-tokenizer type", "tokenizer.ggml.pre" },
+        { "invalid n_rot",              "rope.dimension_count or attention.key_length" },
+    };
+    for (const auto & [words, key] : keys) {
+        if (reason.find(words) != std::string::npos) {
+            return reason + " (key " + key + ")";
+        }
+    }
+    return reason;
+}
+
 // llama.cpp would ask for the memory, and clear it, before it finds that there is not enough
-void check_memory(const llama_model * model, context_size size, ggml_type type_k, ggml_type type_v) {
+void check_memory(const llama_model * model, context_size size, bool from_model, ggml_type type_k, ggml_type type_v) {
     const double n_embd = (double) llama_model_n_embd(model)/llama_model_n_head(model)*llama_model_n_head_kv(model);
     const auto   bytes  = [&](ggml_type type) { return n_embd*ggml_type_size(type)/ggml_blck_size(type); };
     const double needed = llama_model_n_layer(model)*(bytes(type_k) + bytes(type_v))*size.n_ctx;
@@ -56,7 +72,7 @@ void check_memory(const llama_model * model, context_size size, ggml_type type_k
 
     if (all > 0 && needed > all) {
         const auto gb = [](double n) { return std::to_string((int64_t) (n/1e9 + 0.5)) + " GB"; };
-        throw error(error_kind::out_of_memory, "the KV cache for " + describe(size) + " takes " + gb(needed) +
+        throw error(error_kind::out_of_memory, "the KV cache for " + describe(size, from_model) + " takes " + gb(needed) +
                 ", this machine has " + gb(all) + " of memory: use a smaller n_ctx" + (size.n_seq_max > 1 ? ", fewer slots" : "") +
                 ", or a quantized type_k and type_v");
     }
@@ -73,7 +89,7 @@ llama_model_ptr load_model(const engine_options & options) {
     static std::once_flag once;
     std::call_once(once, llama_backend_init);
 
-    check_gguf(options.model_path);
+    check_model_file(options.model_path);
 
     const log_scope log(options.verbose);
 
@@ -87,7 +103,8 @@ llama_model_ptr load_model(const engine_options & options) {
 
     llama_model_ptr model(llama_model_load_from_file(options.model_path.c_str(), params));
     if (!model) {
-        throw log.failure(error_kind::model, options.model_path, "cannot be loaded");
+        const auto failure = log.failure(error_kind::model, options.model_path, "cannot be loaded");
+        throw error(failure.kind, with_key(failure.what()));
     }
     if (llama_model_has_encoder(model.get()) || !llama_model_has_decoder(model.get())) {
         throw error(error_kind::unsupported, options.model_path + ": is not a decoder-only language model");
@@ -98,7 +115,8 @@ llama_model_ptr load_model(const engine_options & options) {
 llama_context_ptr make_context(llama_model * model, const engine_options & options, context_size size, const interrupt_fn & stop) {
     const log_scope log(options.verbose);
 
-    if (size.n_ctx == 0) {
+    const bool from_model = size.n_ctx == 0;
+    if (from_model) {
         size.n_ctx = llama_model_n_ctx_train(model);
     }
     check_whole("n_ctx", size.n_ctx, 1, max_n_ctx);
@@ -116,7 +134,7 @@ llama_context_ptr make_context(llama_model * model, const engine_options & optio
     params.type_v          = parse_type(options.type_v);
     params.no_perf         = false;
 
-    check_memory(model, size, params.type_k, params.type_v);
+    check_memory(model, size, from_model, params.type_k, params.type_v);
 
     params.abort_callback      = asks_interrupt;
     params.abort_callback_data = const_cast<interrupt_fn *>(&stop);
@@ -126,7 +144,7 @@ llama_context_ptr make_context(llama_model * model, const engine_options & optio
         const auto reason = log.reason("no reason was given");
         const bool memory = reason.find("alloc") != std::string::npos || reason.find("memory") != std::string::npos;
         throw error(memory ? error_kind::out_of_memory : error_kind::option,
-                "a context of " + describe(size) + " cannot be made: " + reason +
+                "a context of " + describe(size, from_model) + " cannot be made: " + reason +
                 (memory ? " (a smaller n_ctx or a quantized type_k and type_v need less)" : ""));
     }
     pyfastv_attach(ctx.get(), nullptr);
@@ -136,7 +154,7 @@ llama_context_ptr make_context(llama_model * model, const engine_options & optio
 }
 
 mtmd_context_ptr load_vision(const llama_model * model, const engine_options & options, const std::string & marker, const interrupt_fn & stop) {
-    check_gguf(*options.mmproj_path);
+    check_mmproj_file(*options.mmproj_path);
 
     const log_scope log(options.verbose);
 
@@ -164,7 +182,7 @@ mtmd_context_ptr load_vision(const llama_model * model, const engine_options & o
     pyfastv_turbo_attach(vision.get(), nullptr);
 
     if (!mtmd_support_vision(vision.get())) {
-        throw error(error_kind::model, *options.mmproj_path + ": has no vision encoder");
+        throw error(error_kind::model, *options.mmproj_path + ": has no vision encoder (clip.has_vision_encoder)");
     }
     rehearse(vision.get(), model, options, marker);
 

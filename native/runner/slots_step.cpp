@@ -2,6 +2,7 @@
 
 #include "runner/slots.h"
 
+#include "runner/damage.h"
 #include "runner/errors.h"
 #include "runner/log.h"
 #include "runner/stopwatch.h"
@@ -406,7 +407,10 @@ const encoded_slice * slots::encode(slot & s, const prompt_piece & piece, bool &
         s.counts.encode_ms += watch.ms();
         s.counts.pictures_encoded += piece.slice == 0;
 
-        res = &encoded.put(piece.encoder_key(), encoder_output(vision.get(), model.get(), piece));
+        auto slice = encoder_output(vision.get(), model.get(), piece);
+        check_numbers(slice.values.data(), slice.values.size(), "the vision encoder", options);
+
+        res = &encoded.put(piece.encoder_key(), std::move(slice));
     });
     return res;
 }

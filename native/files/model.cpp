@@ -1,0 +1,117 @@
+#include "files/model.h"
+
+#include "files/header.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+namespace pyfastv {
+namespace {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+// llama.cpp's LLAMA_MAX_LAYERS, which it asserts
+constexpr double max_layers = 512;
+
+bool ends_with(const std::string & text, const std::string & with) {
+    return text.size() >= with.size() && text.compare(text.size() - with.size(), with.size(), with) == 0;
+}
+
+// What holds for these keys of every architecture, behind its name. Those of arrays hold for each element.
+void check_ranges(const file_header & header, const std::string & arch, const file_limits & limits) {
+    const std::string prefix = arch + ".";
+
+    check_range(header, prefix + "block_count", 1, std::min<double>(limits.layers, max_layers));
+    check_range(header, prefix + "context_length", 1, limits.context, "context");
+    check_range(header, prefix + "vocab_size", 1, limits.vocabulary, "vocabulary");
+    check_range(header, prefix + "embedding_length", 1, limits.width, "width");
+    check_range(header, prefix + "feed_forward_length", 0, 64.0*limits.width, "width");
+    for (const char * key : { "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
+                              "rope.dimension_count", "expert_count", "expert_used_count" }) {
+        check_range(header, prefix + key, 0, limits.width, "width");
+    }
+    for (const char * key : { "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon", "attention.group_norm_epsilon" }) {
+        check_range(header, prefix + key, 0, 1);
+    }
+    // angles are positions times powers of it
+    check_range(header, prefix + "rope.freq_base", 1e-3, infinity);
+    check_range(header, prefix + "rope.freq_base_swa", 1e-3, infinity);
+    check_range(header, prefix + "rope.scaling.factor", 0, infinity); // 0: none
+}
+
+void check_vocabulary(const file_header & header, const file_limits & limits) {
+    const auto * tokens = header.key("tokenizer.ggml.tokens");
+    if (!tokens) {
+        return;
+    }
+    if (!tokens->is_array || tokens->type != GGUF_TYPE_STRING || tokens->n == 0) {
+        refuse("key tokenizer.ggml.tokens is not an array of strings, or is empty");
+    }
+    if (tokens->n > limits.vocabulary) {
+        refuse("key tokenizer.ggml.tokens has " + std::to_string(tokens->n) + " tokens, more than " + std::to_string(limits.vocabulary) +
+                " (PYFASTV_LIMITS=vocabulary=... allows more)");
+    }
+    for (const char * name : { "tokenizer.ggml.scores", "tokenizer.ggml.token_type" }) {
+        const auto * value = header.key(name);
+        if (value && (!value->is_array || value->n < tokens->n)) {
+            refuse("key " + std::string(name) + " has " + std::to_string(value->n) + " values, but there are " + std::to_string(tokens->n) + " tokens");
+        }
+    }
+}
+
+void check_texts(const file_header & header) {
+    for (const auto & [name, value] : header.keys) {
+        const bool is_template = name.rfind("tokenizer.chat_template", 0) == 0;
+        if (!is_template || value.is_array) {
+            continue;
+        }
+        if (value.type != GGUF_TYPE_STRING) {
+            refuse("key " + name + " is of type " + gguf_type_name(value.type) + ", expected " + gguf_type_name(GGUF_TYPE_STRING));
+        }
+        if (!is_utf8(value.text)) {
+            refuse("key " + name + " is not UTF-8");
+        }
+    }
+}
+
+// Element by element with activations: llama.cpp's converters and llama-quantize leave them in f32.
+void check_vector_types(const file_header & header) {
+    for (const auto & [name, tensor] : header.tensors) {
+        if (tensor.type != GGML_TYPE_F32 && tensor.n_dims == 1 && (ends_with(name, "norm.weight") || ends_with(name, ".bias"))) {
+            refuse("tensor " + name + " is of type " + ggml_type_name(tensor.type) + ", expected f32");
+        }
+    }
+}
+
+} // namespace
+
+uint32_t check_model(const std::string & path) {
+    const auto limits = file_limits::current();
+    const auto header = file_header::read(path, limits);
+    if (header.keys.empty()) {
+        return 1;
+    }
+
+    const auto part = [&](const char * name) {
+        const auto * value = header.key(name);
+        return value && !value->numbers.empty() ? (uint32_t) value->numbers[0] : 0;
+    };
+
+    if (part("split.no") == 0) {
+        const auto * arch = header.key("general.architecture");
+        if (!arch || arch->text.empty()) {
+            refuse("key general.architecture is missing or empty: it is not a language model");
+        }
+        check_finite(header, arch->text + ".");
+        check_ranges(header, arch->text, limits);
+        check_vocabulary(header, limits);
+        check_texts(header);
+    }
+    check_vector_types(header);
+    check_vectors(path, header);
+
+    return std::max(1u, part("split.count"));
+}
+
+} // namespace pyfastv

@@ -1,0 +1,13 @@
+#pragma once
+
+#include "runner/options.h"
+
+#include <cstddef>
+
+namespace pyfastv {
+
+// Throws error(model), which names the tensor to blame, if one of these numbers, which `what` computed, is none: an answer
+// made of them is nonsense.
+void check_numbers(const float * values, size_t n, const char * what, const engine_options & options);
+
+} // namespace pyfastv
