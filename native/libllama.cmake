@@ -16,6 +16,9 @@ set(PYFASTV_SOURCES
     memory/staged_memory.cpp
     memory/state.cpp
     products/products.cpp
+    regex/matcher.cpp
+    regex/parse.cpp
+    regex/split.cpp
     schedule/names.cpp
     schedule/schedule.cpp
     schedule/validate.cpp
