@@ -10,6 +10,7 @@ set(PYFASTV_SOURCES
     decode/flush.cpp
     decode/stage_output.cpp
     decode/staged_decode.cpp
+    grammar/left_recursion.cpp
     graph/stage_graph.cpp
     memory/sequence.cpp
     memory/stage_cache.cpp

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _native
-from .._checks import integer
+from .._checks import integer, utf8
 from .._native_options import PathLike, content_id, engine_options, model_files, sampling_options, seed_of
 from ..chat import ChatTemplate, Prompt
 from ..errors import ModelError, OptionError
@@ -111,8 +111,8 @@ class Pool:
             ),
             n_slots=integer("slots", slots, 1, 2**31 - 1),
             n_ctx=integer("n_ctx", n_ctx, 1, 2**31 - 1),
-            type_k=type_k,
-            type_v=type_v,
+            type_k=utf8("type_k", type_k),
+            type_v=utf8("type_v", type_v),
             progress=progress,
         )
         self.fastv = schedule
