@@ -12,6 +12,7 @@ set(PYFASTV_SOURCES
     decode/staged_decode.cpp
     graph/stage_graph.cpp
     memory/sequence.cpp
+    memory/sequence_state.cpp
     memory/stage_cache.cpp
     memory/staged_memory.cpp
     memory/state.cpp

@@ -79,7 +79,7 @@ private:
     // stage s as it runs when rows wait; all_rows: whose attention is read, where the rule leaves it open
     stage stage_to_run(int s, bool all_rows) const;
 
-    bool can_recall(const sequence & seq) const;
+    bool can_recall(llama_seq_id seq_id, const sequence & seq) const;
 
     int  run_stage0(llama_batch_allocr & balloc);
     bool has_room_later(const llama_batch_allocr & balloc, bool visual) const;
