@@ -245,7 +245,9 @@ def test_more_scores_than_tokens_are_refused(make: Make, layout: Layout) -> None
 def test_a_cell_where_none_can_be_is_refused(make: Make, layout: Layout, place: int) -> None:
     """llama.cpp could not remove one before the beginning any more."""
     other = make(SPEC)
-    at = layout.state.index(struct.pack("<4i", 0, 1, 0, 1))  # position, number of sequences, sequence; position
+    at = layout.state.index(
+        struct.pack("<4i", 0, 1, 0, 1)
+    )  # position, number of sequences, sequence; position
     broken = bytearray(layout.state)
     struct.pack_into("<i", broken, at, place)
     assert other.load_sequence(bytes(broken), 0) == 0
@@ -262,13 +264,15 @@ def test_a_refused_file_leaves_no_numbers_behind(make: Make, tmp_path: Path) -> 
     path.write_bytes(Layout(path.read_bytes()).changed("token entered", "<i", 0))
     n = ctypes.c_size_t()
     buffer = (ctypes.c_int32 * 1)()
-    assert llama.llama_state_seq_load_file(other.pointer, str(path).encode(), 0, buffer, 1, ctypes.byref(n)) == 0
+    assert (
+        llama.llama_state_seq_load_file(other.pointer, str(path).encode(), 0, buffer, 1, ctypes.byref(n)) == 0
+    )
     assert_works(other, make(SPEC))
 
 
 def test_a_state_of_what_lost_the_owner_of_a_token_is_read(make: Make) -> None:
-    """Tokens that are gone keep their positions when what is behind them moves up, and so may be cut off later: nobody may
-    point to them then."""
+    """Tokens that are gone keep their positions when what is behind them moves up, and so may be cut off later: nobody
+    may point to them then."""
     context, fresh = make("k=1,drop=0.5,weigh,recall=0.25"), make("k=1,drop=0.5,weigh,recall=0.25")
     say(context, TEXT)
     begin = len(TEXT)

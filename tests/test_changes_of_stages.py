@@ -1,5 +1,5 @@
-"""A schedule may be changed and taken off in a context wherever its cuts are: stages without a layer that sees everything,
-or without one that has a sliding window, included."""
+"""A schedule may be changed and taken off wherever its cuts are: stages without a layer that sees everything, or without
+one that has a sliding window, included."""
 
 from __future__ import annotations
 
@@ -34,7 +34,13 @@ def test_every_cut_may_be_changed_and_taken_off(
     path = tmp_path / "model.gguf"
     random_gguf.write(path, family)
     result = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", f"import test_changes_of_stages as t; t.change({str(path)!r})"],
+        [
+            sys.executable,
+            "-X",
+            "faulthandler",
+            "-c",
+            f"import test_changes_of_stages as t; t.change({str(path)!r})",
+        ],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         cwd=Path(__file__).parent,  # not the checkout, whose pyfastv is not the installed one
         capture_output=True,
@@ -79,4 +85,3 @@ def talk(context: Context) -> np.ndarray:
     logits = context.logits()
     assert logits is not None
     return logits
-

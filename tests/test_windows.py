@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,7 +87,13 @@ def behind_an_answer(context: Context) -> None:
     ask(context, words(30, seed=1), AT_ANSWER)
 
 
-CHECKPOINTS = [of_text, of_a_picture_that_waits, of_a_question_that_waits, behind_the_question, behind_an_answer]
+CHECKPOINTS = [
+    of_text,
+    of_a_picture_that_waits,
+    of_a_question_that_waits,
+    behind_the_question,
+    behind_an_answer,
+]
 
 
 def facts(context: Context) -> tuple[object, ...]:
@@ -176,7 +181,9 @@ def test_what_would_look_into_a_forgotten_window_is_not_removed(make: Make) -> N
     assert context.last_position() == -1
 
 
-def test_a_question_is_not_taken_back_where_its_picture_would_look_into_a_forgotten_window(make: Make) -> None:
+def test_a_question_is_not_taken_back_where_its_picture_would_look_into_a_forgotten_window(
+    make: Make,
+) -> None:
     context = make(DROP_HALF)
     ask(context, words(230, seed=2), 0)
     begin = context.last_position() + 1

@@ -63,7 +63,9 @@ llama_pos sequence::removable_from(llama_pos later) const {
 }
 
 void sequence::settle(llama_pos later) {
-    turns.erase(std::remove_if(turns.begin(), turns.end(), [later](const turn & t) { return t.rows.front().pos[0] < later; }), turns.end());
+    const auto began_before = [later](const turn & t) { return t.rows.front().pos[0] < later; };
+
+    turns.erase(std::remove_if(turns.begin(), turns.end(), began_before), turns.end());
 }
 
 sequence::undone sequence::truncate(llama_pos p0) {

@@ -134,7 +134,9 @@ private:
             }
         }
         require(seq.scores.size() < (size_t) n_stages);
-        require(std::all_of(seq.scores.begin(), seq.scores.end(), [&](const auto & of_cut) { return of_cut.size() <= seq.tokens.size(); }));
+        for (const auto & of_cut : seq.scores) {
+            require(of_cut.size() <= seq.tokens.size());
+        }
     }
 
     static int32_t n_tokens(const sequence & seq) { return (int32_t) seq.tokens.size(); }
@@ -157,9 +159,13 @@ private:
         require(token.entered >= 1 && token.entered <= n_stages);
         // of every stage but the last, which has no cut behind it
         require(token.hidden.size() == (token.gone ? 0 : (size_t) std::min(token.entered, n_stages - 1)));
-        require(std::all_of(token.hidden.begin(), token.hidden.end(), [](const auto & hidden) { return hidden != nullptr; }));
         require(token.size.size() == (size_t) token.entered - 1);
-        require(std::all_of(token.size.begin(), token.size.end(), [](float size) { return std::isfinite(size) && size >= 1.0f; }));
+        for (const auto & hidden : token.hidden) {
+            require(hidden != nullptr);
+        }
+        for (const float size : token.size) {
+            require(std::isfinite(size) && size >= 1.0f);
+        }
         require(token.owner >= -1 && token.owner < n_tokens(seq));
         require(token.gone || token.owner < 0 || seq.tokens[token.owner].entered > token.entered);
     }

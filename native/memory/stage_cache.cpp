@@ -195,7 +195,8 @@ void stage_cache::check_cells() const {
 
         uint32_t n_used = 0;
         for (uint32_t i = 0; i < cells.size(); ++i) {
-            require(cells.is_empty(i) ? cells.seq_get_all(i).none() : cells.seq_get_all(i).any() && is_possible(cells.pos_get(i)));
+            const auto & ids = cells.seq_get_all(i);
+            require(cells.is_empty(i) ? ids.none() : ids.any() && is_possible(cells.pos_get(i)));
             n_used += !cells.is_empty(i);
         }
         require(n_used == cells.get_used());

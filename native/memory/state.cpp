@@ -94,16 +94,19 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
 
     const auto first = read_all<int32_t>(io, [&] { return read<int32_t>(io); });
     if (first != first_layers_) {
-        throw std::runtime_error("this state has its cuts at layers " + list_of(first) + ", the context at layers " + list_of(first_layers_));
+        throw std::runtime_error("this state has its cuts at layers " + list_of(first) +
+                ", the context at layers " + list_of(first_layers_));
     }
     if (const auto width = read<int64_t>(io); width != n_embd) {
-        throw std::runtime_error("this state has rows of " + std::to_string(width) + " numbers, the model of " + std::to_string(n_embd));
+        throw std::runtime_error("this state has rows of " + std::to_string(width) +
+                " numbers, the model of " + std::to_string(n_embd));
     }
 
     const auto what    = read<part>(io);
     const bool partial = flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
     if (what > part::windows_first || (what != part::all) != partial || (partial && seq_id < 0)) {
-        throw std::runtime_error(partial ? "this is not the state of a sequence's windows" : "this state is of a sequence's windows alone");
+        throw std::runtime_error(partial ? "this is not the state of a sequence's sliding windows"
+                                         : "this state has the sliding windows of a sequence alone");
     }
 
     try {
