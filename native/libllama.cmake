@@ -14,6 +14,7 @@ set(PYFASTV_SOURCES
     grammar/left_recursion.cpp
     graph/stage_graph.cpp
     memory/sequence.cpp
+    memory/sequence_state.cpp
     memory/stage_cache.cpp
     memory/staged_memory.cpp
     memory/state.cpp

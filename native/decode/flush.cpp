@@ -183,7 +183,7 @@ pyfastv_status staged_decode::run_later(std::vector<flow> & flows) {
             const timer time(counts.t_choose_ms);
 
             for (auto & flow : flows) {
-                const bool asks = can_recall(*flow.seq) && std::any_of(flow.seq->pending.begin(), flow.seq->pending.end(),
+                const bool asks = can_recall(flow.seq_id, *flow.seq) && std::any_of(flow.seq->pending.begin(), flow.seq->pending.end(),
                         [](const staged_row & row) { return row.asks; });
 
                 flow.choose(s - 1, params.cuts[s - 1], asks ? params.recall : 0.0f, n_embd, ctx.backend_cpu);
