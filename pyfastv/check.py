@@ -28,7 +28,7 @@ class Result:
     """One thing that was tried."""
 
     what: str
-    """A type of weights, "picture" or "text"."""
+    """A type of weights, "picture" or "text", or "start" if llama.cpp cannot even be started."""
     where: str
     """What chose the kernel: the kind of buffer that such weights lie in, a device other than the CPU; or a model's
     file."""
@@ -51,6 +51,11 @@ class Findings:
     @property
     def right(self) -> bool:
         return not any(result.fault for result in self.results)
+
+    @property
+    def starts(self) -> bool:
+        """llama.cpp can be used at all."""
+        return not any(result.fault and result.what == "start" for result in self.results)
 
     def to_dict(self) -> dict[str, Any]:
         """``right``, ``results``, ``build_options``."""
@@ -81,13 +86,15 @@ def check_machine(model: str | None = None, mmproj: str | None = None) -> Findin
     """Try every kernel, a picture through the bundled pair, and one through ``model`` if given.
 
     ``mmproj``: None: the only one beside the model, if there is one; without one the model is asked without a picture.
-    Raises Error if nothing can be tried.
+    Raises ModelError for what is no GGUF file, Error if nothing can be tried.
     """
     if model is None and mmproj is not None:
         model = str(bundled_model())
     if model is not None:
         mmproj = mmproj or mmproj_beside(model)
     files = [file for file in (model, mmproj) if file is not None]
+    for file in files:
+        _native.gguf_header(file)
     # this package, wherever it was found
     code = "import sys; sys.path.insert(0, sys.argv[1]); from pyfastv.check_child import main; main(sys.argv[2:])"
     package = str(Path(__file__).resolve().parents[1])
@@ -100,7 +107,7 @@ def run_checks(command: Command) -> list[Result]:
 
     It prints a JSON object a line: ``case`` (what, where, device) and ``step`` (text) before it begins what may kill it,
     ``skip`` (the case says nothing), ``fault`` and ``problem`` (of the case), ``end`` when all is done. If it dies, it is
-    started again behind the case that it died of. Raises Error if it dies before a case.
+    started again behind the case that it died of. Raises Error if it dies before its first case.
     """
     results: list[Result] = []
     begun = 0
@@ -109,6 +116,8 @@ def run_checks(command: Command) -> list[Result]:
         results += told.results
         if told.ended:
             return results
+        if told.cases == 0 and results:
+            return results  # it dies of what it died of before
         if told.cases == 0:
             raise Error(f"the check cannot be run: its process {end}")
         results.append(Result(*told.case, "died" if crashed else "failed", f"{told.step}: {end}"))

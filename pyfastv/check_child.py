@@ -58,7 +58,13 @@ def main(arguments: Sequence[str]) -> None:
     with os.fdopen(os.dup(1), "w") as channel:
         os.dup2(2, 1)
         start, model, mmproj = int(arguments[0]), *(*arguments[1:], None, None)[:2]
-        for case in list(_cases(model, mmproj))[start:]:
+        if start == 0:
+            # of a build for another CPU even this dies
+            _tell(channel, case=["start", "CPU", "CPU"])
+            _tell(channel, step="llama.cpp looks for devices")
+            _native.kernel_places()
+            _tell(channel, skip=True)
+        for case in list(_cases(model, mmproj))[max(start - 1, 0) :]:
             _tell(channel, case=[case.what, case.where, case.device])
             for message in _try_model(*case.files) if case.files else _try_kernel(case):
                 _tell(channel, **message)

@@ -103,8 +103,10 @@ def info(model: str | None, mmproj: str | None, as_json: bool, checked: bool) ->
 
     Without MODEL about the bundled one. Only the headers of the files are read, save with --check.
     """
-    facts = gather(model, mmproj)
     findings = check_machine(model, mmproj) if checked else None
+    facts: dict[str, Any] = {}
+    if findings is None or findings.starts:
+        facts = gather(model, mmproj)
     if as_json:
         click.echo(json.dumps(facts | ({"check": findings.to_dict()} if findings else {}), indent=2))
     else:

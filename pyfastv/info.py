@@ -30,9 +30,19 @@ def gather(model: str | None, mmproj: str | None) -> dict[str, Any]:
 
 
 def describe(facts: dict[str, Any], findings: Findings | None = None) -> str:
-    """For people. ``findings``: of a check."""
+    """For people. ``facts`` may be empty; ``findings``: of a check."""
+    lines: list[tuple[str, str]] = []
+    if facts:
+        vision = {} if facts["vision"] is None else _describe_vision(facts["vision"])
+        lines += (_describe_build(facts) | _describe_model(facts["model"]) | vision).items()
+    if findings is not None:
+        lines += findings.lines()
+    return "\n".join(f"{name:<15} {value}" for name, value in lines)
+
+
+def _describe_build(facts: dict[str, Any]) -> dict[str, str]:
     build = facts["build"]
-    lines = {
+    return {
         "pyfastv": facts["version"],
         "llama.cpp": f"{build['llama_cpp']} (from llama-cpp-python {build['llama_cpp_python']})",
         "patches": ", ".join(build["patches"]),
@@ -40,11 +50,6 @@ def describe(facts: dict[str, Any], findings: Findings | None = None) -> str:
         "features": facts["system_info"],
         "devices": "; ".join(f"{d['name']} ({d['type']}): {d['description']}" for d in facts["backends"]),
     }
-    lines |= _describe_model(facts["model"])
-    if facts["vision"] is not None:
-        lines |= _describe_vision(facts["vision"])
-    checked = [] if findings is None else findings.lines()
-    return "\n".join(f"{name:<15} {value}" for name, value in [*lines.items(), *checked])
 
 
 def compact(layers: Sequence[int]) -> str:

@@ -17,7 +17,7 @@ import gguf
 import numpy as np
 import pytest
 
-from pyfastv import Error, _native, check, demo
+from pyfastv import Error, ModelError, _native, check, demo
 from pyfastv.check import Findings, Result, build_options, run_checks
 from pyfastv.check_child import STEPS, relative_error, tolerance
 from pyfastv.cli import main
@@ -189,6 +189,42 @@ def test_a_process_that_raises_has_failed() -> None:
     )
 
 
+def test_a_process_that_dies_as_llama_starts_is_not_started_for_ever() -> None:
+    """As a build for another CPU does."""
+    program = """
+import json, os, resource, sys
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+if sys.argv[1] == "0":
+    print(json.dumps({"case": ["start", "CPU", "CPU"]}), flush=True)
+    print(json.dumps({"step": "devices"}), flush=True)
+os.kill(os.getpid(), 4)
+"""
+    results = run_checks(lambda start: [sys.executable, "-c", program, str(start)])
+    assert [(result.what, result.fault) for result in results] == [("start", "died")]
+    findings = Findings(results, build_options(results, "-march=native"))
+    assert (findings.starts, findings.build_options) == (False, PORTABLE)
+
+
+def test_nothing_is_asked_of_a_build_that_cannot_start(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = [Result("start", "CPU", "CPU", "died", "devices: died of SIGILL")]
+    monkeypatch.setattr("pyfastv.cli.check_machine", lambda *_: Findings(results, PORTABLE))
+    monkeypatch.delattr("pyfastv.cli.gather")  # would die
+    assert main(["info", "--check"]) == 1
+    assert "start in CPU, devices: died of SIGILL" in capsys.readouterr().out
+    assert main(["info", "--check", "--json"]) == 1
+    assert list(json.loads(capsys.readouterr().out)) == ["check"]
+
+
+def test_a_file_that_is_no_model_is_told_before_anything_is_tried(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delattr(check, "run_checks")
+    with pytest.raises(ModelError, match=r"nothing\.gguf"):
+        check.check_machine(str(tmp_path / "nothing.gguf"))
+
+
 def test_a_process_that_cannot_begin_is_an_error() -> None:
     with pytest.raises(Error, match=r"the check cannot be run: its process ended with status 1: .*nothing"):
         run_checks(lambda start: [sys.executable, "-c", "raise SystemExit('nothing')"])
@@ -309,6 +345,7 @@ def test_the_model_that_is_named_is_tried_with_what_lies_beside_it(monkeypatch: 
         return []
 
     monkeypatch.setattr(check, "run_checks", remember)
+    monkeypatch.setattr(_native, "gguf_header", lambda path: {})
     check.check_machine()
     check.check_machine("model.gguf", "mmproj.gguf")
     check.check_machine(None, "mmproj.gguf")
