@@ -188,6 +188,15 @@ py::list pixels(py_engine & self, const rgb_array & picture) {
     return res;
 }
 
+// a function of the engine that computes nothing
+template <typename T>
+auto guarded(T (engine::*f)() const) {
+    return [f](py_engine & self) {
+        const pyfastv::abort_guard guard;
+        return (self.get().*f)();
+    };
+}
+
 py::array_t<float> logits(py_engine & self) {
     auto & impl = self.get();
 
@@ -203,14 +212,14 @@ void bind_engine(py::module_ & m) {
              "n_threads"_a, "n_gpu_layers"_a, "flash_attn"_a, "type_k"_a, "type_v"_a, "encoder_cache_bytes"_a, "verbose"_a, "progress"_a)
         .def("close", &py_engine::close)
         .def_property_readonly("closed", &py_engine::closed)
-        .def_property_readonly("media_marker",  [](py_engine & self) { return self.get().marker(); })
-        .def_property_readonly("n_ctx",         [](py_engine & self) { return self.get().n_ctx(); })
-        .def_property_readonly("n_layer",       [](py_engine & self) { return self.get().n_layer(); })
-        .def_property_readonly("chat_template", [](py_engine & self) { return self.get().chat_template(); })
-        .def_property_readonly("bos_token",     [](py_engine & self) { return self.get().bos_token(); })
-        .def_property_readonly("eos_token",     [](py_engine & self) { return self.get().eos_token(); })
-        .def_property_readonly("description",   [](py_engine & self) { return self.get().description(); })
-        .def_property_readonly("finish_reason", [](py_engine & self) { return self.get().finish_reason(); })
+        .def_property_readonly("media_marker",  guarded(&engine::marker))
+        .def_property_readonly("n_ctx",         guarded(&engine::n_ctx))
+        .def_property_readonly("n_layer",       guarded(&engine::n_layer))
+        .def_property_readonly("chat_template", guarded(&engine::chat_template))
+        .def_property_readonly("bos_token",     guarded(&engine::bos_token))
+        .def_property_readonly("eos_token",     guarded(&engine::eos_token))
+        .def_property_readonly("description",   guarded(&engine::description))
+        .def_property_readonly("finish_reason", guarded(&engine::finish_reason))
         .def("set_fastv",   [](py_engine & self, const std::string & spec) { auto & e = self.get(); self.run([&] { e.set_fastv(spec); }); }, "spec"_a)
         .def("clear_fastv", [](py_engine & self) { auto & e = self.get(); self.run([&] { e.clear_fastv(); }); })
         .def("set_turbo",   [](py_engine & self, const std::string & spec) { auto & e = self.get(); self.run([&] { e.set_turbo(spec); }); }, "spec"_a)

@@ -171,6 +171,15 @@ py::list step(py_slots & self) {
     return res;
 }
 
+// a function of the slots that computes nothing
+template <typename T>
+auto guarded(T (slots::*f)() const) {
+    return [f](py_slots & self) {
+        const pyfastv::abort_guard guard;
+        return (self.get().*f)();
+    };
+}
+
 template <typename F>
 void run(py_slots & self, F && f) {
     auto & impl = self.get();
@@ -189,16 +198,16 @@ void bind_slots(py::module_ & m) {
              "n_threads"_a, "n_gpu_layers"_a, "flash_attn"_a, "type_k"_a, "type_v"_a, "encoder_cache_bytes"_a, "verbose"_a, "progress"_a)
         .def("close", &py_slots::close)
         .def_property_readonly("closed", &py_slots::closed)
-        .def_property_readonly("media_marker",  [](py_slots & self) { return self.get().marker(); })
-        .def_property_readonly("n_slots",       [](py_slots & self) { return self.get().n_slots(); })
-        .def_property_readonly("n_idle",        [](py_slots & self) { return self.get().n_idle(); })
-        .def_property_readonly("idle",          [](py_slots & self) { return self.get().idle(); })
-        .def_property_readonly("n_ctx",         [](py_slots & self) { return self.get().n_ctx(); })
-        .def_property_readonly("n_layer",       [](py_slots & self) { return self.get().n_layer(); })
-        .def_property_readonly("chat_template", [](py_slots & self) { return self.get().chat_template(); })
-        .def_property_readonly("bos_token",     [](py_slots & self) { return self.get().bos_token(); })
-        .def_property_readonly("eos_token",     [](py_slots & self) { return self.get().eos_token(); })
-        .def_property_readonly("description",   [](py_slots & self) { return self.get().description(); })
+        .def_property_readonly("media_marker",  guarded(&slots::marker))
+        .def_property_readonly("n_slots",       guarded(&slots::n_slots))
+        .def_property_readonly("n_idle",        guarded(&slots::n_idle))
+        .def_property_readonly("idle",          guarded(&slots::idle))
+        .def_property_readonly("n_ctx",         guarded(&slots::n_ctx))
+        .def_property_readonly("n_layer",       guarded(&slots::n_layer))
+        .def_property_readonly("chat_template", guarded(&slots::chat_template))
+        .def_property_readonly("bos_token",     guarded(&slots::bos_token))
+        .def_property_readonly("eos_token",     guarded(&slots::eos_token))
+        .def_property_readonly("description",   guarded(&slots::description))
         .def("set_fastv",   [](py_slots & self, const std::string & spec) { run(self, [&](slots & s) { s.set_fastv(spec); }); }, "spec"_a)
         .def("clear_fastv", [](py_slots & self) { run(self, [](slots & s) { s.clear_fastv(); }); })
         .def("check",       [](py_slots & self, const std::string & turbo, const std::string & reducer) {

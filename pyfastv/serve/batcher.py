@@ -62,6 +62,7 @@ class Batcher:
         self._changed = threading.Condition()  # guards all below
         self._waiting: deque[Active] = deque()
         self._active: dict[int, Active] = {}
+        self._lost: set[int] = set()  # of those, the ones whose jobs have ended before their slots
         self._admitting: Active | None = None  # between both
         self._preparing = 0  # requests that are on their way to the queue
         self._totals = dict.fromkeys(_TOTALS, 0)
@@ -207,30 +208,33 @@ class Batcher:
             events = self._slots.step()
         except Exception as error:  # of nobody in particular: memory, for one
             with self._changed:
-                lost = list(self._active.values())
+                lost = [item for number, item in self._active.items() if number not in self._lost]
                 self._active.clear()
+                self._lost.clear()
             with suppress(Exception):
                 self._slots.reset()
             for item in lost:
                 self._end(item, None, error)
             return
         for event in events:
+            item = self._active[event["id"]]
             try:
                 self._deliver(event)
             except MemoryError as error:
-                self._lose(event["id"], error)
-
-    def _lose(self, number: int, error: Exception) -> None:
-        """End a request whose event could not be delivered."""
-        self._slots.cancel(number)
-        with self._changed:
-            item = self._active.pop(number, None)
-        if item is not None:
-            self._end(item, None, error)
+                self._lost.add(event["id"])
+                self._slots.cancel(event["id"])
+                self._end(item, None, error)
 
     def _deliver(self, event: dict[str, Any]) -> None:
         number = event["id"]
         item = self._active[number]
+        if number in self._lost:
+            if event["finish"] is not None or event["error"] is not None:
+                with self._changed:
+                    self._lost.remove(number)
+                    del self._active[number]
+                    self._changed.notify_all()
+            return
         stopped_before = item.stopped
         item.take(event)
         if item.stopped and not stopped_before:
