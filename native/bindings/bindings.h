@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
+#include <type_traits>
 
 namespace pyfastv {
 struct error;
@@ -34,3 +35,18 @@ pybind11::str to_text(const std::string & bytes);
 
 // null: None
 pybind11::object optional_text(const char * bytes);
+
+// a getter that computes nothing, of what `self.get()` gives
+template <typename Self, typename Class, typename T>
+auto guarded(T (Class::*f)() const) {
+    return [f](Self & self) {
+        const pyfastv::abort_guard guard;
+        if constexpr (std::is_same_v<T, const char *>) {
+            return optional_text((self.get().*f)());
+        } else if constexpr (std::is_convertible_v<T, std::string>) {
+            return to_text((self.get().*f)());
+        } else {
+            return (self.get().*f)();
+        }
+    };
+}

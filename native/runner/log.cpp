@@ -7,6 +7,7 @@
 #include "mtmd-helper.h"
 
 #include <cstdio>
+#include <cstring>
 #include <mutex>
 #include <new>
 
@@ -82,6 +83,10 @@ std::string log_scope::reason(const std::string & otherwise) const {
     // "function: text", sometimes nested
     for (size_t at = line.find(": "); at != std::string::npos && line.find_first_of(" '\"/") > at; at = line.find(": ")) {
         line.erase(0, at + 2);
+    }
+
+    if (const size_t at = line.find("std::bad_alloc"); at != std::string::npos) {
+        line.replace(at, strlen("std::bad_alloc"), "out of memory");
     }
 
     return line.empty() ? otherwise : line;

@@ -11,10 +11,11 @@ import click
 from .._checks import real
 from ..cli_options import runner_arguments, schedule_options, shows_progress, to_setting
 from ..console import bar
-from ..errors import Error
+from ..errors import Error, OutOfMemoryError
 
 __all__ = ["serve"]
 
+_ROOM = 16 * 2**20  # bytes that have to be left when the model is loaded
 _NEEDED = {"fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic", "httpcore2"}
 
 
@@ -78,11 +79,23 @@ def serve(**options: Any) -> None:
                 progress=loading,
             )
         try:
+            _check_room()
             application = app.make_app(slots, told, options["queue"])
             click.echo(f"pyfastv: {slots.name} at {server.address_of(listening)} (Ctrl-C ends)")
             server.run(application, slots, listening, verbose=options["verbose"])
         finally:
             slots.close(0.0)
+
+
+def _check_room() -> None:
+    """Under a limit on memory that the model uses up, not even an error could be answered."""
+    try:
+        bytearray(_ROOM)
+    except MemoryError:
+        raise OutOfMemoryError(
+            f"the model leaves less than {_ROOM >> 20} MiB of the memory that this process may have, too little to "
+            "serve: allow more, or use a smaller -c, fewer --slots"
+        ) from None
 
 
 def _settings(module: Any, address: str, options: dict[str, Any]) -> Any:
