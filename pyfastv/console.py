@@ -1,4 +1,4 @@
-"""What is written to a terminal, a pipe or a file: in any encoding; progress bars on stderr, where somebody looks at it."""
+"""The terminal: progress bars on stderr, where somebody looks at it, and text in any encoding."""
 
 from __future__ import annotations
 

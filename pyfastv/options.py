@@ -114,5 +114,7 @@ class Sampling:
         if stop is None or isinstance(stop, str):
             stop = () if stop is None else (stop,)
         if not isinstance(stop, Sequence) or not all(isinstance(one, str) and one for one in stop):
-            raise OptionError(f"stop must be one string or several, and none of them empty; got {shown(stop)}")
+            raise OptionError(
+                f"stop must be one string or several, and none of them empty; got {shown(stop)}"
+            )
         return tuple(utf8(f"stop[{i}]", one) for i, one in enumerate(stop))

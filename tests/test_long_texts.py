@@ -1,4 +1,4 @@
-"""Texts of any length and any bytes have an answer or an error: every pre-tokenizer of llama.cpp, special tokens, grammars.
+"""Texts and grammars of any length and any bytes have an answer or an error.
 
 What could end the process runs in a child.
 """
@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-import text_vocab
 from pyfastv import ContextLengthError, OptionError, Runner, _native
 from pyfastv.serve.grammar import schema_grammar
+
+import text_vocab
 from random_gguf import write as write_model
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +118,9 @@ def collapsed(expression: str) -> str:
 def split_by_python(expression: str, text: str) -> list[int]:
     lengths, end = [], 0
     # in ECMAScript's single-line mode $ is the very end; Python's re has no empty classes
-    for match in re.finditer(expression.replace("$", r"\Z") if expression == r"\s+$" else expression, text, re.A):
+    for match in re.finditer(
+        expression.replace("$", r"\Z") if expression == r"\s+$" else expression, text, re.A
+    ):
         if match.start() > end:
             lengths.append(match.start() - end)
         lengths.append(match.end() - match.start())
@@ -125,7 +128,20 @@ def split_by_python(expression: str, text: str) -> list[int]:
     return lengths + [len(text) - end] * (end < len(text))
 
 
-PIECES = [*"aZsQ1'!(/-_$+^~ÑÒÓÔÕ中あ한、。µ", " ", "  ", "\n", "\r\n", "\t", "'s", "'RE", "12", "3456", "IMGIMGABZ", "<sentinel:1>"]
+PIECES = [
+    *"aZsQ1'!(/-_$+^~ÑÒÓÔÕ中あ한、。µ",
+    " ",
+    "  ",
+    "\n",
+    "\r\n",
+    "\t",
+    "'s",
+    "'RE",
+    "12",
+    "3456",
+    "IMGIMGABZ",
+    "<sentinel:1>",
+]
 
 
 def texts(seed: int, count: int) -> Iterator[str]:
@@ -133,7 +149,9 @@ def texts(seed: int, count: int) -> Iterator[str]:
     for _ in range(count):
         few = choose.sample(PIECES, 4)
         pieces = choose.choice([PIECES, few])
-        yield "".join(choose.choice(pieces) * choose.choice([1, 1, 1, 1, 7]) for _ in range(choose.randrange(1, 40)))
+        yield "".join(
+            choose.choice(pieces) * choose.choice([1, 1, 1, 1, 7]) for _ in range(choose.randrange(1, 40))
+        )
 
 
 def test_matches_are_those_of_a_backtracking_matcher() -> None:
@@ -145,7 +163,16 @@ def test_matches_are_those_of_a_backtracking_matcher() -> None:
 
 
 def test_an_expression_beyond_what_is_taken_is_told() -> None:
-    for expression in (r"a.", r"(a*)*", r"a*?", r"(a)\1", r"[[:alpha:]]", r"\bx", "a{2000}", "(" * 100 + "a" + ")" * 100):
+    for expression in (
+        r"a.",
+        r"(a*)*",
+        r"a*?",
+        r"(a)\1",
+        r"[[:alpha:]]",
+        r"\bx",
+        "a{2000}",
+        "(" * 100 + "a" + ")" * 100,
+    ):
         assert _native.regex_split("aaa", expression) is None, expression
 
 
@@ -250,9 +277,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
 
 
 def test_a_text_that_cannot_fit_is_refused_by_its_length(small: Runner) -> None:
-    with pytest.raises(ContextLengthError, match=r"at least 15\d{4} tokens \(3\d{7} bytes of text\), but n_ctx is 1024") as caught:
+    with pytest.raises(
+        ContextLengthError, match=r"at least 15\d{4} tokens \(3\d{7} bytes of text\), but n_ctx is 1024"
+    ) as caught:
         small.ask(None, "x" * 32_000_000)
-    assert caught.value.n_tokens is not None and caught.value.n_tokens > 150_000
+    assert caught.value.n_tokens is not None
+    assert caught.value.n_tokens > 150_000
 
 
 def test_a_long_text_of_long_tokens_fits(small: Runner) -> None:
@@ -309,7 +339,11 @@ def test_messages_nested_without_end_are_refused(small: Runner) -> None:
     deep: object = "x"
     for _ in range(100_000):
         deep = [deep]
-    messages: list[Any] = [{"role": "user", "content": {"a": deep}}, {"role": deep}, {"role": "user", "content": deep}]
+    messages: list[Any] = [
+        {"role": "user", "content": {"a": deep}},
+        {"role": deep},
+        {"role": "user", "content": deep},
+    ]
     for message in messages:
         with pytest.raises(OptionError, match=r"messages\[0\]"):
             small.create_chat_completion([message])

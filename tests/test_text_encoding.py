@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 import pyfastv
-import random_gguf
 from pyfastv import DataError, ImageError, OptionError, Runner, Sampling
 from pyfastv.eval.layouts._files import read_json, read_jsonl
 from pyfastv.models import bundled_examples
 from pyfastv.profile import Profile
+
+import random_gguf
 from serving import Server
 
 CLOCK = bundled_examples()[0]
@@ -49,7 +50,9 @@ DOORS: dict[str, Callable[[Runner, str], object]] = {
 
 @pytest.mark.parametrize("door", DOORS)
 def test_a_lone_surrogate_is_refused_with_its_place(runner: Runner, door: str) -> None:
-    with pytest.raises(OptionError, match=r"half of a character \(the lone surrogate U\+D800\) at character \d+: ") as caught:
+    with pytest.raises(
+        OptionError, match=r"half of a character \(the lone surrogate U\+D800\) at character \d+: "
+    ) as caught:
         DOORS[door](runner, HALF)
     str(caught.value).encode()
     assert len(str(caught.value)) < 300
@@ -58,7 +61,9 @@ def test_a_lone_surrogate_is_refused_with_its_place(runner: Runner, door: str) -
 
 
 def test_the_place_is_named(runner: Runner) -> None:
-    with pytest.raises(OptionError, match=r"^messages\[1\]: the text has half .* at character 5: 'time \\ud800 is it'$"):
+    with pytest.raises(
+        OptionError, match=r"^messages\[1\]: the text has half .* at character 5: 'time \\ud800 is it'$"
+    ):
         runner.create_chat_completion(asked(HALF))
     with pytest.raises(OptionError, match=r"^stop\[1\] has half"):
         Sampling(stop=["a", HALF])
@@ -74,7 +79,10 @@ def test_a_refused_text_leaves_a_session_as_it_was(runner: Runner) -> None:
 
 
 def test_nul_is_a_character_of_a_question_and_none_of_a_grammar(runner: Runner) -> None:
-    assert runner.ask(None, "a\0b", max_tokens=1).report.prompt_tokens > runner.ask(None, "a", max_tokens=1).report.prompt_tokens
+    assert (
+        runner.ask(None, "a\0b", max_tokens=1).report.prompt_tokens
+        > runner.ask(None, "a", max_tokens=1).report.prompt_tokens
+    )
     with pytest.raises(OptionError, match="grammar has a NUL character"):
         Sampling(grammar='root ::= "a"\0 | broken')
 
@@ -130,7 +138,9 @@ def test_an_argument_in_latin_1_is_told_in_one_line() -> None:
 
 
 def test_lines_of_chat_in_latin_1_are_told_and_the_next_is_answered() -> None:
-    status, answers, errors = run("chat", "-t", "1", "-n", "4", stdin=b"caf\xe9?\nHello\n", PYTHONIOENCODING="utf-8")
+    status, answers, errors = run(
+        "chat", "-t", "1", "-n", "4", stdin=b"caf\xe9?\nHello\n", PYTHONIOENCODING="utf-8"
+    )
     assert status == 0
     assert b"the byte 0xE9, which is not UTF-8" in errors
     assert b"Traceback" not in errors
@@ -191,7 +201,9 @@ def test_bodies_that_are_no_text_are_refused_and_nul_is_a_character(server: Serv
     for body, told in BODIES.items():
         status, message = post(server, body)
         assert (status, told in message) == (400, True), (body, message)
-    assert post(server, b'{"messages": [{"role": "user", "content": "a\\u0000b"}], "max_tokens": 1}')[0] == 200
+    assert (
+        post(server, b'{"messages": [{"role": "user", "content": "a\\u0000b"}], "max_tokens": 1}')[0] == 200
+    )
 
 
 def post(server: Server, body: bytes) -> tuple[int, str]:

@@ -39,9 +39,7 @@ def write(path: Path, pre: str, special: tuple[str, ...] = ("<s>", "</s>")) -> N
     writer.add_tokenizer_pre(pre)
     writer.add_vocab_size(len(tokens) + len(special))
     writer.add_token_list([*tokens, *special])
-    writer.add_token_types(
-        [gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.CONTROL] * len(special)
-    )
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.CONTROL] * len(special))
     writer.add_token_merges(merges)
     writer.add_bos_token_id(len(tokens))
     writer.add_eos_token_id(len(tokens) + 1)
