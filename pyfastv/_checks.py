@@ -13,12 +13,13 @@ INT32_MAX = 2**31 - 1
 
 def integer(name: str, value: object, low: int, high: int = INT32_MAX) -> int:
     """``value`` as an int in [low, high]; anything else, booleans included, raises OptionError."""
-    wanted = f"at least {low}" if high == INT32_MAX else f"from {low} to {high}"
     try:
         number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         number = None
     if number is None or not low <= number <= high:
+        too_high = number is not None and number > high
+        wanted = f"from {low} to {high}" if too_high or high != INT32_MAX else f"at least {low}"
         raise OptionError(f"{name} must be an integer, {wanted}; got {value!r}")
     return number
 

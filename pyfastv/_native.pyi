@@ -66,7 +66,8 @@ def vision_info(mmproj_path: str) -> dict[str, Any]:
 class Engine:
     """One model, its vision encoder and one context. Not thread-safe; every call releases the GIL while it computes.
 
-    Raises the classes of :mod:`pyfastv.errors`."""
+    Raises the classes of :mod:`pyfastv.errors`; numbers out of range: OptionError; what ggml aborts for: ModelError while
+    loading, DecodeError, OutOfMemoryError."""
 
     def __init__(
         self,

@@ -16,10 +16,21 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["PathLike", "content_id", "engine_options", "model_files", "sampling_options", "seed_of"]
+__all__ = [
+    "MAX_N_CTX",
+    "MAX_THREADS",
+    "PathLike",
+    "content_id",
+    "engine_options",
+    "model_files",
+    "sampling_options",
+    "seed_of",
+]
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
+MAX_THREADS = 512  # ggml's GGML_MAX_N_THREADS
+MAX_N_CTX = 2**31 - 256  # llama.cpp rounds a context up to 256 tokens, and counts them in an int32
 _RANDOM_SEED = 2**32 - 1  # llama.cpp's LLAMA_DEFAULT_SEED
 _FLASH_ATTENTION = {"auto": "auto", True: "on", False: "off", "on": "on", "off": "off"}
 
@@ -51,7 +62,7 @@ def engine_options(
         "mmproj_path": None if mmproj is None else str(mmproj),
         "n_batch": integer("n_batch", n_batch, 1),
         "n_ubatch": integer("n_ubatch", n_ubatch, 1),
-        "n_threads": 0 if n_threads is None else integer("n_threads", n_threads, 1),
+        "n_threads": 0 if n_threads is None else integer("n_threads", n_threads, 1, MAX_THREADS),
         "n_gpu_layers": integer("n_gpu_layers", n_gpu_layers, -1),
         "flash_attn": _FLASH_ATTENTION[flash_attn],
         "encoder_cache_bytes": integer("encoder_cache_mb", encoder_cache_mb, 0) * 2**20,

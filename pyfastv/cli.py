@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Error as error:
         click.echo(f"pyfastv: {' '.join(str(error).split())}", err=True)
         return 1
+    except MemoryError:
+        click.echo("pyfastv: out of memory", err=True)
+        return 1
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

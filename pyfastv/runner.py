@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from . import _native, completion
 from ._checks import integer
-from ._native_options import PathLike, content_id, engine_options, model_files, sampling_options, seed_of
+from ._native_options import (
+    MAX_N_CTX,
+    PathLike,
+    content_id,
+    engine_options,
+    model_files,
+    sampling_options,
+    seed_of,
+)
 from .answer import Answer, Report
 from .chat import ChatTemplate, system_message, user_message
 from .errors import ClosedError, Error, ModelError, OptionError
@@ -116,7 +124,7 @@ class Runner:
                 encoder_cache_mb=encoder_cache_mb,
                 verbose=verbose,
             ),
-            n_ctx=integer("n_ctx", n_ctx, 0),
+            n_ctx=integer("n_ctx", n_ctx, 0, MAX_N_CTX),
             type_k=type_k,
             type_v=type_v,
             progress=progress,

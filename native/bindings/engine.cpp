@@ -100,9 +100,9 @@ py::array_t<T> to_array(const std::vector<T> & values) {
 }
 
 std::unique_ptr<py_engine> make_engine(
-        std::string model_path, std::optional<std::string> mmproj_path, uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
-        int32_t n_threads, int32_t n_gpu_layers, std::string flash_attn, std::string type_k, std::string type_v,
-        size_t encoder_cache_bytes, bool verbose, const py::object & progress) {
+        std::string model_path, std::optional<std::string> mmproj_path, int64_t n_ctx, int64_t n_batch, int64_t n_ubatch,
+        int64_t n_threads, int64_t n_gpu_layers, std::string flash_attn, std::string type_k, std::string type_v,
+        int64_t encoder_cache_bytes, bool verbose, const py::object & progress) {
     pyfastv::engine_options options;
     options.model_path   = std::move(model_path);
     options.mmproj_path  = std::move(mmproj_path);
@@ -121,7 +121,7 @@ std::unique_ptr<py_engine> make_engine(
 }
 
 void prefill(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids,
-        const py::object & progress, bool add_bos, int32_t reserve, const std::vector<int32_t> & frames) {
+        const py::object & progress, bool add_bos, int64_t reserve, const std::vector<int32_t> & frames) {
     auto & impl = self.get();
 
     const auto images = to_images(arrays, ids, frames);
@@ -137,8 +137,8 @@ void prefill(py_engine & self, const std::string & prompt, const std::vector<rgb
     self.run([&] { impl.prefill(prompt, images, add_bos, reserve, report); });
 }
 
-void start(py_engine & self, int32_t max_tokens, float temperature, int32_t top_k, float top_p, float min_p, float typical_p,
-        float repeat_penalty, int32_t repeat_last_n, float frequency_penalty, float presence_penalty, uint32_t seed,
+void start(py_engine & self, int64_t max_tokens, float temperature, int64_t top_k, float top_p, float min_p, float typical_p,
+        float repeat_penalty, int64_t repeat_last_n, float frequency_penalty, float presence_penalty, int64_t seed,
         std::optional<std::string> grammar) {
     auto & impl = self.get();
 

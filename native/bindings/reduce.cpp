@@ -2,6 +2,7 @@
 
 #include "reduce/reduce.h"
 #include "runner/errors.h"
+#include "runner/options.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
@@ -39,16 +40,14 @@ static std::vector<pyfastv::patch_grid> to_slices(const std::optional<grid_list>
 }
 
 static py::dict reduce(const matrix & embeddings, const std::string & spec, const std::optional<grid_list> & grids,
-        const std::optional<matrix> & question, int32_t n_threads) {
+        const std::optional<matrix> & question, int64_t n_threads) {
     if (embeddings.ndim() != 2 || embeddings.size() == 0) {
         throw std::invalid_argument("embeddings must be a matrix [tokens, width] with at least one token");
     }
     if (question && question->ndim() != 1) {
         throw std::invalid_argument("question must be a vector");
     }
-    if (n_threads < 1) {
-        throw std::invalid_argument("n_threads must be at least 1; got " + std::to_string(n_threads));
-    }
+    pyfastv::check_whole("n_threads", n_threads, 1, GGML_MAX_N_THREADS);
 
     pyfastv::visual_embeddings in;
     in.values     = embeddings.data();
@@ -61,7 +60,7 @@ static py::dict reduce(const matrix & embeddings, const std::string & spec, cons
 
     const auto res = [&] {
         const native_scope scope;
-        const auto backend = pyfastv::make_cpu_backend(n_threads);
+        const auto backend = pyfastv::make_cpu_backend((int32_t) n_threads);
         return pyfastv::reduce(how, in, backend.get());
     }();
 
@@ -92,7 +91,7 @@ static auto option_checked(F && f) {
 
 void bind_reduce(py::module_ & m) {
     m.def("reduce", [](const matrix & embeddings, const std::string & spec, const std::optional<grid_list> & grids,
-            const std::optional<matrix> & question, int32_t n_threads) {
+            const std::optional<matrix> & question, int64_t n_threads) {
         return option_checked([&] { return reduce(embeddings, spec, grids, question, n_threads); });
     }, "embeddings"_a, "spec"_a, py::kw_only(), "grids"_a = py::none(), "question"_a = py::none(), "n_threads"_a = 1);
 

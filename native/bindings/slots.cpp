@@ -19,7 +19,7 @@ namespace {
 
 class py_slots {
 public:
-    py_slots(pyfastv::engine_options options, int32_t n_slots, const py::object & progress) {
+    py_slots(pyfastv::engine_options options, int64_t n_slots, const py::object & progress) {
         std::exception_ptr raised; // by Python's callback, which is called without the GIL
 
         if (!progress.is_none()) {
@@ -64,9 +64,9 @@ private:
 };
 
 std::unique_ptr<py_slots> make_slots(
-        std::string model_path, std::optional<std::string> mmproj_path, int32_t n_slots, uint32_t n_ctx, uint32_t n_batch,
-        uint32_t n_ubatch, int32_t n_threads, int32_t n_gpu_layers, std::string flash_attn, std::string type_k,
-        std::string type_v, size_t encoder_cache_bytes, bool verbose, const py::object & progress) {
+        std::string model_path, std::optional<std::string> mmproj_path, int64_t n_slots, int64_t n_ctx, int64_t n_batch,
+        int64_t n_ubatch, int64_t n_threads, int64_t n_gpu_layers, std::string flash_attn, std::string type_k,
+        std::string type_v, int64_t encoder_cache_bytes, bool verbose, const py::object & progress) {
     pyfastv::engine_options options;
     options.model_path   = std::move(model_path);
     options.mmproj_path  = std::move(mmproj_path);
@@ -90,9 +90,9 @@ struct py_request {
 };
 
 std::unique_ptr<py_request> prepare(py_slots & self, const std::string & prompt, const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids,
-        bool add_bos, int32_t max_tokens, float temperature, int32_t top_k, float top_p, float min_p, float typical_p,
-        float repeat_penalty, int32_t repeat_last_n, float frequency_penalty, float presence_penalty, uint32_t seed,
-        std::optional<std::string> grammar, int32_t n_probs, std::string turbo, std::string reducer) {
+        bool add_bos, int64_t max_tokens, float temperature, int64_t top_k, float top_p, float min_p, float typical_p,
+        float repeat_penalty, int64_t repeat_last_n, float frequency_penalty, float presence_penalty, int64_t seed,
+        std::optional<std::string> grammar, int64_t n_probs, std::string turbo, std::string reducer) {
     auto & impl = self.get();
 
     const auto images = to_images(arrays, ids);

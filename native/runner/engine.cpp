@@ -1,5 +1,6 @@
 #include "runner/engine.h"
 
+#include "guard/workers.h"
 #include "runner/damage.h"
 #include "runner/errors.h"
 #include "runner/log.h"
@@ -91,6 +92,23 @@ std::vector<pyfastv_grid> engine::grids() const {
 // prefill
 //
 
+template <typename F>
+auto engine::computing(F && f) {
+    start_workers((int32_t) options.n_threads);
+
+    unsound  = true; // until f() returns: it may throw in the middle of anything
+    auto res = f();
+    unsound  = false;
+
+    return res;
+}
+
+void engine::check_sound() const {
+    if (unsound) {
+        throw error(error_kind::decode, "the last computation failed, and the context with it: begin again with a prompt");
+    }
+}
+
 void engine::reset() {
     llama_memory_clear(llama_get_memory(ctx.get()), false);
     evaluated.clear();
@@ -141,8 +159,14 @@ prompt engine::tokenized(const std::string & text, const std::vector<image> & im
     return tokenize(vocab, vision.get(), turbo, media_marker, text, images, add_bos);
 }
 
-void engine::prefill(const std::string & text, const std::vector<image> & images, bool add_bos, int32_t reserve, const progress_fn & progress) {
+void engine::prefill(const std::string & text, const std::vector<image> & images, bool add_bos, int64_t reserve, const progress_fn & progress) {
     const log_scope log(options.verbose);
+
+    check_whole("reserve", reserve, 0, INT32_MAX);
+    if (unsound) {
+        reset();
+        unsound = false;
+    }
 
     auto prompt = tokenized(text, images, add_bos);
     if (reduce_how) {
@@ -219,7 +243,7 @@ void engine::prefill(const std::string & text, const std::vector<image> & images
         tell(done);
     }
 
-    const auto status = pyfastv_flush(ctx.get());
+    const auto status = computing([&] { return pyfastv_flush(ctx.get()); });
     if (status == PYFASTV_ABORTED) {
         throw interrupted();
     }
@@ -259,8 +283,7 @@ void engine::decode_text(const std::vector<prompt_piece> & pieces, size_t begin,
     batch.pos      = pos.data();
     batch.logits   = outputs.data();
 
-    const int32_t result = llama_decode(ctx.get(), batch);
-    check(result, log);
+    check(computing([&] { return llama_decode(ctx.get(), batch); }), log);
     llama_synchronize(ctx.get());
 
     n_past += end - begin;
@@ -275,7 +298,7 @@ void engine::decode_visual(const prompt_piece & piece, const visual_rows & rows)
     }
 
     time_full([&] {
-        check(decode_picture(ctx.get(), vision.get(), piece, rows, n_past, 0), log);
+        check(computing([&] { return decode_picture(ctx.get(), vision.get(), piece, rows, n_past, 0); }), log);
         llama_synchronize(ctx.get());
     });
 
@@ -292,6 +315,8 @@ const encoded_slice & engine::encode(const prompt_piece & piece) {
         counts.pictures_from_cache += piece.slice == 0;
         return *known;
     }
+
+    start_workers((int32_t) options.n_threads);
 
     const stopwatch watch;
     if (mtmd_encode_chunk(vision.get(), piece.chunk) != 0) {

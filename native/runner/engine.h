@@ -46,7 +46,7 @@ public:
     // again. `reserve` tokens have to fit behind it. progress(done, all) counts prompt tokens.
     using progress_fn = std::function<void(int64_t done, int64_t all)>;
 
-    void prefill(const std::string & text, const std::vector<image> & images, bool add_bos, int32_t reserve, const progress_fn & progress);
+    void prefill(const std::string & text, const std::vector<image> & images, bool add_bos, int64_t reserve, const progress_fn & progress);
 
     // what the vision encoder sees of a picture, slice by slice; evaluates nothing
     std::vector<slice_pixels> pixels(const image & image) const;
@@ -116,6 +116,10 @@ private:
     // in the context; positions may be more, or with M-RoPE fewer
     int64_t n_tokens() const;
 
+    // f(), which computes; an exception leaves the context unsound
+    template <typename F> auto computing(F && f);
+    void check_sound() const;
+
     void check(int32_t decode_result, const log_scope & log);
 
     // polls options.interrupt, at most every few milliseconds
@@ -148,6 +152,7 @@ private:
     int64_t    t_prefill_us   = 0;
     int64_t    t_last_poll_us = 0;
     bool       was_stopped    = false;
+    bool       unsound        = false; // an exception passed through a computation: the context has to be cleared
 };
 
 } // namespace pyfastv

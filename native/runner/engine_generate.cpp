@@ -14,6 +14,8 @@
 namespace pyfastv {
 
 const float * engine::logits() {
+    check_sound();
+
     const float * res = evaluated.empty() ? nullptr : llama_get_logits_ith(ctx.get(), -1);
     if (!res) {
         throw error(error_kind::option, "there are no logits: nothing has been evaluated");
@@ -26,6 +28,8 @@ void engine::feed(llama_token token) {
         throw error(error_kind::option, "token " + std::to_string(token) + " is out of range: the vocabulary has " + std::to_string(n_vocab()) + " tokens");
     }
 
+    check_sound();
+
     prompt_piece piece;
     piece.token = token;
 
@@ -36,8 +40,8 @@ void engine::start(const sampling_options & sampling) {
     const log_scope log(options.verbose);
 
     check_numbers(logits(), n_vocab(), "the language model", options); // throws if there are none
-    sampler    = make_sampler(vocab, sampling);
-    max_tokens = sampling.max_tokens;
+    sampler    = make_sampler(vocab, sampling, n_ctx());
+    max_tokens = (int32_t) sampling.max_tokens;
     finish     = nullptr;
     sampled.reset();
 
@@ -48,6 +52,7 @@ void engine::start(const sampling_options & sampling) {
 std::optional<std::pair<llama_token, std::string>> engine::next() {
     const log_scope log(options.verbose);
 
+    check_sound();
     if (!sampler) {
         throw error(error_kind::option, "generation was not started");
     }

@@ -4,9 +4,6 @@
 
 #include "runner/load.h"
 
-#include <algorithm>
-#include <thread>
-
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
@@ -14,14 +11,13 @@
 namespace pyfastv {
 
 engine::engine(const engine_options & options_in) : options(options_in), media_marker(random_marker()), encoded(options_in.encoder_cache_bytes) {
-    if (options.n_threads <= 0) {
-        options.n_threads = std::max(1u, std::thread::hardware_concurrency());
-    }
+    check_options(options);
+    options.n_threads = threads_of(options);
 
     stop  = [this] { return stop_requested(); };
     model = load_model(options);
     vocab = llama_model_get_vocab(model.get());
-    ctx   = make_context(model.get(), options, { options.n_ctx, 1 }, stop);
+    ctx   = make_context(model.get(), options, { (uint32_t) options.n_ctx, 1 }, stop);
     if (options.mmproj_path) {
         vision = load_vision(model.get(), options, media_marker, stop);
     }

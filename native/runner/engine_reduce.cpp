@@ -29,7 +29,7 @@ picture_reduction engine::reduce_picture(prompt & prompt, size_t piece, const st
 
     const stopwatch watch;
     if (!backend) {
-        backend = make_cpu_backend(options.n_threads);
+        backend = make_cpu_backend((int32_t) options.n_threads);
     }
     res.run(prompt, model.get(), backend.get());
     counts.reduce_ms += watch.ms();

@@ -3,6 +3,7 @@
 #include "runner/errors.h"
 #include "runner/log.h"
 #include "runner/model_file.h"
+#include "runner/rehearsal.h"
 
 #include "pyfastv.h"
 #include "pyfastv_turbo.h"
@@ -94,7 +95,7 @@ llama_model_ptr load_model(const engine_options & options) {
     const log_scope log(options.verbose);
 
     auto params = llama_model_default_params();
-    params.n_gpu_layers = options.n_gpu_layers;
+    params.n_gpu_layers = (int32_t) options.n_gpu_layers;
     params.progress_callback_user_data = const_cast<engine_options *>(&options);
     params.progress_callback = [](float progress, void * data) {
         const auto & callback = static_cast<const engine_options *>(data)->progress;
@@ -115,25 +116,20 @@ llama_model_ptr load_model(const engine_options & options) {
 llama_context_ptr make_context(llama_model * model, const engine_options & options, context_size size, const interrupt_fn & stop) {
     const log_scope log(options.verbose);
 
-    // llama.cpp asserts these
-    if (options.n_batch < 1 || options.n_ubatch < 1) {
-        throw error(error_kind::option, "n_batch = " + std::to_string(options.n_batch) + ", n_ubatch = " +
-                std::to_string(options.n_ubatch) + ": both must be at least 1");
-    }
-
     const bool from_model = size.n_ctx == 0;
     if (from_model) {
         size.n_ctx = llama_model_n_ctx_train(model);
     }
+    check_whole("n_ctx", size.n_ctx, 1, max_n_ctx);
 
     auto params = llama_context_default_params();
     params.n_ctx           = size.n_ctx;
-    params.n_batch         = options.n_batch;
-    params.n_ubatch        = options.n_ubatch;
+    params.n_batch         = (uint32_t) options.n_batch;
+    params.n_ubatch        = (uint32_t) options.n_ubatch;
     params.n_seq_max       = size.n_seq_max;
     params.kv_unified      = size.n_seq_max > 1;
-    params.n_threads       = options.n_threads;
-    params.n_threads_batch = options.n_threads;
+    params.n_threads       = (int32_t) options.n_threads;
+    params.n_threads_batch = (int32_t) options.n_threads;
     params.flash_attn_type = parse_flash_attn(options.flash_attn);
     params.type_k          = parse_type(options.type_k);
     params.type_v          = parse_type(options.type_v);
@@ -141,7 +137,7 @@ llama_context_ptr make_context(llama_model * model, const engine_options & optio
 
     check_memory(model, size, from_model, params.type_k, params.type_v);
 
-    params.abort_callback      = [](void * data) { return (*static_cast<const interrupt_fn *>(data))(); };
+    params.abort_callback      = asks_interrupt;
     params.abort_callback_data = const_cast<interrupt_fn *>(&stop);
 
     llama_context_ptr ctx(llama_init_from_model(model, params));
@@ -153,6 +149,7 @@ llama_context_ptr make_context(llama_model * model, const engine_options & optio
                 (memory ? " (a smaller n_ctx or a quantized type_k and type_v need less)" : ""));
     }
     pyfastv_attach(ctx.get(), nullptr);
+    rehearse(ctx.get(), options, stop);
 
     return ctx;
 }
@@ -165,12 +162,15 @@ mtmd_context_ptr load_vision(const llama_model * model, const engine_options & o
     auto params = mtmd_context_params_default();
     params.use_gpu         = options.n_gpu_layers != 0;
     params.print_timings   = false;
-    params.n_threads       = options.n_threads;
+    params.n_threads       = (int32_t) options.n_threads;
     params.media_marker    = marker.c_str();
     params.flash_attn_type = parse_flash_attn(options.flash_attn);
     params.warmup          = false;
     params.cb_eval_user_data = const_cast<interrupt_fn *>(&stop);
     params.cb_eval = [](ggml_tensor * tensor, bool ask, void * data) {
+        if (rehearses()) {
+            return rehearsal_goes_on(ask);
+        }
         // ask: stop the computation behind this node? Once a layer is often enough to ask whether to go on.
         return ask ? strncmp(tensor->name, "ffn_out", 7) == 0 : !(*static_cast<const interrupt_fn *>(data))();
     };
@@ -186,6 +186,8 @@ mtmd_context_ptr load_vision(const llama_model * model, const engine_options & o
     if (!mtmd_support_vision(vision.get())) {
         throw error(error_kind::model, *options.mmproj_path + ": has no vision encoder (clip.has_vision_encoder)");
     }
+    rehearse(vision.get(), model, options, marker);
+
     return vision;
 }
 

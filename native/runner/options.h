@@ -8,21 +8,24 @@
 
 namespace pyfastv {
 
+// cells of a context: llama.cpp rounds them up to 256, and counts them in an int32
+constexpr int64_t max_n_ctx = (int64_t) INT32_MAX + 1 - 256;
+
 // Called often from long computations; true: stop as soon as possible.
 using interrupt_fn = std::function<bool()>;
 
 struct engine_options {
     std::string                model_path;
     std::optional<std::string> mmproj_path;        // none: text only
-    uint32_t                   n_ctx        = 0;   // 0: the model's own
-    uint32_t                   n_batch      = 2048;
-    uint32_t                   n_ubatch     = 512;
-    int32_t                    n_threads    = 0;   // 0: one for each core
-    int32_t                    n_gpu_layers = -1;  // -1: all
+    int64_t                    n_ctx        = 0;   // 0: the model's own
+    int64_t                    n_batch      = 2048;
+    int64_t                    n_ubatch     = 512;
+    int64_t                    n_threads    = 0;   // 0: one for each core
+    int64_t                    n_gpu_layers = -1;  // -1: all
     std::string                flash_attn   = "auto"; // "auto", "on", "off"
     std::string                type_k       = "f16";  // ggml type of the K cache
     std::string                type_v       = "f16";
-    size_t                     encoder_cache_bytes = 0;
+    int64_t                    encoder_cache_bytes = 0;
     bool                       verbose      = false;
 
     std::function<bool(float)> progress;  // 0..1 while loading; false: stop
@@ -31,19 +34,27 @@ struct engine_options {
 
 // llama.cpp's samplers, in the order of llama-cpp-python: grammar, penalties, top-k, typical, top-p, min-p, temperature
 struct sampling_options {
-    int32_t                    max_tokens        = -1; // -1: until the context is full
+    int64_t                    max_tokens        = -1; // -1: until the context is full
     float                      temperature       = 0;  // 0: greedy
-    int32_t                    top_k             = 40;
+    int64_t                    top_k             = 40; // 0, -1: all
     float                      top_p             = 0.95f;
     float                      min_p             = 0.05f;
     float                      typical_p         = 1;
     float                      repeat_penalty    = 1;
-    int32_t                    repeat_last_n     = 64;
+    int64_t                    repeat_last_n     = 64; // -1: the whole context
     float                      frequency_penalty = 0;
     float                      presence_penalty  = 0;
-    uint32_t                   seed              = UINT32_MAX; // UINT32_MAX: random
+    int64_t                    seed              = UINT32_MAX; // UINT32_MAX: random
     std::optional<std::string> grammar;                        // GBNF
 };
+
+// Throw error(option) with the value and its limits: native code takes what comes from outside, too.
+void check_options(const engine_options & options);
+void check_options(const sampling_options & options);
+void check_whole(const char * name, int64_t value, int64_t low, int64_t high);
+
+// n_threads, or as many as the machine has
+int32_t threads_of(const engine_options & options);
 
 // RGB, 3 bytes a pixel, rows from top to bottom
 struct image {

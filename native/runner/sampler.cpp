@@ -2,9 +2,13 @@
 
 #include "runner/errors.h"
 
+#include <algorithm>
+
 namespace pyfastv {
 
-llama_sampler_ptr make_sampler(const llama_vocab * vocab, const sampling_options & options) {
+llama_sampler_ptr make_sampler(const llama_vocab * vocab, const sampling_options & options, int32_t n_ctx) {
+    check_options(options);
+
     llama_sampler_ptr chain(llama_sampler_chain_init(llama_sampler_chain_default_params()));
 
     const auto add = [&](llama_sampler * sampler) { llama_sampler_chain_add(chain.get(), sampler); };
@@ -17,7 +21,10 @@ llama_sampler_ptr make_sampler(const llama_vocab * vocab, const sampling_options
         add(grammar);
     }
 
-    add(llama_sampler_init_penalties(llama_vocab_n_tokens(vocab), options.repeat_last_n, options.repeat_penalty,
+    // llama.cpp takes memory for all of them
+    const int64_t last_n = options.repeat_last_n < 0 ? n_ctx : std::min<int64_t>(options.repeat_last_n, n_ctx);
+
+    add(llama_sampler_init_penalties(llama_vocab_n_tokens(vocab), (int32_t) last_n, options.repeat_penalty,
             options.frequency_penalty, options.presence_penalty));
 
     if (options.temperature <= 0) {
@@ -25,12 +32,12 @@ llama_sampler_ptr make_sampler(const llama_vocab * vocab, const sampling_options
         return chain;
     }
 
-    add(llama_sampler_init_top_k(options.top_k));
+    add(llama_sampler_init_top_k((int32_t) options.top_k));
     add(llama_sampler_init_typical(options.typical_p, 1));
     add(llama_sampler_init_top_p(options.top_p, 1));
     add(llama_sampler_init_min_p(options.min_p, 1));
     add(llama_sampler_init_temp(options.temperature));
-    add(llama_sampler_init_dist(options.seed));
+    add(llama_sampler_init_dist((uint32_t) options.seed));
 
     return chain;
 }

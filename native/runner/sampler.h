@@ -7,6 +7,6 @@
 namespace pyfastv {
 
 // Throws error(option) if the grammar does not parse.
-llama_sampler_ptr make_sampler(const llama_vocab * vocab, const sampling_options & options);
+llama_sampler_ptr make_sampler(const llama_vocab * vocab, const sampling_options & options, int32_t n_ctx);
 
 } // namespace pyfastv

@@ -1,5 +1,6 @@
 #include "runner/slots.h"
 
+#include "guard/workers.h"
 #include "runner/errors.h"
 #include "runner/load.h"
 #include "runner/log.h"
@@ -10,7 +11,6 @@
 #include "ggml.h"
 
 #include <algorithm>
-#include <thread>
 #include <utility>
 
 #ifdef __GLIBC__
@@ -35,15 +35,15 @@ static std::vector<std::vector<slot_event::seen_slice>> pictures_of(const std::v
     return res;
 }
 
-slots::slots(const engine_options & options_in, int32_t n_slots) :
+slots::slots(const engine_options & options_in, int64_t n_slots) :
         options(options_in), media_marker(random_marker()), encoded(options_in.encoder_cache_bytes) {
-    const auto most = (int32_t) std::min<size_t>(llama_max_parallel_sequences(), std::min(options.n_batch, options.n_ubatch));
+    check_options(options);
+    options.n_threads = threads_of(options);
+
+    const auto most = std::min<int64_t>({ (int64_t) llama_max_parallel_sequences(), options.n_batch, options.n_ubatch });
     if (n_slots < 1 || n_slots > most) {
         throw error(error_kind::option, "slots = " + std::to_string(n_slots) + ": there can be 1 to " + std::to_string(most) +
                 " (llama.cpp's sequences, and no more than n_batch and n_ubatch)");
-    }
-    if (options.n_threads <= 0) {
-        options.n_threads = std::max(1u, std::thread::hardware_concurrency());
     }
 
     stop  = [this] { return stop_working.load(std::memory_order_relaxed); };
@@ -51,9 +51,9 @@ slots::slots(const engine_options & options_in, int32_t n_slots) :
     vocab = llama_model_get_vocab(model.get());
 
     const int64_t n_ctx = options.n_ctx ? (int64_t) options.n_ctx : llama_model_n_ctx_train(model.get());
-    if (n_ctx*n_slots > INT32_MAX) {
+    if (n_ctx*n_slots > max_n_ctx) {
         throw error(error_kind::option, std::to_string(n_slots) + " slots of n_ctx = " + std::to_string(n_ctx) +
-                " tokens are more than the " + std::to_string(INT32_MAX) + " that a context can have");
+                " tokens are more than the " + std::to_string(max_n_ctx) + " that a context can have");
     }
     n_ctx_slot = (int32_t) n_ctx;
     ctx = make_context(model.get(), options, { (uint32_t) (n_ctx*n_slots), (uint32_t) n_slots }, stop);
@@ -124,19 +124,16 @@ void slots::check(const picture_options & pictures) const {
 }
 
 slot_request slots::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-        const sampling_options & sampling, int32_t n_probs) const {
+        const sampling_options & sampling, int64_t n_probs) const {
     const log_scope log(options.verbose);
 
-    if (n_probs < 0 || n_probs > n_vocab()) {
-        throw error(error_kind::option, "n_probs = " + std::to_string(n_probs) + ": it can be 0 to " + std::to_string(n_vocab()) +
-                ", the size of the vocabulary");
-    }
+    check_whole("n_probs", n_probs, 0, n_vocab());
 
     slot_request res;
-    res.sampler     = make_sampler(vocab, sampling);
+    res.sampler     = make_sampler(vocab, sampling, n_ctx_slot);
     res.has_grammar = sampling.grammar.has_value();
-    res.max_tokens  = sampling.max_tokens;
-    res.n_probs     = n_probs;
+    res.max_tokens  = (int32_t) sampling.max_tokens;
+    res.n_probs     = (int32_t) n_probs;
 
     auto & wanted = res.wanted;
     const auto tokenized = [&] {
@@ -229,6 +226,8 @@ void slots::end_cancelled(events & out) {
 
 std::vector<slot_event> slots::step() {
     const log_scope log(options.verbose);
+
+    start_workers((int32_t) options.n_threads);
 
     events out;
     end_cancelled(out);

@@ -33,7 +33,7 @@ namespace pyfastv {
 class slots {
 public:
     // options.n_ctx: tokens of each slot. 1 <= n_slots <= llama_max_parallel_sequences(). options.interrupt is not used.
-    slots(const engine_options & options, int32_t n_slots);
+    slots(const engine_options & options, int64_t n_slots);
     ~slots();
 
     slots(const slots &) = delete;
@@ -49,7 +49,7 @@ public:
     // encoder runs with another Turbo. All that is wrong with a request is found here, save for a picture that is too large
     // for a ubatch when reduced. n_probs: how many of the likeliest tokens each event names; 0: none.
     slot_request prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-            const sampling_options & sampling, int32_t n_probs) const;
+            const sampling_options & sampling, int64_t n_probs) const;
 
     // Give a request an idle slot, and return its number. error(option) if no slot is idle.
     int64_t start(slot_request request);

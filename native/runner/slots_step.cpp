@@ -369,7 +369,7 @@ bool slots::fetch(slot & s) {
     if (may_run && !s.reduced.done()) {
         const stopwatch watch;
         if (!backend) {
-            backend = make_cpu_backend(options.n_threads);
+            backend = make_cpu_backend((int32_t) options.n_threads);
         }
         s.reduced.run(wanted, model.get(), backend.get());
         s.counts.reduce_ms += watch.ms();

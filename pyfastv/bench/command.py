@@ -17,6 +17,7 @@ import click
 from rich.console import Console
 
 from .. import _native
+from .._native_options import MAX_N_CTX, MAX_THREADS
 from ..console import bar
 from ..errors import Error, UnsupportedModelError
 from ..header import ModelFiles, read_model
@@ -57,11 +58,15 @@ DEFAULT_SETTINGS = ("off", "k=2,drop=0.5", "k=2,drop=0.75")
 )
 @click.option("--rounds", type=click.IntRange(1), default=6, help="Every setting once in each.")
 @click.option("--restarts", type=click.IntRange(1), default=1, help="Of the processes, each with all rounds.")
-@click.option("-t", "--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+@click.option(
+    "-t", "--threads", type=click.IntRange(1, MAX_THREADS), help="CPU threads.  [default: all cores]"
+)
 @click.option("--prompt-tokens", type=click.IntRange(1), default=14, help="Text behind the picture.")
 @click.option("--generate", type=click.IntRange(0), default=16, help="Tokens behind the prompt.")
 @click.option("--picture", help="A file.  [default: a drawn one, 672 x 672]")
-@click.option("-c", "--n-ctx", type=click.IntRange(1), help="Context in tokens.  [default: enough, or 4096]")
+@click.option(
+    "-c", "--n-ctx", type=click.IntRange(1, MAX_N_CTX), help="Context in tokens.  [default: enough, or 4096]"
+)
 @click.option(
     "-ngl", "--n-gpu-layers", type=click.IntRange(-1), default=-1, help="Layers on the GPU; -1: all."
 )

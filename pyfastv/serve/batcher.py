@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import _native
 from ..answer import Report
-from ..errors import ClosedError, Error, OptionError
+from ..errors import ClosedError, Error, OptionError, OutOfMemoryError
 from ..schedule import Schedule
 from .active import Active
 from .job import Job
@@ -69,7 +69,10 @@ class Batcher:
         self._closing = False
         self._closed = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="pyfastv-pool", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # a limit on threads or memory
+            raise OutOfMemoryError(f"the pool's thread cannot be started: {error}") from None
         atexit.register(self._close_at_exit)
 
     @contextmanager
@@ -206,13 +209,24 @@ class Batcher:
             with self._changed:
                 lost = list(self._active.values())
                 self._active.clear()
-            with suppress(Error):
+            with suppress(Exception):
                 self._slots.reset()
             for item in lost:
                 self._end(item, None, error)
             return
         for event in events:
-            self._deliver(event)
+            try:
+                self._deliver(event)
+            except MemoryError as error:
+                self._lose(event["id"], error)
+
+    def _lose(self, number: int, error: Exception) -> None:
+        """End a request whose event could not be delivered."""
+        self._slots.cancel(number)
+        with self._changed:
+            item = self._active.pop(number, None)
+        if item is not None:
+            self._end(item, None, error)
 
     def _deliver(self, event: dict[str, Any]) -> None:
         number = event["id"]

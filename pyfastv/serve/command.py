@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from .._checks import real
 from ..cli_options import runner_arguments, schedule_options, shows_progress, to_setting
 from ..console import bar
 from ..errors import Error
@@ -44,7 +45,7 @@ _NEEDED = {"fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic", "
 @click.option(
     "--max-tokens", type=click.IntRange(1), help="Most tokens in an answer.  [default: the context of a slot]"
 )
-@click.option("--temp", type=click.FloatRange(0, 100), default=0.8, help="Temperature of silent requests.")
+@click.option("--temp", type=float, default=0.8, help="Temperature of silent requests.")
 @schedule_options
 def serve(**options: Any) -> None:
     """Serve the model over OpenAI's API, with a page to try it at /.
@@ -53,6 +54,7 @@ def serve(**options: Any) -> None:
     what the model was trained for, at most 8192.
     """
     setting = to_setting(options)
+    real("temp", options["temp"], "a number from 0 to 100", 0.0, 100.0)
     try:
         from . import app, pool, server, settings
     except ImportError as error:

@@ -79,6 +79,8 @@ def as_api_error(error: Exception) -> ApiError:
         return invalid(str(error), code="invalid_value" if isinstance(error, OptionError) else "unsupported")
     if isinstance(error, ClosedError):
         return ApiError(503, "the server is shutting down", code="unavailable")
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return ApiError(503, f"out of memory, or of threads: {error}", code="out_of_memory")
     if isinstance(error, (OutOfMemoryError, MemoryError)):
         return ApiError(503, str(error) or "out of memory", code="out_of_memory")
     if isinstance(error, Error):

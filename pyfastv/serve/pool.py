@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _native
 from .._checks import integer
-from .._native_options import PathLike, content_id, engine_options, model_files, sampling_options, seed_of
+from .._native_options import (
+    MAX_N_CTX,
+    PathLike,
+    content_id,
+    engine_options,
+    model_files,
+    sampling_options,
+    seed_of,
+)
 from ..chat import ChatTemplate, Prompt
 from ..errors import ModelError, OptionError
 from ..images import MAX_PIXELS, load_image
@@ -110,7 +118,7 @@ class Pool:
                 verbose=verbose,
             ),
             n_slots=integer("slots", slots, 1, 2**31 - 1),
-            n_ctx=integer("n_ctx", n_ctx, 1, 2**31 - 1),
+            n_ctx=integer("n_ctx", n_ctx, 1, MAX_N_CTX),
             type_k=type_k,
             type_v=type_v,
             progress=progress,

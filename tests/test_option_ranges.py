@@ -1,0 +1,164 @@
+"""Numbers that no machine can take are refused at every door, with the value and the limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pyfastv import OptionError, Runner, _native
+from pyfastv.cli import main
+from pyfastv.models import bundled_examples, bundled_model
+from pyfastv.serve.pool import Pool
+
+ENGINE: dict[str, Any] = {
+    "model_path": str(bundled_model()),
+    "mmproj_path": None,
+    "n_ctx": 64,
+    "n_batch": 64,
+    "n_ubatch": 64,
+    "n_threads": 1,
+    "n_gpu_layers": 0,
+    "flash_attn": "auto",
+    "type_k": "f16",
+    "type_v": "f16",
+    "encoder_cache_bytes": 0,
+    "verbose": False,
+    "progress": None,
+}
+SAMPLING: dict[str, Any] = {
+    "max_tokens": 4,
+    "temperature": 1.0,
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.05,
+    "typical_p": 1.0,
+    "repeat_penalty": 1.0,
+    "repeat_last_n": 64,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "seed": 1,
+    "grammar": None,
+}
+WRONG = [
+    *(("n_threads", value) for value in (-1, 513, 100_000, 2**31, 2**62)),
+    *(("n_ctx", value) for value in (-1, 2**31 - 1, 2**31, 2**32, 2**62)),
+    *((name, value) for name in ("n_batch", "n_ubatch") for value in (-1, 0, 2**31, 2**32 + 64)),
+    *(("n_gpu_layers", value) for value in (-2, 2**31)),
+]
+NUMBERS = (math.nan, math.inf, -math.inf, -1.0)
+WRONG_SAMPLING = [
+    *(
+        (name, value)
+        for name in ("temperature", "top_p", "min_p", "typical_p", "repeat_penalty")
+        for value in NUMBERS
+    ),
+    *((name, value) for name in ("frequency_penalty", "presence_penalty") for value in NUMBERS[:3]),
+    *((name, 1.5) for name in ("top_p", "min_p", "typical_p")),
+    ("repeat_penalty", 0.0),
+    *((name, value) for name in ("max_tokens", "top_k", "repeat_last_n") for value in (-2, 2**31, 2**40)),
+    *(("seed", value) for value in (-1, 2**32)),
+]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[_native.Engine]:
+    made = _native.Engine(**ENGINE)
+    made.prefill("x", [], [], None, True, 1)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def slots() -> Iterator[_native.Slots]:
+    made = _native.Slots(**ENGINE, n_slots=1)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("door", [_native.Engine, _native.Slots, Runner, Pool])
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_model_is_not_loaded_with_such_a_number(door: Any, name: str, value: int) -> None:
+    options: dict[str, Any] = {name: value}
+    if door in (_native.Engine, _native.Slots):
+        options = ENGINE | options
+    if door is _native.Slots:
+        options["n_slots"] = 1
+    with pytest.raises(OptionError, match=f"{name}.*{value}|{name}.*got {value}"):
+        door(**options)
+
+
+@pytest.mark.parametrize("value", [-1, 0, 65, 2**31, 2**40])
+def test_there_are_as_many_slots_as_there_can_be(value: int) -> None:
+    with pytest.raises(OptionError, match=f"slots = {value}: there can be 1 to 64"):
+        _native.Slots(**ENGINE, n_slots=value)
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_SAMPLING)
+def test_nothing_is_sampled_by_such_a_number(
+    engine: _native.Engine, slots: _native.Slots, name: str, value: float
+) -> None:
+    with pytest.raises(OptionError, match=f"^{name} = "):
+        engine.start(**SAMPLING | {name: value})
+    with pytest.raises(OptionError, match=f"^{name} = "):
+        slots.prepare("x", [], [], True, n_probs=0, **SAMPLING | {name: value})
+
+
+@pytest.mark.parametrize("value", [-1, 2**31, 2**40])
+def test_counts_of_a_request_are_checked_by_the_native_module(
+    engine: _native.Engine, slots: _native.Slots, value: int
+) -> None:
+    with pytest.raises(OptionError, match=f"^reserve = {value}: it can be 0 to 2147483647"):
+        engine.prefill("x", [], [], None, True, value)
+    with pytest.raises(OptionError, match=f"^n_probs = {value}: it can be 0 to"):
+        slots.prepare("x", [], [], True, n_probs=value, **SAMPLING)
+
+
+def test_penalties_look_at_no_more_than_the_context(engine: _native.Engine) -> None:
+    # llama.cpp takes 4 bytes for each, 8 GB here, and takes -1 for none
+    engine.start(**SAMPLING | {"repeat_last_n": 2**31 - 1, "repeat_penalty": 1.1})
+
+
+def test_penalties_look_at_the_whole_context_by_minus_one(engine: _native.Engine) -> None:
+    def tokens(last_n: int) -> list[int]:
+        engine.prefill("x", [], [], None, True, 1)
+        engine.start(
+            **SAMPLING
+            | {"temperature": 0.0, "max_tokens": 20, "repeat_penalty": 10.0, "repeat_last_n": last_n}
+        )
+        return [made[0] for made in iter(engine.next, None)]
+
+    assert tokens(-1) == tokens(64)
+    assert tokens(-1) != tokens(0)
+
+
+PICTURE = str(bundled_examples()[0].picture)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ask", PICTURE, "x", "-t", "100000"],
+        ["ask", PICTURE, "x", "-c", "2147483648"],
+        ["ask", PICTURE, "x", "-c", "-1"],
+        ["ask", PICTURE, "x", "-ngl", "-2"],
+        ["ask", PICTURE, "x", "--temp", "nan"],
+        ["ask", PICTURE, "x", "-n", "-5"],
+        ["chat", PICTURE, "-t", "513"],
+        ["serve", "--port", "0", "-t", "100000"],
+        ["serve", "--port", "0", "-c", "2147483648"],
+        ["serve", "--port", "0", "-c", "-1"],
+        ["serve", "--port", "0", "--temp", "nan"],
+        ["plan", "-t", "100000"],
+        ["bench", "-t", "100000"],
+        ["bench", "-c", "2147483648"],
+    ],
+    ids=lambda arguments: " ".join(arguments).replace(PICTURE, "PICTURE"),
+)
+def test_the_command_line_says_so_in_a_line(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) in (1, 2)
+    *usage, said = capfd.readouterr().err.splitlines()
+    assert arguments[-1] in said
+    assert not any("Traceback" in line for line in usage)
