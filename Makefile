@@ -57,21 +57,33 @@ programs: install ## build llama-mtmd-cli and llama-server unpatched (build/stoc
 	@echo "pyfastv: compiling unpatched llama.cpp with llama-mtmd-cli and llama-server; this takes a few minutes"
 	$(BIN)/python benchmarks/build_stock.py build/stock --programs
 
-# a copy of the package with libraries of its own; the interpreter is not built for it, hence the preload
+# A copy of the package with libraries of its own; the interpreter is not built for it, hence the preload.
 .PHONY: asan
-asan: $(VENV)/.test-deps ## the tests of the native code under AddressSanitizer (build/asan)
-	$(BIN)/python -m pip install --disable-pip-version-check -q cmake ninja pybind11
-	$(BIN)/cmake -G Ninja -S . -B build/asan -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=Release \
-		-DCMAKE_C_FLAGS="-fsanitize=address -g1 -O1" -DCMAKE_CXX_FLAGS="-fsanitize=address -g1 -O1" \
-		-DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
-	$(BIN)/cmake --build build/asan --target _native
-	rm -rf build/asan/package && mkdir -p build/asan/package && cp -r pyfastv build/asan/package/ && mkdir -p build/asan/package/pyfastv/lib
-	cp build/asan/bin/lib*.so* build/asan/package/pyfastv/lib/ && cp build/asan/_native*.so build/asan/package/pyfastv/
-	PYTHONPATH=build/asan/package ASAN_OPTIONS=detect_leaks=0 \
-		LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
-		$(BIN)/pytest -p no:cacheprovider $(ASAN_TESTS)
+asan: SANITIZER := address
+asan: sanitized ## the tests of the native code under AddressSanitizer (build/address)
 
-ASAN_TESTS := tests/test_c_api.py tests/test_sequences.py tests/test_states.py tests/test_turns.py tests/test_architectures.py \
+.PHONY: ubsan
+ubsan: SANITIZER := undefined
+ubsan: sanitized ## the same under UndefinedBehaviorSanitizer (build/undefined)
+
+SANITIZED = build/$(SANITIZER)
+SANITIZER_FLAGS = -fsanitize=$(SANITIZER) -fno-sanitize-recover=all -g1 -O1
+RUNTIME = $(shell $${CXX:-c++} -print-file-name=lib$(if $(filter address,$(SANITIZER)),asan,ubsan).so)
+
+.PHONY: sanitized
+sanitized: $(VENV)/.test-deps
+	$(BIN)/python -m pip install --disable-pip-version-check -q cmake ninja pybind11
+	$(BIN)/cmake -G Ninja -S . -B $(SANITIZED) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=Release \
+		-DCMAKE_C_FLAGS="$(SANITIZER_FLAGS)" -DCMAKE_CXX_FLAGS="$(SANITIZER_FLAGS)" \
+		-DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(BIN)/cmake --build $(SANITIZED) --target _native
+	rm -rf $(SANITIZED)/package && mkdir -p $(SANITIZED)/package && cp -r pyfastv $(SANITIZED)/package/ && mkdir -p $(SANITIZED)/package/pyfastv/lib
+	cp $(SANITIZED)/bin/lib*.so* $(SANITIZED)/package/pyfastv/lib/ && cp $(SANITIZED)/_native*.so $(SANITIZED)/package/pyfastv/
+	PYTHONPATH=$(SANITIZED)/package ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$(RUNTIME) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+		$(BIN)/pytest -p no:cacheprovider $(SANITIZED_TESTS)
+
+SANITIZED_TESTS := tests/test_c_api.py tests/test_sequences.py tests/test_states.py tests/test_turns.py tests/test_architectures.py \
 	tests/test_choose.py tests/test_schedule_text.py tests/test_slots.py
 
 .PHONY: bench

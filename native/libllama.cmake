@@ -6,6 +6,7 @@ set(PYFASTV_SOURCES
     choose/grid.cpp
     choose/similarity.cpp
     decode/attach.cpp
+    decode/caught.cpp
     decode/flow.cpp
     decode/flush.cpp
     decode/stage_output.cpp

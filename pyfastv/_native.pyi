@@ -15,6 +15,28 @@ def build_info() -> dict[str, Any]:
 def backends() -> list[dict[str, str]]:
     """Devices: ``name``, ``description``, ``type`` (cpu, gpu, igpu, accel)."""
 
+def kernel_places() -> list[tuple[str, str]]:
+    """(device, kind of buffer): where a model's weights can lie, which chooses its kernels; in llama.cpp's order."""
+
+def weight_types() -> list[str]:
+    """ggml's names of the types that weights can have."""
+
+def random_weights(
+    type: str, n_rows: int, n_columns: int, seed: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Blocks of a type [n_rows, bytes], and their values [n_rows, n_columns] by ggml's plain code. Raises ValueError."""
+
+def multiply(
+    device: str,  # a pair of kernel_places()
+    buffer: str,
+    type: str,
+    weights: NDArray[np.uint8],  # [n, bytes], blocks of the type
+    inputs: NDArray[np.float32],  # [m, n_columns]
+    n_threads: int,
+) -> NDArray[np.float32] | None:
+    """[m, n]: inputs by the rows of weights, by the kernel that a model would use; None: no weights of this type go
+    there. Raises ValueError, OutOfMemoryError, DecodeError."""
+
 def choose(
     scores: NDArray[np.float32],  # [n]
     cut: str,  # "drop=0.5,pick=window4": fields of a cut in the language of pyfastv_parse() (native/include/pyfastv.h)

@@ -10,6 +10,7 @@ import click
 
 from . import __version__, lib_path
 from .bench.command import bench
+from .check import check_machine
 from .cli_options import load_runner, read_media, request_options, shows_progress, to_sampling, to_setting
 from .cli_plan import plan
 from .cli_show import show
@@ -93,13 +94,21 @@ cli.add_command(serve)
 @click.argument("model", required=False)
 @click.option("--mmproj", help="Its vision encoder.  [default: the only mmproj*.gguf beside it]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(model: str | None, mmproj: str | None, as_json: bool) -> None:
+@click.option(
+    "--check", "checked", is_flag=True, help="Try the kernels of this build, the bundled model, and MODEL."
+)
+def info(model: str | None, mmproj: str | None, as_json: bool, checked: bool) -> int:
     """Tell how pyfastv was built, and about MODEL, a GGUF file: its layers, and whether it can be pruned.
 
-    Without MODEL about the bundled one. Only the headers of the files are read.
+    Without MODEL about the bundled one. Only the headers of the files are read, save with --check.
     """
     facts = gather(model, mmproj)
-    click.echo(json.dumps(facts, indent=2) if as_json else describe(facts))
+    findings = check_machine(model, mmproj) if checked else None
+    if as_json:
+        click.echo(json.dumps(facts | ({"check": findings.to_dict()} if findings else {}), indent=2))
+    else:
+        click.echo(describe(facts, findings))
+    return int(findings is not None and not findings.right)
 
 
 @cli.command("quantize-mmproj", context_settings={"show_default": True})

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .answer import Answer
+from .check import check_machine
 from .console import bar
 from .models import bundled_examples
 from .presets import FastV, Recommended
@@ -17,7 +18,13 @@ __all__ = ["run_demo", "same_answer"]
 
 
 def run_demo() -> int:
-    """Print the table; returns 1 if an answer is wrong, else 0."""
+    """Print the table; returns 1 if an answer is wrong, else 0. A machine whose kernels do not run is told first: 1."""
+    findings = check_machine()
+    if not findings.right:
+        for title, text in findings.faults():
+            print(f"{title:<10} {text}")
+        return 1
+
     picture, question, expected = bundled_examples()[0]
     rules = {"off": None, "FastV": FastV(k=2, drop=0.5), "recommended": Recommended(k=2, drop=0.5)}
     answers: dict[str, Answer] = {}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import __version__, _native
+from .check import Findings
 from .models import bundled_model, mmproj_beside
 
 __all__ = ["compact", "describe", "gather"]
@@ -28,8 +29,8 @@ def gather(model: str | None, mmproj: str | None) -> dict[str, Any]:
     }
 
 
-def describe(facts: dict[str, Any]) -> str:
-    """For people."""
+def describe(facts: dict[str, Any], findings: Findings | None = None) -> str:
+    """For people. ``findings``: of a check."""
     build = facts["build"]
     lines = {
         "pyfastv": facts["version"],
@@ -42,7 +43,8 @@ def describe(facts: dict[str, Any]) -> str:
     lines |= _describe_model(facts["model"])
     if facts["vision"] is not None:
         lines |= _describe_vision(facts["vision"])
-    return "\n".join(f"{name:<15} {value}" for name, value in lines.items())
+    checked = [] if findings is None else findings.lines()
+    return "\n".join(f"{name:<15} {value}" for name, value in [*lines.items(), *checked])
 
 
 def compact(layers: Sequence[int]) -> str:

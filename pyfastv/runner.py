@@ -427,7 +427,7 @@ class Runner:
                 yield self._engine
             except BaseException:
                 self._request += 1
-                with suppress(Error):  # the first error is the one to tell
+                with suppress(Exception):  # the first error is the one to tell
                     self._engine.reset()
                 raise
             finally:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 from .answer import Answer, Report
-from .errors import Error
+from .errors import ClosedError, Error
 from .pieces import PieceReader
 
 __all__ = ["Stream"]
@@ -57,6 +58,11 @@ class Stream(Iterator[str]):
             report, _ = self._finish()
             self._answer = Answer(self.text, report, "stop")
         return self._answer
+
+    def close(self) -> None:
+        """Leave the answer where it is: nothing more is generated, and iterating ends. Can be called again."""
+        with suppress(ClosedError):  # a later request has ended it, or the runner is closed
+            self.stop()
 
     @property
     def text(self) -> str:

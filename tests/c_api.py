@@ -111,6 +111,7 @@ class Context:
         swa_full: bool = True,
         type_k: int = llama.GGML_TYPE_F16,
         type_v: int = llama.GGML_TYPE_F16,
+        cb_eval: object = None,
     ) -> None:
         params = llama.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_ctx, n_ctx, n_ubatch, n_seq_max
@@ -118,6 +119,8 @@ class Context:
         params.kv_unified, params.swa_full = kv_unified, swa_full
         params.flash_attn_type = int(flash_attn)
         params.type_k, params.type_v = type_k, type_v
+        if cb_eval is not None:
+            params.cb_eval = cb_eval
         self.model = model
         self.pointer = llama.llama_init_from_model(model.pointer, params)
         self.memory = llama.llama_get_memory(self.pointer)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from pyfastv.models import bundled_examples
 
 EXAMPLES = {example.picture.name: example for example in bundled_examples()}
 CLOCK = bundled_examples()[0]
+CHAT = "/v1/chat/completions"
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Server:
     def chat(self, messages: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
         """A chat completion, greedy unless told otherwise."""
         body = {"messages": messages, "temperature": 0, **options}
-        status, _, data = self.request("POST", "/v1/chat/completions", body)
+        status, _, data = self.request("POST", CHAT, body)
         assert status == 200, data
         answer: dict[str, Any] = json.loads(data)
         return answer
@@ -78,6 +80,16 @@ class Server:
         """Its exit status."""
         self.process.send_signal(sign)
         return self.process.wait(timeout)
+
+
+def send(server: Server, body: dict[str, Any]) -> socket.socket:
+    """A request for a chat completion whose answer is left to the caller."""
+    parts = urlsplit(server.url)
+    data = json.dumps(body).encode()
+    connection = socket.create_connection((parts.hostname, parts.port), timeout=30)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    return connection
 
 
 @contextmanager

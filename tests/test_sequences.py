@@ -553,6 +553,92 @@ def test_a_question_after_a_context_shift(make):
     assert relative_rms(outs[0], outs[1]) > 0.01  # distances have changed
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "pick=cover",
+        "pick=cover,weigh",
+        "pick=cover,merge",
+        "weigh;k=2,drop=0.75,score=question-max,pick=cover,weigh",
+    ],
+)
+def test_a_picture_that_is_gone_is_not_compared(make, rule):
+    """A context shift over a whole picture: there is nothing left of it to choose from. The other can be recalled."""
+    gone, talk = TALKS[6], TALKS[7]
+    context = make(f"k=1,drop=0.5,score=question-max,{rule},recall=0.25")
+    context.begin_picture()
+    assert context.picture(gone.picture, 0) == 0
+    n = len(gone.picture)
+    context.begin_picture()
+    assert context.picture(talk.picture, n) == 0
+    end = n + len(talk.picture)
+    assert context.tokens(talk.question, end) == 0
+    read(context)
+
+    end += len(talk.question)
+    assert context.remove(0, n)
+    context.shift(n, -1, -n)
+    assert context.tokens(TALKS[5].question, end - n) == 0
+    assert np.isfinite(read(context)).all()
+    assert min(context.kept()) >= n
+    assert context.report().n_recalled > 0
+    assert not context.scores()[:n].any()
+
+
+@pytest.mark.parametrize("how", ["pick=cover", "pick=cover,weigh"])
+def test_nothing_is_compared_where_nothing_arrives(make, how):
+    talk = TALKS[7]
+    plain, context = (
+        make(f"k=1,drop=1,score=question-max{rule};k=2,drop=1,score=question-max{rule}")
+        for rule in ("", f",{how}")
+    )
+    for c in (plain, context):
+        see(c, talk)
+    logits = ask(plain, talk)
+    np.testing.assert_array_equal(ask(context, talk), logits)
+    assert kept(context) == [[], []]
+    for row, wanted in zip(go_on(context, logits, talk.end), go_on(plain, logits, talk.end), strict=True):
+        np.testing.assert_array_equal(row, wanted)
+
+
+@pytest.mark.parametrize("drop", [0.5, 1])
+def test_the_later_layers_of_nothing_and_of_one_row(make, drop):
+    """A picture of one token, without and with text; and one that is removed before it was chosen from."""
+    talk = TALKS[0]
+    spec = f"k=1,drop={drop},score=question-max,pick=cover,weigh;k=2,drop={drop},score=all,pick=cover"
+    context = make(spec)
+    assert context.flush() == OK
+    assert context.picture(talk.picture[:1], 0) == 0
+    assert context.flush() == OK
+    assert kept(context) == [[0] if drop < 1 else []] * 2
+    assert context.tokens([7], 1) == 0
+    assert np.isfinite(read(context)).all()
+
+    assert context.picture(talk.picture, 2) == 0
+    assert context.remove(2, -1)
+    assert context.flush() == OK
+    assert context.tokens(talk.question, 2) == 0
+    assert np.isfinite(read(context)).all()
+    assert kept(context) == [[0] if drop < 1 else []] * 2
+
+
+def test_tokens_removed_in_front_of_some_that_were_removed_before(make):
+    """Everything moves, but for what is gone: a cut between the two is no less a cut."""
+    rows = TALKS[7].picture
+    context = make("k=1,drop=0.5,recall=1")
+    assert context.picture(rows[:10], 0) == 0
+    assert context.tokens([3, 4, 5], 10) == 0
+    read(context)
+    assert context.remove(5, 10)
+    context.shift(-1, -1, 100)
+    assert context.remove(102, -1)
+    assert set(context.kept()) <= {0, 1}
+    assert context.tokens([3, 4, 5], 102) == 0
+    read(context)
+    assert context.kept() == [0, 1]
+    assert not context.scores()[2:].any()
+
+
 def test_a_shift_of_everything_does_not_change_what_a_question_recalls(make):
     talk, second = TALKS[7], TALKS[5].question
     outs, sets = [], []

@@ -16,9 +16,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 
-from serving import Server, question, serving
-
-CHAT = "/v1/chat/completions"
+from serving import CHAT, Server, question, send, serving
 
 
 def endless(**fields: Any) -> dict[str, Any]:
@@ -26,16 +24,6 @@ def endless(**fields: Any) -> dict[str, Any]:
     schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 400}
     form = {"type": "json_schema", "json_schema": {"name": "many", "schema": schema}}
     return {"messages": [question("Go on.")], "temperature": 0, "response_format": form, **fields}
-
-
-def send(server: Server, body: dict[str, Any]) -> socket.socket:
-    """A request whose answer is left to the caller."""
-    parts = urlsplit(server.url)
-    data = json.dumps(body).encode()
-    connection = socket.create_connection((parts.hostname, parts.port), timeout=30)
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-    return connection
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:

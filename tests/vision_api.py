@@ -70,12 +70,18 @@ class Encoder:
         *,
         flash_attn: bool = False,
         n_threads: int = 1,
+        on_node: Callable[[int, bool], bool] | None = None,
     ) -> None:
+        """``on_node``: cb_eval of ggml_backend_sched, of a node's address: whether to stop behind it, and, there, to go on."""
         mtmd.mtmd_log_set(_quiet, None)
         mtmd.mtmd_helper_log_set(_quiet, None)
         params = mtmd.mtmd_context_params_default()
         params.use_gpu, params.n_threads, params.warmup = False, n_threads, False
         params.flash_attn_type = int(flash_attn)
+        if on_node is not None:
+            params.cb_eval = self._callback = llama.ggml_backend_sched_eval_callback(
+                lambda node, ask, data: on_node(node, ask)
+            )
         self.model = model
         self.pointer = mtmd.mtmd_init_from_file(str(path).encode(), model.pointer, params)
         assert self.pointer
@@ -107,6 +113,16 @@ class Encoder:
     def encode(self, picture: np.ndarray) -> Encoded:
         """uint8 [height, width, 3]."""
         return self._with_chunk(picture, self._encode)
+
+    def encode_often(self, picture: np.ndarray, use: Callable[[Callable[[], int]], None]) -> None:
+        """``use`` gets a function that encodes and returns mtmd_encode_chunk's status."""
+        self._with_chunk(
+            picture, lambda chunk: use(lambda: int(mtmd.mtmd_encode_chunk(self.pointer, chunk)))
+        )
+
+    def merged(self) -> list[list[int]]:
+        """Places, sizes and targets of the picture that was encoded last."""
+        return [self._read(name).tolist() for name in ("places", "sizes", "targets")]
 
     def decode(self, picture: np.ndarray, context: Context, position: int) -> int:
         """Encode, and decode with mtmd's own helper; returns its status."""

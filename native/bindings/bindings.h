@@ -15,6 +15,7 @@ void bind_engine(pybind11::module_ & m);
 void bind_slots (pybind11::module_ & m);
 void bind_reduce(pybind11::module_ & m);
 void bind_grammar(pybind11::module_ & m);
+void bind_kernels(pybind11::module_ & m);
 
 // Around all that llama.cpp and ggml do: no GIL, and ggml's aborts are errors.
 struct native_scope {

@@ -47,5 +47,6 @@ PYBIND11_MODULE(_native, m) {
     bind_engine(m);
     bind_slots(m);
     bind_grammar(m);
+    bind_kernels(m);
     bind_reduce(m);
 }

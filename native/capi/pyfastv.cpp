@@ -1,5 +1,6 @@
 #include "pyfastv.h"
 
+#include "capi/caught.h"
 #include "decode/staged_decode.h"
 #include "schedule/names.h"
 #include "schedule/schedule.h"
@@ -8,24 +9,49 @@
 #include "llama-model.h"
 
 #include <algorithm>
-#include <exception>
-#include <new>
-#include <stdexcept>
 #include <string>
 
 namespace {
 
 thread_local std::string last_error;
 
+// f(), or, with what it throws as the last error, `otherwise`
+template <typename T, typename F>
+T guarded(T otherwise, F && f) noexcept {
+    try {
+        return f();
+    } catch (...) {
+        pyfastv::caught(last_error);
+        return otherwise;
+    }
+}
+
+template <typename F>
+pyfastv_status guarded(F && f) noexcept {
+    try {
+        return f();
+    } catch (...) {
+        return pyfastv::caught(last_error);
+    }
+}
+
 pyfastv_status fail(pyfastv_status status, const std::string & message) {
     last_error = message;
     return status;
 }
 
-template <typename T>
-size_t copy_out(const std::vector<T> & values, T * out, size_t cap) {
-    std::copy_n(values.begin(), std::min(values.size(), cap), out);
-    return values.size();
+// get(): a vector, of a context with stages
+template <typename T, typename F>
+size_t copy_out(const llama_context * ctx, T * out, size_t cap, F && get) {
+    return guarded((size_t) 0, [&]() -> size_t {
+        if (!ctx->fastv) {
+            return 0;
+        }
+        const std::vector<T> values = get(*ctx->fastv);
+
+        std::copy_n(values.begin(), std::min(values.size(), cap), out);
+        return values.size();
+    });
 }
 
 } // namespace
@@ -45,14 +71,12 @@ struct pyfastv_params pyfastv_default_params(void) {
 }
 
 enum pyfastv_status pyfastv_parse(const char * text, int32_t n_layer, struct pyfastv_params * params) {
-    try {
+    return guarded([&] {
         const auto res = pyfastv::parse_params(text, n_layer);
         pyfastv::validate(res, n_layer);
         *params = res;
         return PYFASTV_OK;
-    } catch (const std::invalid_argument & err) {
-        return fail(PYFASTV_BAD_PARAMS, err.what());
-    }
+    });
 }
 
 const char * pyfastv_unsupported_reason(const struct llama_model * model) {
@@ -64,19 +88,32 @@ const char * pyfastv_unsupported_layer(const struct llama_model * model, int32_t
 }
 
 enum pyfastv_status pyfastv_attach(struct llama_context * ctx, const struct pyfastv_params * params) {
-    try {
-        if (params) {
-            pyfastv::staged_decode::attach(*ctx, *params);
-        } else {
-            pyfastv::staged_decode::detach(*ctx);
+    return guarded([&] {
+        try {
+            if (params) {
+                pyfastv::staged_decode::attach(*ctx, *params);
+            } else {
+                pyfastv::staged_decode::detach(*ctx);
+            }
+            return PYFASTV_OK;
+        } catch (const std::invalid_argument & err) {
+            return fail(PYFASTV_BAD_PARAMS, err.what());
+        } catch (const pyfastv::unsupported & err) {
+            return fail(PYFASTV_UNSUPPORTED, ctx->get_model().arch_name() + " cannot be run in stages: " + err.what());
+        } catch (const pyfastv::error &) {
+            throw;
+        } catch (const std::exception & err) {
+            return fail(PYFASTV_OUT_OF_MEMORY, std::string("out of memory for the stages: ") + err.what());
         }
-        return PYFASTV_OK;
-    } catch (const std::invalid_argument & err) {
-        return fail(PYFASTV_BAD_PARAMS, err.what());
-    } catch (const pyfastv::unsupported & err) {
-        return fail(PYFASTV_UNSUPPORTED, ctx->get_model().arch_name() + " cannot be run in stages: " + err.what());
-    } catch (const std::exception & err) {
-        return fail(PYFASTV_OUT_OF_MEMORY, std::string("out of memory for the stages: ") + err.what());
+    });
+}
+
+// of a status other than PYFASTV_OK
+static const char * reason_of(pyfastv_status status) {
+    switch (status) {
+        case PYFASTV_ABORTED:       return "the later layers were stopped by the abort callback";
+        case PYFASTV_OUT_OF_MEMORY: return "out of memory in the later layers";
+        default:                    return "the later layers could not be run";
     }
 }
 
@@ -84,14 +121,10 @@ enum pyfastv_status pyfastv_flush(struct llama_context * ctx) {
     if (!ctx->fastv) {
         return PYFASTV_OK;
     }
-    try {
+    return guarded([&] {
         const auto status = ctx->fastv->flush();
-        return status == PYFASTV_OK ? status : fail(status, "the later layers could not be run");
-    } catch (const std::bad_alloc &) {
-        return fail(PYFASTV_OUT_OF_MEMORY, "out of memory in the later layers");
-    } catch (const std::exception & err) {
-        return fail(PYFASTV_FAILED, err.what());
-    }
+        return status == PYFASTV_OK ? status : fail(status, reason_of(status));
+    });
 }
 
 void pyfastv_allow_position_gaps(struct llama_context * ctx) {
@@ -104,40 +137,47 @@ bool pyfastv_token_embedding(const struct llama_model * model, int32_t token, fl
         return false;
     }
 
-    std::vector<uint8_t> row(ggml_row_size(table->type, table->ne[0]));
-    ggml_backend_tensor_get(table, row.data(), token*table->nb[1], row.size());
+    return guarded(false, [&] {
+        std::vector<uint8_t> row(ggml_row_size(table->type, table->ne[0]));
+        ggml_backend_tensor_get(table, row.data(), token*table->nb[1], row.size());
 
-    if (table->type == GGML_TYPE_F32) {
-        std::copy_n(row.data(), row.size(), reinterpret_cast<uint8_t *>(out));
-        return true;
-    }
-    const auto to_float = ggml_get_type_traits(table->type)->to_float;
-    if (to_float) {
-        to_float(row.data(), out, table->ne[0]);
-    }
-    return to_float != nullptr;
+        if (table->type == GGML_TYPE_F32) {
+            std::copy_n(row.data(), row.size(), reinterpret_cast<uint8_t *>(out));
+            return true;
+        }
+        const auto to_float = ggml_get_type_traits(table->type)->to_float;
+        if (to_float) {
+            to_float(row.data(), out, table->ne[0]);
+        }
+        return to_float != nullptr;
+    });
 }
 
 void pyfastv_begin_media(struct llama_context * ctx, enum pyfastv_media media, const char * id, int32_t nx, int32_t ny) {
-    if (ctx->fastv) {
-        ctx->fastv->begin_media(media, id, nx, ny);
-    }
+    guarded([&] {
+        if (ctx->fastv) {
+            ctx->fastv->begin_media(media, id, nx, ny);
+        }
+        return PYFASTV_OK;
+    });
 }
 
 struct pyfastv_report pyfastv_get_report(const struct llama_context * ctx) {
-    if (ctx->fastv) {
-        return ctx->fastv->report();
-    }
+    return guarded(pyfastv_report {}, [&] {
+        if (ctx->fastv) {
+            return ctx->fastv->report();
+        }
 
-    pyfastv_report res = {};
-    if (ctx->get_memory()) {
-        const auto bytes = pyfastv::kv_bytes_of(*ctx->get_memory());
+        pyfastv_report res = {};
+        if (ctx->get_memory()) {
+            const auto bytes = pyfastv::kv_bytes_of(*ctx->get_memory());
 
-        res.n_stages         = 1;
-        res.kv_bytes_used[0] = res.kv_bytes_used_stock = bytes.used;
-        res.kv_bytes[0]      = res.kv_bytes_stock      = bytes.allocated;
-    }
-    return res;
+            res.n_stages         = 1;
+            res.kv_bytes_used[0] = res.kv_bytes_used_stock = bytes.used;
+            res.kv_bytes[0]      = res.kv_bytes_stock      = bytes.allocated;
+        }
+        return res;
+    });
 }
 
 void pyfastv_reset_report(struct llama_context * ctx) {
@@ -147,15 +187,15 @@ void pyfastv_reset_report(struct llama_context * ctx) {
 }
 
 size_t pyfastv_get_kept(const struct llama_context * ctx, int32_t seq_id, int32_t cut, int32_t * out, size_t cap) {
-    return ctx->fastv ? copy_out(ctx->fastv->kept(seq_id, cut), out, cap) : 0;
+    return copy_out(ctx, out, cap, [&](const auto & stages) { return stages.kept(seq_id, cut); });
 }
 
 size_t pyfastv_get_scores(const struct llama_context * ctx, int32_t seq_id, int32_t cut, float * out, size_t cap) {
-    return ctx->fastv ? copy_out(ctx->fastv->scores(seq_id, cut), out, cap) : 0;
+    return copy_out(ctx, out, cap, [&](const auto & stages) { return stages.scores(seq_id, cut); });
 }
 
 size_t pyfastv_get_grids(const struct llama_context * ctx, int32_t seq_id, struct pyfastv_grid * out, size_t cap) {
-    return ctx->fastv ? copy_out(ctx->fastv->grids(seq_id), out, cap) : 0;
+    return copy_out(ctx, out, cap, [&](const auto & stages) { return stages.grids(seq_id); });
 }
 
 const char * pyfastv_last_error(void) {

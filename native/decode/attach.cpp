@@ -25,7 +25,7 @@
 namespace pyfastv {
 
 staged_decode::staged_decode(llama_context & ctx, const pyfastv_params & params, staged_memory & memory) :
-    ctx(ctx), params(params), memory(memory) {}
+    ctx(ctx), eval(ctx.cparams.cb_eval, ctx.cparams.cb_eval_user_data), params(params), memory(memory) {}
 
 const char * staged_decode::unsupported_output(const llama_context & ctx) {
     if (ctx.cparams.embeddings || !ctx.sampling.samplers.empty()) {
@@ -162,6 +162,9 @@ void staged_decode::attach_from_env(llama_context & ctx) {
         attach(ctx, params);
         LLAMA_LOG_INFO("LLAMA_FASTV: %s\n", to_text(params).c_str());
     } catch (const std::exception & err) {
+        if (!ctx.memory) {
+            throw; // this context cannot be used
+        }
         // a program may make several contexts
         static std::once_flag told;
         std::call_once(told, [&] { fprintf(stderr, "LLAMA_FASTV=%s: nothing is pruned: %s\n", text, err.what()); });
@@ -189,7 +192,7 @@ void staged_decode::make_plain(llama_context & ctx, cache_layout layout) {
     ctx.sched_reserve();
 }
 
-stage staged_decode::stage_to_run(int s, bool all_rows) const {
+stage staged_decode::stage_to_run(int s, stage::readers scored) const {
     stage res;
     res.il0 = memory.first_layers()[s];
 
@@ -198,7 +201,7 @@ stage staged_decode::stage_to_run(int s, bool all_rows) const {
 
         res.il1     = cut.layer;
         res.no_rope = cut.score == PYFASTV_SCORE_LAST_NO_ROPE;
-        res.scored  = !reads_attention(cut) ? stage::readers::none : all_rows ? stage::readers::all_rows : stage::readers::last_row;
+        res.scored  = reads_attention(cut) ? scored : stage::readers::none;
     }
 
     return res;
@@ -210,7 +213,10 @@ void staged_decode::reserve() {
     const uint32_t n_outputs = std::min(n_tokens, ctx.cparams.n_outputs_max);
 
     for (int s = 0; s < memory.n_stages(); ++s) {
-        const scoped_value<stage> scope(ctx.cparams.stage, stage_to_run(s, false));
+        // rows that are read lie anywhere in a ubatch of several sequences
+        const bool all_rows = s + 1 < memory.n_stages() && (ctx.cparams.n_seq_max > 1 || every_row_votes(params.cuts[s].score));
+
+        const scoped_value<stage> scope(ctx.cparams.stage, stage_to_run(s, all_rows ? stage::readers::all_rows : stage::readers::last_row));
 
         if (!ctx.graph_reserve(n_tokens, 1, n_outputs, mctx.get())) {
             throw std::runtime_error("failed to allocate the compute buffers of a stage");

@@ -27,6 +27,31 @@ std::vector<patch_grid> grids_of(const picture & picture) {
     return res;
 }
 
+size_t flow::first_voter(const pyfastv_cut & rule) const {
+    size_t first = rows.size();
+    switch (rule.score) {
+        case PYFASTV_SCORE_ALL:
+            first = std::find_if(rows.begin(), rows.end(), [](const auto & row) { return row.visual(); }) - rows.begin();
+            return first == rows.size() ? 0 : first;
+        case PYFASTV_SCORE_QUESTION_MEAN:
+        case PYFASTV_SCORE_QUESTION_MAX:
+            while (first > 0 && !rows[first - 1].visual()) {
+                first--;
+            }
+            return first;
+        case PYFASTV_SCORE_LAST:
+        case PYFASTV_SCORE_LAST_NO_ROPE:
+        case PYFASTV_SCORE_RANDOM:
+        case PYFASTV_SCORE_NONE:
+            return first;
+    }
+    return first;
+}
+
+size_t flow::first_read(const pyfastv_cut & rule) const {
+    return rows.empty() ? 0 : std::min(first_voter(rule), rows.size() - 1);
+}
+
 std::vector<float> flow::token_scores(const pyfastv_cut & rule) const {
     std::vector<float> res(tokens.size(), 0.0f);
 
@@ -38,25 +63,7 @@ std::vector<float> flow::token_scores(const pyfastv_cut & rule) const {
         }
     };
 
-    size_t first = rows.size(); // of the rows that vote
-    switch (rule.score) {
-        case PYFASTV_SCORE_ALL:
-            first = std::find_if(rows.begin(), rows.end(), [](const auto & row) { return row.visual(); }) - rows.begin();
-            first = first == rows.size() ? 0 : first;
-            break;
-        case PYFASTV_SCORE_QUESTION_MEAN:
-        case PYFASTV_SCORE_QUESTION_MAX:
-            while (first > 0 && !rows[first - 1].visual()) {
-                first--;
-            }
-            break;
-        case PYFASTV_SCORE_LAST:
-        case PYFASTV_SCORE_LAST_NO_ROPE:
-        case PYFASTV_SCORE_RANDOM:
-        case PYFASTV_SCORE_NONE:
-            break;
-    }
-
+    const size_t first    = first_voter(rule);
     const size_t n_voters = rows.size() - first;
 
     for (size_t i = first; i < rows.size(); ++i) {

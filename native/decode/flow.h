@@ -32,7 +32,13 @@ struct flow {
     // `backend`: a CPU for matrix products.
     void choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n_embd, ggml_backend_t backend);
 
+    // index of the first row whose scores a choice by this rule reads; it reads those of all behind
+    size_t first_read(const pyfastv_cut & rule) const;
+
 private:
+    // rows.size(): none votes, and the last row decides
+    size_t first_voter(const pyfastv_cut & rule) const;
+
     std::vector<float> token_scores(const pyfastv_cut & rule) const;
 
     // of the rows at a cut of some tokens of a picture: what it has, or computed now and kept there

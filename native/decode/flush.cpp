@@ -1,10 +1,12 @@
 // staged_decode: the later layers
 
+#include "decode/caught.h"
 #include "decode/flow.h"
 #include "decode/scopes.h"
 #include "decode/stage_output.h"
 #include "decode/staged_decode.h"
 
+#include "products/products.h"
 #include "schedule/schedule.h"
 
 #include "llama-context.h"
@@ -32,11 +34,43 @@ static pyfastv_status to_status(ggml_status status) {
     return PYFASTV_FAILED;
 }
 
-void staged_decode::flush_if_read() {
+namespace {
+
+// A shift of positions that is stopped half-way cannot be repeated.
+class uninterrupted {
+public:
+    uninterrupted(llama_context & ctx, ggml_abort_callback callback, void * data) : ctx(ctx), callback(callback), data(data) {
+        ctx.set_abort_callback(nullptr, nullptr);
+    }
+    ~uninterrupted() { ctx.set_abort_callback(callback, data); }
+
+    uninterrupted(const uninterrupted &) = delete;
+
+private:
+    llama_context &     ctx;
+    ggml_abort_callback callback;
+    void *              data;
+};
+
+} // namespace
+
+void staged_decode::flush_if_read() noexcept {
     if (n_outputs == 0) {
         return;
     }
+    try {
+        if (flush_read() == PYFASTV_OK) {
+            return;
+        }
+    } catch (...) {
+        status_of_exception(__func__);
+    }
+    // stock's readers return null for outputs that are not there
+    LLAMA_LOG_ERROR("%s: the later layers could not be run; the outputs of this batch cannot be read\n", __func__);
+    std::fill_n(ctx.logits.data, ctx.logits.size, std::numeric_limits<float>::quiet_NaN());
+}
 
+pyfastv_status staged_decode::flush_read() {
     // a sequence whose outputs were not asked for may not have been asked its question yet
     std::vector<llama_seq_id> seq_ids;
     for (const auto & [id, seq] : memory.sequences) {
@@ -44,22 +78,7 @@ void staged_decode::flush_if_read() {
             seq_ids.push_back(id);
         }
     }
-    if (seq_ids.empty()) {
-        return;
-    }
-
-    auto status = PYFASTV_FAILED;
-    try {
-        status = flush(seq_ids);
-    } catch (const std::exception & err) {
-        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
-    }
-
-    if (status != PYFASTV_OK) {
-        // stock's readers return null for outputs that are not there
-        LLAMA_LOG_ERROR("%s: the later layers could not be run; the outputs of this batch cannot be read\n", __func__);
-        std::fill_n(ctx.logits.data, ctx.logits.size, std::numeric_limits<float>::quiet_NaN());
-    }
+    return seq_ids.empty() ? PYFASTV_OK : flush(seq_ids);
 }
 
 pyfastv_status staged_decode::flush() {
@@ -73,31 +92,23 @@ pyfastv_status staged_decode::flush() {
 }
 
 pyfastv_status staged_decode::flush(const std::vector<llama_seq_id> & seq_ids) {
-    // positions may have been shifted since the rows were decoded
-    ctx.memory_update(false);
+    {
+        // adapters may have been set, and positions shifted, since the rows were decoded
+        const uninterrupted scope(ctx, ctx.abort_callback, ctx.abort_callback_data);
+        ctx.sched_reserve();
+        ctx.memory_update(false);
+    }
 
     std::vector<flow> flows;
     for (const auto seq_id : seq_ids) {
-        flows.emplace_back(seq_id, memory.sequences.at(seq_id));
+        auto & seq = memory.sequences.at(seq_id);
+
+        seq.turns.reserve(seq.turns.size() + 1); // what was computed can be written down
+        flows.emplace_back(seq_id, seq);
     }
 
-    for (const auto & flow : flows) {
-        memory.in_flight[flow.seq_id] = &flow.tokens;
-    }
-    auto status = PYFASTV_FAILED;
-    try {
-        status = run_later(flows);
-    } catch (const std::bad_alloc &) {
-        status = PYFASTV_OUT_OF_MEMORY;
-    }
-    memory.in_flight.clear();
-    memory.forget_weights();
-
+    const auto status = fly(flows);
     if (status != PYFASTV_OK) {
-        // of the later layers only: the rows still wait, so that the call can be repeated
-        for (const auto & flow : flows) {
-            memory.forget_later(flow.seq_id, flow.seq->pending.front().pos[0], flow.recalled);
-        }
         return status;
     }
 
@@ -120,6 +131,34 @@ pyfastv_status staged_decode::flush(const std::vector<llama_seq_id> & seq_ids) {
     n_outputs = 0;
 
     return PYFASTV_OK;
+}
+
+pyfastv_status staged_decode::fly(std::vector<flow> & flows) {
+    const on_exit land([&] {
+        memory.in_flight.clear();
+        memory.forget_weights();
+    });
+    // of the later layers only: the rows still wait, so that the call can be repeated
+    on_exit take_back([&] {
+        for (const auto & flow : flows) {
+            memory.forget_later(flow.seq_id, flow.seq->pending.front().pos[0], flow.recalled);
+        }
+    });
+
+    for (const auto & flow : flows) {
+        memory.in_flight[flow.seq_id] = &flow.tokens;
+    }
+    try {
+        const auto status = run_later(flows);
+        if (status == PYFASTV_OK) {
+            take_back.dismiss();
+        }
+        return status;
+    } catch (const aborted &) {
+        return PYFASTV_ABORTED;
+    } catch (const std::bad_alloc &) {
+        return PYFASTV_OUT_OF_MEMORY;
+    }
 }
 
 pyfastv_status staged_decode::run_later(std::vector<flow> & flows) {
@@ -187,9 +226,17 @@ pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, 
         return PYFASTV_FAILED;
     }
 
-    const bool    last     = s + 1 == memory.n_stages();
-    const bool    all_rows = !last && (flows.size() > 1 || every_row_votes(params.cuts[s].score));
-    const int64_t n_vocab  = ctx.model.vocab.n_tokens();
+    const bool    last    = s + 1 == memory.n_stages();
+    const int64_t n_vocab = ctx.model.vocab.n_tokens();
+
+    // does the next choice read this row's attention?
+    std::map<const flow *, size_t> first_read;
+    for (const auto & flow : flows) {
+        first_read[&flow] = last ? flow.rows.size() : flow.first_read(params.cuts[s]);
+    }
+    const auto is_read = [&](const std::pair<flow *, staged_row *> & row) {
+        return row.second - row.first->rows.data() >= (ptrdiff_t) first_read.at(row.first);
+    };
 
     size_t i_flow = 0, i_row = 0; // of the first row of the ubatch
 
@@ -213,7 +260,11 @@ pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, 
 
         llm_graph_result * res = nullptr;
 
-        const auto status = run(stage_to_run(s, all_rows), ubatch, *mctx, res);
+        // the last row of a ubatch is cheaper to read than all
+        const auto n_read = std::count_if(rows.begin(), rows.end(), is_read);
+        const auto scored = n_read == 0 ? stage::readers::none : n_read == 1 && is_read(rows.back()) ? stage::readers::last_row : stage::readers::all_rows;
+
+        const auto status = run(stage_to_run(s, scored), ubatch, *mctx, res);
         if (status != GGML_STATUS_SUCCESS) {
             return to_status(status);
         }
@@ -236,7 +287,7 @@ pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, 
                     cells[flow->seq_id] = memory.cache(s).cells_of(flow->seq_id);
                 }
                 row->hidden = output.hidden(i);
-                row->scores = output.scores(i, flow->tokens, cells[flow->seq_id]);
+                row->scores = is_read(rows[i]) ? output.scores(i, flow->tokens, cells[flow->seq_id]) : std::vector<float> {};
             }
         }
 

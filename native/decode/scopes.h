@@ -3,6 +3,7 @@
 #include "ggml.h"
 
 #include <cstdint>
+#include <utility>
 
 namespace pyfastv {
 
@@ -18,6 +19,26 @@ public:
 private:
     T & target;
     T   saved;
+};
+
+// does something when a scope ends, unless it is dismissed
+template <typename F>
+class on_exit {
+public:
+    explicit on_exit(F f) : f(std::move(f)) {}
+    ~on_exit() {
+        if (!dismissed) {
+            f();
+        }
+    }
+
+    on_exit(const on_exit &) = delete;
+
+    void dismiss() { dismissed = true; }
+
+private:
+    F    f;
+    bool dismissed = false;
 };
 
 class timer {

@@ -11,18 +11,23 @@
 namespace pyfastv {
 
 stage_output::stage_output(llm_graph_result & graph, int64_t n_rows) : n_rows(n_rows) {
-    const ggml_tensor * t_rows   = ggml_graph_get_tensor(graph.get_gf(), rows_name);
-    const ggml_tensor * t_scores = ggml_graph_get_tensor(graph.get_gf(), scores_name);
+    const ggml_tensor * t_rows = ggml_graph_get_tensor(graph.get_gf(), rows_name);
 
     n_embd = t_rows->ne[0];
     rows   = std::make_shared<std::vector<float>>(n_embd*n_rows);
     ggml_backend_tensor_get(t_rows, rows->data(), 0, ggml_nbytes(t_rows));
 
-    if (t_scores) {
-        n_kv     = t_scores->ne[1];
-        n_scored = t_scores->ne[2];
-        attention.resize(n_kv*n_scored);
-        ggml_backend_tensor_get(t_scores, attention.data(), 0, ggml_nbytes(t_scores));
+    const auto blocks = scores_in(graph.get_gf());
+    for (const auto * block : blocks) {
+        n_kv      = block->ne[0];
+        n_scored += block->ne[1];
+    }
+    attention.resize(n_kv*n_scored);
+
+    auto * to = attention.data();
+    for (const auto * block : blocks) {
+        ggml_backend_tensor_get(block, to, 0, ggml_nbytes(block));
+        to += ggml_nelements(block);
     }
 }
 

@@ -4,6 +4,7 @@
 
 #include "choose/choose.h"
 #include "choose/similarity.h"
+#include "decode/caught.h"
 #include "decode/flow.h"
 #include "decode/scopes.h"
 #include "decode/stage_output.h"
@@ -17,7 +18,6 @@
 #include "ggml-backend.h"
 
 #include <algorithm>
-#include <exception>
 #include <iterator>
 #include <map>
 #include <set>
@@ -25,16 +25,6 @@
 #include <utility>
 
 namespace pyfastv {
-
-static int to_decode_result(ggml_status status) {
-    switch (status) {
-        case GGML_STATUS_SUCCESS:      return  0;
-        case GGML_STATUS_ABORTED:      return  2;
-        case GGML_STATUS_ALLOC_FAILED: return -2;
-        case GGML_STATUS_FAILED:       return -3;
-    }
-    return -3;
-}
 
 bool staged_decode::can_recall(const sequence & seq) const {
     // what a sliding window has forgotten cannot be seen by a row that comes back
@@ -78,15 +68,6 @@ bool staged_decode::takes(const llama_batch_allocr & balloc) {
         // a single row is a generated token, more are a question
         return seq != memory.sequences.end() && (!seq->second.pending.empty() || (item.second > 1 && can_recall(seq->second)));
     });
-}
-
-int staged_decode::decode(llama_batch_allocr & balloc) {
-    try {
-        return run_stage0(balloc);
-    } catch (const std::exception & err) {
-        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
-        return -2;
-    }
 }
 
 bool staged_decode::has_room_later(const llama_batch_allocr & balloc, bool visual) const {
@@ -146,7 +127,7 @@ size_t staged_decode::most_recalled(const sequence & seq, int s) const {
     return n;
 }
 
-int staged_decode::run_stage0(llama_batch_allocr & balloc) {
+int staged_decode::decode(llama_batch_allocr & balloc) {
     if (const char * reason = unsupported_output(ctx)) {
         LLAMA_LOG_ERROR("%s: %s\n", __func__, reason);
         return -1;
@@ -192,31 +173,19 @@ int staged_decode::run_stage0(llama_batch_allocr & balloc) {
     for (size_t u = 0; u < ubatches.size(); ++u) {
         const auto & ubatch = ubatches[u];
 
-        // a picture's own rows vote in one rule only
-        const auto score    = params.cuts[0].score;
-        const bool all_rows = ubatch.n_seqs_unq > 1 || score == PYFASTV_SCORE_ALL || (!visual && every_row_votes(score));
+        const bool all_rows = ubatch.n_seqs_unq > 1 || every_row_is_read(visual);
 
         llm_graph_result * res = nullptr;
 
-        const auto status = run(stage_to_run(0, all_rows), ubatch, *mctx, res);
-        if (status != GGML_STATUS_SUCCESS) {
-            for (uint32_t s = 0; s < ubatch.n_seqs_unq; ++s) {
-                const auto seq_id = ubatch.seq_id_unq[s];
+        on_exit take_back([&] { forget(ubatch); });
 
-                llama_pos p0 = INT32_MAX;
-                for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-                    if (std::count(ubatch.seq_id[i], ubatch.seq_id[i] + ubatch.n_seq_id[i], seq_id)) {
-                        p0 = std::min(p0, ubatch.pos[i]);
-                    }
-                }
-                LLAMA_LOG_WARN("%s: removing memory module entries for seq_id = %d, pos = [%d, +inf)\n", __func__, seq_id, p0);
-                memory.seq_rm(seq_id, p0, -1);
-            }
+        const auto status = run(stage_to_run(0, all_rows ? stage::readers::all_rows : stage::readers::last_row), ubatch, *mctx, res);
+        if (status != GGML_STATUS_SUCCESS) {
             return to_decode_result(status);
         }
-
         read_rows(stage_output(*res, ubatch.n_tokens), ubatch, outputs[u], visual, asking);
 
+        take_back.dismiss();
         mctx->next();
     }
 
@@ -225,6 +194,32 @@ int staged_decode::run_stage0(llama_batch_allocr & balloc) {
     n_outputs = n_outputs_all;
 
     return 0;
+}
+
+bool staged_decode::every_row_is_read(bool visual) const {
+    const auto score = params.cuts[0].score;
+
+    // a picture's own rows vote in one rule only
+    return score == PYFASTV_SCORE_ALL || (!visual && every_row_votes(score));
+}
+
+void staged_decode::forget(const llama_ubatch & ubatch) noexcept {
+    for (uint32_t s = 0; s < ubatch.n_seqs_unq; ++s) {
+        const auto seq_id = ubatch.seq_id_unq[s];
+
+        llama_pos p0 = INT32_MAX;
+        for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+            if (std::count(ubatch.seq_id[i], ubatch.seq_id[i] + ubatch.n_seq_id[i], seq_id)) {
+                p0 = std::min(p0, ubatch.pos[i]);
+            }
+        }
+        LLAMA_LOG_WARN("%s: removing memory module entries for seq_id = %d, pos = [%d, +inf)\n", __func__, seq_id, p0);
+        try {
+            memory.seq_rm(seq_id, p0, -1);
+        } catch (...) {
+            status_of_exception(__func__);
+        }
+    }
 }
 
 void staged_decode::read_rows(const stage_output & output, const llama_ubatch & ubatch, const std::vector<int8_t> & outputs,
@@ -275,7 +270,9 @@ void staged_decode::read_rows(const stage_output & output, const llama_ubatch & 
             row.causal = ctx.cparams.causal_attn;
             row.asks   = asking.count(seq_id) > 0;
             row.hidden = output.hidden(i);
-            row.scores = output.scores(i, seq.tokens, cells);
+            if (every_row_is_read(visual) || m + 1 == members.size()) {
+                row.scores = output.scores(i, seq.tokens, cells);
+            }
 
             if (visual) {
                 seq.tokens[row.token].hidden = { row.hidden };
@@ -292,20 +289,25 @@ void staged_decode::read_rows(const stage_output & output, const llama_ubatch & 
 ggml_status staged_decode::run(stage layers, const llama_ubatch & ubatch, llama_memory_context_i & mctx, llm_graph_result *& res) {
     const scoped_value<stage> scope(ctx.cparams.stage, layers);
 
+    eval.begin();
+    const scoped_value<ggml_backend_sched_eval_callback> callback(ctx.cparams.cb_eval, eval.callback());
+    const scoped_value<void *>                           data(ctx.cparams.cb_eval_user_data, &eval);
+
     ggml_status status = GGML_STATUS_FAILED;
 
     res = ctx.process_ubatch(ubatch, LLM_GRAPH_TYPE_DEFAULT, &mctx, status);
     ggml_backend_sched_synchronize(ctx.sched.get());
 
-    return status;
+    return status == GGML_STATUS_SUCCESS && eval.said() ? GGML_STATUS_ABORTED : status;
 }
 
 void staged_decode::begin_media(pyfastv_media media, const char * id, int32_t nx, int32_t ny) {
     this->media  = media;
-    media_id     = id ? id : "";
     media_nx     = std::max(nx, 0);
     media_ny     = std::max(ny, 0);
     media_begins = true;
+    media_id.clear(); // what memory runs out for is no slice of the last picture
+    media_id     = id ? id : "";
 }
 
 //

@@ -4,6 +4,7 @@
 
 #include "graph/stage.h"
 #include "memory/staged_memory.h"
+#include "stop/eval_stop.h"
 
 #include "ggml.h"
 
@@ -50,12 +51,14 @@ public:
 
     // call sites in llama_context::decode, after the batch was checked and before slots are looked for
     bool takes(const llama_batch_allocr & balloc);
-    int  decode(llama_batch_allocr & balloc); // llama_decode()'s return values
+    // llama_decode()'s return values. Of a ubatch that fails, and if it throws, nothing stays.
+    int  decode(llama_batch_allocr & balloc);
 
-    // call site in llama_context::output_reorder, which every reading of outputs passes
-    void flush_if_read();
+    // call site in llama_context::output_reorder, which every reading of outputs passes. What fails is in the log.
+    void flush_if_read() noexcept;
 
-    // every sequence that waits
+    // Every sequence that waits. Unless it returns PYFASTV_OK, and if it throws, the rows still wait, and it can be called
+    // again.
     pyfastv_status flush();
 
     void begin_media(pyfastv_media media, const char * id, int32_t nx, int32_t ny);
@@ -76,12 +79,14 @@ private:
 
     staged_decode(llama_context & ctx, const pyfastv_params & params, staged_memory & memory);
 
-    // stage s as it runs when rows wait; all_rows: whose attention is read, where the rule leaves it open
-    stage stage_to_run(int s, bool all_rows) const;
+    // stage s as it runs when rows wait; `scored`: whose attention is read, if the rule at its end reads any
+    stage stage_to_run(int s, stage::readers scored) const;
+
+    // does the first choice read the attention of every row of such a batch?
+    bool every_row_is_read(bool visual) const;
 
     bool can_recall(const sequence & seq) const;
 
-    int  run_stage0(llama_batch_allocr & balloc);
     bool has_room_later(const llama_batch_allocr & balloc, bool visual) const;
 
     // how many tokens of a sequence a question may bring back to stage s
@@ -90,11 +95,16 @@ private:
     // one ubatch through the layers of one stage; its slots were found by staged_memory::init_stage()
     ggml_status run(stage layers, const llama_ubatch & ubatch, llama_memory_context_i & mctx, llm_graph_result *& res);
 
+    // everything from the positions of the ubatch on, in its sequences
+    void forget(const llama_ubatch & ubatch) noexcept;
+
     // what stage 0 left in its graph, to the sequences of the ubatch
     void read_rows(const stage_output & output, const llama_ubatch & ubatch, const std::vector<int8_t> & outputs,
             bool visual, const std::set<llama_seq_id> & asking);
 
     pyfastv_status flush(const std::vector<llama_seq_id> & seq_ids);
+    pyfastv_status flush_read();                   // the sequences whose outputs were asked for
+    pyfastv_status fly(std::vector<flow> & flows); // through the later layers, which forget them if that fails
     pyfastv_status run_later(std::vector<flow> & flows);
     pyfastv_status run_later_stage(int s, std::vector<flow> & flows, const std::vector<int32_t> & outputs);
 
@@ -102,6 +112,7 @@ private:
     std::vector<llama_ubatch> make_ubatches(const std::vector<flow> & flows) const;
 
     llama_context  & ctx;
+    eval_stop        eval; // of ctx
     pyfastv_params   params;
     staged_memory  & memory; // owned by the context
 

@@ -41,6 +41,10 @@
 
 #include "pyfastv.h"
 
+// mtmd_encode_chunk(), mtmd_encode() and mtmd_batch_encode() return this if the context's cb_eval said stop; there is no
+// output then. Stock llama.cpp returns 0.
+#define PYFASTV_ENCODE_STOPPED 2
+
 #ifdef __cplusplus
 extern "C" {
 #endif

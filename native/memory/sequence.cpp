@@ -36,18 +36,21 @@ int32_t sequence::add_tokens(const std::vector<position> & pos, extent as, const
     const auto first = (int32_t) tokens.size();
     const auto n     = (int32_t) pos.size();
 
-    for (const auto & p : pos) {
-        tokens.push_back({ p, 1, false, {}, {}, -1 });
+    // either all is added or, if memory runs out, nothing
+    if (tokens.size() + pos.size() > tokens.capacity()) {
+        tokens.reserve(std::max(tokens.size() + pos.size(), 2*tokens.capacity()));
     }
 
     if (pictures.empty() || as == extent::picture) {
-        pictures.push_back({ id, first, {}, {} });
+        pictures.push_back({ id, first, { { 0, nx, ny } }, {} });
+    } else if (as != extent::more) {
+        pictures.back().slices.push_back({ 0, nx, ny });
     }
-    auto & slices = pictures.back().slices;
-    if (slices.empty() || as != extent::more) {
-        slices.push_back({ 0, nx, ny });
+    pictures.back().slices.back().n += n;
+
+    for (const auto & p : pos) {
+        tokens.push_back({ p, 1, false, {}, {}, -1 });
     }
-    slices.back().n += n;
 
     return first;
 }
@@ -110,6 +113,9 @@ sequence::undone sequence::truncate(llama_pos p0) {
             pictures.pop_back();
         }
     }
+    // those in front of a token that is gone, whose position did not move with theirs
+    erase(p0, INT32_MAX);
+
     for (auto & of_cut : scores) {
         of_cut.resize(std::min(of_cut.size(), tokens.size()));
     }

@@ -44,9 +44,13 @@ public:
     }
 
     void compute(ggml_backend_t backend) {
-        if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) {
-            throw std::bad_alloc();
+        switch (ggml_backend_graph_compute(backend, graph)) {
+            case GGML_STATUS_SUCCESS:      return;
+            case GGML_STATUS_ABORTED:      throw aborted();
+            case GGML_STATUS_ALLOC_FAILED: throw std::bad_alloc();
+            case GGML_STATUS_FAILED:       break;
         }
+        throw std::runtime_error("a product of matrices could not be computed");
     }
 
 private:
@@ -75,6 +79,10 @@ std::vector<float> unit_rows(const float * values, int64_t n, int64_t d) {
 }
 
 std::vector<float> row_products(const float * a, int64_t n_a, const float * b, int64_t n_b, int64_t d, ggml_backend_t backend) {
+    if (n_a == 0 || n_b == 0) {
+        return {};
+    }
+
     products graph(1);
 
     auto * x   = graph.input(n_a, d);
@@ -93,6 +101,10 @@ std::vector<float> row_products(const float * a, int64_t n_a, const float * b, i
 
 std::vector<float> cosines(const float * values, int64_t n, int64_t d, ggml_backend_t backend) {
     constexpr int64_t block = 512;
+
+    if (n == 0) {
+        return {};
+    }
 
     const auto    unit     = unit_rows(values, n, d);
     const int64_t n_blocks = (n + block - 1)/block;

@@ -3,10 +3,16 @@
 #include "ggml-backend.h"
 
 #include <cstdint>
+#include <stdexcept>
 #include <vector>
 
-// Products of rows of F32 numbers. `backend`: a CPU that computes them. Throws std::bad_alloc.
+// Products of rows of F32 numbers. `backend`: a CPU that computes them. Throws std::bad_alloc, aborted, std::runtime_error.
 namespace pyfastv {
+
+// the abort callback of the backend said stop
+struct aborted : std::runtime_error {
+    aborted() : std::runtime_error("stopped by the abort callback") {}
+};
 
 // F32 [n, d] of length 1 each, or of length 0
 std::vector<float> unit_rows(const float * values, int64_t n, int64_t d);

@@ -52,10 +52,19 @@ void engine::clear_turbo() {
 void engine::attach(const pyfastv_params * params) {
     const log_scope log(options.verbose);
 
+    require_memory();
+
     const auto status = pyfastv_attach(ctx.get(), params);
+    lost_memory = status != PYFASTV_OK && !llama_get_memory(ctx.get());
     reset();
     if (status != PYFASTV_OK) {
         throw error(kind_of(status), pyfastv_last_error());
+    }
+}
+
+void engine::require_memory() const {
+    if (lost_memory) {
+        throw error(error_kind::out_of_memory, "the context lost its KV cache when memory ran out: load the model again");
     }
 }
 
@@ -167,6 +176,7 @@ void engine::prefill(const std::string & text, const std::vector<image> & images
         reset();
         unsound = false;
     }
+    require_memory();
 
     auto prompt = tokenized(text, images, add_bos);
     if (reduce_how) {
@@ -319,11 +329,8 @@ const encoded_slice & engine::encode(const prompt_piece & piece) {
     start_workers((int32_t) options.n_threads);
 
     const stopwatch watch;
-    if (mtmd_encode_chunk(vision.get(), piece.chunk) != 0) {
-        throw log.failure(error_kind::decode, "the vision encoder failed");
-    }
-    if (stop_requested()) {
-        throw interrupted(); // what is there may be half of it, and must not be kept
+    if (!encode_piece(vision.get(), piece, log)) {
+        throw interrupted();
     }
     counts.encode_ms += watch.ms();
     counts.pictures_encoded += piece.slice == 0;

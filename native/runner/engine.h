@@ -92,6 +92,7 @@ public:
 
 private:
     void attach(const pyfastv_params * params);
+    void require_memory() const;
     int32_t check_cut(int32_t cut) const;
 
     // how many pieces at the start of the prompt the context holds; the rest of the context is removed
@@ -153,6 +154,7 @@ private:
     int64_t    t_last_poll_us = 0;
     bool       was_stopped    = false;
     bool       unsound        = false; // an exception passed through a computation: the context has to be cleared
+    bool       lost_memory    = false; // what stages take and give back could not be had again
 };
 
 } // namespace pyfastv

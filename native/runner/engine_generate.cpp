@@ -29,6 +29,7 @@ void engine::feed(llama_token token) {
     }
 
     check_sound();
+    require_memory();
 
     prompt_piece piece;
     piece.token = token;

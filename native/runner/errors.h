@@ -1,6 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
+#include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -27,6 +30,21 @@ struct error : std::runtime_error {
     int64_t n_tokens = 0;
     int64_t n_ctx    = 0;
 };
+
+// What f() throws, as an error; none if it returns.
+template <typename F>
+std::optional<error> error_of(F && f) {
+    try {
+        f();
+        return std::nullopt;
+    } catch (const error & err) {
+        return err;
+    } catch (const std::bad_alloc &) {
+        return error(error_kind::out_of_memory, "out of memory");
+    } catch (const std::exception & err) {
+        return error(error_kind::decode, err.what());
+    }
+}
 
 // The caller's callback said stop; whoever set the callback knows why.
 struct interrupted : std::runtime_error {

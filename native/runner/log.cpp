@@ -8,6 +8,7 @@
 
 #include <cstdio>
 #include <mutex>
+#include <new>
 
 namespace pyfastv {
 
@@ -26,7 +27,7 @@ struct log_sink {
             return;
         }
         if (level == GGML_LOG_LEVEL_ERROR) {
-            current->errors += text;
+            current->add(text);
         }
         if (current->verbose) {
             fputs(text, stderr);
@@ -65,6 +66,14 @@ log_scope::log_scope(bool verbose) : outer(current), verbose(verbose) {
 
 log_scope::~log_scope() {
     current = outer;
+}
+
+void log_scope::add(const char * line) noexcept {
+    try {
+        errors += line;
+    } catch (const std::bad_alloc &) {
+        // the C code that logs must not be left by an exception
+    }
 }
 
 std::string log_scope::reason(const std::string & otherwise) const {

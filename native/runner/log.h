@@ -23,6 +23,8 @@ public:
     error failure(error_kind kind, const std::string & what, const std::string & otherwise = "no reason was given") const;
 
 private:
+    void add(const char * line) noexcept;
+
     log_scope * outer;
     bool        verbose;
     std::string errors;

@@ -100,12 +100,20 @@ void slots::check_idle() const {
     }
 }
 
+void slots::require_memory() const {
+    if (lost_memory) {
+        throw error(error_kind::out_of_memory, "the context lost its KV cache when memory ran out: load the model again");
+    }
+}
+
 void slots::attach(const pyfastv_params * params) {
     check_idle();
+    require_memory();
     const log_scope log(options.verbose);
 
     const auto status = pyfastv_attach(ctx.get(), params);
-    n_cuts = pyfastv_get_report(ctx.get()).n_stages - 1;
+    lost_memory = status != PYFASTV_OK && !llama_get_memory(ctx.get());
+    n_cuts = std::max(0, pyfastv_get_report(ctx.get()).n_stages - 1);
     reset();
     if (status != PYFASTV_OK) {
         throw error(kind_of(status), pyfastv_last_error());
@@ -176,6 +184,7 @@ int64_t slots::start(slot_request request) {
     if (request.wanted.pieces.empty()) {
         throw error(error_kind::option, "this request was started already");
     }
+    require_memory();
     if (n_idle() == 0) {
         throw error(error_kind::option, "all " + std::to_string(n_slots()) + " slots are busy");
     }
@@ -230,6 +239,7 @@ std::vector<slot_event> slots::step() {
     start_workers((int32_t) options.n_threads);
 
     events out;
+    out.reserve(3*all.size()); // more than there can be: none is lost when memory runs out
     end_cancelled(out);
     generate(out);
     prefill(out);
@@ -270,13 +280,16 @@ slot * slots::find(int64_t id) {
 
 void slots::end(slot & s, slot_event & event) {
     if (!s.idle()) {
-        event.report = report(s);
-        for (int32_t cut = 0; cut < n_cuts; ++cut) {
-            event.kept.push_back(kept(s, cut));
-        }
-        event.grids.resize(pyfastv_get_grids(ctx.get(), s.seq_id, nullptr, 0));
-        pyfastv_get_grids(ctx.get(), s.seq_id, event.grids.data(), event.grids.size());
-        event.pictures = pictures_of(s.evaluated);
+        // a request ends, whether or not there is memory to say what it did
+        error_of([&] {
+            event.report = report(s);
+            for (int32_t cut = 0; cut < n_cuts; ++cut) {
+                event.kept.push_back(kept(s, cut));
+            }
+            event.grids.resize(pyfastv_get_grids(ctx.get(), s.seq_id, nullptr, 0));
+            pyfastv_get_grids(ctx.get(), s.seq_id, event.grids.data(), event.grids.size());
+            event.pictures = pictures_of(s.evaluated);
+        });
     }
 
     s.now     = slot::state::idle;

@@ -140,6 +140,7 @@ private:
 
     void attach(const pyfastv_params * params);
     void check_idle() const;
+    void require_memory() const;
 
     slot * find(int64_t id);
 
@@ -159,8 +160,9 @@ private:
     const llama_vocab * vocab = nullptr;
     llama_context_ptr   ctx;
     mtmd_context_ptr    vision;
-    int32_t             n_ctx_slot = 0;
-    int32_t             n_cuts     = 0;
+    int32_t             n_ctx_slot  = 0;
+    int32_t             n_cuts      = 0;
+    bool                lost_memory = false; // what stages take and give back could not be had again
 
     encoder_cache               encoded;
     std::unique_ptr<turbo_gate> gate;    // of vision

@@ -147,16 +147,8 @@ void slots::run(const std::vector<part> & parts, events & out) {
     const bool alone     = parts.size() == 1;
     const bool of_prompt = parts[0].s->now == slot::state::starting; // then all are
 
-    std::optional<stage_times> times;
-    if (of_prompt) {
-        times.emplace(ctx.get());
-    }
-
+    std::optional<stage_times>        times;
     std::vector<std::vector<int32_t>> entered_before;
-    for (const auto & part : parts) {
-        const bool recalls = of_prompt && part.reads && !part.s->questions.empty();
-        entered_before.push_back(recalls ? entered(*part.s) : std::vector<int32_t> {});
-    }
 
     int32_t                    result = 0;
     std::vector<const float *> logits; // of every part; empty: they could not be computed
@@ -167,13 +159,25 @@ void slots::run(const std::vector<part> & parts, events & out) {
             logits = read_logits(parts);
         }
     };
-    if (alone) {
-        working(*parts[0].s, compute);
-    } else {
-        compute();
-    }
+    const auto thrown = error_of([&] {
+        if (of_prompt) {
+            times.emplace(ctx.get());
+        }
+        for (const auto & part : parts) {
+            const bool recalls = of_prompt && part.reads && !part.s->questions.empty();
+            entered_before.push_back(recalls ? entered(*part.s) : std::vector<int32_t> {});
+        }
+        if (alone) {
+            working(*parts[0].s, compute);
+        } else {
+            compute();
+        }
+        if (times) {
+            times->stop();
+        }
+    });
 
-    if (logits.empty()) {
+    if (thrown || logits.empty()) {
         for (const auto & part : parts) {
             keep(*part.s, part.s->evaluated.size());
         }
@@ -183,6 +187,9 @@ void slots::run(const std::vector<part> & parts, events & out) {
             }
         } else if (is_cancelled(*parts[0].s)) {
             // ends with this step
+        } else if (thrown) {
+            clear(*parts[0].s);
+            fail(*parts[0].s, *thrown, out);
         } else if (result == 1) {
             no_room(*parts[0].s, out);
         } else {
@@ -198,22 +205,18 @@ void slots::run(const std::vector<part> & parts, events & out) {
         n_rows += part.pieces.size();
     }
     const double ms = watch.ms();
-    if (times) {
-        times->stop();
-    }
 
-    for (size_t i = 0; i < parts.size(); ++i) {
+    const auto take = [&](size_t i) {
         auto & s = *parts[i].s;
 
         advance(s, parts[i].pieces, s.n_past + (llama_pos) parts[i].pieces.size());
 
         if (!of_prompt) {
             s.counts.generate_ms += ms;
-            continue;
+        } else {
+            times->add_to(s.counts, (double) parts[i].pieces.size()/n_rows);
         }
-        times->add_to(s.counts, (double) parts[i].pieces.size()/n_rows);
-
-        if (parts[i].reads) {
+        if (of_prompt && parts[i].reads) {
             if (!s.questions.empty()) {
                 const auto now    = entered(s);
                 auto &     before = entered_before[i];
@@ -224,10 +227,14 @@ void slots::run(const std::vector<part> & parts, events & out) {
             }
             s.questions.push_back({ s.n_past, n_visual(s.evaluated) });
         }
-    }
-    for (size_t i = 0; i < parts.size(); ++i) {
         if (parts[i].reads) {
-            sample(*parts[i].s, logits[i], out);
+            sample(s, logits[i], out);
+        }
+    };
+    for (size_t i = 0; i < parts.size(); ++i) {
+        if (const auto failure = error_of([&] { take(i); })) {
+            clear(*parts[i].s);
+            fail(*parts[i].s, *failure, out);
         }
     }
 }
@@ -317,18 +324,17 @@ bool slots::prefill_picture(events & out) {
     }
     auto & s = **it;
 
-    if (take_over(s)) {
-        return true;
-    }
     int32_t         result = 0;
     const log_scope log(options.verbose);
-    try {
-        if (!fetch(s)) {
-            return true;
+
+    const auto thrown = error_of([&] {
+        if (!take_over(s) && fetch(s)) {
+            result = decode_visual(s, s.next_piece());
         }
-        result = decode_visual(s, s.next_piece());
-    } catch (const error & err) {
-        fail(s, err, out);
+    });
+    if (thrown) {
+        keep(s, s.evaluated.size());
+        fail(s, *thrown, out);
         return true;
     }
     if (result == 0 || is_cancelled(s)) {
@@ -392,14 +398,11 @@ const encoded_slice * slots::encode(slot & s, const prompt_piece & piece, bool &
 
     const encoded_slice * res = nullptr;
     gate->with(piece.turbo, [&] {
-        int32_t result = 0;
-        working(s, [&] { result = mtmd_encode_chunk(vision.get(), piece.chunk); });
+        bool whole = false;
+        working(s, [&] { whole = encode_piece(vision.get(), piece, log); });
 
-        if (is_cancelled(s)) {
-            return; // what is there may be half of it
-        }
-        if (result != 0) {
-            throw log.failure(error_kind::decode, "the vision encoder failed");
+        if (!whole) {
+            return;
         }
         s.counts.encode_ms += watch.ms();
         s.counts.pictures_encoded += piece.slice == 0;

@@ -46,6 +46,15 @@ void turbo_gate::leave() {
     left.notify_all();
 }
 
+bool encode_piece(mtmd_context * vision, const prompt_piece & piece, const log_scope & log) {
+    const int32_t result = mtmd_encode_chunk(vision, piece.chunk);
+
+    if (result != 0 && result != PYFASTV_ENCODE_STOPPED) {
+        throw log.failure(error_kind::decode, "the vision encoder failed");
+    }
+    return result == 0;
+}
+
 encoded_slice encoder_output(mtmd_context * vision, const llama_model * model, const prompt_piece & piece) {
     const float * embd = mtmd_get_output_embd(vision);
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "runner/encoder_cache.h"
+#include "runner/log.h"
 #include "runner/prompt.h"
 
 #include "mtmd.h"
@@ -16,6 +17,9 @@ namespace pyfastv {
 // Turbo in a vision encoder: the language of pyfastv_turbo_parse(), empty for none. vision may be null if there is none.
 // Throws error(option), error(unsupported).
 void attach_turbo(mtmd_context * vision, const std::string & spec);
+
+// Runs the encoder; false: it was stopped, and there is no output. Throws error(decode). log: of this scope
+bool encode_piece(mtmd_context * vision, const prompt_piece & piece, const log_scope & log);
 
 // Of the piece, which was encoded last.
 encoded_slice encoder_output(mtmd_context * vision, const llama_model * model, const prompt_piece & piece);

@@ -11,12 +11,20 @@
 #include "ggml-backend.h"
 #include "ggml.h"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace pyfastv {
 namespace {
+
+// Rows are scored in blocks, one after another in the same memory: [n_kv, rows, n_head] of a whole ubatch may be gigabytes.
+constexpr int64_t min_rows_in_block = 32; // fewer make the products slower
+constexpr int64_t max_blocks        = 16; // each has nodes of its own
+
+constexpr const char * scores_name = "pyfastv_scores";
 
 // how far to turn back: minus the positions of the cells, and of the last rows of the ubatch
 class graph_input_turn_back : public llm_graph_input_i {
@@ -91,7 +99,40 @@ void turn_back(const llm_graph_context & graph, ggml_tensor *& q, ggml_tensor *&
     k = turned(graph, k, cells, il);
 }
 
+// [n_kv, n_rows, n_head] -> [n_kv, n_rows, 1] sum over the heads, in place: half of them are added to the other half,
+// which takes no memory but theirs
+ggml_tensor * sum_of_heads(ggml_context * ctx, ggml_tensor * p) {
+    const auto heads = [&](int64_t first, int64_t n) {
+        return ggml_view_3d(ctx, p, p->ne[0], p->ne[1], n, p->nb[1], p->nb[2], first*p->nb[2]);
+    };
+
+    std::vector<ggml_tensor *> odd;
+    while (p->ne[2] > 1) {
+        const int64_t half = p->ne[2]/2;
+        if (p->ne[2] % 2 == 1) {
+            odd.push_back(heads(2*half, 1));
+        }
+        p = ggml_add_inplace(ctx, heads(0, half), heads(half, half));
+    }
+    for (ggml_tensor * head : odd) {
+        p = ggml_add_inplace(ctx, p, head);
+    }
+    return p;
+}
+
+ggml_tensor * rows_of(ggml_context * ctx, ggml_tensor * x, int64_t first, int64_t n) {
+    return ggml_view_4d(ctx, x, x->ne[0], n, x->ne[2], x->ne[3], x->nb[1], x->nb[2], x->nb[3], first*x->nb[1]);
+}
+
 } // namespace
+
+std::vector<const ggml_tensor *> scores_in(ggml_cgraph * gf) {
+    std::vector<const ggml_tensor *> res;
+    while (const auto * block = ggml_graph_get_tensor(gf, (scores_name + std::to_string(res.size())).c_str())) {
+        res.push_back(block);
+    }
+    return res;
+}
 
 void add_scores(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * kq_b,
         ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale, int il) {
@@ -106,33 +147,36 @@ void add_scores(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * 
 
     ggml_context * ctx = graph.ctx0;
 
-    const int64_t n_rows = stage.scored == stage::readers::all_rows ? q->ne[1] : 1;
-    const int64_t first  = q->ne[1] - n_rows;
+    const int64_t n_tokens = q->ne[1];
+    const int64_t n_rows   = stage.scored == stage::readers::all_rows ? n_tokens : 1;
+    const int64_t n_block  = std::max(min_rows_in_block, (n_rows + max_blocks - 1)/max_blocks);
 
-    ggml_tensor * q_rows    = ggml_view_4d(ctx, q, q->ne[0], n_rows, q->ne[2], q->ne[3], q->nb[1], q->nb[2], q->nb[3], first*q->nb[1]);
-    ggml_tensor * mask_rows = ggml_view_2d(ctx, kq_mask, kq_mask->ne[0], n_rows, kq_mask->nb[1], first*kq_mask->nb[1]);
-
+    q = rows_of(ctx, q, n_tokens - n_rows, n_rows);
     if (stage.no_rope) {
-        turn_back(graph, q_rows, k, il);
+        turn_back(graph, q, k, il);
     }
 
-    ggml_tensor * p = ggml_mul_mat(ctx, k, q_rows); // [n_kv, n_rows, n_head]
-    ggml_prec_set_acc(p, GGML_PREC_F32);
+    int n_blocks = 0;
+    for (int64_t first = 0; first < n_rows; first += n_block) {
+        const int64_t n = std::min(n_block, n_rows - first);
 
-    if (graph.hparams.attn_soft_cap) {
-        const float cap = graph.hparams.f_attn_logit_softcapping;
-        p = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, p, 1.0f/cap)), cap);
+        ggml_tensor * p = ggml_mul_mat(ctx, k, rows_of(ctx, q, first, n)); // [n_kv, n, n_head]
+        ggml_prec_set_acc(p, GGML_PREC_F32);
+
+        if (graph.hparams.attn_soft_cap) {
+            const float cap = graph.hparams.f_attn_logit_softcapping;
+            p = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, p, 1.0f/cap)), cap);
+        }
+
+        p = ggml_soft_max_ext(ctx, p, rows_of(ctx, kq_mask, n_tokens - n_rows + first, n), kq_scale, graph.hparams.f_max_alibi_bias);
+        ggml_soft_max_add_sinks(p, sinks);
+
+        p = ggml_scale(ctx, sum_of_heads(ctx, p), 1.0f/p->ne[2]); // [n_kv, n]
+
+        ggml_format_name(p, "%s%d", scores_name, n_blocks++);
+        ggml_set_output(p);
+        ggml_build_forward_expand(graph.gf, p);
     }
-
-    p = ggml_soft_max_ext(ctx, p, mask_rows, kq_scale, graph.hparams.f_max_alibi_bias);
-    ggml_soft_max_add_sinks(p, sinks);
-
-    p = ggml_cont(ctx, ggml_permute(ctx, p, 1, 2, 0, 3)); // [n_head, n_kv, n_rows]
-    p = ggml_mean(ctx, p);                                // [1, n_kv, n_rows]
-
-    ggml_set_name(p, scores_name);
-    ggml_set_output(p);
-    ggml_build_forward_expand(graph.gf, p);
 }
 
 } // namespace pyfastv

@@ -1,12 +1,13 @@
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
+struct ggml_cgraph;
 struct ggml_tensor;
 struct llm_graph_context;
 
 namespace pyfastv {
-
-// name of the output of add_scores(): F32 [1, n_kv, n_rows], one score for each KV cell
-constexpr const char * scores_name = "pyfastv_scores";
 
 // Beside the attention of the last layer of a stage that ends early: how much attention the last row of the ubatch, or
 // every row (stage::scored), pays to every KV cell, softmax over the cells, mean over the heads. Flash attention,
@@ -20,5 +21,11 @@ constexpr const char * scores_name = "pyfastv_scores";
 // section 4). Throws unsupported where that cannot be done: M-RoPE, and quantized keys.
 void add_scores(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * kq_b,
         ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale, int il);
+
+// How many tensors add_scores() makes at most.
+constexpr uint32_t max_score_nodes = 1024;
+
+// What add_scores() left in a graph: blocks of rows, in order, each F32 [n_kv, rows of the block]. Empty: nothing.
+std::vector<const ggml_tensor *> scores_in(ggml_cgraph * gf);
 
 } // namespace pyfastv

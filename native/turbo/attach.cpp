@@ -2,6 +2,7 @@
 
 #include "pyfastv_turbo.h"
 
+#include "capi/caught.h"
 #include "turbo/params.h"
 #include "turbo/plan.h"
 #include "turbo/turbo.h"
@@ -21,9 +22,14 @@ namespace {
 
 thread_local std::string last_error;
 
-pyfastv_status fail(pyfastv_status status, const std::string & message) {
-    last_error = message;
-    return status;
+// f(), or, with what it throws as the last error, its status
+template <typename F>
+pyfastv_status guarded(F && f) noexcept {
+    try {
+        return f();
+    } catch (...) {
+        return pyfastv::caught(last_error);
+    }
 }
 
 // blocks that run: clip_graph_llava and build_vit
@@ -114,19 +120,20 @@ struct pyfastv_turbo_params pyfastv_turbo_default_params(void) {
 }
 
 enum pyfastv_status pyfastv_turbo_parse(const char * text, struct pyfastv_turbo_params * params) {
-    try {
+    return guarded([&] {
         const auto res = pyfastv::parse_turbo(text);
         pyfastv::validate(res);
         *params = res;
         return PYFASTV_OK;
-    } catch (const std::invalid_argument & err) {
-        return fail(PYFASTV_BAD_PARAMS, err.what());
-    }
+    });
 }
 
 const char * pyfastv_turbo_unsupported_reason(const struct mtmd_context * ctx) {
-    last_error = unsupported(ctx);
-    return last_error.empty() ? nullptr : last_error.c_str();
+    const auto status = guarded([&] {
+        last_error = unsupported(ctx);
+        return PYFASTV_OK;
+    });
+    return status == PYFASTV_OK && last_error.empty() ? nullptr : last_error.c_str();
 }
 
 enum pyfastv_status pyfastv_turbo_attach(struct mtmd_context * ctx, const struct pyfastv_turbo_params * params) {
@@ -136,16 +143,15 @@ enum pyfastv_status pyfastv_turbo_attach(struct mtmd_context * ctx, const struct
         }
         return PYFASTV_OK;
     }
-    const auto reason = unsupported(ctx);
-    if (!reason.empty()) {
-        return fail(PYFASTV_UNSUPPORTED, "this encoder's tokens cannot be merged: " + reason);
-    }
-    try {
+    return guarded([&] {
+        const auto reason = unsupported(ctx);
+        if (!reason.empty()) {
+            last_error = "this encoder's tokens cannot be merged: " + reason;
+            return PYFASTV_UNSUPPORTED;
+        }
         attach(ctx, *params);
         return PYFASTV_OK;
-    } catch (const std::invalid_argument & err) {
-        return fail(PYFASTV_BAD_PARAMS, err.what());
-    }
+    });
 }
 
 size_t pyfastv_turbo_places(const struct mtmd_context * ctx, int32_t * out, size_t cap) {
@@ -164,9 +170,11 @@ void pyfastv_turbo_set_places(struct mtmd_context * ctx, const int32_t * places,
     auto * clip = mtmd_get_vision(ctx);
     if (clip && clip_get_turbo(clip)) {
         auto & turbo = *clip_get_turbo(clip);
-        turbo.places.assign(places, places + n);
-        turbo.sizes.clear();
-        turbo.targets.clear();
+        turbo.forget();
+        guarded([&] {
+            turbo.places.assign(places, places + n);
+            return PYFASTV_OK;
+        });
     }
 }
 

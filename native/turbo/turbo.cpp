@@ -7,6 +7,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <numeric>
+#include <stdexcept>
+#include <string>
+#include <utility>
 
 namespace pyfastv {
 
@@ -39,10 +42,25 @@ static std::vector<int32_t> download(const ggml_tensor * t) {
     return res;
 }
 
-void turbo::read_outputs() {
+// a number that a graph left, which is to be an index of n
+template <typename T>
+static int32_t index_below(int32_t n, T value) {
+    // written so that NaN fails
+    if (!(value >= 0 && value < n)) {
+        throw std::runtime_error("the merging of the picture's tokens was not computed: there is an index " + std::to_string(value) +
+                " of " + std::to_string(n));
+    }
+    return (int32_t) value;
+}
+
+void turbo::forget() {
     places.clear();
     sizes.clear();
     targets.clear();
+}
+
+void turbo::read_outputs() {
+    forget();
 
     if (steps.empty()) {
         return;
@@ -57,28 +75,41 @@ void turbo::read_outputs() {
         const auto partners = download(step.partners);
         const auto order    = download(step.order);
 
+        const int32_t n_evens = (int32_t) partners.size();
+        const int32_t n_left  = step.n_in - step.n_merged;
+
         std::vector<int32_t> into(step.n_in);
-        for (int32_t i = 0; i < step.n_in - step.n_merged; ++i) {
-            into[order[i]] = i;
+        for (int32_t i = 0; i < n_left; ++i) {
+            into[index_below(step.n_in, order[i])] = i;
         }
         for (int32_t i = 0; i < step.n_merged; ++i) {
-            const int32_t even = ranked[i];
-            into[cls + 2*even] = into[cls + 2*partners[even] + 1];
+            const int32_t even = index_below(n_evens, ranked[i]);
+            const int32_t odd  = index_below((step.n_in - cls)/2, partners[even]);
+            into[cls + 2*even] = into[cls + 2*odd + 1];
         }
         for (auto & token : part_of) {
-            token = into[token];
+            token = into[token]; // less than n_left
         }
     }
+
+    const auto n_patches = (int32_t) part_of.size() - cls;
 
     std::vector<float> raster(ggml_nelements(out_place));
     ggml_backend_tensor_get(out_place, raster.data(), 0, ggml_nbytes(out_place));
-    places.assign(raster.begin() + cls, raster.end());
 
-    sizes.resize(places.size());
-    for (size_t i = cls; i < part_of.size(); ++i) {
-        targets.push_back(part_of[i] - cls);
-        sizes[targets.back()]++;
+    std::vector<int32_t> new_places, new_targets;
+    for (size_t i = cls; i < raster.size(); ++i) {
+        new_places.push_back(index_below(n_patches, raster[i]));
     }
+    std::vector<int32_t> new_sizes(new_places.size());
+    for (size_t i = cls; i < part_of.size(); ++i) {
+        new_targets.push_back(index_below((int32_t) new_places.size(), part_of[i] - cls));
+        new_sizes[new_targets.back()]++;
+    }
+
+    places  = std::move(new_places);
+    sizes   = std::move(new_sizes);
+    targets = std::move(new_targets);
 }
 
 bool turbo_positions(const mtmd_context * ctx, int32_t n_tokens, int32_t first, int32_t * positions) {

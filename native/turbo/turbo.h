@@ -46,7 +46,11 @@ struct turbo {
 
     int32_t count(int32_t n_patches) const;
 
+    void forget(); // the last picture
+
     void set_inputs() const;
+
+    // Throws std::runtime_error if the graph was not computed: what it left then points outside the picture.
     void read_outputs();
 };
 
@@ -66,5 +70,6 @@ bool turbo_positions(const mtmd_context * ctx, int32_t n_tokens, int32_t first, 
 // defined in clip.cpp and mtmd.cpp by third_party/patches
 std::unique_ptr<pyfastv::turbo> & clip_get_turbo(clip_ctx * ctx);
 const clip_model &                clip_get_model(const clip_ctx * ctx);
+int32_t                           clip_get_failure(const clip_ctx * ctx); // mtmd_encode_chunk()'s value after one of clip_encode()
 clip_ctx *                        mtmd_get_vision(const mtmd_context * ctx);
 int32_t                           mtmd_image_tokens_get_n_patches(const mtmd_image_tokens * image_tokens);

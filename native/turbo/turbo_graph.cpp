@@ -25,6 +25,7 @@ turbo_graph::turbo_graph(turbo & state, ggml_context * ctx0, ggml_cgraph * gf, i
         return t;
     };
 
+    state.forget();
     state.steps.clear();
     state.in_size   = size  = input(GGML_TYPE_F32, "turbo_size");
     state.in_place  = place = input(GGML_TYPE_F32, "turbo_place");

@@ -67,6 +67,7 @@ class Batcher:
         self._totals = dict.fromkeys(_TOTALS, 0)
         self._seconds = 1.0  # that a request holds a slot, a running mean
         self._closing = False
+        self._failure: BaseException | None = None  # that ended the pool's thread
         self._closed = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="pyfastv-pool", daemon=True)
         try:
@@ -90,8 +91,10 @@ class Batcher:
                 self._changed.notify_all()
 
     def add(self, item: Active) -> None:
-        """To the queue; from within :meth:`place`."""
+        """To the queue; from within :meth:`place`. Raises ClosedError."""
         with self._changed:
+            if self._failure is not None:
+                raise ClosedError("the pool's thread has ended: make a new pool") from self._failure
             self._waiting.append(item)
             self._totals["requests"] += 1
             self._changed.notify_all()
@@ -159,6 +162,23 @@ class Batcher:
     # the pool's thread
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            with self._changed:  # whoever waits is told, whoever comes is refused
+                self._closing, self._failure = True, error
+                lost = [*self._active.values(), *self._waiting]
+                if self._admitting is not None:
+                    lost.append(self._admitting)
+                self._active.clear()
+                self._waiting.clear()
+                self._admitting = None
+                self._changed.notify_all()
+            for item in lost:
+                item.job._end(None, None, error)
+            raise
+
+    def _serve(self) -> None:
         restored = True  # or it cannot be
         while True:
             with self._changed:
@@ -171,7 +191,7 @@ class Batcher:
                 restore = not self._waiting and not self._active
             if restore:
                 restored = True
-                with suppress(Error):  # the next request meets it again
+                with suppress(Exception):  # the next request meets it again
                     self._put_in_force(self._fastv)
                 continue
             restored = False
@@ -215,31 +235,27 @@ class Batcher:
                 self._end(item, None, error)
             return
         for event in events:
+            number = event["id"]
+            item = self._active[number]
             try:
-                self._deliver(event)
-            except MemoryError as error:
-                self._lose(event["id"], error)
+                self._deliver(event, item)
+            except Exception as error:  # of this request alone
+                item.job._end(None, None, error)
+                if number in self._active:  # until its last event
+                    self._slots.cancel(number)
 
-    def _lose(self, number: int, error: Exception) -> None:
-        """End a request whose event could not be delivered."""
-        self._slots.cancel(number)
-        with self._changed:
-            item = self._active.pop(number, None)
-        if item is not None:
-            self._end(item, None, error)
-
-    def _deliver(self, event: dict[str, Any]) -> None:
+    def _deliver(self, event: dict[str, Any], item: Active) -> None:
         number = event["id"]
-        item = self._active[number]
+        ended = event["finish"] is not None or event["error"] is not None
+        if ended:
+            with self._changed:
+                del self._active[number]
         stopped_before = item.stopped
         item.take(event)
         if item.stopped and not stopped_before:
             self._slots.cancel(number)
-        if event["finish"] is None and event["error"] is None:
-            return
-        with self._changed:
-            del self._active[number]
-        self._end(item, event, event["error"])
+        if ended:
+            self._end(item, event, event["error"])
 
     def _end(self, item: Active, event: dict[str, Any] | None, error: BaseException | None) -> None:
         report = None
