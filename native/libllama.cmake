@@ -11,12 +11,17 @@ set(PYFASTV_SOURCES
     decode/flush.cpp
     decode/stage_output.cpp
     decode/staged_decode.cpp
+    grammar/left_recursion.cpp
     graph/stage_graph.cpp
     memory/sequence.cpp
+    memory/sequence_state.cpp
     memory/stage_cache.cpp
     memory/staged_memory.cpp
     memory/state.cpp
     products/products.cpp
+    regex/matcher.cpp
+    regex/parse.cpp
+    regex/split.cpp
     schedule/names.cpp
     schedule/schedule.cpp
     schedule/validate.cpp

@@ -1,4 +1,4 @@
-"""Checks of numbers that come from outside: the message names the value and the limits."""
+"""Checks of values that come from outside: the message names the value and the limits."""
 
 from __future__ import annotations
 
@@ -36,3 +36,31 @@ def real(name: str, value: object, wanted: str, low: float = -math.inf, high: fl
     if not math.isfinite(number) or not low <= number <= high:
         raise OptionError(f"{name} must be {wanted}; got {value!r}")
     return number
+
+
+def shown(value: object) -> str:
+    """The beginning of a value's repr, for a message; of any value."""
+    try:
+        return repr(value)[:200]
+    except (RecursionError, ValueError):  # ValueError: an integer of thousands of digits
+        return f"a {type(value).__name__} that is too deep or too large to be shown"
+
+
+def utf8(name: str, value: str) -> str:
+    """``value``, if it is text that can be written as UTF-8; else raises OptionError.
+
+    What cannot are lone surrogates: Python keeps bytes of file names and arguments that are not UTF-8 as such, and JSON
+    can spell them."""
+    if not isinstance(value, str):
+        raise OptionError(f"{name} must be text; got {shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code, around = ord(value[error.start]), value[max(0, error.start - 20) : error.start + 20]
+        what = (
+            f"the byte 0x{code - 0xDC00:02X}, which is not UTF-8,"
+            if 0xDC80 <= code <= 0xDCFF
+            else f"half of a character (the lone surrogate U+{code:04X})"
+        )
+        raise OptionError(f"{name} has {what} at character {error.start}: {around!r}") from None
+    return value

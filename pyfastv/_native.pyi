@@ -313,5 +313,9 @@ class Slots:
     def reset(self) -> None:
         """Forget the context and every request."""
 
+def regex_split(text: str, expression: str) -> list[int] | None:
+    """Lengths of the expression's matches in a text and of what lies between, in order: native/regex/split.h, as
+    pre-tokenizers use it. None: the expression has something that it does not take."""
+
 def json_schema_to_gbnf(schema: str) -> str:
     """llama.cpp's grammar for a JSON schema (JSON text; depth and strings bounded by the caller). Raises OptionError."""

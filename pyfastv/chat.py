@@ -14,6 +14,7 @@ import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from ._checks import shown, utf8
 from .errors import ModelError, OptionError
 from .images import Picture, Pictures, as_list
 
@@ -42,7 +43,7 @@ Message = dict[str, Any]
 def user_message(question: object, pictures: Pictures = None) -> Message:
     """A question, its pictures first."""
     if not isinstance(question, str):
-        raise OptionError(f"question must be a string; got {question!r:.200}")
+        raise OptionError(f"question must be a string; got {shown(question)}")
     parts: list[Message] = [{"type": "image", "image": picture} for picture in as_list(pictures)]
     return {"role": "user", "content": [*parts, _text(question)]}
 
@@ -254,13 +255,13 @@ def _parse(messages: Iterable[Mapping[str, Any]]) -> tuple[list[Message], list[P
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
-            raise OptionError(f"{where} must have a role, one of {', '.join(_ROLES)}; got {message!r:.200}")
+            raise OptionError(f"{where} must have a role, one of {', '.join(_ROLES)}; got {shown(message)}")
         content = message.get("content")
         if content is None and message["role"] == "assistant":
             content = ""
-        parts = [_text(content)] if isinstance(content, str) else content
+        parts = [_text(utf8(f"{where}: the text", content))] if isinstance(content, str) else content
         if not isinstance(parts, (list, tuple)):
-            raise OptionError(f"{where}: content must be a string or a list of parts; got {content!r:.200}")
+            raise OptionError(f"{where}: content must be a string or a list of parts; got {shown(content)}")
         parsed.append(
             {"role": message["role"], "content": [_parse_part(where, part, pictures) for part in parts]}
         )
@@ -272,7 +273,7 @@ def _parse(messages: Iterable[Mapping[str, Any]]) -> tuple[list[Message], list[P
 def _parse_part(where: str, part: object, pictures: list[Picture]) -> Message:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if isinstance(part, Mapping) and kind == "text" and isinstance(part.get("text"), str):
-        return _text(part["text"])
+        return _text(utf8(f"{where}: the text", part["text"]))
     if isinstance(part, Mapping) and kind in ("image_url", "image"):
         picture = next((part[key] for key in ("image", "image_url", "url", "path") if key in part), None)
         if isinstance(picture, Mapping):
@@ -283,7 +284,7 @@ def _parse_part(where: str, part: object, pictures: list[Picture]) -> Message:
     raise OptionError(
         f"{where}: a content part must be {{'type': 'text', 'text': ...}}, "
         f"{{'type': 'image_url', 'image_url': {{'url': ...}}}} or {{'type': 'image', 'image': ...}}; "
-        f"got {part!r:.200}"
+        f"got {shown(part)}"
     )
 
 

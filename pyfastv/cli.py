@@ -14,7 +14,7 @@ from .check import check_machine
 from .cli_options import load_runner, read_media, request_options, shows_progress, to_sampling, to_setting
 from .cli_plan import plan
 from .cli_show import show
-from .console import bar
+from .console import bar, take_any_text
 from .demo import run_demo
 from .errors import Error
 from .eval.command import eval_command
@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0; 1 after a :class:`pyfastv.Error`, which is one line on stderr; 2 for wrong usage; 130 after Ctrl-C.
     """
+    take_any_text()
     try:
         return int(cli.main(args=arguments, prog_name="pyfastv", standalone_mode=False) or 0)
     except click.ClickException as error:

@@ -43,7 +43,8 @@ class DataError(Error, ValueError):
 class ContextLengthError(Error, ValueError):
     """The prompt, pictures included, does not fit into the context.
 
-    ``n_tokens``: length of the prompt, ``n_ctx``: size of the context, both in tokens; None where unknown.
+    ``n_tokens``: length of the prompt (of a text far too long: at least so many), ``n_ctx``: size of the context, both in
+    tokens; None where unknown.
     """
 
     def __init__(self, message: str, n_tokens: int | None = None, n_ctx: int | None = None) -> None:

@@ -118,7 +118,8 @@ def _open_path(path: str, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def _uri_name(uri: str) -> str:
-    return f"data URI ({uri[5:60].partition(',')[0] or 'text/plain'})"
+    kind = uri[5:60].partition(",")[0].encode("ascii", "backslashreplace").decode()
+    return f"data URI ({kind or 'text/plain'})"
 
 
 def data_uri_bytes(uri: str) -> bytes:
@@ -126,7 +127,10 @@ def data_uri_bytes(uri: str) -> bytes:
     header, comma, payload = uri.partition(",")
     if not comma:
         raise ImageError(f"{_uri_name(uri)}: has no data; the form is data:image/png;base64,<data>")
-    data = unquote_to_bytes(payload)
+    try:
+        data = unquote_to_bytes(payload)
+    except UnicodeEncodeError as error:
+        raise ImageError(f"{_uri_name(uri)}: {payload[error.start]!r} is not a character") from None
     if not header.lower().endswith(";base64"):
         return data
     data = b"".join(data.split())

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _capi, _native, lib_path
+from ._checks import utf8
 from .chat import ChatTemplate, Prompt
 from .errors import Error, OptionError
 from .images import MAX_PIXELS, load_image
@@ -378,7 +379,7 @@ def _parse_turbo(text: str | None) -> _capi.TurboParams | None:
     if not isinstance(text, str):
         raise OptionError(f"turbo must be text such as 'share=0.5', or None; got {text!r}")
     params = _capi.TurboParams()
-    status = _turbo.pyfastv_turbo_parse(text.encode(), ctypes.byref(params))
+    status = _turbo.pyfastv_turbo_parse(utf8("turbo", text).encode(), ctypes.byref(params))
     if status:
         _capi.raise_error(status, _turbo.pyfastv_turbo_last_error())
     return params

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from ._checks import integer, real
+from ._checks import integer, real, shown, utf8
 from .errors import OptionError
 from .reduce import Reducer
 from .schedule import Schedule
@@ -100,7 +100,9 @@ class Sampling:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         if self.grammar is not None and (not isinstance(self.grammar, str) or not self.grammar.strip()):
-            raise OptionError(f"grammar must be GBNF text; leave it out for none; got {self.grammar!r}")
+            raise OptionError(f"grammar must be GBNF text; leave it out for none; got {shown(self.grammar)}")
+        if "\0" in utf8("grammar", self.grammar or ""):
+            raise OptionError("grammar has a NUL character: write it as \\x00")
 
     def _max_tokens(self) -> int | None:
         if self.max_tokens is None or (self.max_tokens == -1 and not isinstance(self.max_tokens, bool)):
@@ -111,6 +113,6 @@ class Sampling:
         stop = self.stop
         if stop is None or isinstance(stop, str):
             stop = () if stop is None else (stop,)
-        if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
-            raise OptionError(f"stop must be one string or several, and none of them empty; got {stop!r}")
-        return tuple(stop)
+        if not isinstance(stop, Sequence) or not all(isinstance(one, str) and one for one in stop):
+            raise OptionError(f"stop must be one string or several, and none of them empty; got {shown(stop)}")
+        return tuple(utf8(f"stop[{i}]", one) for i, one in enumerate(stop))

@@ -87,7 +87,7 @@ class Profile:
             values = json.loads(Path(name).read_text(encoding="utf-8"))
         except OSError as error:
             raise DataError(f"{name}: cannot be read: {error.strerror}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{name}: is not a profile: {error}") from None
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
             raise DataError(f"{name}: is not a profile: pyfastv tune writes one")

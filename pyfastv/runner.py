@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from . import _native, completion
-from ._checks import integer
+from ._checks import integer, utf8
 from ._native_options import (
     MAX_N_CTX,
     PathLike,
@@ -125,8 +125,8 @@ class Runner:
                 verbose=verbose,
             ),
             n_ctx=integer("n_ctx", n_ctx, 0, MAX_N_CTX),
-            type_k=type_k,
-            type_v=type_v,
+            type_k=utf8("type_k", type_k),
+            type_v=utf8("type_v", type_v),
             progress=progress,
         )
         self._fastv: Schedule | None = None  # of requests that bring none

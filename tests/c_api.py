@@ -247,6 +247,10 @@ class Context:
         fastv.pyfastv_get_grids(self.pointer, seq, out, n)
         return [Grid(grid.picture, grid.nx, grid.ny) for grid in out]
 
+    def first_position(self, *, seq: int = 0) -> int:
+        """What programs take for the first that sliding windows remember. -1: the sequence is empty."""
+        return int(llama.llama_memory_seq_pos_min(self.memory, seq))
+
     def last_position(self, *, seq: int = 0) -> int:
         """-1: the sequence is empty."""
         return int(llama.llama_memory_seq_pos_max(self.memory, seq))
@@ -287,15 +291,20 @@ class Context:
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         return int(llama.llama_state_set_data(self.pointer, buffer, len(state)))
 
-    def save_sequence(self, seq: int) -> bytes:
-        size = llama.llama_state_seq_get_size(self.pointer, seq)
+    def save_sequence(self, seq: int, *, partial: bool = False) -> bytes:
+        """Partial: what llama-server keeps as a checkpoint of models with sliding windows."""
+        flags = llama.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
+        size = llama.llama_state_seq_get_size_ext(self.pointer, seq, flags)
         buffer = (ctypes.c_uint8 * size)()
-        return bytes(memoryview(buffer)[: llama.llama_state_seq_get_data(self.pointer, buffer, size, seq)])
+        return bytes(
+            memoryview(buffer)[: llama.llama_state_seq_get_data_ext(self.pointer, buffer, size, seq, flags)]
+        )
 
-    def load_sequence(self, state: bytes, seq: int) -> int:
+    def load_sequence(self, state: bytes, seq: int, *, partial: bool = False) -> int:
         """Bytes read; 0 if the state is refused."""
+        flags = llama.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        return int(llama.llama_state_seq_set_data(self.pointer, buffer, len(state), seq))
+        return int(llama.llama_state_seq_set_data_ext(self.pointer, buffer, len(state), seq, flags))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from c_api import (
     ABORTED,
     BAD_PARAMS,
     OK,
+    UNSUPPORTED,
     Context,
     Grid,
     Model,
@@ -24,6 +25,7 @@ from c_api import (
     fastv,
     last_error,
     llama,
+    logged,
 )
 from compare import relative_rms
 
@@ -579,6 +581,44 @@ def test_detached_is_stock_again(make, rows):
     ask(context, rows)
     assert context.detach() == OK
     np.testing.assert_array_equal(ask(context, rows), expected)
+
+
+@pytest.mark.parametrize(
+    ("output", "types", "on", "off"),
+    [
+        (
+            "_Z26llama_set_embeddings_nextnP13llama_contextbb",
+            [ctypes.c_bool, ctypes.c_bool],
+            (True, False),
+            (False, False),
+        ),
+        (
+            "_Z30llama_set_embeddings_layer_inpP13llama_contextjb",
+            [ctypes.c_uint32, ctypes.c_bool],
+            (1, True),
+            (1, False),
+        ),
+    ],
+    ids=["nextn", "layer_inp"],
+)
+def test_hidden_rows_for_a_draft_model_do_not_come_from_stages(make, rows, output, types, on, off):
+    """They would be those of another batch. llama-server asks for them with a draft model; the functions are in no public
+    header."""
+    context, stock = make(), make()
+    assert context.attach("k=2,drop=0") == OK
+    set_output = getattr(fastv, output)
+    set_output.argtypes = [ctypes.c_void_p, *types]
+    set_output(context.pointer, *on)
+    assert context.tokens(BEFORE, 0) == 0  # nothing waits: all layers at once
+    with logged() as log:
+        assert context.picture(rows, AT_PICTURE) == -1
+    assert "hidden rows for a draft model" in "".join(log)
+    assert context.detach() == OK
+    assert context.attach("k=2,drop=0") == UNSUPPORTED
+    assert "hidden rows for a draft model" in last_error()
+    set_output(context.pointer, *off)
+    assert context.attach("k=2,drop=0") == OK
+    np.testing.assert_array_equal(ask(context, rows), ask(stock, rows))
 
 
 def test_attaching_again_changes_the_schedule(make, rows):

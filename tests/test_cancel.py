@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +96,14 @@ def test_an_encoder_stopped_behind_any_node_says_so(small: tuple[Model, Path], t
             stop.at, stop.nodes = at, []
             assert (encode(), len(stop.nodes)) == (STOPPED, at + 1)
             assert encoder.merged() == [[], [], []]  # nor those of the picture before
+            stop.at = None
+            again = encoder.encode(NOISE)
+            np.testing.assert_array_equal(again.features, expected.features)
+            assert again.places.tolist() == expected.places.tolist()
 
     encoder.encode_often(NOISE, stop_everywhere)
-    stop.at = None
-    again = encoder.encode(NOISE)
     encoder.close()
     assert n_nodes > 100
-    np.testing.assert_array_equal(again.features, expected.features)
-    assert again.places.tolist() == expected.places.tolist()
 
 
 @pytest.mark.parametrize("turbo", TURBO)
@@ -121,8 +120,8 @@ def test_the_bundled_encoder_is_right_after_a_stop_in_any_block(
     for at in blocks:
         stop.at, stop.nodes = at, []
         encoder.encode_often(clock, lambda encode: status.append(encode()))
-        stop.at = None
-        np.testing.assert_array_equal(encoder.encode(clock).features, expected.features)
+    stop.at = None
+    np.testing.assert_array_equal(encoder.encode(clock).features, expected.features)
     encoder.close()
     assert status == [STOPPED] * len(blocks)
 
@@ -230,7 +229,7 @@ def flush_after_stops(context: Context) -> int:
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_flush_stopped_behind_any_node_can_be_repeated(make: Callable[..., Context], spec: str) -> None:
-    """Of a picture's question, and of one that recalls: with the logits and the choice of a run without stops, to the bit."""
+    """Of a picture's question, and of one that recalls: with the logits and the choice of a run without stops."""
     stopped, undisturbed = make(spec), make(spec)
     for context in (stopped, undisturbed):
         see(context)
@@ -335,46 +334,48 @@ def answers(runner: Runner) -> bool:
     return same_answer(runner.ask(CLOCK.picture, CLOCK.question).text, CLOCK.answer)
 
 
-@contextmanager
-def ctrl_c(delay: float) -> Iterator[None]:
-    """Meanwhile, or at its end, SIGINT comes."""
+def interrupted(delay: float, call: Callable[[], object]) -> None:
+    """``call``, with a SIGINT in the middle, or at its end."""
     timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        try:
-            yield
-        finally:
-            timer.join()
-            time.sleep(0.01)
+    came = False
+    try:
+        timer.start()
+        call()
+        timer.join()
+        time.sleep(0.1)
+    except KeyboardInterrupt:
+        came = True
+    timer.join()
+    assert came
 
 
-@pytest.mark.parametrize(("turbo", "n"), [(None, 6), ("share=0.5", 20)])
+@pytest.mark.parametrize(("turbo", "n"), [(None, 5), ("share=0.5", 16)])
 def test_ctrl_c_at_any_time_ends_a_request_and_not_the_runner(turbo: str | None, n: int) -> None:
     with Runner(**{**OPTIONS, "turbo": turbo}) as runner:
         begin = time.perf_counter()
         assert answers(runner)
         seconds = time.perf_counter() - begin
         for delay in np.linspace(0.0, seconds, n):
-            with ctrl_c(delay):
-                runner.ask(CLOCK.picture, CLOCK.question)
+            interrupted(delay, lambda: runner.ask(CLOCK.picture, CLOCK.question))
             assert answers(runner)
 
 
-def test_a_stream_that_is_closed_after_any_piece_leaves_its_runner(runner: Runner) -> None:
-    for n in range(20):
+def test_a_stream_that_is_closed_after_any_piece_leaves_its_runner() -> None:
+    with Runner(**OPTIONS) as runner:
+        for n in range(20):
+            stream = runner.stream(None, "Describe.", grammar=ENDLESS)
+            pieces = [next(stream) for _ in range(n)]
+            stream.close()
+            assert stream.text == "".join(pieces)
+            with pytest.raises(StopIteration):
+                next(stream)
         stream = runner.stream(None, "Describe.", grammar=ENDLESS)
-        pieces = [next(stream) for _ in range(n)]
-        stream.close()
-        assert stream.text == "".join(pieces)
-        with pytest.raises(StopIteration):
-            next(stream)
-    stream = runner.stream(None, "Describe.", grammar=ENDLESS)
-    assert answers(runner)
-    stream.close()  # a later request has ended it
-    chunks = runner.create_chat_completion([user_message("Describe.")], stream=True, grammar=ENDLESS)
-    next(chunks)
-    chunks.close()
-    assert answers(runner)
+        assert answers(runner)
+        stream.close()  # a later request has ended it
+        chunks = runner.create_chat_completion([user_message("Describe.")], stream=True, grammar=ENDLESS)
+        next(chunks)
+        chunks.close()
+        assert answers(runner)
 
 
 def test_a_job_that_is_cancelled_at_any_time_disturbs_no_other() -> None:
@@ -386,7 +387,7 @@ def test_a_job_that_is_cancelled_at_any_time_disturbs_no_other() -> None:
         begin = time.perf_counter()
         assert same_answer(ask().read(), CLOCK.answer)
         seconds = time.perf_counter() - begin
-        for delay in np.linspace(0.0, seconds, 20):
+        for delay in np.linspace(0.0, seconds, 12):
             pool._slots.reset()
             job, other = ask(), ask()
             time.sleep(delay)
@@ -409,7 +410,7 @@ def test_clients_that_leave_at_any_time_leave_the_server(tmp_path: Path) -> None
         begin = time.perf_counter()
         assert answers(server)
         seconds = time.perf_counter() - begin
-        for i, delay in enumerate(np.linspace(0.0, seconds, 12)):
+        for i, delay in enumerate(np.linspace(0.0, seconds, 10)):
             # another picture each time: what the server has seen is not encoded again
             noise = np.random.default_rng(i).integers(0, 256, (336, 336, 3), np.uint8)
             path = tmp_path / f"{i}.png"

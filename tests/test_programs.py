@@ -22,6 +22,8 @@ import pytest
 import pyfastv
 from pyfastv.models import bundled_mmproj, bundled_model
 
+import random_mmproj
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "programs.md"
 STOCK = ROOT / "build" / "stock" / "bin"
@@ -86,9 +88,10 @@ def environment(libraries: Path, setting: str | None) -> dict[str, str]:
     return kept if setting is None else kept | {"LLAMA_FASTV": setting}
 
 
-def common_options() -> list[str]:
+def common_options(files: tuple[Path, Path] | None = None) -> list[str]:
+    model, mmproj = files or (bundled_model(), bundled_mmproj())
     # one thread: in a model this small more of them mostly wait for each other
-    return ["--model", str(bundled_model()), "--mmproj", str(bundled_mmproj()), "--threads", "1"]
+    return ["--model", str(model), "--mmproj", str(mmproj), "--threads", "1"]
 
 
 def test_the_settings_answer_differently(expected: Expected) -> None:
@@ -142,14 +145,15 @@ class Server:
         self.url = url
         self.setting = setting
 
-    def complete(self, messages: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
-        body = {"messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS, **options}
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(
-            f"{self.url}/v1/chat/completions", json.dumps(body).encode(), headers
-        )
+        request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=600) as response:
             return json.load(response)
+
+    def complete(self, messages: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+        body = {"messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS, **options}
+        return self.post("/v1/chat/completions", body)
 
     def ask(self, question: Question) -> str:
         return text_of(self.complete([user(question)]))
@@ -167,9 +171,11 @@ def text_of(completion: dict[str, Any], choice: int = 0) -> str:
 
 
 @contextmanager
-def serve(log: Path, libraries: Path, setting: str | None, *options: str) -> Iterator[Server]:
-    """llama-server on a free port, until the end of the block; its log is in `log`."""
-    command = [str(SERVER), *common_options(), "--host", "127.0.0.1", "--port", "0", *options]
+def serve(
+    log: Path, libraries: Path, setting: str | None, *options: str, files: tuple[Path, Path] | None = None
+) -> Iterator[Server]:
+    """llama-server on a free port, until the end of the block; its log is in `log`. Files: model and mmproj."""
+    command = [str(SERVER), *common_options(files), "--host", "127.0.0.1", "--port", "0", *options]
     with log.open("w") as file:
         process = subprocess.Popen(
             command, env=environment(libraries, setting), stdout=file, stderr=subprocess.STDOUT
@@ -260,3 +266,34 @@ def test_a_server_says_once_that_a_setting_is_malformed(
     with serve(log, libraries, BAD_SETTING) as server:
         assert server.ask(DICE) == expected(None, DICE)
     check_complaint(log.read_text())
+
+
+@pytest.mark.parametrize("setting", ["k=6,drop=0", "k=6,drop=0.5,score=question-max"])
+@pytest.mark.parametrize("with_picture", [False, True], ids=["text", "picture"])
+def test_a_server_goes_back_in_a_model_with_sliding_windows(
+    tmp_path: Path, libraries: Path, setting: str, with_picture: bool
+) -> None:
+    """Behind a long answer the windows of its question are gone; the server has saved them for one that begins alike."""
+    files = random_mmproj.write_pair(tmp_path, "Gemma 3")
+    words = "".join(chr(97 + i * i % 26) for i in range(100))
+
+    def answer(server: Server, text: str, n: int, *, from_cache: bool) -> dict[str, Any]:
+        image = base64.b64encode(CHART.path.read_bytes()).decode()
+        prompt = {"prompt_string": f"<__media__>{text}", "multimodal_data": [image]} if with_picture else text
+        options = {"cache_prompt": from_cache, "n_probs": 4, "ignore_eos": True, "return_tokens": True}
+        return server.post(
+            "/completion", {"prompt": prompt, "n_predict": n, "temperature": 0, "seed": 1, **options}
+        )
+
+    log = tmp_path / "log"
+    with serve(log, libraries, setting, "--parallel", "1", "-ub", "64", "-c", "1024", files=files) as server:
+        expected = answer(server, words[:-3] + "xyz", 8, from_cache=False)
+        for _ in range(2):
+            answer(server, words, 400, from_cache=True)
+            found = answer(server, words[:-3] + "xyz", 8, from_cache=True)
+            assert found["timings"]["cache_n"] > 90
+            assert found["tokens"] == expected["tokens"]
+            for token, of_expected in zip(
+                found["completion_probabilities"], expected["completion_probabilities"], strict=True
+            ):
+                assert token["logprob"] == pytest.approx(of_expected["logprob"], abs=1e-2)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -350,91 +346,3 @@ def test_a_refused_state_leaves_nothing_half_read(make):
     assert other.load_sequence(state[:-1], 2) == 0
     assert (facts(other), other.last_position(seq=2), other.kept(seq=2)) == (before, -1, [])
     assert_goes_on_alike(other, loaded(make, other))
-
-
-def places_of(state: bytes) -> list[int]:
-    """Where positions of tokens and rows are: four numbers, of which the first alone is not 0. The rest of a token or row
-    is behind them."""
-    return [match.start() for match in re.finditer(rb"[\x01-\x7f]\x00{15}", state)]
-
-
-def test_a_state_whose_tokens_and_rows_disagree_is_refused(make):
-    """Else removing the token would leave its row, which points to nothing."""
-    context, other = make(SPEC), make(SPEC)
-    see(context)
-    assert context.tokens(QUESTION, AT_QUESTION) == 0
-    state = bytearray(context.save_sequence(0))
-    last_token = places_of(state)[N - 1]  # tokens come first
-    assert state[last_token] == AT_QUESTION - 1
-    state[last_token] += 1
-    assert other.load_sequence(bytes(state), 0) == 0
-    assert np.isfinite(works(other)).all()
-
-
-@pytest.mark.parametrize("spec", [SPEC, WEIGHED])
-def test_no_broken_state_ends_the_process(path, spec):
-    """Truncated at any place, and with any byte changed, a state is refused or read; the context works on."""
-    code = f"import test_states; test_states.load_broken_states({str(path)!r}, {spec!r})"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", code],
-        env=environment,
-        cwd=Path(__file__).parent,  # not the checkout, whose pyfastv is not the installed one
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout == "60 truncated, 240 changed\n"
-
-
-def load_broken_states(path: str, spec: str) -> None:
-    rng = np.random.default_rng(0)
-    model = Model(Path(path))
-    n_truncated = n_changed = 0
-    with contexts(model, n_ctx=256, n_seq_max=4, **EXACT_CACHE) as make:
-        context, other = make(spec), make(spec)
-        recalled(context, 0)
-        waiting_question(context, 1)
-        second_picture_waits(context, 2)
-        for save, load in (
-            (context.save, other.load),
-            (lambda: context.save_sequence(0), lambda state: other.load_sequence(state, 2)),
-            (lambda: context.save_sequence(2), lambda state: other.load_sequence(state, 0)),
-        ):
-            state = save()
-            for size in np.linspace(0, len(state) - 1, 20).astype(int):
-                assert load(state[:size]) == 0
-                assert other.report().archive_bytes == 0
-                n_truncated += 1
-            assert np.isfinite(works(other)).all()
-            other.clear()
-
-            places = rng.choice(places_of(state), 60) + rng.integers(-16, 48, 60)
-            for i in [*rng.integers(0, len(state), 20), *np.minimum(places, len(state) - 1)]:
-                broken = bytearray(state)
-                broken[i] ^= 1 << rng.integers(8)
-                if load(bytes(broken)) > 0:
-                    use(other)
-                other.clear()
-                n_changed += 1
-            assert np.isfinite(works(other)).all()
-            other.clear()
-    model.close()
-    print(f"{n_truncated} truncated, {n_changed} changed")
-
-
-def use(context: Context) -> None:
-    """Everything that walks over what was read."""
-    for seq in range(4):
-        if context.last_position(seq=seq) < 0:
-            continue
-        context.copy(seq, 3, 5, AT_QUESTION)
-        for begin in (AT_ANSWER + 2, AT_QUESTION + 2, AT_PICTURE + 20):
-            facts(context, seq)
-            context.tokens(SECOND, context.last_position(seq=seq) + 1, seq=seq)
-            context.logits()
-            context.remove(begin, -1, seq=seq)
-    context.flush()
-    context.report()
-    context.save()

@@ -72,7 +72,7 @@ class Encoder:
         n_threads: int = 1,
         on_node: Callable[[int, bool], bool] | None = None,
     ) -> None:
-        """``on_node``: cb_eval of ggml_backend_sched, of a node's address: whether to stop behind it, and, there, to go on."""
+        """``on_node``: ggml's cb_eval, of a node's address: whether it wants to be told, and then whether to go on."""
         mtmd.mtmd_log_set(_quiet, None)
         mtmd.mtmd_helper_log_set(_quiet, None)
         params = mtmd.mtmd_context_params_default()
@@ -116,9 +116,7 @@ class Encoder:
 
     def encode_often(self, picture: np.ndarray, use: Callable[[Callable[[], int]], None]) -> None:
         """``use`` gets a function that encodes and returns mtmd_encode_chunk's status."""
-        self._with_chunk(
-            picture, lambda chunk: use(lambda: int(mtmd.mtmd_encode_chunk(self.pointer, chunk)))
-        )
+        self._with_chunk(picture, lambda chunk: use(lambda: int(mtmd.mtmd_encode_chunk(self.pointer, chunk))))
 
     def merged(self) -> list[list[int]]:
         """Places, sizes and targets of the picture that was encoded last."""

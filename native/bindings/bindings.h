@@ -4,6 +4,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 namespace pyfastv {
 struct error;
 }
@@ -16,6 +18,7 @@ void bind_slots (pybind11::module_ & m);
 void bind_reduce(pybind11::module_ & m);
 void bind_grammar(pybind11::module_ & m);
 void bind_kernels(pybind11::module_ & m);
+void bind_regex(pybind11::module_ & m);
 
 // Around all that llama.cpp and ggml do: no GIL, and ggml's aborts are errors.
 struct native_scope {
@@ -25,3 +28,9 @@ struct native_scope {
 
 // an instance of its class in pyfastv.errors
 pybind11::object to_exception(const pyfastv::error & err);
+
+// text of a file or of a message that quotes one: it may have any bytes, and those that are not UTF-8 become U+FFFD
+pybind11::str to_text(const std::string & bytes);
+
+// null: None
+pybind11::object optional_text(const char * bytes);

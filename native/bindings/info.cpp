@@ -56,10 +56,6 @@ static py::list backends() {
     return res;
 }
 
-static py::object optional_str(const char * text) {
-    return text ? py::object(py::str(text)) : py::none();
-}
-
 // where a cut that reads attention can be
 static py::list cut_layers(const llama_model * model) {
     py::list res;
@@ -98,9 +94,9 @@ static py::dict model_info(const std::string & path) {
         "architecture"_a = arch, "description"_a = desc, "n_layer"_a = llama_model_n_layer(model.get()),
         "n_embd"_a = llama_model_n_embd(model.get()), "n_ctx_train"_a = llama_model_n_ctx_train(model.get()),
         "n_params"_a = llama_model_n_params(model.get()), "size_bytes"_a = llama_model_size(model.get()),
-        "unsupported_reason"_a = optional_str(pyfastv_unsupported_reason(model.get())),
+        "unsupported_reason"_a = optional_text(pyfastv_unsupported_reason(model.get())),
         "cut_layers"_a = cut_layers(model.get()),
-        "chat_template"_a = optional_str(llama_model_chat_template(model.get(), nullptr)));
+        "chat_template"_a = optional_text(llama_model_chat_template(model.get(), nullptr)));
 }
 
 static py::dict vision_info(const std::string & path) {

@@ -25,7 +25,17 @@ static const char * class_name(pyfastv::error_kind kind) {
 py::object to_exception(const pyfastv::error & err) {
     const auto type = py::module_::import("pyfastv.errors").attr(class_name(err.kind));
 
-    return err.kind == pyfastv::error_kind::context_length ? type(err.what(), err.n_tokens, err.n_ctx) : type(err.what());
+    const auto what = to_text(err.what());
+
+    return err.kind == pyfastv::error_kind::context_length ? type(what, err.n_tokens, err.n_ctx) : type(what);
+}
+
+py::str to_text(const std::string & bytes) {
+    return py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(bytes.data(), bytes.size(), "replace"));
+}
+
+py::object optional_text(const char * bytes) {
+    return bytes ? py::object(to_text(bytes)) : py::none();
 }
 
 PYBIND11_MODULE(_native, m) {
@@ -49,4 +59,5 @@ PYBIND11_MODULE(_native, m) {
     bind_grammar(m);
     bind_kernels(m);
     bind_reduce(m);
+    bind_regex(m);
 }

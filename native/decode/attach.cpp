@@ -28,8 +28,13 @@ staged_decode::staged_decode(llama_context & ctx, const pyfastv_params & params,
     ctx(ctx), eval(ctx.cparams.cb_eval, ctx.cparams.cb_eval_user_data), params(params), memory(memory) {}
 
 const char * staged_decode::unsupported_output(const llama_context & ctx) {
+    const auto & inputs = ctx.cparams.embeddings_layer_inp;
+
     if (ctx.cparams.embeddings || !ctx.sampling.samplers.empty()) {
         return "the context outputs embeddings or samples in its graph, which this version does not do in stages";
+    }
+    if (ctx.cparams.embeddings_nextn || std::find(inputs.begin(), inputs.end(), true) != inputs.end()) {
+        return "the context outputs hidden rows for a draft model, which this version does not do in stages";
     }
     return nullptr;
 }
@@ -106,7 +111,7 @@ void staged_decode::attach(llama_context & ctx, const pyfastv_params & params) {
         try {
             ctx.sched_reserve();
         } catch (...) {
-            make_plain(ctx, stage_cache::layout_of(memory.cache(0).memory()));
+            make_plain(ctx, memory.cache(0).layout());
             throw;
         }
         return;
@@ -120,7 +125,7 @@ void staged_decode::attach(llama_context & ctx, const pyfastv_params & params) {
         throw unsupported(reason);
     }
 
-    const auto layout = stage_cache::layout_of(ctx.fastv ? ctx.fastv->memory.cache(0).memory() : *ctx.memory);
+    const auto layout = ctx.fastv ? ctx.fastv->memory.cache(0).layout() : stage_cache::layout_of(*ctx.memory);
 
     // the old cache goes first: two at a time may not fit
     ctx.synchronize();
@@ -175,7 +180,7 @@ void staged_decode::detach(llama_context & ctx) {
     if (!ctx.fastv) {
         return;
     }
-    make_plain(ctx, stage_cache::layout_of(ctx.fastv->memory.cache(0).memory()));
+    make_plain(ctx, ctx.fastv->memory.cache(0).layout());
 }
 
 void staged_decode::allow_position_gaps(llama_context & ctx) {

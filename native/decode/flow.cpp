@@ -257,9 +257,9 @@ void flow::recall_tokens(const picture & picture, const std::vector<int32_t> & c
     }
 
     const size_t budget = recall_budget(picture.n_tokens(), recall);
-    const auto higher = [&](int32_t a, int32_t b) {
-        return scores[cut][a] != scores[cut][b] ? scores[cut][a] > scores[cut][b] : a < b;
-    };
+    const auto rank   = [&](int32_t token) { return std::isnan(scores[cut][token]) ? -HUGE_VALF : scores[cut][token]; }; // std::sort() needs an order
+    const auto higher = [&](int32_t a, int32_t b) { return rank(a) != rank(b) ? rank(a) > rank(b) : a < b; };
+
     std::sort(candidates.begin(), candidates.end(), higher);
     candidates.resize(std::min(candidates.size(), budget));
     std::sort(candidates.begin(), candidates.end());

@@ -92,6 +92,8 @@ pyfastv_status staged_decode::flush() {
 }
 
 pyfastv_status staged_decode::flush(const std::vector<llama_seq_id> & seq_ids) {
+    ctx.sched_reserve(); // it may have failed since
+
     {
         // adapters may have been set, and positions shifted, since the rows were decoded
         const uninterrupted scope(ctx, ctx.abort_callback, ctx.abort_callback_data);
@@ -183,7 +185,7 @@ pyfastv_status staged_decode::run_later(std::vector<flow> & flows) {
             const timer time(counts.t_choose_ms);
 
             for (auto & flow : flows) {
-                const bool asks = can_recall(*flow.seq) && std::any_of(flow.seq->pending.begin(), flow.seq->pending.end(),
+                const bool asks = can_recall(flow.seq_id, *flow.seq) && std::any_of(flow.seq->pending.begin(), flow.seq->pending.end(),
                         [](const staged_row & row) { return row.asks; });
 
                 flow.choose(s - 1, params.cuts[s - 1], asks ? params.recall : 0.0f, n_embd, ctx.backend_cpu);

@@ -26,9 +26,9 @@
 
 namespace pyfastv {
 
-bool staged_decode::can_recall(const sequence & seq) const {
+bool staged_decode::can_recall(llama_seq_id seq_id, const sequence & seq) const {
     // what a sliding window has forgotten cannot be seen by a row that comes back
-    return params.recall > 0.0f && !memory.cache(0).forgets() && seq.has_dropped(memory.n_stages()) &&
+    return params.recall > 0.0f && !memory.cache(0).forgets() && memory.remembers(seq_id) && seq.has_dropped(memory.n_stages()) &&
             std::any_of(params.cuts, params.cuts + params.n_cuts, reads_attention);
 }
 
@@ -66,7 +66,7 @@ bool staged_decode::takes(const llama_batch_allocr & balloc) {
         const auto seq = memory.sequences.find(item.first);
 
         // a single row is a generated token, more are a question
-        return seq != memory.sequences.end() && (!seq->second.pending.empty() || (item.second > 1 && can_recall(seq->second)));
+        return seq != memory.sequences.end() && (!seq->second.pending.empty() || (item.second > 1 && can_recall(item.first, seq->second)));
     });
 }
 
@@ -97,7 +97,7 @@ bool staged_decode::has_room_later(const llama_batch_allocr & balloc, bool visua
             for (size_t p = 0; p < waiting.size(); ++p) {
                 n += std::min(at_most(seq.pictures[p].n_tokens()), waiting[p]);
             }
-            if (n_rows.count(seq_id) && can_recall(seq)) {
+            if (n_rows.count(seq_id) && can_recall(seq_id, seq)) {
                 n += most_recalled(seq, s);
             }
         }

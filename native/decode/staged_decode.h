@@ -85,7 +85,7 @@ private:
     // does the first choice read the attention of every row of such a batch?
     bool every_row_is_read(bool visual) const;
 
-    bool can_recall(const sequence & seq) const;
+    bool can_recall(llama_seq_id seq_id, const sequence & seq) const;
 
     bool has_room_later(const llama_batch_allocr & balloc, bool visual) const;
 

@@ -55,14 +55,20 @@ int32_t sequence::add_tokens(const std::vector<position> & pos, extent as, const
     return first;
 }
 
-llama_pos sequence::taken_back_from(llama_pos p0) const {
-    llama_pos res = INT32_MAX;
+llama_pos sequence::removable_from(llama_pos later) const {
+    llama_pos res = later;
     for (const auto & turn : turns) {
-        if (turn.rows.back().pos[0] >= p0) {
-            res = std::min(res, turn.rows.front().pos[0]);
+        if (turn.rows.front().pos[0] < later) {
+            res = std::max(res, turn.rows.back().pos[0] + 1);
         }
     }
     return res;
+}
+
+void sequence::settle(llama_pos later) {
+    const auto began_before = [later](const turn & t) { return t.rows.front().pos[0] < later; };
+
+    turns.erase(std::remove_if(turns.begin(), turns.end(), began_before), turns.end());
 }
 
 sequence::undone sequence::truncate(llama_pos p0) {
@@ -76,7 +82,11 @@ sequence::undone sequence::truncate(llama_pos p0) {
 
     drop_beyond(pending);
 
-    res.from = taken_back_from(p0);
+    for (const auto & turn : turns) {
+        if (beyond(turn.rows.back())) {
+            res.from = std::min(res.from, turn.rows.front().pos[0]);
+        }
+    }
 
     while (!turns.empty() && beyond(turns.back().rows.back())) {
         auto & last = turns.back();
@@ -84,7 +94,8 @@ sequence::undone sequence::truncate(llama_pos p0) {
         for (auto it = last.recalled.rbegin(); it != last.recalled.rend(); ++it) {
             const auto & before = it->before;
             tokens[it->token] = before;
-            if (before.owner >= 0) {
+            // an owner that is not in the stage behind has nothing to give back: only a state from outside can say so
+            if (before.owner >= 0 && tokens[before.owner].entered > before.entered) {
                 tokens[before.owner].size[before.entered - 1] += before.size_in(before.entered - 1);
             }
             if (!before.gone) {
@@ -120,16 +131,28 @@ sequence::undone sequence::truncate(llama_pos p0) {
         of_cut.resize(std::min(of_cut.size(), tokens.size()));
     }
 
-    // positions that were moved by halves may have parted rows and tokens
+    // positions that were moved by halves, or not at all as those of tokens that are gone, may have parted rows and tokens
     const auto n = (int32_t) tokens.size();
 
     const auto drop_orphans = [n](auto & list) {
         list.erase(std::remove_if(list.begin(), list.end(), [n](const auto & item) { return item.token >= n; }), list.end());
     };
-    drop_orphans(pending);
+    const auto drop_owner = [n](visual_token & token) { token.owner = token.owner < n ? token.owner : -1; };
+    const auto trim_rows  = [&](std::vector<staged_row> & rows) {
+        drop_orphans(rows);
+        for (auto & row : rows) {
+            row.scores.resize(std::min(row.scores.size(), tokens.size()));
+        }
+    };
+
+    trim_rows(pending);
+    std::for_each(tokens.begin(), tokens.end(), drop_owner);
     for (auto & turn : turns) {
-        drop_orphans(turn.rows);
+        trim_rows(turn.rows);
         drop_orphans(turn.recalled);
+        for (auto & recall : turn.recalled) {
+            drop_owner(recall.before);
+        }
     }
     turns.erase(std::remove_if(turns.begin(), turns.end(), [](const turn & t) { return t.rows.empty(); }), turns.end());
 

@@ -19,6 +19,9 @@ struct similarity_matrix;
 // It tells the tokens of a sequence apart, and so finds their KV cells.
 using position = std::array<llama_pos, 4>;
 
+// of any context: what is read from outside is held to it
+constexpr bool is_possible(llama_pos pos) { return 0 <= pos && pos < 1 << 30; }
+
 // F32 [n_embd] at the end of a stage; a part of a block that rows of one ubatch share
 using hidden_row = std::shared_ptr<const float>;
 
@@ -109,8 +112,12 @@ struct sequence {
     };
     undone truncate(llama_pos p0);
 
-    // undone::from of truncate(p0)
-    llama_pos taken_back_from(llama_pos p0) const;
+    // The first position, beyond 0, that truncate() may be called with if rows of the later stages need their place to be
+    // `later` or behind it.
+    llama_pos removable_from(llama_pos later) const;
+
+    // Turns with rows before `later` can no longer be taken back: their choice stays.
+    void settle(llama_pos later);
 
     // Removes positions [p0, p1) from the middle.
     void erase(llama_pos p0, llama_pos p1);

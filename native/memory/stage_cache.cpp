@@ -6,6 +6,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <stdexcept>
 #include <typeinfo>
 #include <utility>
 
@@ -45,7 +46,7 @@ kv_bytes kv_bytes_of(const llama_memory_i & memory) {
 }
 
 stage_cache::stage_cache(const llama_model & model, const llama_cparams & cparams, cache_layout layout, int32_t il0, int32_t il1, uint32_t n_cells) :
-    n_swa((int32_t) model.hparams.n_swa) {
+    n_swa((int32_t) model.hparams.n_swa), layout_(layout) {
     const auto & hparams = model.hparams;
 
     // as llama_model::create_memory() does for layers that only predict further tokens
@@ -78,8 +79,11 @@ cache_layout stage_cache::layout_of(const llama_memory_i & memory) {
         return { kv.type_k(), kv.type_v(), false };
     }
     if (typeid(memory) == typeid(llama_kv_cache_iswa)) {
-        const auto & kv = static_cast<const llama_kv_cache_iswa &>(memory);
-        return { kv.get_base()->type_k(), kv.get_base()->type_v(), kv.get_swa()->get_size() == kv.get_base()->get_size() };
+        const auto & iswa = static_cast<const llama_kv_cache_iswa &>(memory);
+        const auto & base = *iswa.get_base();
+        const auto & swa  = *iswa.get_swa();
+        const auto & kv   = base.get_layer_ids().empty() ? swa : base;
+        return { kv.type_k(), kv.type_v(), swa.get_size() == base.get_size() };
     }
     throw unsupported("its memory is not a plain KV cache");
 }
@@ -90,6 +94,24 @@ const llama_kv_cache & stage_cache::base() const {
 
 bool stage_cache::forgets() const {
     return iswa && iswa->get_swa()->get_size() < iswa->get_base()->get_size();
+}
+
+llama_pos stage_cache::window_from(llama_seq_id seq_id) const {
+    if (!iswa || iswa->get_swa()->get_layer_ids().empty()) {
+        return 0;
+    }
+    const auto & all    = iswa->get_base()->get_cells(seq_id).seq_pos_get(seq_id);
+    const auto & inside = iswa->get_swa ()->get_cells(seq_id).seq_pos_get(seq_id);
+
+    // what is in a window is in the other cache, too
+    if (all.size() == inside.size()) {
+        return 0;
+    }
+    auto a = all.rbegin();
+    for (auto b = inside.rbegin(); a != all.rend() && b != inside.rend() && a->first == b->first; ++b) {
+        ++a;
+    }
+    return a == all.rend() ? 0 : a->first + n_swa; // a is the last that was forgotten
 }
 
 llama_memory_context_ptr stage_cache::prepare(const std::vector<llama_ubatch> & ubatches) {
@@ -137,8 +159,18 @@ stage_cache::cells stage_cache::cells_of_windows(llama_seq_id seq_id) const {
     return iswa ? cells_in(*iswa->get_swa(), seq_id) : cells {};
 }
 
+template <typename F>
+void stage_cache::for_each_cache(F && f) const {
+    if (plain) {
+        f(*plain);
+    } else {
+        f(*iswa->get_base());
+        f(*iswa->get_swa());
+    }
+}
+
 void stage_cache::remove(llama_seq_id seq_id, const position & pos) {
-    const auto remove_from = [&](llama_kv_cache & kv) {
+    for_each_cache([&](llama_kv_cache & kv) {
         // The cache removes by position in time, which all tokens of a picture share under M-RoPE.
         auto & cells = const_cast<llama_kv_cells &>(kv.get_cells(seq_id));
 
@@ -148,14 +180,47 @@ void stage_cache::remove(llama_seq_id seq_id, const position & pos) {
                 return;
             }
         }
+    });
+}
+
+void stage_cache::check_cells() const {
+    const auto require = [](bool fact) {
+        if (!fact) {
+            throw std::runtime_error("this state is broken: its cells do not fit together");
+        }
     };
 
-    if (plain) {
-        remove_from(*plain);
-    } else {
-        remove_from(*iswa->get_base());
-        remove_from(*iswa->get_swa());
+    for_each_cache([&](const llama_kv_cache & kv) {
+        const auto & cells = kv.get_cells(0);
+
+        uint32_t n_used = 0;
+        for (uint32_t i = 0; i < cells.size(); ++i) {
+            const auto & ids = cells.seq_get_all(i);
+            require(cells.is_empty(i) ? ids.none() : ids.any() && is_possible(cells.pos_get(i)));
+            n_used += !cells.is_empty(i);
+        }
+        require(n_used == cells.get_used());
+    });
+
+    const auto earlier = [](const auto & a, const auto & b) { return a.first < b.first; };
+
+    for (llama_seq_id id = 0; iswa && id < (llama_seq_id) base().get_n_seq_max(); ++id) {
+        const auto & all    = iswa->get_base()->get_cells(id).seq_pos_get(id);
+        const auto & inside = iswa->get_swa ()->get_cells(id).seq_pos_get(id);
+        require(std::includes(all.begin(), all.end(), inside.begin(), inside.end(), earlier));
     }
+}
+
+void stage_cache::drop(llama_seq_id seq_id) {
+    for_each_cache([&](llama_kv_cache & kv) {
+        kv.state_clear(seq_id);
+
+        // what is at a negative position is not found by it
+        auto & cells = const_cast<llama_kv_cells &>(kv.get_cells(seq_id));
+        while (!cells.seq_pos_get(seq_id).empty()) {
+            cells.seq_rm(cells.seq_pos_get(seq_id).begin()->second, seq_id);
+        }
+    });
 }
 
 } // namespace pyfastv

@@ -33,6 +33,9 @@ public:
     // of a cache that llama.cpp made; throws unsupported if it is another kind of memory
     static cache_layout layout_of(const llama_memory_i & memory);
 
+    // as it was made: a cache without layers could not tell
+    const cache_layout & layout() const { return layout_; }
+
     llama_memory_i & memory() const { return *memory_; }
 
     // gives the cache away
@@ -45,6 +48,10 @@ public:
     bool    forgets() const;
     int32_t window()  const { return n_swa; }
 
+    // From this position on a row of a sequence finds all that its sliding windows see; 0: from any. A saved sequence has
+    // its last windows only, whatever this cache forgets.
+    llama_pos window_from(llama_seq_id seq_id) const;
+
     // Slots for the ubatches; null if there is no room.
     llama_memory_context_ptr prepare(const std::vector<llama_ubatch> & ubatches);
 
@@ -56,8 +63,18 @@ public:
     // forgets one token of a sequence, whatever others have its position in time
     void remove(llama_seq_id seq_id, const position & pos);
 
+    // Of cells that were read from a state: throws std::runtime_error if one has no sequence, a position that none can have,
+    // or is in a window alone.
+    void check_cells() const;
+
+    // forgets a sequence, cells that check_cells() refuses included, and what was read into them
+    void drop(llama_seq_id seq_id);
+
 private:
-    const int32_t n_swa;
+    template <typename F> void for_each_cache(F && f) const;
+
+    const int32_t      n_swa;
+    const cache_layout layout_;
 
     std::unique_ptr<llama_memory_i> memory_;
 

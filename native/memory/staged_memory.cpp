@@ -146,10 +146,27 @@ void staged_memory::forget_later(llama_seq_id seq_id, llama_pos p0, const std::v
     }
 }
 
-bool staged_memory::forgot_before(llama_seq_id seq_id, llama_pos pos) const {
-    return std::any_of(caches.begin(), caches.end(), [&](const auto & cache) {
-        return cache->forgets() && cache->memory().seq_pos_min(seq_id) > std::max(0, pos - cache->window());
-    });
+llama_pos staged_memory::later_window_from(llama_seq_id seq_id) const {
+    llama_pos res = 0;
+    for (int s = 1; s < n_stages(); ++s) {
+        res = std::max(res, caches[s]->window_from(seq_id));
+    }
+    return res;
+}
+
+llama_pos staged_memory::removable_from(llama_seq_id seq_id) const {
+    const llama_pos later = later_window_from(seq_id);
+    const auto      it    = sequences.find(seq_id);
+
+    return std::max(caches[0]->window_from(seq_id), it == sequences.end() ? later : it->second.removable_from(later));
+}
+
+bool staged_memory::can_remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
+    const llama_pos first = caches[0]->base().seq_pos_min(seq_id);
+    const llama_pos last  = seq_pos_max(seq_id);
+
+    // nothing, all, or a part in the middle
+    return p0 > last || p0 <= first || p1 <= last || p0 >= removable_from(seq_id);
 }
 
 bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
@@ -160,10 +177,8 @@ bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
 
     const auto concerned = [&](llama_seq_id id) { return seq_id < 0 || id == seq_id; };
 
-    for (auto & [id, seq] : sequences) {
-        // rows that would wait again could not see what the windows of the later layers have forgotten
-        const llama_pos from = concerned(id) && p1 > seq_pos_max(id) ? seq.taken_back_from(p0) : INT32_MAX;
-        if (p0 > 0 && from != INT32_MAX && from < p0 && forgot_before(id, from)) {
+    for (llama_seq_id id = 0; id < (llama_seq_id) caches[0]->base().get_n_seq_max(); ++id) {
+        if (concerned(id) && !can_remove(id, p0, p1)) {
             return false;
         }
     }
@@ -203,6 +218,9 @@ void staged_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
     }
 
     auto copy = src->second;
+
+    // rows that would wait again need what the windows of the later layers had before them
+    copy.settle(later_window_from(seq_id_src));
 
     // a question that was not copied has chosen nothing
     const auto undone = copy.truncate(end_pos(p1));
@@ -248,7 +266,13 @@ void staged_memory::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int
 }
 
 llama_pos staged_memory::seq_pos_min(llama_seq_id seq_id) const {
-    return caches[0]->memory().seq_pos_min(seq_id);
+    const llama_pos min  = caches[0]->memory().seq_pos_min(seq_id);
+    const llama_pos from = removable_from(seq_id);
+    if (min < 0 || from == 0) {
+        return min;
+    }
+    // a cache that was made to forget nothing is taken for one without windows
+    return std::max(min, from - 1 - (caches[0]->forgets() ? caches[0]->window() : 0));
 }
 
 llama_pos staged_memory::seq_pos_max(llama_seq_id seq_id) const {

@@ -29,19 +29,26 @@ public:
 
     void clear(bool data) override;
 
+    // False, and nothing is changed: what comes behind p0, or the rows that would wait again, would look into sliding
+    // windows that have been forgotten.
     bool seq_rm  (llama_seq_id seq_id, llama_pos p0, llama_pos p1) override;
     void seq_cp  (llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
     void seq_keep(llama_seq_id seq_id) override;
     void seq_add (llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) override;
     void seq_div (llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) override;
 
-    // the positions of stage 0: a dropped token is gone from the later layers only
+    // The positions of stage 0: a dropped token is gone from the later layers only. Where sliding windows have forgotten
+    // what is before a position, llama.cpp's programs look whether seq_pos_min() is a window before it, and do not expect
+    // that seq_rm() fails: it is as late as that takes.
     llama_pos seq_pos_min(llama_seq_id seq_id) const override;
     llama_pos seq_pos_max(llama_seq_id seq_id) const override;
 
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
 
-    // Waiting and dropped rows included. state_read() throws std::runtime_error if the state is not of these stages.
+    // Waiting and dropped rows included. With LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY the keys and values of layers that see
+    // everything are left out, as llama.cpp does: the sequence must have them when it is read. state_read() throws
+    // std::runtime_error if the state is broken, not of these stages, or does not fit what the sequence has; the header apart,
+    // the sequences that it was to replace are then empty.
     void state_write(llama_io_write_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) const override;
     void state_read (llama_io_read_i  & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) override;
 
@@ -86,9 +93,23 @@ public:
     // Later stages forget positions [p0, inf) of a sequence, and these tokens, from the stage `entered` on.
     void forget_later(llama_seq_id seq_id, llama_pos p0, const std::vector<turn::recall> & recalled);
 
+    // have the sliding windows of a sequence forgotten nothing?
+    bool remembers(llama_seq_id seq_id) const { return removable_from(seq_id) == 0; }
+
 private:
-    // does a sliding window of a row at this position lack what it would have seen?
-    bool forgot_before(llama_seq_id seq_id, llama_pos pos) const;
+    // stage_cache::window_from() of the later stages
+    llama_pos later_window_from(llama_seq_id seq_id) const;
+
+    // the first position, beyond 0, from which on a sequence can be removed
+    llama_pos removable_from(llama_seq_id seq_id) const;
+
+    bool can_remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+
+    // what was read must fit the cells
+    void check_sequence(llama_seq_id seq_id) const;
+
+    // after the windows were read: nothing of later rows stays, nor of tokens that had not entered
+    void take_back_to_windows(llama_seq_id seq_id);
 
     const std::vector<int32_t> first_layers_;
     const int64_t              n_embd;

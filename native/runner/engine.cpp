@@ -165,7 +165,7 @@ size_t engine::reuse(const prompt & prompt) {
 }
 
 prompt engine::tokenized(const std::string & text, const std::vector<image> & images, bool add_bos) const {
-    return tokenize(vocab, vision.get(), turbo, media_marker, text, images, add_bos);
+    return tokenize(model.get(), vision.get(), turbo, media_marker, text, images, add_bos, n_ctx());
 }
 
 void engine::prefill(const std::string & text, const std::vector<image> & images, bool add_bos, int64_t reserve, const progress_fn & progress) {

@@ -3,6 +3,7 @@
 #include "runner/errors.h"
 #include "runner/log.h"
 #include "runner/pixels.h"
+#include "runner/text_length.h"
 
 #include "choose/grid.h"
 
@@ -41,7 +42,8 @@ size_t count(const std::string & text, const std::string & what) {
     return n;
 }
 
-void add_tokens(prompt & res, const llama_token * tokens, size_t n_tokens) {
+void add_tokens(prompt & res, const llama_token * tokens, size_t n_tokens, int64_t n_ctx) {
+    check_text_tokens(res.n_tokens - res.n_visual + (int64_t) n_tokens, n_ctx);
     for (size_t i = 0; i < n_tokens; ++i) {
         prompt_piece piece;
         piece.token = tokens[i];
@@ -55,21 +57,27 @@ error no_token() {
     return error(error_kind::model, "the model has no token for a part of the prompt: its vocabulary (tokenizer.ggml.tokens) is damaged");
 }
 
-prompt tokenize_text(const llama_vocab * vocab, const std::string & text, bool add_bos) {
+prompt tokenize_text(const llama_vocab * vocab, const std::string & text, bool add_bos, int64_t n_ctx) {
     std::vector<llama_token> tokens(text.size() + 2);
 
-    int32_t n = 0;
-    try {
-        n = llama_tokenize(vocab, text.data(), text.size(), tokens.data(), tokens.size(), add_bos, true);
-    } catch (const std::out_of_range &) {
-        throw no_token();
+    const auto fill = [&] {
+        try {
+            return llama_tokenize(vocab, text.data(), text.size(), tokens.data(), tokens.size(), add_bos, true);
+        } catch (const std::out_of_range &) {
+            throw no_token();
+        }
+    };
+    int32_t n = fill();
+    if (n < 0 && n != INT32_MIN) {
+        tokens.resize(-(int64_t) n); // a vocabulary may have several tokens for one byte: "\u2581" in bytes, for a space
+        n = fill();
     }
     if (n < 0) {
         throw error(error_kind::option, "the prompt cannot be tokenized");
     }
 
     prompt res;
-    add_tokens(res, tokens.data(), n);
+    add_tokens(res, tokens.data(), n, n_ctx);
 
     return res;
 }
@@ -85,15 +93,16 @@ std::vector<int32_t> places_of(const prompt_piece & evaluated) {
     return res;
 }
 
-prompt tokenize(const llama_vocab * vocab, const mtmd_context * vision, const std::string & turbo, const std::string & marker,
-        const std::string & text, const std::vector<image> & images, bool add_bos) {
+prompt tokenize(const llama_model * model, const mtmd_context * vision, const std::string & turbo, const std::string & marker,
+        const std::string & text, const std::vector<image> & images, bool add_bos, int64_t n_ctx) {
     const size_t n_markers = count(text, marker);
     if (n_markers != images.size()) {
         throw error(error_kind::option, "the prompt has places for " + std::to_string(n_markers) + " pictures, but " +
                 std::to_string(images.size()) + " were given");
     }
+    check_text_length(model, text, n_markers*marker.size(), n_ctx);
     if (images.empty()) {
-        return tokenize_text(vocab, text, add_bos);
+        return tokenize_text(llama_model_get_vocab(model), text, add_bos, n_ctx);
     }
     if (!vision) {
         throw error(error_kind::option, "the prompt has a picture, but the model was loaded without an mmproj file");
@@ -129,7 +138,7 @@ prompt tokenize(const llama_vocab * vocab, const mtmd_context * vision, const st
         if (mtmd_input_chunk_get_type(chunk) == MTMD_INPUT_CHUNK_TYPE_TEXT) {
             size_t       n_tokens = 0;
             const auto * tokens   = mtmd_input_chunk_get_tokens_text(chunk, &n_tokens);
-            add_tokens(res, tokens, n_tokens);
+            add_tokens(res, tokens, n_tokens, n_ctx);
             continue;
         }
 

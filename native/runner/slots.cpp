@@ -145,7 +145,7 @@ slot_request slots::prepare(const std::string & text, const std::vector<image> &
 
     auto & wanted = res.wanted;
     const auto tokenized = [&] {
-        wanted = tokenize(vocab, vision.get(), pictures.turbo, media_marker, text, images, add_bos);
+        wanted = tokenize(model.get(), vision.get(), pictures.turbo, media_marker, text, images, add_bos, n_ctx_slot);
     };
     if (images.empty()) {
         tokenized();

@@ -69,7 +69,7 @@ class AnswerFile:
             )
             if not isinstance(given.setting, str) or not isinstance(given.answer, str):
                 raise TypeError
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise DataError(f'{where}: is not {{"setting", "id", "answer", "share"}}') from None
         try:
             setting = same_as(given.setting)

@@ -67,7 +67,7 @@ class Batcher:
         self._totals = dict.fromkeys(_TOTALS, 0)
         self._seconds = 1.0  # that a request holds a slot, a running mean
         self._closing = False
-        self._failure: BaseException | None = None  # that ended the pool's thread
+        self._failure: Error | None = None  # that ended the pool's thread
         self._closed = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="pyfastv-pool", daemon=True)
         try:
@@ -94,7 +94,7 @@ class Batcher:
         """To the queue; from within :meth:`place`. Raises ClosedError."""
         with self._changed:
             if self._failure is not None:
-                raise ClosedError("the pool's thread has ended: make a new pool") from self._failure
+                raise self._failure
             self._waiting.append(item)
             self._totals["requests"] += 1
             self._changed.notify_all()
@@ -165,8 +165,10 @@ class Batcher:
         try:
             self._serve()
         except BaseException as error:
+            failure = ClosedError(f"the pool's thread has ended, make a new pool: {error!r}")
+            failure.__cause__ = error
             with self._changed:  # whoever waits is told, whoever comes is refused
-                self._closing, self._failure = True, error
+                self._closing, self._failure = True, failure
                 lost = [*self._active.values(), *self._waiting]
                 if self._admitting is not None:
                     lost.append(self._admitting)
@@ -175,7 +177,7 @@ class Batcher:
                 self._admitting = None
                 self._changed.notify_all()
             for item in lost:
-                item.job._end(None, None, error)
+                item.job._end(None, None, failure)
             raise
 
     def _serve(self) -> None:

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from .. import _native
+from .._checks import shown
 from ..errors import OptionError
 
 __all__ = ["json_grammar", "schema_grammar"]
@@ -48,7 +49,7 @@ def schema_grammar(schema: Any) -> str:
     with the place in the schema.
     """
     if not isinstance(schema, Mapping):
-        raise OptionError(f"a JSON schema must be an object; got {schema!r:.200}")
+        raise OptionError(f"a JSON schema must be an object; got {shown(schema)}")
     _Check(schema).schema(schema, "#", 0)
     try:
         text = json.dumps(schema, allow_nan=False)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _native
-from .._checks import integer
+from .._checks import integer, utf8
 from .._native_options import (
     MAX_N_CTX,
     PathLike,
@@ -119,8 +119,8 @@ class Pool:
             ),
             n_slots=integer("slots", slots, 1, 2**31 - 1),
             n_ctx=integer("n_ctx", n_ctx, 1, MAX_N_CTX),
-            type_k=type_k,
-            type_v=type_v,
+            type_k=utf8("type_k", type_k),
+            type_v=utf8("type_v", type_v),
             progress=progress,
         )
         self.fastv = schedule

@@ -76,7 +76,7 @@ def read_json(file: Path) -> Any:
     """Raises DataError."""
     try:
         return json.loads(read_text(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: is not JSON: {error}") from None
 
 
@@ -88,7 +88,7 @@ def read_jsonl(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         where = f"{file}, line {number}"
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: is not JSON: {error}") from None
         if not isinstance(value, dict):
             raise DataError(f"{where}: is not a JSON object")

@@ -1,0 +1,218 @@
+"""What fails for one request ends that request alone: the thread, the slots and the other requests live on."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from pyfastv import ClosedError, OutOfMemoryError, Runner, Sampling, _native
+from pyfastv.chat import user_message
+from pyfastv.serve.active import Active
+from pyfastv.serve.job import Job
+from pyfastv.serve.pool import Pool
+
+import random_gguf
+import random_mmproj
+from c_api import Model, contexts, llama, logged, read
+
+linux_only = pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems do not limit a process's memory"
+)
+
+
+@contextmanager
+def memory_left(n_bytes: int) -> Iterator[None]:
+    """Meanwhile this process can get so much more memory; negative: none before it gives some back."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
+# the pool's thread
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Pool]:
+    with Pool(slots=2, n_ctx=512, n_threads=1) as pool:
+        yield pool
+
+
+@pytest.fixture
+def pool(shared: Pool) -> Iterator[Pool]:
+    yield shared
+    assert ask(shared).wait(20)
+    assert shared._slots.idle
+
+
+def ask(pool: Pool, question: str = "Hello", n: int = 8) -> Job:
+    return pool.submit([user_message(question)], Sampling(max_tokens=n, grammar="root ::= [a-z ] root"))
+
+
+def test_what_goes_wrong_with_an_answer_ends_it_and_no_other(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Active.take
+
+    def failing(self: Active, event: dict[str, Any]) -> None:
+        if self.job is bad and len(self.job._pieces) > 2:
+            raise ZeroDivisionError("a fault of ours")
+        take(self, event)
+
+    expected = ask(pool, n=40).read()
+    monkeypatch.setattr(Active, "take", failing)
+    bad, good = ask(pool, n=40), ask(pool, n=40)
+    with pytest.raises(ZeroDivisionError):
+        bad.read()
+    assert good.read() == expected
+
+
+class FailingSlots:
+    """Slots of which one method raises, once."""
+
+    def __init__(self, slots: _native.Slots, name: str, error: BaseException) -> None:
+        self._slots, self._name, self._error = slots, name, error
+        self.failed = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._name and not self.failed.is_set():
+            self.failed.set()
+            raise self._error
+        return getattr(self._slots, name)
+
+
+def test_a_schedule_that_cannot_be_restored_is_left_to_the_next_request(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool's own, after a request that brought another."""
+    expected = ask(pool).read()
+    failing = FailingSlots(pool._batcher._slots, "set_fastv", RuntimeError("what"))
+    monkeypatch.setattr(pool._batcher, "_slots", failing)
+    pool.submit([user_message("Hello")], Sampling(max_tokens=2), fastv=None).read()
+    assert failing.failed.wait(10)
+    job = ask(pool)
+    assert job.wait(10)
+    assert job.read() == expected
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_whoever_waits_for_a_thread_that_has_died_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Pool(slots=1, n_ctx=512, n_threads=1) as pool:
+        monkeypatch.setattr(
+            pool._batcher, "_slots", FailingSlots(pool._batcher._slots, "step", GeneratorExit("what"))
+        )
+        with pool._batcher._changed:  # the thread sees both at once
+            jobs = [ask(pool), ask(pool)]
+        for job in jobs:
+            assert job.wait(10)
+            with pytest.raises(ClosedError, match="thread has ended"):
+                job.read()
+        with pytest.raises(ClosedError):
+            ask(pool)
+        monkeypatch.undo()
+
+
+# memory that runs out
+
+
+@linux_only
+def test_a_request_that_memory_runs_out_for_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the cosines of its picture's 3136 tokens, 39 MB."""
+    large = dataclasses.replace(random_mmproj.FAMILIES["Janus-Pro"], image_size=784)
+    monkeypatch.setitem(random_mmproj.FAMILIES, "Janus-Pro", large)
+    model, mmproj = random_mmproj.write_pair(tmp_path, "Janus-Pro")
+    slots = _native.Slots(
+        model_path=str(model), mmproj_path=str(mmproj), n_slots=2, n_ctx=1024, n_batch=512, n_ubatch=512, n_threads=1,
+        n_gpu_layers=0, flash_attn="on", type_k="f16", type_v="f16", encoder_cache_bytes=0, verbose=False, progress=None,
+    )  # fmt: skip
+
+    def start(text: str, *seeds: int) -> int:
+        images = [
+            np.random.default_rng(seed).integers(0, 256, (784, 784, 3), dtype=np.uint8) for seed in seeds
+        ]
+        request = slots.prepare(
+            text.replace("*", slots.media_marker), images, [str(seed) for seed in seeds], True, max_tokens=60,
+            temperature=0.0, top_k=40, top_p=0.95, min_p=0.05, typical_p=1.0, repeat_penalty=1.0, repeat_last_n=64,
+            frequency_penalty=0.0, presence_penalty=0.0, seed=1, grammar=None, n_probs=0, reducer="divprune,keep=32",
+        )  # fmt: skip
+        return slots.start(request)
+
+    def finish() -> dict[int, tuple[list[int], str | None, Exception | None]]:
+        tokens: dict[int, list[int]] = {}
+        ends = {}
+        while not slots.idle:
+            for event in slots.step():
+                tokens.setdefault(event["id"], []).append(event["token"])
+                if event["finish"] or event["error"]:
+                    ends[event["id"]] = (tokens[event["id"]], event["finish"], event["error"])
+        return ends
+
+    alone = start("Hello")
+    expected = finish()[alone]
+    with_picture = start("*What", 1)
+    picture = finish()[with_picture]
+    slots.reset()
+
+    text, failing = start("Hello"), start("*What", 2)
+    with memory_left(2**24):
+        ends = finish()
+    assert ends[text] == expected
+    assert isinstance(ends[failing][2], OutOfMemoryError)
+    again = start("*What", 1)
+    assert finish()[again] == picture
+    assert picture[2] is None
+    slots.close()
+
+
+@linux_only
+def test_a_runner_whose_memory_is_gone_says_so(tmp_path: Path) -> None:
+    """Its KV cache is given back for those of the stages; then there is no room, neither for these nor for it."""
+    random_gguf.write(tmp_path / "model.gguf", "llama")
+    with Runner(
+        tmp_path / "model.gguf", n_ctx=2**18, n_batch=8, n_ubatch=8, n_threads=1, fastv=None
+    ) as runner:
+        size = runner._engine.report()["kv_bytes_allocated"][0]
+        with memory_left(-size // 2), pytest.raises(OutOfMemoryError):
+            runner.set_fastv("k=1,drop=0.5")
+        for _ in range(2):
+            with pytest.raises(OutOfMemoryError, match="load the model again"):
+                runner._engine.prefill("Hello", [], [], None, True, 1, [])
+
+
+@linux_only
+@pytest.mark.parametrize("spec", ["", "k=2,drop=0.5"])
+def test_llama_decode_returns_a_status_where_something_is_thrown(spec: str) -> None:
+    """To programs that know nothing of exceptions: there is no memory for its compute buffers, which are made anew."""
+    model = Model()
+    question = [1, 300, 301]
+    rows = np.random.default_rng(0).normal(size=(64, model.n_embd)).astype(np.float32)
+    with contexts(model, n_ctx=8192) as make:
+        context, undisturbed = make(spec), make(spec)
+        for each in (context, undisturbed):
+            assert each.picture(rows, 0) == 0
+            assert each.tokens(question, 64) == 0
+        expected = read(undisturbed)
+        assert undisturbed.tokens(question, 67) == 0
+
+        assert llama.llama_set_adapter_cvec(context.pointer, None, 0, model.n_embd, 0, 0) == 0
+        with logged() as lines, memory_left(-(2**25)):
+            assert context.tokens(question, 67) in (-2, -3)
+        assert "memory" in "".join(lines)
+        np.testing.assert_array_equal(read(context), expected)  # of the question before
+        assert context.tokens(question, 67) == 0
+        np.testing.assert_array_equal(read(context), read(undisturbed))
+    model.close()
