@@ -86,6 +86,8 @@ def quantize_mmproj(
     try:
         _write(gguf, reader, part, types, TYPES[type], progress)
         os.replace(part, target)
+    except ModelError as error:
+        raise ModelError(f"{source}: {error}") from error
     except OSError as error:
         raise Error(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -125,7 +127,8 @@ def _read(gguf: Any, source: Path) -> GGUFReader:
     architecture = None if field is None else field.contents()
     if architecture != "clip":
         raise ModelError(
-            f"{source}: is not an mmproj file: its architecture is {architecture}, that of a vision encoder is clip; "
+            f"{source}: is not an mmproj file: its architecture is {architecture} (general.architecture), "
+            "that of a vision encoder is clip; "
             "llama.cpp's llama-quantize quantizes language models"
         )
     return reader
@@ -183,12 +186,18 @@ def _copy_metadata(gguf: Any, reader: GGUFReader, writer: GGUFWriter, file_type:
     for key, field in reader.fields.items():
         if key in (*_WRITTEN_ANYWAY, _FILE_TYPE, _QUANTIZATION_VERSION):
             continue
+        try:
+            value = field.contents()
+        except UnicodeDecodeError as error:
+            raise ModelError(f"key {key} is not UTF-8: the file is damaged") from error
         if key == "general.alignment":  # the writer has to know it as well
-            writer.add_custom_alignment(field.contents())
+            writer.add_custom_alignment(value)
         elif field.types[0] == gguf.GGUFValueType.ARRAY:
-            writer.add_key_value(key, field.contents(), field.types[0], sub_type=field.types[-1])
+            if not value:
+                raise ModelError(f"key {key} is an empty array, which cannot be written")
+            writer.add_key_value(key, value, field.types[0], sub_type=field.types[-1])
         else:
-            writer.add_key_value(key, field.contents(), field.types[0])
+            writer.add_key_value(key, value, field.types[0])
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 

@@ -45,6 +45,7 @@ std::string describe(context_size size, bool from_model) {
 std::string with_key(const std::string & reason) {
     constexpr const char * keys[][2] = {
         { "unknown model architecture", "general.architecture" },
+        { "unknown projector type",     "clip.projector_type" },
         { "unknown tokenizer",          "tokenizer.ggml.model" },
         { "unknown pre-tokenizer type", "tokenizer.ggml.pre" },
         { "invalid n_rot",              "rope.dimension_count or attention.key_length" },
@@ -176,8 +177,9 @@ mtmd_context_ptr load_vision(const llama_model * model, const engine_options & o
 
     mtmd_context_ptr vision(mtmd_init_from_file(options.mmproj_path->c_str(), model, params));
     if (!vision) {
-        throw log.failure(error_kind::model, *options.mmproj_path + ": cannot be used with " + options.model_path,
+        const auto failure = log.failure(error_kind::model, *options.mmproj_path + ": cannot be used with " + options.model_path,
                 "it is not an mmproj file, or belongs to another model");
+        throw error(failure.kind, with_key(failure.what()));
     }
     pyfastv_turbo_attach(vision.get(), nullptr);
 

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <stdexcept>
 #include <tuple>
 
 // libmtmd, third_party/patches
@@ -51,11 +52,20 @@ void add_tokens(prompt & res, const llama_token * tokens, size_t n_tokens, int64
     res.n_tokens += n_tokens;
 }
 
+// a vocabulary without some of the bytes
+error no_token() {
+    return error(error_kind::model, "the model has no token for a part of the prompt: its vocabulary (tokenizer.ggml.tokens) is damaged");
+}
+
 prompt tokenize_text(const llama_vocab * vocab, const std::string & text, bool add_bos, int64_t n_ctx) {
     std::vector<llama_token> tokens(text.size() + 2);
 
     const auto fill = [&] {
-        return llama_tokenize(vocab, text.data(), text.size(), tokens.data(), tokens.size(), add_bos, true);
+        try {
+            return llama_tokenize(vocab, text.data(), text.size(), tokens.data(), tokens.size(), add_bos, true);
+        } catch (const std::out_of_range &) {
+            throw no_token();
+        }
     };
     int32_t n = fill();
     if (n < 0 && n != INT32_MIN) {
@@ -117,7 +127,9 @@ prompt tokenize(const llama_model * model, const mtmd_context * vision, const st
     const mtmd_input_text input = { text.data(), text.size(), add_bos, /* parse_special */ true };
 
     if (mtmd_tokenize(vision, res.chunks.get(), &input, pointers.data(), pointers.size()) != 0) {
-        throw log.failure(error_kind::image, "the picture cannot be prepared for the vision encoder");
+        // std::out_of_range, by its text
+        throw log.reason("").find("::at") != std::string::npos ? no_token() :
+            log.failure(error_kind::image, "the picture cannot be prepared for the vision encoder");
     }
 
     for (size_t i = 0; i < mtmd_input_chunks_size(res.chunks.get()); ++i) {

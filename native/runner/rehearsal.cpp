@@ -97,7 +97,7 @@ void rehearse(mtmd_context * vision, const llama_model * model, const engine_opt
             if (piece.visual()) {
                 const log_scope       log(options.verbose);
                 const rehearsal_scope rehearsal;
-                if (mtmd_encode_chunk(vision, piece.chunk) != 0) {
+                if (mtmd_encode_chunk(vision, piece.chunk) != 0 && !current->passed()) {
                     throw log.failure(error_kind::model, "a picture cannot be encoded");
                 }
                 break;
