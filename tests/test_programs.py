@@ -151,6 +151,12 @@ class Server:
         with urllib.request.urlopen(request, timeout=600) as response:
             return json.load(response)
 
+    @property
+    def marker(self) -> str:
+        """What stands for a picture in a prompt."""
+        with urllib.request.urlopen(f"{self.url}/props", timeout=60) as response:
+            return json.load(response)["media_marker"]
+
     def complete(self, messages: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
         body = {"messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS, **options}
         return self.post("/v1/chat/completions", body)
@@ -279,7 +285,8 @@ def test_a_server_goes_back_in_a_model_with_sliding_windows(
 
     def answer(server: Server, text: str, n: int, *, from_cache: bool) -> dict[str, Any]:
         image = base64.b64encode(CHART.path.read_bytes()).decode()
-        prompt = {"prompt_string": f"<__media__>{text}", "multimodal_data": [image]} if with_picture else text
+        picture_and_text = {"prompt_string": f"{server.marker}{text}", "multimodal_data": [image]}
+        prompt = picture_and_text if with_picture else text
         options = {"cache_prompt": from_cache, "n_probs": 4, "ignore_eos": True, "return_tokens": True}
         return server.post(
             "/completion", {"prompt": prompt, "n_predict": n, "temperature": 0, "seed": 1, **options}
