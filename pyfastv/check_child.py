@@ -91,7 +91,8 @@ def _try_kernel(case: _Case) -> Iterator[dict[str, Any]]:
     weights, values = _weights(case.what)
     for step in STEPS:
         inputs = _inputs(step.rows)
-        expected = inputs.astype(np.float64) @ values[: step.outputs].astype(np.float64).T
+        # not "@", which is a BLAS: with kernels of its own for each CPU, and threads that spin
+        expected = np.einsum("rk,ok->ro", inputs, values[: step.outputs], dtype=np.float64)
         yield {"step": str(step)}
         product = _native.multiply(
             case.device, case.buffer, case.what, weights[: step.outputs], inputs, step.threads
