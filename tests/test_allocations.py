@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -136,6 +137,11 @@ def test_the_pool_ends_a_request_whose_event_finds_no_memory(monkeypatch: pytest
     monkeypatch.setattr(Active, "take", short_of_memory)
     message = [{"role": "user", "content": "a"}]
     with Pool(slots=1, n_ctx=256, n_threads=1) as pool:
+        job = pool.submit(message, Sampling(max_tokens=4))
+        given_up = time.monotonic() + 30
+        while not job.done and time.monotonic() < given_up:
+            time.sleep(0.01)
+        assert job.done
         with pytest.raises(MemoryError):
-            pool.submit(message, Sampling(max_tokens=4)).read()
+            job.read()
         assert pool.submit(message, Sampling(max_tokens=4)).read()
