@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <stdexcept>
 #include <tuple>
 
 // libmtmd, third_party/patches
@@ -51,11 +52,34 @@ void add_tokens(prompt & res, const llama_token * tokens, size_t n_tokens, int64
     res.n_tokens += n_tokens;
 }
 
+// llama.cpp aborts where a vocabulary has not what its tokenizer wants
+void check_vocabulary(const llama_vocab * vocab, bool add_special) {
+    const auto type   = llama_vocab_type(vocab);
+    const bool is_wpm = type == LLAMA_VOCAB_TYPE_WPM;
+
+    const char * missing = nullptr;
+    if (type == LLAMA_VOCAB_TYPE_NONE) {
+        throw error(error_kind::model, "the model has no vocabulary: it cannot read text");
+    }
+    if (add_special) {
+        missing = (is_wpm || llama_vocab_get_add_bos(vocab)) && llama_vocab_bos(vocab) == LLAMA_TOKEN_NULL ? "begin (BOS)" : missing;
+        missing = llama_vocab_get_add_eos(vocab) && llama_vocab_eos(vocab) == LLAMA_TOKEN_NULL ? "end (EOS)" : missing;
+        missing = is_wpm && llama_vocab_sep(vocab) == LLAMA_TOKEN_NULL ? "separation (SEP)" : missing;
+    }
+    if (missing) {
+        throw error(error_kind::model, std::string("the model's vocabulary adds a token of ") + missing + " to a text, but has none");
+    }
+}
+
 prompt tokenize_text(const llama_vocab * vocab, const std::string & text, bool add_bos, int64_t n_ctx) {
     std::vector<llama_token> tokens(text.size() + 2);
 
     const auto fill = [&] {
-        return llama_tokenize(vocab, text.data(), text.size(), tokens.data(), tokens.size(), add_bos, true);
+        try {
+            return llama_tokenize(vocab, text.data(), text.size(), tokens.data(), tokens.size(), add_bos, true);
+        } catch (const std::out_of_range &) {
+            throw error(error_kind::model, "the model's vocabulary has no token for a byte of the prompt");
+        }
     };
     int32_t n = fill();
     if (n < 0 && n != INT32_MIN) {
@@ -90,6 +114,7 @@ prompt tokenize(const llama_model * model, const mtmd_context * vision, const st
         throw error(error_kind::option, "the prompt has places for " + std::to_string(n_markers) + " pictures, but " +
                 std::to_string(images.size()) + " were given");
     }
+    check_vocabulary(llama_model_get_vocab(model), add_bos);
     check_text_length(model, text, n_markers*marker.size(), n_ctx);
     if (images.empty()) {
         return tokenize_text(llama_model_get_vocab(model), text, add_bos, n_ctx);
