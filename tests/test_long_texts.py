@@ -53,11 +53,14 @@ def grammar(path, text):
 def work():
 {work}
 
+def work_and_tell():
+    work()
+    print("done")
+
 threading.stack_size(512 * 1024)
-thread = threading.Thread(target=work)
+thread = threading.Thread(target=work_and_tell)
 thread.start()
 thread.join()
-print("done")
 """
 
 
@@ -70,7 +73,7 @@ def child(work: str, timeout: float = 60.0) -> list[str]:
     )
     lines = done.stdout.splitlines()
     assert done.returncode == 0, f"{done.returncode} after {lines[-1:]}: {done.stderr[-2000:]}"
-    assert lines[-1] == "done", done.stderr[-2000:]
+    assert lines[-1:] == ["done"], done.stderr[-2000:]
     return lines[:-1]
 
 
@@ -241,6 +244,12 @@ def test_special_tokens_take_time_in_proportion_to_the_text(vocabularies: Path) 
     assert int(count) == 140_000
 
 
+def test_bytes_without_a_token_of_their_character_take_time_in_proportion(tmp_path: Path) -> None:
+    write_model(tmp_path / "bytes.gguf", "llama", vocab=["<pad>"])
+    (count,) = child(f'print(len(tokens("{tmp_path}/bytes.gguf", b"\\xe4\\xb8\\xad" * 700_000)))', timeout=40)
+    assert int(count) == 2_100_000
+
+
 def test_special_tokens_divide_a_text_where_they_stand(vocabularies: Path) -> None:
     (found,) = child(f'print(tokens("{vocabularies}/gpt-2.gguf", b"</s>B<s></s>C</s>D<s>"))')
     begin, end = 256 + 4 * len(text_vocab.MERGED), 257 + 4 * len(text_vocab.MERGED)
@@ -295,6 +304,24 @@ def test_a_space_may_be_several_tokens(small: Runner) -> None:
     assert small.ask(None, " " * 100, max_tokens=1).report.prompt_tokens > 300
     with pytest.raises(ContextLengthError, match=r"the prompt has 1\d{3} tokens of text, but n_ctx is 1024"):
         small.ask(None, " " * 400)
+
+
+def test_a_vocabulary_that_cannot_spell_a_text_is_a_model_error(tmp_path: Path) -> None:
+    path, lacking, none = tmp_path / "whole.gguf", tmp_path / "lacking.gguf", tmp_path / "none.gguf"
+    write_model(path, "llama", vocab=["<pad>"])
+    lacking.write_bytes(path.read_bytes().replace(b"<0x41>", b"unused"))
+    write_model(none, "llama")
+    child(f"""
+from pyfastv import ModelError, Runner
+for path, text, told in (({str(lacking)!r}, "A", "no token for a byte"), ({str(none)!r}, "B", "has no vocabulary")):
+    with Runner(path, n_threads=1) as runner:
+        try:
+            runner.ask(None, text, max_tokens=1)
+        except ModelError as error:
+            assert told in str(error)
+        else:
+            raise AssertionError(path)
+""")
 
 
 #

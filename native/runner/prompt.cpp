@@ -57,6 +57,25 @@ error no_token() {
     return error(error_kind::model, "the model has no token for a part of the prompt: its vocabulary (tokenizer.ggml.tokens) is damaged");
 }
 
+// llama.cpp aborts where a vocabulary has not what its tokenizer wants
+void check_vocabulary(const llama_vocab * vocab, bool add_special) {
+    const auto type   = llama_vocab_type(vocab);
+    const bool is_wpm = type == LLAMA_VOCAB_TYPE_WPM;
+
+    const char * missing = nullptr;
+    if (type == LLAMA_VOCAB_TYPE_NONE) {
+        throw error(error_kind::model, "the model has no vocabulary: it cannot read text");
+    }
+    if (add_special) {
+        missing = (is_wpm || llama_vocab_get_add_bos(vocab)) && llama_vocab_bos(vocab) == LLAMA_TOKEN_NULL ? "begin (BOS)" : missing;
+        missing = llama_vocab_get_add_eos(vocab) && llama_vocab_eos(vocab) == LLAMA_TOKEN_NULL ? "end (EOS)" : missing;
+        missing = is_wpm && llama_vocab_sep(vocab) == LLAMA_TOKEN_NULL ? "separation (SEP)" : missing;
+    }
+    if (missing) {
+        throw error(error_kind::model, std::string("the model's vocabulary adds a token of ") + missing + " to a text, but has none");
+    }
+}
+
 prompt tokenize_text(const llama_vocab * vocab, const std::string & text, bool add_bos, int64_t n_ctx) {
     std::vector<llama_token> tokens(text.size() + 2);
 
@@ -100,6 +119,7 @@ prompt tokenize(const llama_model * model, const mtmd_context * vision, const st
         throw error(error_kind::option, "the prompt has places for " + std::to_string(n_markers) + " pictures, but " +
                 std::to_string(images.size()) + " were given");
     }
+    check_vocabulary(llama_model_get_vocab(model), add_bos);
     check_text_length(model, text, n_markers*marker.size(), n_ctx);
     if (images.empty()) {
         return tokenize_text(llama_model_get_vocab(model), text, add_bos, n_ctx);

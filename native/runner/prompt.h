@@ -64,7 +64,7 @@ struct prompt {
 std::vector<int32_t> places_of(const prompt_piece & evaluated);
 
 // Throws error(option) if the media markers and the pictures do not match, error(image) if a picture cannot be prepared,
-// error(context_length) if the text alone has more than n_ctx tokens.
+// error(context_length) if the text alone has more than n_ctx tokens, error(model) if the vocabulary cannot spell it.
 // vision may be null if there are no pictures; it has the Turbo that `turbo` says.
 prompt tokenize(const llama_model * model, const mtmd_context * vision, const std::string & turbo, const std::string & marker,
         const std::string & text, const std::vector<image> & images, bool add_bos, int64_t n_ctx);
