@@ -39,7 +39,7 @@ fastv.pyfastv_allow_position_gaps.argtypes = [ctypes.c_void_p]
 fastv.pyfastv_get_grids.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(_Grid), ctypes.c_size_t]
 fastv.pyfastv_get_grids.restype = ctypes.c_size_t
 
-_quiet = llama.llama_log_callback(lambda level, text, user_data: None)
+quiet = llama.llama_log_callback(lambda level, text, user_data: None)
 
 
 class Row(NamedTuple):
@@ -71,14 +71,14 @@ def logged() -> Iterator[list[str]]:
     try:
         yield lines
     finally:
-        llama.llama_log_set(_quiet, None)
+        llama.llama_log_set(quiet, None)
 
 
 class Model:
     """A language model; the bundled one by default."""
 
     def __init__(self, path: Path | None = None) -> None:
-        llama.llama_log_set(_quiet, None)
+        llama.llama_log_set(quiet, None)
         llama.llama_backend_init()
         path = path or pyfastv.models.bundled_model()
         self.pointer = llama.llama_model_load_from_file(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import mmap
+import multiprocessing
 import resource
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from pyfastv.serve.pool import Pool
 
 import random_gguf
 import random_mmproj
-from c_api import Model, contexts, llama, logged, read
+from c_api import Model, contexts, llama, quiet, read
 
 linux_only = pytest.mark.skipif(
     sys.platform != "linux", reason="other systems do not limit a process's memory"
@@ -32,7 +34,9 @@ linux_only = pytest.mark.skipif(
 
 @contextmanager
 def memory_left(n_bytes: int) -> Iterator[None]:
-    """Meanwhile this process can get so much more memory; negative: none before it gives some back."""
+    """Meanwhile this process can get so much more memory; negative: none before it gives some back.
+
+    What it is to lack must be more than 32 MB at once: malloc may have kept less."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + n_bytes, hard))
     try:
@@ -127,14 +131,24 @@ def test_whoever_waits_for_a_thread_that_has_died_is_told(monkeypatch: pytest.Mo
 # memory that runs out
 
 
+def in_a_process(work: Callable[..., None], *arguments: object) -> None:
+    """One of its own: what others have given back would be found there."""
+    process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+
+
 @linux_only
-def test_a_request_that_memory_runs_out_for_fails_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_that_memory_runs_out_for_fails_alone(tmp_path: Path) -> None:
+    in_a_process(a_request_runs_out_of_memory, tmp_path)
+
+
+def a_request_runs_out_of_memory(folder: Path) -> None:
     """For the cosines of its picture's 3136 tokens, 39 MB."""
     large = dataclasses.replace(random_mmproj.FAMILIES["Janus-Pro"], image_size=784)
-    monkeypatch.setitem(random_mmproj.FAMILIES, "Janus-Pro", large)
-    model, mmproj = random_mmproj.write_pair(tmp_path, "Janus-Pro")
+    random_mmproj.FAMILIES["Janus-Pro"] = large
+    model, mmproj = random_mmproj.write_pair(folder, "Janus-Pro")
     slots = _native.Slots(
         model_path=str(model), mmproj_path=str(mmproj), n_slots=2, n_ctx=1024, n_batch=512, n_ubatch=512, n_threads=1,
         n_gpu_layers=0, flash_attn="on", type_k="f16", type_v="f16", encoder_cache_bytes=0, verbose=False, progress=None,
@@ -165,6 +179,7 @@ def test_a_request_that_memory_runs_out_for_fails_alone(
     expected = finish()[alone]
     with_picture = start("*What", 1)
     picture = finish()[with_picture]
+    assert picture[2] is None
     slots.reset()
 
     text, failing = start("Hello"), start("*What", 2)
@@ -174,17 +189,18 @@ def test_a_request_that_memory_runs_out_for_fails_alone(
     assert isinstance(ends[failing][2], OutOfMemoryError)
     again = start("*What", 1)
     assert finish()[again] == picture
-    assert picture[2] is None
     slots.close()
 
 
 @linux_only
 def test_a_runner_whose_memory_is_gone_says_so(tmp_path: Path) -> None:
+    in_a_process(a_runner_loses_its_memory, tmp_path)
+
+
+def a_runner_loses_its_memory(folder: Path) -> None:
     """Its KV cache is given back for those of the stages; then there is no room, neither for these nor for it."""
-    random_gguf.write(tmp_path / "model.gguf", "llama")
-    with Runner(
-        tmp_path / "model.gguf", n_ctx=2**18, n_batch=8, n_ubatch=8, n_threads=1, fastv=None
-    ) as runner:
+    random_gguf.write(folder / "model.gguf", "llama", vocab=random_mmproj.SPECIAL_TOKENS)
+    with Runner(folder / "model.gguf", n_ctx=2**18, n_batch=8, n_ubatch=8, n_threads=1, fastv=None) as runner:
         size = runner._engine.report()["kv_bytes_allocated"][0]
         with memory_left(-size // 2), pytest.raises(OutOfMemoryError):
             runner.set_fastv("k=1,drop=0.5")
@@ -193,10 +209,34 @@ def test_a_runner_whose_memory_is_gone_says_so(tmp_path: Path) -> None:
                 runner._engine.prefill("Hello", [], [], None, True, 1, [])
 
 
+@contextmanager
+def memory_taken_behind(line: bytes) -> Iterator[None]:
+    """Meanwhile whatever this process can still get is taken away, but for 24 MB, when llama.cpp logs this."""
+    taken: list[mmap.mmap] = []
+
+    def log(level: int, text: bytes, data: object) -> None:
+        if line in text and not taken:
+            left = resource.getrlimit(resource.RLIMIT_AS)[0] - psutil.Process().memory_info().vms
+            taken.append(mmap.mmap(-1, left - 24 * 2**20))
+
+    callback = llama.llama_log_callback(log)
+    llama.llama_log_set(callback, None)
+    try:
+        with memory_left(2**24):
+            yield
+    finally:
+        llama.llama_log_set(quiet, None)
+    assert taken
+
+
 @linux_only
 @pytest.mark.parametrize("spec", ["", "k=2,drop=0.5"])
 def test_llama_decode_returns_a_status_where_something_is_thrown(spec: str) -> None:
-    """To programs that know nothing of exceptions: there is no memory for its compute buffers, which are made anew."""
+    in_a_process(compute_buffers_find_no_memory, spec)
+
+
+def compute_buffers_find_no_memory(spec: str) -> None:
+    """They are made anew. Who asks again has memory."""
     model = Model()
     question = [1, 300, 301]
     rows = np.random.default_rng(0).normal(size=(64, model.n_embd)).astype(np.float32)
@@ -209,10 +249,32 @@ def test_llama_decode_returns_a_status_where_something_is_thrown(spec: str) -> N
         assert undisturbed.tokens(question, 67) == 0
 
         assert llama.llama_set_adapter_cvec(context.pointer, None, 0, model.n_embd, 0, 0) == 0
-        with logged() as lines, memory_left(-(2**25)):
-            assert context.tokens(question, 67) in (-2, -3)
-        assert "memory" in "".join(lines)
+        with memory_taken_behind(b"reserving full memory module"):
+            assert context.tokens(question, 67) < 0
         np.testing.assert_array_equal(read(context), expected)  # of the question before
         assert context.tokens(question, 67) == 0
         np.testing.assert_array_equal(read(context), read(undisturbed))
+    model.close()
+
+
+@linux_only
+def test_a_picture_whose_scores_memory_runs_out_for_leaves_nothing(tmp_path: Path) -> None:
+    in_a_process(scores_find_no_memory, tmp_path)
+
+
+def scores_find_no_memory(folder: Path) -> None:
+    """36 MB: what 2048 rows pay to 4352 tokens."""
+    random_gguf.write(folder / "model.gguf", "llama")
+    model = Model(folder / "model.gguf")
+    rows = np.random.default_rng(0).normal(size=(2048, model.n_embd)).astype(np.float32)
+    n = 2304
+    with contexts(model, n_ctx=4608, n_ubatch=2048) as make:
+        context = make("k=1,drop=0.5,score=all")
+        assert context.tokens([1] * n, 0, logits=False) == 0
+        assert context.picture(rows, n) == 0  # the compute buffers are there then
+        assert context.remove(n, -1)
+        with memory_left(2**22):
+            assert context.picture(rows, n) < 0
+        assert (context.last_position(), context.report().n_pending) == (n - 1, 0)
+        assert context.picture(rows, n) == 0
     model.close()
