@@ -92,10 +92,8 @@ pyfastv_status staged_decode::flush() {
 }
 
 pyfastv_status staged_decode::flush(const std::vector<llama_seq_id> & seq_ids) {
-    ctx.sched_reserve(); // it may have failed since
-
     {
-        // adapters may have been set, and positions shifted, since the rows were decoded
+        // adapters may have been set, positions shifted, and a reservation have failed, since the rows were decoded
         const uninterrupted scope(ctx, ctx.abort_callback, ctx.abort_callback_data);
         ctx.sched_reserve();
         ctx.memory_update(false);
