@@ -1,7 +1,9 @@
 #include "bindings/bindings.h"
 
 #include "runner/errors.h"
+#include "runner/forks.h"
 
+#include <cstring>
 #include <exception>
 
 namespace py = pybind11;
@@ -25,7 +27,12 @@ static const char * class_name(pyfastv::error_kind kind) {
 py::object to_exception(const pyfastv::error & err) {
     const auto type = py::module_::import("pyfastv.errors").attr(class_name(err.kind));
 
-    return err.kind == pyfastv::error_kind::context_length ? type(err.what(), err.n_tokens, err.n_ctx) : type(err.what());
+    // it may name a file whose path is not UTF-8, and is to be printed
+    const auto text = py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(err.what(), (Py_ssize_t) strlen(err.what()), "backslashreplace"));
+    if (!text) {
+        throw py::error_already_set();
+    }
+    return err.kind == pyfastv::error_kind::context_length ? type(text, err.n_tokens, err.n_ctx) : type(text);
 }
 
 PYBIND11_MODULE(_native, m) {
@@ -41,6 +48,8 @@ PYBIND11_MODULE(_native, m) {
             PyErr_SetString(py::module_::import("pyfastv.errors").attr("OutOfMemoryError").ptr(), "out of memory");
         }
     });
+
+    m.def("n_forks", &pyfastv::n_forks);
 
     bind_header(m);
     bind_info(m);
