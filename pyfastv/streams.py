@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from .errors import printable
 __all__ = ["reason_of", "stderr_lost", "tell", "usable_streams"]
 
 _ENCODING_ERRORS = "pyfastv"
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 def tell(message: str = "") -> None:
@@ -59,12 +61,26 @@ def reason_of(error: OSError) -> str:
     """What the system refused; if it was stdout, that is silent from here on: Python writes what is left at its end."""
     try:
         sys.stdout.flush()
+        # of stdout, where that is not buffered, or of another file
+        if error.filename is None and error.errno in _OF_WRITING:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
     except OSError as of_stdout:
         _silence(sys.stdout)
         return f"stdout cannot be written: {of_stdout.strerror}"
     name = error.filename
+    if name is None and error.errno == errno.ENOENT and _is_nowhere():
+        return "the current folder does not exist any more: change to another one"
     where = "" if name is None else f"{os.fsdecode(name) if isinstance(name, (str, bytes)) else name}: "
     return printable(f"{where}{error.strerror or error}")
+
+
+def _is_nowhere() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _open_closed() -> None:

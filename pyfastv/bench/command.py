@@ -9,6 +9,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -240,19 +241,20 @@ def _tell(plan: Plan, results: Results, rows: list[Row], options: dict[str, Any]
     )
     if results.interrupted:
         tell("pyfastv: interrupted; this was measured so far")
-    tables = tables_of(rows, plan.settings[0].name)
-    if options["markdown"]:
-        click.echo("\n\n".join([title, *(as_markdown(name, cells) for name, cells in tables)]))
-    else:
-        # where nobody looks, wide enough for every table
-        console = Console(file=sys.stdout)
-        print_tables(title, tables, console if console.is_terminal else Console(file=sys.stdout, width=240))
-    try:
-        if options["json_file"] is not None:
-            _save_json(options["json_file"], to_json(plan, results, rows))
-    finally:  # one that cannot be written does not cost the other
+    with ExitStack() as outputs:  # one that cannot be written does not cost the others
         if options["plot_file"] is not None:
-            save_plot(options["plot_file"], rows, title, plan.settings[0].name)
+            outputs.callback(save_plot, options["plot_file"], rows, title, plan.settings[0].name)
+        if options["json_file"] is not None:
+            outputs.callback(_save_json, options["json_file"], to_json(plan, results, rows))
+        tables = tables_of(rows, plan.settings[0].name)
+        if options["markdown"]:
+            click.echo("\n\n".join([title, *(as_markdown(name, cells) for name, cells in tables)]))
+        else:
+            # where nobody looks, wide enough for every table
+            console = Console(file=sys.stdout)
+            print_tables(
+                title, tables, console if console.is_terminal else Console(file=sys.stdout, width=240)
+            )
 
 
 def _save_json(path: Path, measured: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import Error
+from ..errors import Error, printable
 from ..output import Output
 from .ratios import Ratio
 from .summary import PARTS, Row
@@ -77,7 +77,7 @@ def save_plot(path: Path, rows: Sequence[Row], title: str, base: str) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, max(max(s.high / scale for s in whole), *left) * 1.5)
     axes.set_xlabel(f"time to first token, {unit}: medians; lines from the lowest to the highest")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    figure.suptitle(printable(title), x=0.01, ha="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(parts), frameon=False, fontsize=9)
     drawn = io.BytesIO()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ class AnswerFile:
 
     def _append(self, text: str, output: Output) -> None:
         with output.appended() as file:
-            if file.seekable():
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 if self._cut_at is not None:
                     file.truncate(self._cut_at)
                 self._cut_at = file.seek(0, os.SEEK_END)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -123,11 +124,12 @@ def eval_command(data: str, **options: Any) -> None:
             times = time_settings(settings, chosen, asking, rounds, progress)
 
     evaluation = evaluate(dataset.questions, answers, scorer, times)
-    if options["as_json"]:
-        click.echo(json.dumps(evaluation.to_dict()))
-    else:
+    with ExitStack() as outputs:  # one that cannot be written does not cost the other
+        if options["plot_file"]:
+            outputs.callback(plot, evaluation, options["plot_file"])
+        if options["as_json"]:
+            click.echo(json.dumps(evaluation.to_dict()))
+            return
         console = Console(width=_TABLE_WIDTH)
         for table in tables(evaluation):
             console.print(table)
-    if options["plot_file"]:
-        plot(evaluation, options["plot_file"])
