@@ -1,10 +1,17 @@
 """The native module: llama.cpp, mtmd and the stages, behind one class. Private; use :class:`pyfastv.Runner`."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from os import PathLike
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+Path: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]  # of any bytes, as os.fsencode() takes it
+
+def n_forks() -> int:
+    """Forks between the first process that made an Engine, Slots or called this, and this one: a child has one more than
+    its parent. An Engine or Slots that a child inherits raises ClosedError, is closed, and is not freed there."""
 
 def system_info() -> str:
     """llama.cpp's own line of compiled-in features (``CPU : AVX2 = 1 | ...``)."""
@@ -69,19 +76,19 @@ def check_reducer(spec: str) -> str:
 def check_schedule(spec: str, n_layer: int) -> str:
     """Parse and validate a schedule for a model of n_layer layers; the same in full. Raises OptionError."""
 
-def model_info(model_path: str) -> dict[str, Any]:
+def model_info(model_path: Path) -> dict[str, Any]:
     """A GGUF's header, no weights: ``architecture``, ``description``, ``n_layer``, ``n_embd``, ``n_ctx_train``,
     ``n_params``, ``size_bytes``, ``unsupported_reason`` (None if it can be pruned), ``cut_layers`` (list: where a cut
     that ranks by attention can be), ``chat_template``."""
 
-def gguf_header(path: str) -> dict[str, Any]:
+def gguf_header(path: Path) -> dict[str, Any]:
     """What a GGUF file says before its data. ``metadata``: key to value (None for texts in arrays and arrays longer than
     4096); ``tensors``: name to (shape, rows last; ggml type name; bytes)."""
 
-def write_excerpt(parts: Sequence[str], n_layers: int, out: str) -> None:
+def write_excerpt(parts: Sequence[Path], n_layers: int, out: Path) -> None:
     """Write a model of the first layers of another one, of one file or of all its parts: for measurements."""
 
-def vision_info(mmproj_path: str) -> dict[str, Any]:
+def vision_info(mmproj_path: Path) -> dict[str, Any]:
     """An mmproj's header: ``projector``, ``image_size`` (pixels), ``patch_size``, ``n_layer``, ``visual_tokens`` (None
     where their number depends on the picture)."""
 
@@ -94,8 +101,8 @@ class Engine:
     def __init__(
         self,
         *,
-        model_path: str,
-        mmproj_path: str | None,
+        model_path: Path,
+        mmproj_path: Path | None,
         n_ctx: int,  # 0: from the model
         n_batch: int,
         n_ubatch: int,
@@ -222,8 +229,8 @@ class Slots:
     def __init__(
         self,
         *,
-        model_path: str,
-        mmproj_path: str | None,
+        model_path: Path,
+        mmproj_path: Path | None,
         n_slots: int,
         n_ctx: int,  # of each slot; 0: from the model
         n_batch: int,

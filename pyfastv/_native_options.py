@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ._checks import integer
-from .errors import OptionError
+from .errors import ModelError, OptionError
 from .models import bundled_mmproj, bundled_model
 from .options import Sampling
 
@@ -36,9 +36,12 @@ _FLASH_ATTENTION = {"auto": "auto", True: "on", False: "off", "on": "on", "off":
 
 
 def model_files(model: PathLike | None, mmproj: PathLike | None) -> tuple[Path, Path | None]:
-    """Of the language model and its vision encoder; no model is the bundled one."""
+    """Of the language model and its vision encoder; no model is the bundled one. Raises ModelError: that is no path."""
     if model is None:
         model, mmproj = bundled_model(), mmproj or bundled_mmproj()
+    for path in (model, mmproj):
+        if path is not None and "\0" in os.fsdecode(path):
+            raise ModelError(f"{os.fsdecode(path)!r}: a path has no null character")
     return Path(os.fsdecode(model)), None if mmproj is None else Path(os.fsdecode(mmproj))
 
 

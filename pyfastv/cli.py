@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from .check import check_machine
 from .cli_options import load_runner, read_media, request_options, shows_progress, to_sampling, to_setting
 from .cli_plan import plan
 from .cli_show import show
-from .console import bar, take_any_text
+from .console import bar
 from .demo import run_demo
 from .errors import Error
 from .eval.command import eval_command
@@ -22,6 +23,7 @@ from .info import describe, gather
 from .quantize import TYPES, quantize_mmproj
 from .repl import Repl
 from .serve.command import serve
+from .streams import reason_of, stderr_lost, tell, usable_streams
 from .tune.command import tune_command
 
 __all__ = ["main"]
@@ -30,23 +32,30 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0; 1 after a :class:`pyfastv.Error`, which is one line on stderr; 2 for wrong usage; 130 after Ctrl-C.
+    0; 1 after a :class:`pyfastv.Error` or what the system refuses, which is one line on stderr; 2 for wrong usage; 130
+    after Ctrl-C.
     """
-    take_any_text()
-    try:
-        return int(cli.main(args=arguments, prog_name="pyfastv", standalone_mode=False) or 0)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except click.Abort:
-        click.echo(err=True)
-        return 130
-    except Error as error:
-        click.echo(f"pyfastv: {' '.join(str(error).split())}", err=True)
-        return 1
-    except MemoryError:
-        click.echo("pyfastv: out of memory", err=True)
-        return 1
+    with usable_streams():
+        try:
+            status = int(cli.main(args=arguments, prog_name="pyfastv", standalone_mode=False) or 0)
+            sys.stdout.flush()
+            return status
+        except click.ClickException as error:
+            with stderr_lost():
+                error.show()
+            return error.exit_code
+        except click.Abort:
+            tell()
+            return 130
+        except Error as error:
+            tell(f"pyfastv: {' '.join(str(error).split())}")
+            return 1
+        except MemoryError:
+            tell("pyfastv: out of memory")
+            return 1
+        except OSError as error:
+            tell(f"pyfastv: {reason_of(error)}")
+            return 1
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,7 +83,7 @@ def ask(images: tuple[str, ...], question: str, **options: Any) -> None:
             click.echo(json.dumps({"answer": stream.answer.text, "report": stream.report.to_dict()}))
         else:
             click.echo()
-            click.echo(stream.report, err=True)
+            tell(str(stream.report))
 
 
 @cli.command(context_settings={"show_default": True})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from click.core import ParameterSource
 from .cli_options import load_runner, request_options, to_sampling, to_setting
 from .errors import OptionError
 from .images import load_image
+from .output import Output
 
 __all__ = ["show"]
 
@@ -55,24 +57,20 @@ def show(images: tuple[str, ...], question: str, **options: Any) -> None:
     if output is None:
         print_image(image)
         return
-    try:
-        image.save(output, optimize=True)
-    except OSError as error:
-        raise OptionError(f"{output}: cannot be written: {error.strerror or error}") from error
-    click.echo(f"{output}: {image.width} x {image.height} pixels")
+    drawn = io.BytesIO()
+    image.save(drawn, "png", optimize=True)
+    output.write(drawn.getvalue())
+    click.echo(f"{output.path}: {image.width} x {image.height} pixels")
 
 
-def _check_output(output: str | None, picture: str) -> Path:
+def _check_output(output: str | None, picture: str) -> Output:
     """Where to write; told before a model is loaded."""
     if output is None:
         stem = "picture" if picture[:5].lower() == "data:" else Path(picture).stem
-        return _unused(Path(f"{stem}-kept.png"))
-    path = Path(output)
-    if path.suffix.lower() != ".png":
+        return Output(_unused(Path(f"{stem}-kept.png")))
+    if Path(output).suffix.lower() != ".png":
         raise OptionError(f"--output must name a .png file; got {output!r}")
-    if not path.parent.is_dir():
-        raise OptionError(f"--output: there is no folder {str(path.parent)!r}")
-    return path
+    return Output(output)
 
 
 def _unused(path: Path) -> Path:

@@ -1,9 +1,7 @@
-"""The terminal: progress bars on stderr, where somebody looks at it, and text in any encoding."""
+"""The terminal: progress bars on stderr, where somebody looks at it."""
 
 from __future__ import annotations
 
-import codecs
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -11,7 +9,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-__all__ = ["Update", "bar", "take_any_text"]
+__all__ = ["Update", "bar"]
 
 
 class Update(Protocol):
@@ -35,19 +33,3 @@ def bar(title: str, enabled: bool = True) -> Iterator[Update | None]:
             progress.update(task, completed=done, total=total)
 
         yield update
-
-
-def take_any_text() -> None:
-    """From here on no text ends the process: what stdout's encoding does not have is written as "?", and what comes from
-    stdin in another encoding than stdin's is kept, byte by byte, for whoever looks at it."""
-    codecs.register_error("pyfastv", _replace)
-    for stream, errors in ((sys.stdout, "pyfastv"), (sys.stdin, "surrogateescape")):
-        if getattr(stream, "errors", "") == "strict":
-            stream.reconfigure(errors=errors)  # type: ignore[union-attr]
-
-
-def _replace(error: UnicodeError) -> tuple[bytes | str, int]:
-    """Bytes of file names that are no text are written as they are."""
-    assert isinstance(error, UnicodeEncodeError)
-    code = ord(error.object[error.start])
-    return bytes([code - 0xDC00]) if 0xDC80 <= code <= 0xDCFF else "?", error.start + 1

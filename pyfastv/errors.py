@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "ClosedError",
     "ContextLengthError",
@@ -15,9 +17,24 @@ __all__ = [
     "UnsupportedModelError",
 ]
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """``text`` with lone surrogates as escapes: what Python makes of the bytes of a path that is not UTF-8 ("\\xe9")."""
+
+    def escape(found: re.Match[str]) -> str:
+        code = ord(found[0])
+        return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+    return _SURROGATES.sub(escape, text)
+
 
 class Error(Exception):
-    """Base of everything that pyfastv raises on purpose."""
+    """Base of everything that pyfastv raises on purpose. Its text can be printed and sent, whatever file it names."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class OptionError(Error, ValueError):
@@ -37,7 +54,7 @@ class ImageError(Error, ValueError):
 
 
 class DataError(Error, ValueError):
-    """A dataset, a file of answers or a profile that is not as it has to be."""
+    """A dataset, a file of answers or a profile that is not as it has to be, or an output that cannot be written."""
 
 
 class ContextLengthError(Error, ValueError):
@@ -62,4 +79,5 @@ class DecodeError(Error):
 
 
 class ClosedError(Error):
-    """The runner is closed, or a stream was continued after a later request had ended it."""
+    """The runner is closed, or made before this process was forked, or a stream was continued after a later request had
+    ended it."""

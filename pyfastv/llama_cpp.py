@@ -28,6 +28,7 @@ from typing import Any
 
 from . import _capi, _native, lib_path
 from ._checks import utf8
+from ._process_lock import ProcessLock
 from .chat import ChatTemplate, Prompt
 from .errors import Error, OptionError
 from .images import MAX_PIXELS, load_image
@@ -208,6 +209,7 @@ class FastVChatHandler(_MTMDChatHandler):
         super().__init__(os.fspath(clip_model_path), verbose, use_gpu)
         self._mtmd_cpp: Any = _Mtmd()
         self._llama: weakref.ref[Any] | None = None
+        self._process = ProcessLock("handler")
         self._template: ChatTemplate | None = None
         self._prompt: Prompt | None = None
         self._report: HandlerReport | None = None
@@ -306,8 +308,11 @@ class FastVChatHandler(_MTMDChatHandler):
     # our own
 
     def _serving(self) -> Any:
-        """The open Llama that this handler is attached to, or None."""
-        return None if self._llama is None or self.mtmd_ctx is None else self._llama()
+        """The open Llama that this handler is attached to, or None. Raises ClosedError in a child of a fork."""
+        if self._llama is None or self.mtmd_ctx is None:
+            return None
+        self._process.refuse_inherited()
+        return self._llama()
 
     def _release(self) -> None:
         llama = None if self._llama is None else self._llama()

@@ -138,7 +138,9 @@ class PyfastvModel(llm.Model):
         if model is not None and mmproj is None:
             mmproj = mmproj_beside(model)
         wanted = (model, mmproj, self._n_ctx if n_ctx is None else n_ctx)
-        if self._runner is None or wanted != self._loaded:
+        if (
+            self._runner is None or self._runner.closed or wanted != self._loaded
+        ):  # closed: of a parent process
             if self._runner is not None:
                 self._runner.close()
                 self._runner = None

@@ -12,6 +12,7 @@ from typing import Any
 from . import _native
 from .errors import DataError, OptionError
 from .models import bundled_model
+from .output import Output
 from .presets import to_schedule
 from .reduce import Reducer, to_reducer
 from .schedule import Schedule
@@ -58,10 +59,7 @@ class Profile:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Raises DataError: the file cannot be written."""
-        try:
-            Path(os.fsdecode(path)).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{os.fsdecode(path)}: cannot be written: {error.strerror}") from None
+        Output(path).write(json.dumps(self.to_dict(), indent=2) + "\n")
 
     def to_dict(self) -> dict[str, Any]:
         """What is in the file."""
@@ -117,5 +115,5 @@ class Profile:
 
 def model_identity(model: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """What a profile knows a GGUF file by (None: the bundled one), from its header. Raises ModelError."""
-    facts = _native.model_info(str(bundled_model()) if model is None else os.fsdecode(model))
+    facts = _native.model_info(bundled_model() if model is None else model)
     return {name: facts[name] for name in _IDENTITY}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from . import _native
 from .errors import Error, ModelError, OptionError
+from .output import Output
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
@@ -67,32 +67,28 @@ def quantize_mmproj(
     The matrices of the encoder's blocks and of the projector change their type; patch and position embeddings, norms,
     biases and the class embedding stay as they are, and so does all metadata but ``general.file_type``. ``force``:
     write over an existing file. ``progress``: called with (bytes done, bytes) of the weights. ``target`` is there when it
-    is complete, never before. Needs the extra ``quantize``.
+    is complete, never before; a link stays one, and a pipe or a device is written to. Needs the extra ``quantize``.
 
     Raises ModelError (``source`` is no mmproj, damaged, or quantized already), OptionError (``type``; ``target``
-    exists), Error (it cannot be written).
+    exists), DataError (it cannot be written).
     """
     if type not in TYPES:
         raise OptionError(f"type must be one of {', '.join(sorted(TYPES))}; got {type!r}")
     source, target = Path(os.fsdecode(source)), Path(os.fsdecode(target))
     if target.exists() and source.exists() and target.samefile(source):
         raise OptionError(f"{target}: is the file to read: write to another one")
-    if target.exists() and not force:
+    if target.is_file() and not force:
         raise OptionError(f"{target}: exists already: pass force=True (--force) to write over it")
+    output = Output(target)
     gguf = _import_gguf()
     reader = _read(gguf, source)
     types = _plan(gguf, reader, source, type)
-    part = target.with_name(f"{target.name}.part")
     try:
-        _write(gguf, reader, part, types, TYPES[type], progress)
-        os.replace(part, target)
+        with output.part() as part:
+            _write(gguf, reader, part, types, TYPES[type], progress)
+            target_bytes = part.stat().st_size
     except ModelError as error:
         raise ModelError(f"{source}: {error}") from error
-    except OSError as error:
-        raise Error(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
     wanted = gguf.GGMLQuantizationType[type.upper()]
     return Quantized(
         type=type,
@@ -100,7 +96,7 @@ def quantize_mmproj(
         matrices_f16=sum(kind is not wanted for kind in types.values()),
         tensors_kept=len(reader.tensors) - len(types),
         source_bytes=source.stat().st_size,
-        target_bytes=target.stat().st_size,
+        target_bytes=target_bytes,
     )
 
 

@@ -17,6 +17,7 @@ from .errors import Error
 from .images import Picture, load_image
 from .options import SamplingOptions
 from .session import Session
+from .streams import tell
 
 __all__ = ["Repl"]
 
@@ -46,7 +47,7 @@ class Repl:
             import readline  # noqa: F401
         interactive = sys.stdin.isatty()
         if interactive:
-            click.echo(HELP, err=True)
+            tell(HELP)
         while True:
             try:
                 line = input("> " if interactive else "").strip()
@@ -60,9 +61,9 @@ class Repl:
             try:
                 self._obey(line)
             except Error as error:
-                click.echo(f"pyfastv: {' '.join(str(error).split())}", err=True)
+                tell(f"pyfastv: {' '.join(str(error).split())}")
             except KeyboardInterrupt:
-                click.echo("\nstopped", err=True)
+                tell("\nstopped")
 
     def _obey(self, line: str) -> None:
         command, _, argument = line.partition(" ")
@@ -71,7 +72,7 @@ class Repl:
         elif command == "/why":
             click.echo("nothing was asked yet" if self._report is None else self._report)
         elif line.startswith("/"):
-            click.echo(HELP, err=True)
+            tell(HELP)
         elif line:
             self._answer(line)
 
@@ -87,7 +88,7 @@ class Repl:
                     break
         click.echo()
         if noted:
-            click.echo("stopped", err=True)
+            tell("stopped")
         self._report = stream.stop().report
 
 

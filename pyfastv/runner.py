@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,9 +19,10 @@ from ._native_options import (
     sampling_options,
     seed_of,
 )
+from ._process_lock import ProcessLock
 from .answer import Answer, Report
 from .chat import ChatTemplate, system_message, user_message
-from .errors import ClosedError, Error, ModelError, OptionError
+from .errors import ClosedError, Error, ModelError, OptionError, printable
 from .images import MAX_PIXELS, Frame, Picture, Pictures, as_list, load_image
 from .options import RequestOptions, Sampling, SamplingOptions
 from .presets import Recommended, to_schedule
@@ -53,7 +53,7 @@ class Runner:
 
     Several runners can live in one process. One runner serves one request at a time: calls from several
     threads wait for each other, except that a request ends a stream that is still open (continuing it raises
-    ClosedError). After an error, and after Ctrl-C, the runner stays usable.
+    ClosedError). After an error, and after Ctrl-C, the runner stays usable. In a child of ``os.fork()`` it is closed.
 
     Raises the classes of :mod:`pyfastv.errors`.
     """
@@ -104,7 +104,7 @@ class Runner:
         Raises ModelError, UnsupportedModelError (with ``fastv=None`` such a model runs), OptionError,
         OutOfMemoryError.
         """
-        self._lock = threading.RLock()
+        self._lock = ProcessLock("runner")
         self._computing = False
         self._request = 0  # of the newest request; a stream of an older one is stale
         self._seed = seed_of(seed)
@@ -153,10 +153,12 @@ class Runner:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<pyfastv.Runner {self._model_path.name}, {self._fastv or 'fastv off'}>"
+        return f"<pyfastv.Runner {printable(self._model_path.name)}, {self._fastv or 'fastv off'}>"
 
     def close(self) -> None:
         """Free the model and the context. Can be called again; anything else then raises ClosedError."""
+        if self._lock.inherited:
+            return
         with self._lock:
             self._refuse_reentry()
             self._request += 1
@@ -164,7 +166,7 @@ class Runner:
 
     @property
     def closed(self) -> bool:
-        """True after :meth:`close`."""
+        """True after :meth:`close`, and in a child of ``os.fork()``."""
         return self._engine.closed
 
     @property
@@ -335,8 +337,8 @@ class Runner:
         with self._lock:
             pieces = self._start(messages, None, options)
             if stream:
-                return completion.chunks(pieces, self._model_path.name)
-            return completion.whole(pieces.read(), self._model_path.name)
+                return completion.chunks(pieces, printable(self._model_path.name))
+            return completion.whole(pieces.read(), printable(self._model_path.name))
 
     def _start(
         self,
@@ -434,6 +436,7 @@ class Runner:
                 self._computing = False
 
     def _refuse_closed(self) -> None:
+        self._lock.refuse_inherited()
         if self._engine.closed:
             raise ClosedError("this runner is closed: make a new one")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shlex
 from contextlib import suppress
@@ -179,8 +181,14 @@ def test_only_what_is_missing_is_asked(tmp_path: Path, fake: type[FakeRunner]) -
     assert answers["fastv"][1].answer == f"fastv: {questions[1].text}"
 
 
-def test_one_process_and_two_answer_alike() -> None:
-    """The real model. The two halves of the questions go to different processes."""
+def test_one_process_and_two_answer_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real model. The two halves of the questions go to different processes, also where the system has no semaphores:
+    containers without a /dev/shm."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("_multiprocessing.SemLock", refuse)
     questions = [QUESTIONS[0], QUESTIONS[5]]
     options = {"n_ctx": 1024, "n_threads": 1}
     one, two = (

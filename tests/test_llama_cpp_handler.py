@@ -259,6 +259,26 @@ def test_llama_cpp_with_other_libraries_is_refused(tmp_path: Path) -> None:
     assert "pyfastv lib-path" in last
 
 
+def test_a_handler_of_a_parent_raises_in_its_child(tmp_path: Path) -> None:
+    """As a runner does: there are no threads that compute."""
+    made = script(
+        tmp_path,
+        """
+llm = load(fastv=None)
+ask(llm, user("Hello."), max_tokens=1)
+ours, theirs = os.pipe()
+if not os.fork():
+    os.write(theirs, json.dumps(fails(ask, llm, user("Hello."), max_tokens=1)).encode())
+    os._exit(0)
+os.wait()
+made["child"] = json.loads(os.read(ours, 10_000))
+""",
+    )
+    name, told = made["child"]
+    assert name == "ClosedError"
+    assert "this handler was made before this process was forked" in told
+
+
 def test_the_environment_stays_as_it_was(tmp_path: Path) -> None:
     code = "import os, pyfastv.llama_cpp; print(os.environ.get('LLAMA_CPP_LIB_PATH'), os.environ['MTMD_CPP_LIB'])"
     assert run(tmp_path, code, MTMD_CPP_LIB="/elsewhere").stdout.split() == ["None", "/elsewhere"]

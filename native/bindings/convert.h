@@ -1,6 +1,7 @@
 #pragma once
 
 #include "runner/errors.h"
+#include "runner/forks.h"
 #include "runner/options.h"
 
 #include "pyfastv.h"
@@ -9,12 +10,27 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
 // between the types of native/runner and those of Python
 
 using rgb_array = pybind11::array_t<uint8_t, pybind11::array::c_style>;
+
+// Files are named by bytes, not by text: paths come in as std::filesystem::path, of what os.fsencode() takes.
+inline std::optional<std::string> to_string(const std::optional<std::filesystem::path> & path) {
+    return path ? std::optional(path->string()) : std::nullopt;
+}
+
+// `what`: "runner"
+inline void refuse_inherited(const pyfastv::inheritable & made, const std::string & what) {
+    if (made.inherited()) {
+        throw pyfastv::error(pyfastv::error_kind::closed, "this " + what + " was made before this process was forked, and its threads are "
+            "in the parent: make one in the child, or start processes with multiprocessing's spawn");
+    }
+}
 
 // they share the arrays' memory; frames: of each its number in its video, empty: none is of a video
 inline std::vector<pyfastv::image> to_images(const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids,

@@ -3,11 +3,14 @@
 
 #include "runner/engine.h"
 #include "runner/errors.h"
+#include "runner/forks.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
 
 #include <exception>
+#include <filesystem>
 #include <memory>
 #include <utility>
 
@@ -58,7 +61,14 @@ public:
         run([&] { impl = std::make_unique<engine>(options); });
     }
 
+    ~py_engine() {
+        if (made.inherited()) {
+            (void) impl.release();
+        }
+    }
+
     engine & get() {
+        refuse_inherited(made, "runner");
         if (!impl) {
             throw error(error_kind::closed, "the runner is closed");
         }
@@ -66,11 +76,15 @@ public:
     }
 
     void close() {
+        if (made.inherited()) {
+            (void) impl.release();
+            return;
+        }
         const py::gil_scoped_release release;
         impl.reset();
     }
 
-    bool closed() const { return !impl; }
+    bool closed() const { return !impl || made.inherited(); }
 
 private:
     static void check_signals() {
@@ -91,6 +105,7 @@ private:
     }
 
     std::unique_ptr<engine> impl;
+    pyfastv::inheritable    made;
     std::exception_ptr      raised;
 };
 
@@ -100,12 +115,12 @@ py::array_t<T> to_array(const std::vector<T> & values) {
 }
 
 std::unique_ptr<py_engine> make_engine(
-        std::string model_path, std::optional<std::string> mmproj_path, int64_t n_ctx, int64_t n_batch, int64_t n_ubatch,
-        int64_t n_threads, int64_t n_gpu_layers, std::string flash_attn, std::string type_k, std::string type_v,
-        int64_t encoder_cache_bytes, bool verbose, const py::object & progress) {
+        const std::filesystem::path & model_path, const std::optional<std::filesystem::path> & mmproj_path, int64_t n_ctx,
+        int64_t n_batch, int64_t n_ubatch, int64_t n_threads, int64_t n_gpu_layers, std::string flash_attn, std::string type_k,
+        std::string type_v, int64_t encoder_cache_bytes, bool verbose, const py::object & progress) {
     pyfastv::engine_options options;
-    options.model_path   = std::move(model_path);
-    options.mmproj_path  = std::move(mmproj_path);
+    options.model_path   = model_path.string();
+    options.mmproj_path  = to_string(mmproj_path);
     options.n_ctx        = n_ctx;
     options.n_batch      = n_batch;
     options.n_ubatch     = n_ubatch;

@@ -11,8 +11,11 @@
 #include "gguf.h"
 
 #include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
 
+#include <filesystem>
 #include <string>
+#include <vector>
 
 namespace py = pybind11;
 
@@ -63,7 +66,9 @@ py::object value(const gguf_context * file, int64_t i) {
     return res;
 }
 
-py::dict gguf_header(const std::string & path) {
+py::dict gguf_header(const std::filesystem::path & file_path) {
+    const auto path = file_path.string();
+
     pyfastv::check_header_file(path);
 
     const pyfastv::log_scope log(false);
@@ -95,9 +100,14 @@ py::dict gguf_header(const std::string & path) {
     return py::dict("metadata"_a = metadata, "tensors"_a = shapes);
 }
 
+void write_excerpt(const std::vector<std::filesystem::path> & parts, int32_t n_layers, const std::filesystem::path & out) {
+    const py::gil_scoped_release release;
+    pyfastv::write_excerpt({ parts.begin(), parts.end() }, n_layers, out.string());
+}
+
 } // namespace
 
 void bind_header(py::module_ & m) {
     m.def("gguf_header", &gguf_header, "path"_a, py::call_guard<pyfastv::abort_guard>());
-    m.def("write_excerpt", &pyfastv::write_excerpt, "parts"_a, "n_layers"_a, "out"_a, py::call_guard<native_scope>());
+    m.def("write_excerpt", &write_excerpt, "parts"_a, "n_layers"_a, "out"_a, py::call_guard<pyfastv::abort_guard>());
 }

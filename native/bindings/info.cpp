@@ -18,8 +18,10 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -67,7 +69,9 @@ static py::list cut_layers(const llama_model * model) {
     return res;
 }
 
-static py::dict model_info(const std::string & path) {
+static py::dict model_info(const std::filesystem::path & model_path) {
+    const auto path = model_path.string();
+
     llama_model_ptr model;
     {
         const py::gil_scoped_release release;
@@ -99,7 +103,9 @@ static py::dict model_info(const std::string & path) {
         "chat_template"_a = optional_text(llama_model_chat_template(model.get(), nullptr)));
 }
 
-static py::dict vision_info(const std::string & path) {
+static py::dict vision_info(const std::filesystem::path & mmproj_path) {
+    const auto path = mmproj_path.string();
+
     pyfastv::check_mmproj_file(path);
 
     const pyfastv::log_scope log(false);

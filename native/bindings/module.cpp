@@ -1,7 +1,9 @@
 #include "bindings/bindings.h"
 
 #include "runner/errors.h"
+#include "runner/forks.h"
 
+#include <cstring>
 #include <exception>
 
 namespace py = pybind11;
@@ -22,16 +24,25 @@ static const char * class_name(pyfastv::error_kind kind) {
     return "Error";
 }
 
+static py::str decoded(const std::string & bytes, const char * errors) {
+    PyObject * text = PyUnicode_DecodeUTF8(bytes.data(), (Py_ssize_t) bytes.size(), errors);
+    if (!text) {
+        throw py::error_already_set();
+    }
+    return py::reinterpret_steal<py::str>(text);
+}
+
 py::object to_exception(const pyfastv::error & err) {
     const auto type = py::module_::import("pyfastv.errors").attr(class_name(err.kind));
 
-    const auto what = to_text(err.what());
+    // it may name a file whose path is not UTF-8, and is to be printed
+    const auto text = decoded(err.what(), "backslashreplace");
 
-    return err.kind == pyfastv::error_kind::context_length ? type(what, err.n_tokens, err.n_ctx) : type(what);
+    return err.kind == pyfastv::error_kind::context_length ? type(text, err.n_tokens, err.n_ctx) : type(text);
 }
 
 py::str to_text(const std::string & bytes) {
-    return py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(bytes.data(), bytes.size(), "replace"));
+    return decoded(bytes, "replace");
 }
 
 py::object optional_text(const char * bytes) {
@@ -51,6 +62,8 @@ PYBIND11_MODULE(_native, m) {
             PyErr_SetString(py::module_::import("pyfastv.errors").attr("OutOfMemoryError").ptr(), "out of memory");
         }
     });
+
+    m.def("n_forks", &pyfastv::n_forks);
 
     bind_header(m);
     bind_info(m);

@@ -2,9 +2,13 @@
 
 #include "bindings/convert.h"
 #include "runner/errors.h"
+#include "runner/forks.h"
 #include "runner/slots.h"
 
+#include <pybind11/stl/filesystem.h>
+
 #include <exception>
+#include <filesystem>
 #include <memory>
 #include <utility>
 
@@ -45,7 +49,14 @@ public:
         }
     }
 
+    ~py_slots() {
+        if (made.inherited()) {
+            (void) impl.release();
+        }
+    }
+
     slots & get() {
+        refuse_inherited(made, "pool");
         if (!impl) {
             throw error(error_kind::closed, "the slots are closed");
         }
@@ -53,23 +64,28 @@ public:
     }
 
     void close() {
+        if (made.inherited()) {
+            (void) impl.release();
+            return;
+        }
         const py::gil_scoped_release release;
         impl.reset();
     }
 
-    bool closed() const { return !impl; }
+    bool closed() const { return !impl || made.inherited(); }
 
 private:
     std::unique_ptr<slots> impl;
+    pyfastv::inheritable   made;
 };
 
 std::unique_ptr<py_slots> make_slots(
-        std::string model_path, std::optional<std::string> mmproj_path, int64_t n_slots, int64_t n_ctx, int64_t n_batch,
-        int64_t n_ubatch, int64_t n_threads, int64_t n_gpu_layers, std::string flash_attn, std::string type_k,
-        std::string type_v, int64_t encoder_cache_bytes, bool verbose, const py::object & progress) {
+        const std::filesystem::path & model_path, const std::optional<std::filesystem::path> & mmproj_path, int64_t n_slots,
+        int64_t n_ctx, int64_t n_batch, int64_t n_ubatch, int64_t n_threads, int64_t n_gpu_layers, std::string flash_attn,
+        std::string type_k, std::string type_v, int64_t encoder_cache_bytes, bool verbose, const py::object & progress) {
     pyfastv::engine_options options;
-    options.model_path   = std::move(model_path);
-    options.mmproj_path  = std::move(mmproj_path);
+    options.model_path   = model_path.string();
+    options.mmproj_path  = to_string(mmproj_path);
     options.n_ctx        = n_ctx;
     options.n_batch      = n_batch;
     options.n_ubatch     = n_ubatch;

@@ -9,6 +9,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,14 @@ from rich.console import Console
 from .. import _native
 from .._native_options import MAX_N_CTX, MAX_THREADS
 from ..console import bar
-from ..errors import Error, UnsupportedModelError
+from ..errors import DataError, Error, UnsupportedModelError
+from ..eval.plot import check_plot
 from ..header import ModelFiles, read_model
 from ..images import load_image
 from ..models import bundled_mmproj, bundled_model, mmproj_beside
+from ..output import Output
 from ..setting import parse_settings
+from ..streams import tell
 from .measure import Plan, Results, busy_warning, measure
 from .picture import save_picture
 from .plot import save_plot
@@ -126,12 +130,18 @@ def bench(model: str | None, **options: Any) -> int:
 
 def _check_outputs(options: dict[str, Any]) -> None:
     """Before half an hour of measuring."""
-    for name in ("json_file", "plot_file"):
-        path = options[name]
-        if path is not None and not path.parent.is_dir():
-            raise click.UsageError(f"{path}: there is no folder {path.parent}.")
-    if options["plot_file"] is not None:
+    plot_file = options["plot_file"]
+    if plot_file is not None:
         _need("matplotlib", "plots")
+        if not plot_file.suffix:
+            plot_file = options["plot_file"] = plot_file.with_name(f"{plot_file.name}.png")
+        check_plot(plot_file)
+    for path in (options["json_file"], plot_file):
+        if path is not None:
+            try:
+                Output(path)
+            except DataError as error:
+                raise click.UsageError(f"{error}.") from error
 
 
 def _need(module: str, what: str) -> Any:
@@ -200,13 +210,13 @@ def _read_sizes(model: str, mmproj: str) -> ModelFiles | None:
     try:
         return read_model(model, mmproj)
     except UnsupportedModelError as error:
-        click.echo(f"pyfastv: no theory beside the figures: {error}", err=True)
+        tell(f"pyfastv: no theory beside the figures: {error}")
         return None
 
 
 def _measure(plan: Plan) -> Results:
     if (warning := busy_warning(plan.n_threads)) is not None:
-        click.echo(f"pyfastv: {warning}", err=True)
+        tell(f"pyfastv: {warning}")
     results = Results()
     with bar("Measuring") as update:
         try:
@@ -219,13 +229,13 @@ def _measure(plan: Plan) -> Results:
 def _progress(update: Any) -> Callable[[str, int, int], None]:
     """On a bar where there is a terminal, else as lines on stderr."""
 
-    def tell(what: str, done: int, n_all: int) -> None:
+    def advance(what: str, done: int, n_all: int) -> None:
         if update is not None:
             update(done, n_all)
         else:
-            click.echo(f"{done}/{n_all} {what}", err=True)
+            tell(f"{done}/{n_all} {what}")
 
-    return tell
+    return advance
 
 
 def _tell(plan: Plan, results: Results, rows: list[Row], options: dict[str, Any]) -> None:
@@ -235,22 +245,30 @@ def _tell(plan: Plan, results: Results, rows: list[Row], options: dict[str, Any]
         f"{plan.n_threads} threads, {rows[0].rounds} rounds"
     )
     if results.interrupted:
-        click.echo("pyfastv: interrupted; this was measured so far", err=True)
-    tables = tables_of(rows, plan.settings[0].name)
-    if options["markdown"]:
-        click.echo("\n\n".join([title, *(as_markdown(name, cells) for name, cells in tables)]))
-    else:
-        # where nobody looks, wide enough for every table
-        console = Console(file=sys.stdout)
-        print_tables(title, tables, console if console.is_terminal else Console(file=sys.stdout, width=240))
-    if options["json_file"] is not None:
-        text = json.dumps(to_json(plan, results, rows), indent=1)
-        try:
-            options["json_file"].write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise Error(f"{options['json_file']}: {error.strerror or error}") from error
-    if options["plot_file"] is not None:
-        save_plot(options["plot_file"], rows, title, plan.settings[0].name)
+        tell("pyfastv: interrupted; this was measured so far")
+    with ExitStack() as outputs:  # one that cannot be written does not cost the others
+        if options["plot_file"] is not None:
+            outputs.callback(save_plot, options["plot_file"], rows, title, plan.settings[0].name)
+        if options["json_file"] is not None:
+            outputs.callback(_save_json, options["json_file"], to_json(plan, results, rows))
+        tables = tables_of(rows, plan.settings[0].name)
+        if options["markdown"]:
+            click.echo("\n\n".join([title, *(as_markdown(name, cells) for name, cells in tables)]))
+        else:
+            # where nobody looks, wide enough for every table
+            console = Console(file=sys.stdout)
+            print_tables(
+                title, tables, console if console.is_terminal else Console(file=sys.stdout, width=240)
+            )
+
+
+def _save_json(path: Path, measured: dict[str, Any]) -> None:
+    text = json.dumps(measured, indent=1)
+    try:
+        Output(path).write(text + "\n")
+    except DataError:
+        click.echo(text)  # half an hour of measuring: not to be lost
+        raise
 
 
 def to_json(plan: Plan, results: Results, rows: list[Row]) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import Error
+from ..errors import Error, printable
+from ..output import Output
 from .ratios import Ratio
 from .summary import PARTS, Row
 
@@ -28,8 +30,9 @@ _COLORS = {
 def save_plot(path: Path, rows: Sequence[Row], title: str, base: str) -> None:
     """Write a picture; its format is the file's ending. ``base``: whose ratios stand beside the bars.
 
-    Raises Error (no matplotlib, or the file cannot be written).
+    Raises Error (no matplotlib, or no such format), DataError (the file cannot be written).
     """
+    output = Output(path)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -74,13 +77,15 @@ def save_plot(path: Path, rows: Sequence[Row], title: str, base: str) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, max(max(s.high / scale for s in whole), *left) * 1.5)
     axes.set_xlabel(f"time to first token, {unit}: medians; lines from the lowest to the highest")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    figure.suptitle(printable(title), x=0.01, ha="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(parts), frameon=False, fontsize=9)
+    drawn = io.BytesIO()
     try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
+        figure.savefig(drawn, format=path.suffix[1:].lower(), dpi=150)
+    except ValueError as error:
         raise Error(f"the plot cannot be written to {path}: {error}") from error
+    output.write(drawn.getvalue())
 
 
 def _folded(name: str, width: int = 30) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import DataError, OptionError
+from ..output import Output
 from .settings import same_as
 
 __all__ = ["AnswerFile", "Given"]
@@ -35,18 +37,20 @@ class AnswerFile:
 
     A last line that was cut off is removed when the next answer is written. Settings that mean the same share their
     answers, however they are written.
-    Lines whose setting this version does not know are left alone.
+    Lines whose setting this version does not know are left alone. A pipe or a device is written to, and not read.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Raises DataError: the file cannot be read, or a line before the last is not an answer."""
+        """Raises DataError: the file cannot be read or written, or a line before the last is not an answer."""
         self._path = None if path is None else Path(os.fsdecode(path))
+        self._output: Output | None = None
         self._given: dict[tuple[str, str], Given] = {}
-        self._cut_at: int | None = None  # bytes of whole lines, until the file is first written
+        self._cut_at: int | None = None  # bytes of whole lines, where there may be more
         if self._path is None:
             return
+        self._output = Output(self._path)
         try:
-            text = self._path.read_bytes() if self._path.exists() else b""
+            text = self._path.read_bytes() if self._path.is_file() else b""
             complete = text.rpartition(b"\n")[0]
             for number, line in enumerate(complete.splitlines(), 1):
                 self._read(line, f"{self._path}, line {number}")
@@ -88,8 +92,8 @@ class AnswerFile:
         return given
 
     def add(self, answers: Iterable[Given]) -> None:
-        """Keep them, and write them before returning."""
-        lines = []
+        """Keep them, and write them before returning. Raises DataError: they cannot be written; those before are."""
+        lines, n_before = [], len(self._given)
         for given in answers:
             self._given[same_as(given.setting), given.id] = given
             values = asdict(given)
@@ -97,12 +101,20 @@ class AnswerFile:
                 if values[name] is None:
                     del values[name]
             lines.append(json.dumps(values) + "\n")
-        if self._path is not None:
-            try:
-                if self._cut_at is not None and self._path.exists():
-                    os.truncate(self._path, self._cut_at)
-                self._cut_at = None
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.writelines(lines)
-            except OSError as error:
-                raise DataError(f"{self._path}: cannot be written: {error.strerror}") from None
+        if self._output is None:
+            return
+        try:
+            self._append("".join(lines), self._output)
+        except DataError as error:
+            raise DataError(
+                f"{error}; {n_before} answers are there: when it can be written, the same command goes on from them"
+            ) from None
+
+    def _append(self, text: str, output: Output) -> None:
+        with output.appended() as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                if self._cut_at is not None:
+                    file.truncate(self._cut_at)
+                self._cut_at = file.seek(0, os.SEEK_END)
+            file.write(text.encode())
+        self._cut_at = None

@@ -7,12 +7,13 @@ import json
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from ..answer import Report
 from ..errors import Error
@@ -100,18 +101,42 @@ def _run(jobs: list[Job], asking: Asking) -> Iterator[list[Given]]:
             for job in jobs:
                 yield _answer(runner, job, asking)
         return
-    executor = ProcessPoolExecutor(
-        min(asking.processes, len(jobs)), multiprocessing.get_context("spawn"), _start, (asking,)
-    )
+    yield from _run_in_processes(jobs, asking)
+
+
+def _run_in_processes(jobs: list[Job], asking: Asking) -> Iterator[list[Given]]:
+    """Over pipes alone: multiprocessing's queues and pools need semaphores, which not every container has."""
+    context = multiprocessing.get_context("spawn")
+    waiting = deque(jobs)
+    processes: list[SpawnProcess] = []
+    busy: list[Connection] = []
     try:
-        for future in as_completed([executor.submit(_answer_in_worker, job) for job in jobs]):
-            yield future.result()
-    except BrokenProcessPool:
+        for _ in range(min(asking.processes, len(jobs))):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_answer_all, args=(theirs, asking), daemon=True)
+            process.start()
+            processes.append(process)
+            theirs.close()  # so that its end is seen
+            busy.append(ours)
+            ours.send(waiting.popleft())
+        while busy:
+            for pipe in cast("list[Connection]", wait(busy)):
+                made = pipe.recv()
+                if isinstance(made, Exception):
+                    raise made
+                yield made
+                if waiting:
+                    pipe.send(waiting.popleft())
+                else:
+                    busy.remove(pipe)
+    except (EOFError, ConnectionError):
         raise Error(
             f"one of {asking.processes} processes was ended, by a lack of memory perhaps: use fewer processes"
         ) from None
     finally:
-        executor.shutdown(cancel_futures=True)
+        for process in processes:
+            process.terminate()
+            process.join()
 
 
 def _answer(runner: Runner, job: Job, asking: Asking) -> list[Given]:
@@ -150,20 +175,17 @@ def _retained_share(report: Report) -> float | None:
     return report.retained_share * report.visual_tokens / report.patches
 
 
-_worker: tuple[Runner, Asking] | Error
-
-
-def _start(asking: Asking) -> None:
-    global _worker
+def _answer_all(pipe: Connection, asking: Asking) -> None:
+    """What a process does: jobs come over the pipe, and their answers go, or what was raised."""
     # Ctrl-C goes to all processes, and the first one tells of it
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:
-        _worker = Runner(**{"fastv": None, **asking.runner}), asking
-    except Error as error:
-        _worker = error
-
-
-def _answer_in_worker(job: Job) -> list[Given]:
-    if isinstance(_worker, Error):
-        raise _worker
-    return _answer(_worker[0], job, _worker[1])
+        runner = Runner(**{"fastv": None, **asking.runner})
+        while True:
+            pipe.send(_answer(runner, pipe.recv(), asking))
+    except (EOFError, ConnectionError):  # the other end is gone
+        return
+    except Exception as error:
+        pipe.send(error)
+        if not isinstance(error, Error):  # with its traceback
+            raise

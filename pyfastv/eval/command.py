@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ from rich.console import Console
 from .._checks import integer
 from ..cli_options import model_options, runner_arguments, shows_progress
 from ..console import bar
+from ..output import Output
 from .answers import AnswerFile
 from .asking import Asking, ask_all
 from .evaluation import evaluate
@@ -100,6 +102,8 @@ def eval_command(data: str, **options: Any) -> None:
     integer("time", n_timed, 0)
     if options["plot_file"]:
         check_plot(options["plot_file"])
+        Output(options["plot_file"])
+    answer_file = AnswerFile(options["answers"])
     dataset, instruction = load(data, options, limit)
     scorer = options["scorer"] or dataset.scorer
     check_answers(scorer, dataset.questions)
@@ -112,7 +116,7 @@ def eval_command(data: str, **options: Any) -> None:
     )
 
     with bar("Answering", shows_progress(options)) as progress:
-        answers = ask_all(dataset.questions, settings, AnswerFile(options["answers"]), asking, progress)
+        answers = ask_all(dataset.questions, settings, answer_file, asking, progress)
     times: dict[str, Timing] | None = None
     if n_timed:
         with bar("Measuring", shows_progress(options)) as progress:
@@ -120,11 +124,12 @@ def eval_command(data: str, **options: Any) -> None:
             times = time_settings(settings, chosen, asking, rounds, progress)
 
     evaluation = evaluate(dataset.questions, answers, scorer, times)
-    if options["plot_file"]:
-        plot(evaluation, options["plot_file"])
-    if options["as_json"]:
-        click.echo(json.dumps(evaluation.to_dict()))
-        return
-    console = Console(width=_TABLE_WIDTH)
-    for table in tables(evaluation):
-        console.print(table)
+    with ExitStack() as outputs:  # one that cannot be written does not cost the other
+        if options["plot_file"]:
+            outputs.callback(plot, evaluation, options["plot_file"])
+        if options["as_json"]:
+            click.echo(json.dumps(evaluation.to_dict()))
+            return
+        console = Console(width=_TABLE_WIDTH)
+        for table in tables(evaluation):
+            console.print(table)

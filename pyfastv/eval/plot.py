@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..errors import DataError, OptionError
+from ..errors import OptionError
+from ..output import Output
 from ..presets import PRESETS
 from ..schedule import Cut, Schedule
 from ..setting import Setting
@@ -42,9 +44,8 @@ def check_plot(path: str | os.PathLike[str]) -> Any:
         from matplotlib.figure import Figure
     except ImportError:
         raise OptionError("a plot needs matplotlib: pip install 'pyfastv[plot]'") from None
-    suffix = os.path.splitext(os.fsdecode(path))[1].lstrip(".").lower()
     known = FigureCanvasAgg(Figure()).get_supported_filetypes()
-    if suffix not in known:
+    if _format_of(path) not in known:
         raise OptionError(
             f"{os.fsdecode(path)}: a plot's name ends in {', '.join(f'.{name}' for name in known)}"
         )
@@ -56,6 +57,7 @@ def plot(evaluation: Evaluation, path: str | os.PathLike[str]) -> None:
 
     A line connects the settings that no other one beats at both. Raises OptionError, DataError (cannot be written).
     """
+    output = Output(path)
     figure_of = check_plot(path)
     panels = [("retained share of the visual tokens, mean over the layers", _shares(evaluation))]
     if all(result.timing is not None for result in evaluation.results):
@@ -70,10 +72,13 @@ def plot(evaluation: Evaluation, path: str | os.PathLike[str]) -> None:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(panels), frameon=False)
     figure.suptitle(f"{evaluation.n_questions} questions about {evaluation.n_pictures} pictures")
-    try:
-        figure.savefig(path, dpi=130)
-    except OSError as error:
-        raise DataError(f"{os.fsdecode(path)}: cannot be written: {error.strerror}") from None
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=_format_of(path), dpi=130)
+    output.write(drawn.getvalue())
+
+
+def _format_of(path: str | os.PathLike[str]) -> str:
+    return os.path.splitext(os.fsdecode(path))[1].lstrip(".").lower()
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from .. import _native
+from .._process_lock import ProcessLock
 from ..answer import Report
 from ..errors import ClosedError, Error, OptionError, OutOfMemoryError
 from ..schedule import Schedule
@@ -59,7 +60,7 @@ class Batcher:
         self._in_force: Schedule | None = None  # what the context has
         self._put_in_force(fastv)
 
-        self._changed = threading.Condition()  # guards all below
+        self._changed = ProcessLock("pool")  # guards all below
         self._waiting: deque[Active] = deque()
         self._active: dict[int, Active] = {}
         self._admitting: Active | None = None  # between both
@@ -109,6 +110,8 @@ class Batcher:
         """Take no more requests, let those that are here finish for ``timeout`` seconds, cancel the rest, free the model.
 
         Can be called again."""
+        if self._changed.inherited:
+            return
         with self._changed:
             self._closing = True
             self._changed.notify_all()

@@ -12,6 +12,7 @@ from .._checks import real
 from ..cli_options import runner_arguments, schedule_options, shows_progress, to_setting
 from ..console import bar
 from ..errors import Error, OutOfMemoryError
+from ..streams import tell
 
 __all__ = ["serve"]
 
@@ -104,9 +105,8 @@ def _settings(module: Any, address: str, options: dict[str, Any]) -> Any:
     if key is not None and (not key.strip() or not key.isprintable()):
         raise click.UsageError("--api-key must be printable and not empty.")
     if not loopback and key is None:
-        click.echo(
-            f"pyfastv: everyone who reaches {address} can use this server: set --api-key, or --host 127.0.0.1",
-            err=True,
+        tell(
+            f"pyfastv: everyone who reaches {address} can use this server: set --api-key, or --host 127.0.0.1"
         )
     return module.Settings(
         api_key=key,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from .._process_lock import ProcessLock
 from ..answer import Report
 
 __all__ = ["Job", "Piece", "TokenProb"]
@@ -48,7 +48,7 @@ class Job:
     def __init__(self, cancel: Callable[[Job], None]) -> None:
         """``cancel``: of the pool."""
         self._cancel = cancel
-        self._changed = threading.Condition()
+        self._changed = ProcessLock("request")
         self._listeners: list[Callable[[], None]] = []
         self._pieces: list[Piece] = []
         self._error: BaseException | None = None

@@ -19,7 +19,7 @@ from .._native_options import (
     seed_of,
 )
 from ..chat import ChatTemplate, Prompt
-from ..errors import ModelError, OptionError
+from ..errors import ModelError, OptionError, printable
 from ..images import MAX_PIXELS, load_image
 from ..options import Sampling
 from ..presets import Recommended, to_schedule
@@ -100,11 +100,11 @@ class Pool:
         self.turbo, self.reduce = to_turbo(turbo), to_reducer(reduce)
         """The merging, and the reducer, of requests that bring none; None: off."""
         model, mmproj = model_files(model_path, mmproj_path)
-        self.name = model.name
+        self.name = printable(model.name)
         """File name of the model."""
         self.has_vision = mmproj is not None
         if n_ctx is None:
-            n_ctx = min(_native.model_info(str(model))["n_ctx_train"], _DEFAULT_N_CTX)
+            n_ctx = min(_native.model_info(model)["n_ctx_train"], _DEFAULT_N_CTX)
         self._slots = _native.Slots(
             **engine_options(
                 model,
@@ -206,7 +206,7 @@ class Pool:
     def close(self, timeout: float = 10.0) -> None:
         """Take no more requests, let those that are here finish for ``timeout`` seconds, cancel the rest, free the model.
 
-        Can be called again."""
+        Can be called again. In a child of ``os.fork()`` it is closed: there is no thread that computes."""
         self._batcher.close(timeout)
 
     # a request, in the caller's thread

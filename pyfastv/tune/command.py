@@ -13,11 +13,13 @@ from rich.table import Table
 from .._checks import integer, real
 from ..cli_options import model_options, runner_arguments, shows_progress
 from ..console import bar
+from ..errors import DataError
 from ..eval.asking import Asking
 from ..eval.command import dataset_options, load, pick_pictures
 from ..eval.settings import OFF, check_settings
 from ..eval.timing import ratio, time_settings
 from ..models import bundled_model
+from ..output import Output
 from ..profile import Profile, model_identity
 from ..runner import Runner
 from ..setting import Setting
@@ -72,6 +74,7 @@ def tune_command(paths: tuple[str, ...], **options: Any) -> None:
         else 60 * real("budget", options["budget"], "0 or more minutes", 0.0)
     )
     limit = None if options["limit"] is None else integer("limit", options["limit"], 1)
+    output = Output(options["output"])
     n_timed, rounds = integer("time", options["timed"], 0), integer("rounds", options["rounds"], 1)
     dataset, instruction = load(data, options, limit)
     asking = Asking(runner_arguments(options), instruction, options["system"], max_tokens=positions)
@@ -121,13 +124,16 @@ def tune_command(paths: tuple[str, ...], **options: Any) -> None:
         }
     chosen = Setting(OFF) if best is None else Setting.parse(best.setting)
     profile = Profile(chosen.fastv, model_identity(model), measured, turbo=chosen.turbo, reduce=chosen.reduce)
-    profile.save(options["output"])
-
+    try:
+        profile.save(output.path)
+    except DataError:
+        click.echo(json.dumps(profile.to_dict()))  # hours of work: not to be lost
+        raise
     if options["as_json"]:
         click.echo(json.dumps(profile.to_dict()))
         return
     Console(width=120).print(_table(standings, best, target))
-    click.echo(_summary(profile, options["output"]))
+    click.echo(_summary(profile, output.path))
 
 
 def _paths(paths: Sequence[str], options: dict[str, Any]) -> str:

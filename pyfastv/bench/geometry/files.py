@@ -7,7 +7,6 @@ so that one tensor is in memory at a time, and are the same for the same argumen
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,8 @@ import numpy as np
 import platformdirs
 from gguf import GGMLQuantizationType as Type
 
-from ...errors import Error, OptionError
+from ...errors import DataError, Error, OptionError
+from ...output import Output
 from .sizes import GEOMETRIES, Decoder, Encoder, Value
 from .tensors import Tensor, language_tensors, vision_tensors
 from .weights import RandomTensors
@@ -95,19 +95,16 @@ def make_geometry(
         folder.mkdir(parents=True, exist_ok=True)
         _check_room(folder, total)
         for path, tensors in missing:
-            part = path.with_suffix(f".{os.getpid()}.part")  # renamed when whole
-            try:
+            with Output(path).part() as part:
                 if path is model:
                     writer = _language_writer(part, geometry.decoder, name, type_)
                 else:
                     writer = _vision_writer(part, geometry.encoder, name, geometry.decoder.width)
                 _write_tensors(writer, tensors, int(path is mmproj), advance)
-                os.replace(part, path)
-            finally:
-                part.unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, DataError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise Error(
-            f"the geometry {name} cannot be written to {folder}: {error.strerror or error}; name another folder"
+            f"the geometry {name} cannot be written to {folder}: {reason}; name another folder"
         ) from error
     return model, mmproj
 
