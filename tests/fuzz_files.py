@@ -3,10 +3,10 @@
     python tests/fuzz_files.py --kind text --kind LLaVA --count 250 --seed 0
     python tests/fuzz_files.py --kind text --seed 0 --only 17          # one change, its outcome in full
 
-Each file is loaded and asked about a picture, and read by what reads headers only (info, plan, quantize-mmproj). It has to
-end in an error that names the key or the tensor, or in an answer made of finite logits. A file that ends the process
-costs a worker, not this program. Kinds: text and CLIP (the bundled pair), the families of random_mmproj, whose mmproj is
-changed, and "text of" a family.
+Each file is loaded and asked about a picture, and read by what reads headers only (info, plan, quantize-
+mmproj). It has to end in an error that names the key or the tensor, or in an answer made of finite logits. A
+file that ends the process costs a worker, not this program. Kinds: text and CLIP (the bundled pair), the
+families of random_mmproj, whose mmproj is changed, and "text of" a family.
 """
 
 from __future__ import annotations
@@ -148,15 +148,23 @@ class Kind:
             return "other", f"{type(error).__name__}: {error}", None
 
 
-# one that is missing may be in no file
-_TENSOR = re.compile(r"\b(?:v|mm|blk|resampler)\.\w+")
+# one that is missing or too many is not in the original
+_NAME = re.compile(r"\b(?:v|mm|blk|resampler)\.\w+|\bkey '?\w+\.\w+")
 # how a damaged container is spoken of
-_CONTAINER = ("version", "truncated", "not a GGUF file", "endian", "the number of", "has a name of")
+_CONTAINER = (
+    "version",
+    "truncated",
+    "not a GGUF file",
+    "endian",
+    "the number of",
+    "the length of",
+    "has a name of",
+)
 
 
 def _names(message: str, names: Sequence[str]) -> bool:
     reason = message.partition(".gguf: ")[2] or message
-    return _TENSOR.search(reason) is not None or any(name in reason for name in (*names, *_CONTAINER))
+    return _NAME.search(reason) is not None or any(name in reason for name in (*names, *_CONTAINER))
 
 
 def _spoken_names(file: File) -> list[str]:

@@ -367,7 +367,10 @@ private:
             const auto weight_name = name.substr(0, name.size() - strlen("bias")) + "weight";
             const auto * weight = header.tensor(weight_name);
             if (!weight) {
-                refuse("tensor " + weight_name + " is missing, but its bias is there");
+                if (name == "v.pre_ln.bias" || name == "v.post_ln.bias") {
+                    refuse("tensor " + weight_name + " is missing, but its bias is there");
+                }
+                continue; // required, or not read either
             }
             number['b'] = weight->ne[weight->n_dims - 1];
             one({ name, "b", tensor_use::add });

@@ -56,8 +56,8 @@ std::string shape_text(const header_tensor & tensor);
 void check_finite(const file_header & header, const std::string & prefix);
 // a number of this key, if it is there, is out of a range; `limit`: the field of file_limits that is its upper end,
 void check_range(const file_header & header, const std::string & name, double low, double high, const char * limit = nullptr);
-// or a vector (norms, biases, factors: all that is small) has a number that is none.
-void check_vectors(const std::string & path, const file_header & header);
+// or a tensor begins with numbers that are none: norms and biases are looked at in full, of matrices some rows.
+void check_beginnings(const std::string & path, const file_header & header);
 
 // The first tensor of the file that has a number that is none, of whatever size and type, else the one with the largest
 // number; empty: it has no numbers. For messages: it reads the whole file.

@@ -30,7 +30,7 @@ constexpr limit all_limits[] = {
     for (const auto & one : all_limits) {
         names += std::string(names.empty() ? "" : ", ") + one.name;
     }
-    throw std::runtime_error("PYFASTV_LIMITS has \"" + part + "\"; expected name=number, separated by commas, of: " + names);
+    throw std::invalid_argument("PYFASTV_LIMITS has \"" + part + "\"; expected name=number, separated by commas, of: " + names);
 }
 
 } // namespace

@@ -19,7 +19,7 @@ struct file_limits {
     uint64_t image_size = 4096;      // pixels of a side, and where a size is in pixels its square
     uint64_t tiles      = 1024;      // slices of one picture
 
-    // throws std::runtime_error on a text that is none
+    // throws std::invalid_argument, which is no std::runtime_error as what is wrong with a file
     static file_limits parse(const std::string & text);
 
     // those of the environment

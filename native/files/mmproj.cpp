@@ -137,7 +137,7 @@ void check_mmproj(const std::string & path) {
     if (is_true(header, "clip.has_vision_encoder")) {
         check_encoder(header);
     }
-    check_vectors(path, header);
+    check_beginnings(path, header);
 }
 
 } // namespace pyfastv

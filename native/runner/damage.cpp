@@ -34,11 +34,12 @@ std::string blame(const engine_options & options) {
 } // namespace
 
 void check_numbers(const float * values, size_t n, const char * what, const engine_options & options) {
-    bool wrong = false;
+    bool wrong = false, differ = n < 2;
     for (size_t i = 0; i < n; ++i) {
-        wrong |= !(values[i] <= FLT_MAX); // NaN, or infinite; -inf is how models rule tokens out
+        wrong  |= !(values[i] <= FLT_MAX); // NaN, or infinite; -inf is how models rule tokens out
+        differ |= values[i] != values[0];
     }
-    if (!wrong) {
+    if (!wrong && differ) {
         return;
     }
     std::string why;
@@ -47,7 +48,7 @@ void check_numbers(const float * values, size_t n, const char * what, const engi
     } catch (const std::exception & err) {
         why = std::string(": ") + err.what();
     }
-    throw error(error_kind::model, std::string(what) + " computes values that are not finite: the file is damaged" + why);
+    throw error(error_kind::model, std::string(what) + " computes no finite numbers, or only one: the file is damaged" + why);
 }
 
 } // namespace pyfastv

@@ -41,23 +41,6 @@ std::string describe(context_size size, bool from_model) {
         (size.n_seq_max > 1 ? " in each of " + std::to_string(size.n_seq_max) + " slots" : "");
 }
 
-// llama.cpp says what is wrong, not where
-std::string with_key(const std::string & reason) {
-    constexpr const char * keys[][2] = {
-        { "unknown model architecture", "general.architecture" },
-        { "unknown projector type",     "clip.projector_type" },
-        { "unknown tokenizer",          "tokenizer.ggml.model" },
-        { "unknown pre-tokenizer type", "tokenizer.ggml.pre" },
-        { "invalid n_rot",              "rope.dimension_count or attention.key_length" },
-    };
-    for (const auto & [words, key] : keys) {
-        if (reason.find(words) != std::string::npos) {
-            return reason + " (key " + key + ")";
-        }
-    }
-    return reason;
-}
-
 // llama.cpp would ask for the memory, and clear it, before it finds that there is not enough
 void check_memory(const llama_model * model, context_size size, bool from_model, ggml_type type_k, ggml_type type_v) {
     const double n_embd = (double) llama_model_n_embd(model)/llama_model_n_head(model)*llama_model_n_head_kv(model);
@@ -104,8 +87,7 @@ llama_model_ptr load_model(const engine_options & options) {
 
     llama_model_ptr model(llama_model_load_from_file(options.model_path.c_str(), params));
     if (!model) {
-        const auto failure = log.failure(error_kind::model, options.model_path, "cannot be loaded");
-        throw error(failure.kind, with_key(failure.what()));
+        throw log.failure(error_kind::model, options.model_path, "cannot be loaded");
     }
     if (llama_model_has_encoder(model.get()) || !llama_model_has_decoder(model.get())) {
         throw error(error_kind::unsupported, options.model_path + ": is not a decoder-only language model");
@@ -177,9 +159,8 @@ mtmd_context_ptr load_vision(const llama_model * model, const engine_options & o
 
     mtmd_context_ptr vision(mtmd_init_from_file(options.mmproj_path->c_str(), model, params));
     if (!vision) {
-        const auto failure = log.failure(error_kind::model, *options.mmproj_path + ": cannot be used with " + options.model_path,
+        throw log.failure(error_kind::model, *options.mmproj_path + ": cannot be used with " + options.model_path,
                 "it is not an mmproj file, or belongs to another model");
-        throw error(failure.kind, with_key(failure.what()));
     }
     pyfastv_turbo_attach(vision.get(), nullptr);
 

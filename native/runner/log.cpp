@@ -77,6 +77,24 @@ void log_scope::add(const char * line) noexcept {
     }
 }
 
+// llama.cpp says what is wrong, not where
+static std::string with_key(const std::string & reason) {
+    constexpr const char * keys[][2] = {
+        { "unknown model architecture", "general.architecture" },
+        { "unknown projector type",     "clip.projector_type" },
+        { "unknown tokenizer",          "tokenizer.ggml.model" },
+        { "unknown pre-tokenizer type", "tokenizer.ggml.pre" },
+        { "invalid n_rot",              "rope.dimension_count or attention.key_length" },
+        { "wrong number of tensors",    "block_count" },
+    };
+    for (const auto & [words, key] : keys) {
+        if (reason.find(words) != std::string::npos) {
+            return reason + " (key " + key + ")";
+        }
+    }
+    return reason;
+}
+
 std::string log_scope::reason(const std::string & otherwise) const {
     std::string line = errors.substr(0, errors.find('\n'));
 
@@ -89,7 +107,7 @@ std::string log_scope::reason(const std::string & otherwise) const {
         line.replace(at, strlen("std::bad_alloc"), "out of memory");
     }
 
-    return line.empty() ? otherwise : line;
+    return line.empty() ? otherwise : with_key(line);
 }
 
 error log_scope::failure(error_kind kind, const std::string & what, const std::string & otherwise) const {

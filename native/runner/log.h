@@ -16,7 +16,8 @@ public:
 
     log_scope(const log_scope &) = delete;
 
-    // the first error line, without the name of the function that logged it; or `otherwise`
+    // the first error line, without the name of the function that logged it, and with the key that is to blame, if the line
+    // tells; or `otherwise`
     std::string reason(const std::string & otherwise) const;
 
     // error(kind, what + ": " + reason(otherwise)); its kind is out_of_memory if an error line says so

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <stdexcept>
 #include <system_error>
 #include <vector>
 
@@ -20,6 +21,8 @@ template <typename F> void check_file(const std::string & path, F && check) {
     check_gguf(path);
     try {
         check(path);
+    } catch (const std::invalid_argument & err) {
+        throw error(error_kind::option, err.what()); // of PYFASTV_LIMITS
     } catch (const std::runtime_error & err) {
         throw error(error_kind::model, path + ": " + err.what());
     }
