@@ -185,10 +185,13 @@ def test_one_process_and_two_answer_alike(monkeypatch: pytest.MonkeyPatch) -> No
     """The real model. The two halves of the questions go to different processes, also where the system has no semaphores:
     containers without a /dev/shm."""
 
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    class Refused:
+        SEM_VALUE_MAX = 1
 
-    monkeypatch.setattr("_multiprocessing.SemLock", refuse)
+        def __init__(self, *_: object) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("_multiprocessing.SemLock", Refused)
     questions = [QUESTIONS[0], QUESTIONS[5]]
     options = {"n_ctx": 1024, "n_threads": 1}
     one, two = (
