@@ -3,9 +3,10 @@
     python tests/fuzz_files.py --kind text --kind LLaVA --count 250 --seed 0
     python tests/fuzz_files.py --kind text --seed 0 --only 17          # one change, its outcome in full
 
-Each file is loaded and asked about a picture, and read by what reads headers only (info, plan, quantize-mmproj).
-It has to end in an error that names the key or the tensor, or in an answer made of finite logits. A file that ends the process costs a worker, not this program. Kinds: text and CLIP (the bundled pair), the
-families of random_mmproj, whose mmproj is changed, and "text of" a family.
+Each file is loaded and asked about a picture, and read by what reads headers only (info, plan,
+quantize-mmproj). It has to end in an error that names the key or the tensor, or in an answer made of finite
+logits. A file that ends the process costs a worker, not this program. Kinds: text and CLIP (the bundled pair),
+the families of random_mmproj, whose mmproj is changed, and "text of" a family.
 """
 
 from __future__ import annotations
