@@ -27,16 +27,14 @@ bool ends_with(const std::string & text, const std::string & with) {
 }
 
 bool can_be(ggml_type type, tensor_use use) {
-    const bool is_float = type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
     switch (use) {
         case tensor_use::add:       return type == GGML_TYPE_F32;
         case tensor_use::convolve:  return type == GGML_TYPE_F32 || type == GGML_TYPE_F16;
-        case tensor_use::transpose: return is_float;
+        case tensor_use::transpose: return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
         case tensor_use::multiply:
         case tensor_use::look_up:   break;
     }
-    // the types of the other side of a product are no weights
-    return is_float || (ggml_is_quantized(type) && type != GGML_TYPE_Q8_1 && type != GGML_TYPE_Q8_K);
+    return is_weight_type(type);
 }
 
 std::string what_can_be(tensor_use use) {
