@@ -88,8 +88,9 @@ def _describe_pruning(reason: str | None, cut_layers: Sequence[int]) -> str:
 def _describe_vision(vision: dict[str, Any]) -> dict[str, str]:
     tokens = vision["visual_tokens"]
     size, patch = vision["image_size"], vision["patch_size"]
+    pixels = f"{size} x {size} pixels" if size else "pictures of any size"
     return {
-        "vision": f"{vision['n_layer']} layers, {size} x {size} pixels in patches of {patch}, "
+        "vision": f"{vision['n_layer']} layers, {pixels} in patches of {patch}, "
         f"projector {vision['projector']}",
         "visual tokens": "depends on the picture" if tokens is None else f"{tokens} a picture",
     }

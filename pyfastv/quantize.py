@@ -120,7 +120,8 @@ def _read(gguf: Any, source: Path) -> GGUFReader:
     except Exception as error:  # numpy and the reader raise anything on damaged files
         raise ModelError(f"{source}: not a GGUF file, or a damaged one: {error}") from error
     field = reader.fields.get("general.architecture")
-    architecture = None if field is None else field.contents()
+    # whatever is there: text of any bytes, or no text
+    architecture = None if field is None else bytes(field.parts[-1]).decode(errors="replace")
     if architecture != "clip":
         raise ModelError(
             f"{source}: is not an mmproj file: its architecture is {architecture} (general.architecture), "

@@ -159,6 +159,7 @@ _CONTAINER = (
     "the number of",
     "the length of",
     "has a name of",
+    "has no matrices",
 )
 
 

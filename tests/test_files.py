@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -223,3 +225,37 @@ def test_every_key_that_llama_cpp_reads_has_its_type_in_the_table() -> None:
         written |= {(key.replace("%", modality), type) for modality in ("vision", "audio", "gen.audio")}
     assert len(expected) > 40
     assert expected <= written
+
+
+LIBMTMD = """
+import sys
+from pathlib import Path
+from c_api import Model, llama
+from vision_api import mtmd
+from pyfastv.models import bundled_model
+
+said = []
+keep = llama.llama_log_callback(lambda level, text, user_data: said.append(text.decode()))
+model = Model(bundled_model())
+for function in (mtmd.mtmd_log_set, mtmd.mtmd_helper_log_set):
+    function(keep, None)
+params = mtmd.mtmd_context_params_default()
+params.use_gpu, params.n_threads = False, 1
+print(mtmd.mtmd_init_from_file(sys.argv[1].encode(), model.pointer, params))
+print("".join(said))
+"""
+
+
+def test_libmtmd_refuses_such_files_in_other_programs_too(tmp_path: Path) -> None:
+    file = read(bundled_mmproj())
+    file.key(f"{VISION}.attention.head_count").value = 5
+    write(file, tmp_path / "mmproj.gguf")
+    done = subprocess.run(
+        [sys.executable, "-c", LIBMTMD, str(tmp_path / "mmproj.gguf")],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("None"), done.stdout
+    assert f"{VISION}.attention.head_count is 5, which does not divide" in done.stdout

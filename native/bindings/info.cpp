@@ -126,8 +126,8 @@ static py::dict vision_info(const std::filesystem::path & mmproj_path) {
     };
 
     const uint32_t size = u32("clip.vision.image_size"), patch = u32("clip.vision.patch_size");
-    if (size == 0 || patch == 0) {
-        throw pyfastv::error(pyfastv::error_kind::model, path + ": is not an mmproj file with a vision encoder");
+    if (patch == 0) {
+        throw pyfastv::error(pyfastv::error_kind::model, path + ": is not an mmproj file with a vision encoder (clip.has_vision_encoder, clip.vision.patch_size)");
     }
 
     const int64_t     at        = find("clip.projector_type", GGUF_TYPE_STRING);

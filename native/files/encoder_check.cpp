@@ -14,6 +14,10 @@ namespace {
 
 const std::string vision = "clip.vision.";
 
+[[noreturn]] void refuse_key(const std::string & key, int64_t is, const std::string & why) {
+    refuse("key " + key + " is " + std::to_string(is) + ", " + why);
+}
+
 bool starts_with(const std::string & text, const std::string & with) {
     return text.rfind(with, 0) == 0;
 }
@@ -23,16 +27,14 @@ bool ends_with(const std::string & text, const std::string & with) {
 }
 
 bool can_be(ggml_type type, tensor_use use) {
-    const bool is_float = type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
     switch (use) {
         case tensor_use::add:       return type == GGML_TYPE_F32;
         case tensor_use::convolve:  return type == GGML_TYPE_F32 || type == GGML_TYPE_F16;
-        case tensor_use::transpose: return is_float;
+        case tensor_use::transpose: return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
         case tensor_use::multiply:
         case tensor_use::look_up:   break;
     }
-    // the types of the other side of a product are no weights
-    return is_float || (ggml_is_quantized(type) && type != GGML_TYPE_Q8_1 && type != GGML_TYPE_Q8_K);
+    return is_weight_type(type);
 }
 
 std::string what_can_be(tensor_use use) {
@@ -118,7 +120,7 @@ private:
     int64_t side() const {
         const int64_t size = positive(vision + "image_size");
         if (size < number.at('P')) {
-            refuse("key clip.vision.image_size is " + std::to_string(size) + ", less than clip.vision.patch_size, " + std::to_string(number.at('P')));
+            refuse_key(vision + "image_size", size, "less than clip.vision.patch_size, " + std::to_string(number.at('P')));
         }
         return size/number.at('P');
     }
@@ -132,7 +134,7 @@ private:
         std::set<double> res;
         for (const double il : layers->numbers) {
             if (il > (double) n_layer()) {
-                refuse("key clip.vision.feature_layer has " + std::to_string((int64_t) il) + ", but clip.vision.block_count is " + std::to_string(n_layer()));
+                refuse_key(vision + "feature_layer", (int64_t) il, "more than clip.vision.block_count, " + std::to_string(n_layer()));
             }
             if (il >= 0) {
                 res.insert(il);
@@ -145,15 +147,17 @@ private:
         const int64_t n_kv = value(vision + "attention.head_count_kv", number['H']);
         if (number['D'] == 0) {
             if (number['E'] % number['H'] != 0) {
-                refuse("key clip.vision.attention.head_count is " + std::to_string(number['H']) + ", which does not divide clip.vision.embedding_length, " + std::to_string(number['E']));
+                refuse_key(vision + "attention.head_count", number['H'], "which does not divide clip.vision.embedding_length, " +
+                        std::to_string(number['E']));
             }
             number['D'] = number['E']/number['H'];
         }
         if (n_kv < 1 || number['H'] % n_kv != 0 || (n_kv != number['H'] && rule.fused_attention != presence::optional)) {
-            refuse("key clip.vision.attention.head_count_kv is " + std::to_string(n_kv) + ", which does not go with clip.vision.attention.head_count, " + std::to_string(number['H']));
+            refuse_key(vision + "attention.head_count_kv", n_kv, "which does not go with clip.vision.attention.head_count, " +
+                    std::to_string(number['H']));
         }
         if (number['D'] % rule.head_multiple != 0) {
-            refuse("clip.vision.attention.head_count is " + std::to_string(number['H']) + ", which makes heads of " + std::to_string(number['D']) +
+            refuse_key(vision + "attention.head_count", number['H'], "which makes heads of " + std::to_string(number['D']) +
                     ": their size must be a multiple of " + std::to_string(rule.head_multiple));
         }
         number['A'] = number['D']*number['H'];
@@ -169,11 +173,12 @@ private:
             refuse("key " + rule.merge_key + " is missing");
         }
         if (merge < rule.merge_min || merge > rule.merge_max) {
-            refuse("key " + rule.merge_key + " is " + std::to_string(merge) + ", not " + std::to_string(rule.merge_min) +
+            refuse_key(rule.merge_key, merge, "not " + std::to_string(rule.merge_min) +
                     (rule.merge_max > rule.merge_min ? " to " + std::to_string(rule.merge_max) : ""));
         }
         if (rule.places == place_table::grid && side() % merge != 0) {
-            refuse("key " + rule.merge_key + " is " + std::to_string(merge) + ", which does not divide the " + std::to_string(side()) + " patches of a side (clip.vision.image_size)");
+            refuse_key(rule.merge_key, merge, "which does not divide the " + std::to_string(side()) +
+                    " patches of a side (clip.vision.image_size)");
         }
     }
 

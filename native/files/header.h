@@ -67,6 +67,9 @@ struct suspect {
 };
 suspect find_suspect(const std::string & path, const file_header & header);
 
+// can a matrix of this type be multiplied with activations?
+bool is_weight_type(ggml_type type);
+
 bool is_utf8(const std::string & text);
 
 } // namespace pyfastv

@@ -113,6 +113,24 @@ void check_ranges(const file_header & header, const file_limits & limits) {
     check_range(header, "clip.vision.image_std", 1e-4, 1e4);
 }
 
+void check_texts(const file_header & header) {
+    for (const auto & [name, value] : header.keys) {
+        if (name.rfind("clip.", 0) == 0 && !is_utf8(value.text)) {
+            refuse("key " + name + " is not UTF-8");
+        }
+    }
+}
+
+// of every vision encoder
+void check_required(const file_header & header) {
+    for (const char * name : { "embedding_length", "feed_forward_length", "block_count", "projection_dim", "attention.head_count",
+                               "attention.layer_norm_epsilon", "image_size", "patch_size", "image_mean", "image_std" }) {
+        if (!header.key("clip.vision." + std::string(name))) {
+            refuse("key clip.vision." + std::string(name) + " is missing");
+        }
+    }
+}
+
 bool is_true(const file_header & header, const char * name) {
     const auto * value = header.key(name);
     return value && !value->numbers.empty() && value->numbers[0] != 0;
@@ -130,11 +148,13 @@ void check_mmproj(const std::string & path) {
     check_types(header);
     check_finite(header, "clip.");
     check_ranges(header, limits);
+    check_texts(header);
 
     if (!is_true(header, "clip.has_vision_encoder") && !is_true(header, "clip.has_audio_encoder") && !is_true(header, "clip.has_gen_audio_encoder")) {
         refuse("is not an mmproj file: none of clip.has_vision_encoder, clip.has_audio_encoder and clip.has_gen_audio_encoder is true");
     }
     if (is_true(header, "clip.has_vision_encoder")) {
+        check_required(header);
         check_encoder(header);
     }
     check_beginnings(path, header);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 
 namespace pyfastv {
@@ -75,11 +76,66 @@ void check_texts(const file_header & header) {
     }
 }
 
-// Element by element with activations: llama.cpp's converters and llama-quantize leave them in f32.
-void check_vector_types(const file_header & header) {
+// Of heads that are turned by positions in several directions.
+void check_sections(const file_header & header, const std::string & arch) {
+    const std::string name     = arch + ".rope.dimension_sections";
+    const auto *      sections = header.key(name);
+    if (!sections) {
+        return;
+    }
+    check_range(header, name, 0, 65536);
+
+    const auto number = [&](const char * key) {
+        const auto * value = header.key(arch + "." + key);
+        return value && !value->is_array && !value->numbers.empty() ? value->numbers[0] : 0;
+    };
+    const double sum  = std::accumulate(sections->numbers.begin(), sections->numbers.end(), 0.0);
+    const double head = number("attention.key_length") > 0 ? number("attention.key_length") :
+                        number("attention.head_count") > 0 ? number("embedding_length")/number("attention.head_count") : infinity;
+    // other architectures take zeros for "not turned so"
+    if (sum > head || (sum == 0 && arch.rfind("qwen", 0) == 0)) {
+        refuse("key " + name + " adds up to " + std::to_string((int64_t) sum) + ", not 1 to the size of a head, " + std::to_string((int64_t) head));
+    }
+}
+
+// llama.cpp's converters and llama-quantize leave what is added to activations, or multiplied with them element by element, in
+// f32, and what is multiplied as a matrix in a type of weights.
+void check_tensor_types(const file_header & header) {
     for (const auto & [name, tensor] : header.tensors) {
-        if (tensor.type != GGML_TYPE_F32 && tensor.n_dims == 1 && (ends_with(name, "norm.weight") || ends_with(name, ".bias"))) {
-            refuse("tensor " + name + " is of type " + ggml_type_name(tensor.type) + ", expected f32");
+        const bool vector = tensor.n_dims == 1 && (ends_with(name, "norm.weight") || ends_with(name, ".bias"));
+        const bool matrix = ends_with(name, ".weight") && name.find("tid2eid") == std::string::npos; // a table of numbers
+        if ((vector && tensor.type != GGML_TYPE_F32) || (matrix && !is_weight_type(tensor.type))) {
+            refuse("tensor " + name + " is of type " + ggml_type_name(tensor.type) + ", expected " + (vector ? "f32" : "a type of weights"));
+        }
+    }
+}
+
+// some architectures take them together or apart, and miss neither
+void check_attention(const file_header & header) {
+    const std::string output = ".attn_output.weight";
+    for (const auto & entry : header.tensors) {
+        const std::string & name = entry.first;
+        if (name.rfind("blk.", 0) != 0 || !ends_with(name, output)) {
+            continue;
+        }
+        const std::string block = name.substr(0, name.size() - output.size());
+        const std::string query = block + ".attn_q";
+        bool found = false;
+        for (auto it = header.tensors.lower_bound(query); it != header.tensors.end() && it->first.rfind(query, 0) == 0; ++it) {
+            found = found || (ends_with(it->first, ".weight") && !ends_with(it->first, "norm.weight"));
+        }
+        if (!found) {
+            refuse("tensor " + block + ".attn_qkv.weight is missing, and so is " + query + ".weight");
+        }
+    }
+}
+
+// where they are read in place
+void check_alignment(const file_header & header) {
+    for (const auto & [name, tensor] : header.tensors) {
+        if (tensor.offset % GGUF_DEFAULT_ALIGNMENT != 0) {
+            refuse("tensor " + name + " begins at byte " + std::to_string(tensor.offset) + ", no multiple of " +
+                    std::to_string(GGUF_DEFAULT_ALIGNMENT) + " (key general.alignment)");
         }
     }
 }
@@ -107,8 +163,11 @@ uint32_t check_model(const std::string & path) {
         check_ranges(header, arch->text, limits);
         check_vocabulary(header, limits);
         check_texts(header);
+        check_sections(header, arch->text);
     }
-    check_vector_types(header);
+    check_tensor_types(header);
+    check_attention(header);
+    check_alignment(header);
     check_beginnings(path, header);
 
     return std::max(1u, part("split.count"));

@@ -109,6 +109,12 @@ suspect find_suspect(const std::string & path, const file_header & header) {
     return res;
 }
 
+bool is_weight_type(ggml_type type) {
+    // the last two are types of the other side of a product
+    return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16 ||
+        (ggml_is_quantized(type) && type != GGML_TYPE_Q8_1 && type != GGML_TYPE_Q8_K);
+}
+
 bool is_utf8(const std::string & text) {
     for (size_t i = 0; i < text.size(); ) {
         const auto   first = (unsigned char) text[i];

@@ -86,6 +86,10 @@ static std::string with_key(const std::string & reason) {
         { "unknown pre-tokenizer type", "tokenizer.ggml.pre" },
         { "invalid n_rot",              "rope.dimension_count or attention.key_length" },
         { "wrong number of tensors",    "block_count" },
+        { "n_ctx_orig_yarn",            "rope.scaling.original_context_length" },
+        { "mismatch between text",      "embedding_length or n_deepstack_layers; in the mmproj the last matrix" },
+        { "cannot find tokenizer merges", "tokenizer.ggml.merges" },
+        { "error loading model vocabulary", "tokenizer.ggml.tokens, or another one of the vocabulary" },
     };
     for (const auto & [words, key] : keys) {
         if (reason.find(words) != std::string::npos) {
