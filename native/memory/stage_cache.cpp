@@ -171,6 +171,10 @@ void stage_cache::for_each_cache(F && f) const {
 
 void stage_cache::remove(llama_seq_id seq_id, const position & pos) {
     for_each_cache([&](llama_kv_cache & kv) {
+        if (!kv.has_cell_ext()) {
+            kv.seq_rm(seq_id, pos[0], pos[0] + 1); // and the next token is looked for a cell from there on
+            return;
+        }
         // The cache removes by position in time, which all tokens of a picture share under M-RoPE.
         auto & cells = const_cast<llama_kv_cells &>(kv.get_cells(seq_id));
 
