@@ -73,8 +73,12 @@ VISION, LLAMA = "clip.vision", "llama"
 WRONG: list[tuple[str, Edit, str]] = [
     # constants
     ("CLIP", value(f"{VISION}.image_std", [0.5, 0.0, 0.5]), f"{VISION}.image_std is 0"),
-    ("CLIP", value(f"{VISION}.image_std", [0.5, math.nan, 0.5]), f"{VISION}.image_std has numbers"),
-    ("CLIP", value(f"{VISION}.image_mean", [math.inf] * 3), f"{VISION}.image_mean has numbers"),
+    ("CLIP", value(f"{VISION}.image_std", [0.5, math.nan, 0.5]), f"{VISION}.image_std has NaN"),
+    (
+        "CLIP",
+        value(f"{VISION}.image_mean", [math.inf] * 3),
+        f"{VISION}.image_mean is inf, not -10000 to 10000",
+    ),
     ("CLIP", value(f"{VISION}.attention.layer_norm_epsilon", math.nan), "layer_norm_epsilon is nan"),
     ("CLIP", value(f"{VISION}.attention.layer_norm_epsilon", -1e-6), "layer_norm_epsilon is -1e-06"),
     ("text", value(f"{LLAMA}.attention.layer_norm_rms_epsilon", -1.0), "layer_norm_rms_epsilon is -1"),

@@ -121,7 +121,7 @@ header_value read_value(reader & in, const std::string & name, const file_limits
     for (uint64_t i = 0; i < res.n; ++i) {
         if (!is_string) {
             const double value = read_number(in, res.type);
-            res.finite = res.finite && std::isfinite(value);
+            res.finite = res.finite && (res.is_array ? !std::isnan(value) : std::isfinite(value));
             if (i < header_value::max_numbers) {
                 res.numbers.push_back(value);
             }

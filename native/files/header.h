@@ -19,7 +19,7 @@ struct header_value {
     uint64_t    n        = 1;                // elements
     std::string text;                        // of a string outside of an array
     std::vector<double> numbers;             // the first ones, as many as max_numbers; none of strings
-    bool        finite = true;               // all of them, those that are not in `numbers`, too
+    bool        finite = true;               // for an array: no NaN (Gemma 3n has infinities in one); of all its elements
 
     static constexpr size_t max_numbers = 4096;
 };
@@ -52,7 +52,7 @@ std::string shape_text(const header_tensor & tensor);
 [[noreturn]] void refuse(const std::string & reason);
 
 // Refuse a file in which
-// numbers of keys that begin with `prefix` are not finite,
+// a number of a key that begins with `prefix` is not finite, or in an array NaN,
 void check_finite(const file_header & header, const std::string & prefix);
 // a number of this key, if it is there, is out of a range; `limit`: the field of file_limits that is its upper end,
 void check_range(const file_header & header, const std::string & name, double low, double high, const char * limit = nullptr);

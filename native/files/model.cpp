@@ -166,8 +166,10 @@ uint32_t check_model(const std::string & path) {
         check_sections(header, arch->text);
     }
     check_tensor_types(header);
-    check_attention(header);
     check_alignment(header);
+    if (part("split.count") < 2) { // else they may be in another file
+        check_attention(header);
+    }
     check_beginnings(path, header);
 
     return std::max(1u, part("split.count"));

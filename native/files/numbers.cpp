@@ -52,7 +52,7 @@ bool all_finite(const std::vector<float> & row) {
 void check_finite(const file_header & header, const std::string & prefix) {
     for (const auto & [name, value] : header.keys) {
         if (!value.finite && name.rfind(prefix, 0) == 0) {
-            refuse("key " + name + (value.is_array ? " has numbers that are not finite" : " is " + value_text(value.numbers[0]) + ", not a finite number"));
+            refuse("key " + name + (value.is_array ? " has NaN among its numbers" : " is " + value_text(value.numbers[0]) + ", not a finite number"));
         }
     }
 }
