@@ -338,6 +338,7 @@ def interrupted(delay: float, call: Callable[[], object]) -> None:
     """``call``, with a SIGINT in the middle, or at its end."""
     timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
     came = False
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         timer.start()
         call()
@@ -346,6 +347,7 @@ def interrupted(delay: float, call: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         came = True
     timer.join()
+    signal.signal(signal.SIGINT, before)
     assert came
 
 
