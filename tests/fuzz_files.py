@@ -160,6 +160,7 @@ _CONTAINER = (
     "the length of",
     "has a name of",
     "has no matrices",
+    "chat template",
 )
 
 

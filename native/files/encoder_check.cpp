@@ -49,7 +49,7 @@ std::string what_can_be(tensor_use use) {
 // One encoder's numbers (encoders.h), and how its tensors compare with them.
 class encoder {
 public:
-    encoder(const file_header & header, const encoder_rule & rule) : header(header), rule(rule) {
+    encoder(const file_header & header, const encoder_rule & rule, const file_limits & limits) : header(header), rule(rule) {
         number['E'] = positive(vision + "embedding_length");
         number['H'] = positive(vision + "attention.head_count");
         number['P'] = positive(vision + "patch_size");
@@ -60,6 +60,7 @@ public:
 
         check_heads();
         check_merge();
+        check_tiles(limits);
         for (const auto & key : rule.keys) {
             positive(key);
         }
@@ -179,6 +180,22 @@ private:
         if (rule.places == place_table::grid && side() % merge != 0) {
             refuse_key(rule.merge_key, merge, "which does not divide the " + std::to_string(side()) +
                     " patches of a side (clip.vision.image_size)");
+        }
+    }
+
+    // slices of a picture
+    void check_tiles(const file_limits & limits) const {
+        const std::string edge_key = vision + "preproc_image_size", least_key = vision + "preproc_min_tiles";
+
+        const int64_t size = value(vision + "image_size", 0);
+        const int64_t edge = value(edge_key, 0);
+        if (rule.projector == "idefics3" && edge != 0 && (edge < size || (double) edge*edge > (double) size*size*limits.tiles)) {
+            refuse_key(edge_key, edge, "not clip.vision.image_size, " + std::to_string(size) + ", or more, of at most " +
+                    std::to_string(limits.tiles) + " slices (PYFASTV_LIMITS=tiles=... allows more)");
+        }
+        const int64_t most = value(vision + "preproc_max_tiles", 12), least = value(least_key, 1);
+        if (rule.projector == "internvl" && (least < 1 || least > most)) {
+            refuse_key(least_key, least, "not 1 to clip.vision.preproc_max_tiles, " + std::to_string(most));
         }
     }
 
@@ -385,7 +402,7 @@ private:
 
 } // namespace
 
-void check_encoder(const file_header & header) {
+void check_encoder(const file_header & header, const file_limits & limits) {
     const auto * own    = header.key("clip.projector_type");
     const auto * mixed  = header.key("clip.vision.projector_type");
     const auto * name   = own && !own->text.empty() ? own : mixed;
@@ -394,7 +411,7 @@ void check_encoder(const file_header & header) {
     }
     const bool yi = name->text == "mlp" && header.tensor("mm.3.weight");
     if (const auto * rule = find_encoder(yi ? "mlp_norm" : name->text)) {
-        encoder(header, *rule).check();
+        encoder(header, *rule, limits).check();
     }
 }
 

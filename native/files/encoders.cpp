@@ -62,8 +62,7 @@ const std::vector<encoder_rule> encoders = {
         { "mm.0.weight", "E h" }, { "mm.0.bias", "h", use::add },
         { "mm.2.weight", "h w" }, { "mm.2.bias", "w", use::add },
     } },
-    { "idefics3", place_table::grid, use::add, ignored, optional, optional, false, true, 1, scale_factor, 1, 2, 64,
-      { "clip.vision.preproc_image_size" }, {
+    { "idefics3", place_table::grid, use::add, ignored, optional, optional, false, true, 1, scale_factor, 1, 2, 64, {}, {
         { "mm.model.fc.weight", "E*M*M w" },
     } },
 

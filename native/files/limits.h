@@ -17,7 +17,7 @@ struct file_limits {
     uint64_t context    = 64 << 20;  // tokens
     uint64_t width      = 1 << 20;   // of a row between layers, in numbers
     uint64_t image_size = 4096;      // pixels of a side, and where a size is in pixels its square
-    uint64_t tiles      = 1024;      // slices of one picture
+    uint64_t tiles      = 256;       // slices of one picture
 
     // throws std::invalid_argument, which is no std::runtime_error as what is wrong with a file
     static file_limits parse(const std::string & text);

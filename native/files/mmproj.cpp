@@ -102,9 +102,9 @@ void check_ranges(const file_header & header, const file_limits & limits) {
     check_range(header, "clip.vision.image_size", 0, size, "image_size");
     check_range(header, "clip.vision.preproc_image_size", 0, size, "image_size");
     check_range(header, "clip.vision.image_min_pixels", 0, pixels, "image_size");
-    check_range(header, "clip.vision.image_grid_pinpoints", 1, size, "image_size");
+    check_range(header, "clip.vision.image_grid_pinpoints", 1, 4*size, "image_size"); // of all slices together
     check_range(header, "clip.vision.preproc_min_tiles", 0, limits.tiles, "tiles");
-    check_range(header, "clip.vision.preproc_max_tiles", 0, limits.tiles, "tiles");
+    check_range(header, "clip.vision.preproc_max_tiles", 1, limits.tiles, "tiles");
     check_range(header, "clip.vision.patch_size", 1, 256);
     check_range(header, "clip.vision.projector.scale_factor", 1, 64);
     check_range(header, "clip.vision.spatial_merge_size", 1, 64);
@@ -155,7 +155,7 @@ void check_mmproj(const std::string & path) {
     }
     if (is_true(header, "clip.has_vision_encoder")) {
         check_required(header);
-        check_encoder(header);
+        check_encoder(header, limits);
     }
     check_beginnings(path, header);
 }
