@@ -313,7 +313,7 @@ def test_a_vocabulary_that_cannot_spell_a_text_is_a_model_error(tmp_path: Path) 
     write_model(none, "llama")
     child(f"""
 from pyfastv import ModelError, Runner
-for path, text, told in (({str(lacking)!r}, "A", "no token for a byte"), ({str(none)!r}, "B", "has no vocabulary")):
+for path, text, told in (({str(lacking)!r}, "A", "no token for a part"), ({str(none)!r}, "B", "has no vocabulary")):
     with Runner(path, n_threads=1) as runner:
         try:
             runner.ask(None, text, max_tokens=1)
