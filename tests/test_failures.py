@@ -222,7 +222,7 @@ def memory_taken_behind(line: bytes) -> Iterator[None]:
     callback = llama.llama_log_callback(log)
     llama.llama_log_set(callback, None)
     try:
-        with memory_left(2**24):
+        with memory_left(2**28):
             yield
     finally:
         llama.llama_log_set(quiet, None)
