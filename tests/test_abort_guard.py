@@ -87,7 +87,10 @@ def test_files_that_ggml_aborts_for_are_model_errors_and_the_process_answers_on(
         "mm.0.weight": (model, edited(mmproj, "mm.0.weight", shape(64, 128), shape(128, 64))),
         "v.position_embd": (model, edited(mmproj, "clip.vision.image_size", uint32(112), uint32(140))),
         # a rotation by nothing but the last direction, which only ggml finds
-        "GGML_ASSERT(sections": (edited(other, sections, int32s(5, 4, 4, 3), int32s(0, 0, 0, 16)), other_mmproj),
+        "GGML_ASSERT(sections": (
+            edited(other, sections, int32s(5, 4, 4, 3), int32s(0, 0, 0, 16)),
+            other_mmproj,
+        ),
     }
     made = python(LOAD, *(f"{one},{two}" for one, two in (*broken.values(), (model, mmproj))))
 
