@@ -1,5 +1,6 @@
 #include "schedule/schedule.h"
 
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -17,24 +18,36 @@ bool every_row_votes(pyfastv_score score) {
     throw std::invalid_argument(std::string(name) + " = " + value + " is out of range: " + range);
 }
 
+// of an enumeration that a program has set: what is there may be none of its values
+template <typename T>
+static int number_of(const T & value) {
+    static_assert(sizeof(T) == sizeof(int));
+    int res;
+    memcpy(&res, &value, sizeof(res));
+    return res;
+}
+
 void validate_cut(const pyfastv_cut & cut) {
+    const int score = number_of(cut.score);
+    const int pick  = number_of(cut.pick);
+
     // written so that NaN fails
     if (!(cut.drop >= 0.0f && cut.drop <= 1.0f)) {
         out_of_range("drop", std::to_string(cut.drop), "0 <= drop <= 1");
     }
-    if (cut.score < PYFASTV_SCORE_LAST || cut.score > PYFASTV_SCORE_NONE) {
-        throw std::invalid_argument("score = " + std::to_string(cut.score) + " is no pyfastv_score");
+    if (score < PYFASTV_SCORE_LAST || score > PYFASTV_SCORE_NONE) {
+        throw std::invalid_argument("score = " + std::to_string(score) + " is no pyfastv_score");
     }
-    if (cut.pick < PYFASTV_PICK_TOP_K || cut.pick > PYFASTV_PICK_COVER) {
-        throw std::invalid_argument("pick = " + std::to_string(cut.pick) + " is no pyfastv_pick");
+    if (pick < PYFASTV_PICK_TOP_K || pick > PYFASTV_PICK_COVER) {
+        throw std::invalid_argument("pick = " + std::to_string(pick) + " is no pyfastv_pick");
     }
-    if (cut.pick == PYFASTV_PICK_WINDOW && cut.window < 1) {
+    if (pick == PYFASTV_PICK_WINDOW && cut.window < 1) {
         out_of_range("window", std::to_string(cut.window), "at least 1");
     }
-    if (cut.pick == PYFASTV_PICK_GRID && cut.stride < 1) {
+    if (pick == PYFASTV_PICK_GRID && cut.stride < 1) {
         out_of_range("stride", std::to_string(cut.stride), "at least 1");
     }
-    if (cut.pick == PYFASTV_PICK_MASS && !(cut.mass > 0.0f && cut.mass <= 1.0f)) {
+    if (pick == PYFASTV_PICK_MASS && !(cut.mass > 0.0f && cut.mass <= 1.0f)) {
         out_of_range("mass", std::to_string(cut.mass), "0 < mass <= 1");
     }
 }
