@@ -39,4 +39,14 @@ inline pyfastv_status caught(std::string & reason) noexcept {
     return PYFASTV_FAILED;
 }
 
+// f(), or the status of what it throws; `reason` then says what that was
+template <typename F>
+pyfastv_status as_status(std::string & reason, F && f) noexcept {
+    try {
+        return f();
+    } catch (...) {
+        return caught(reason);
+    }
+}
+
 } // namespace pyfastv

@@ -26,15 +26,6 @@ T guarded(T otherwise, F && f) noexcept {
     }
 }
 
-template <typename F>
-pyfastv_status guarded(F && f) noexcept {
-    try {
-        return f();
-    } catch (...) {
-        return pyfastv::caught(last_error);
-    }
-}
-
 pyfastv_status fail(pyfastv_status status, const std::string & message) {
     last_error = message;
     return status;
@@ -71,7 +62,7 @@ struct pyfastv_params pyfastv_default_params(void) {
 }
 
 enum pyfastv_status pyfastv_parse(const char * text, int32_t n_layer, struct pyfastv_params * params) {
-    return guarded([&] {
+    return pyfastv::as_status(last_error, [&] {
         const auto res = pyfastv::parse_params(text, n_layer);
         pyfastv::validate(res, n_layer);
         *params = res;
@@ -88,7 +79,7 @@ const char * pyfastv_unsupported_layer(const struct llama_model * model, int32_t
 }
 
 enum pyfastv_status pyfastv_attach(struct llama_context * ctx, const struct pyfastv_params * params) {
-    return guarded([&] {
+    return pyfastv::as_status(last_error, [&] {
         try {
             if (params) {
                 pyfastv::staged_decode::attach(*ctx, *params);
@@ -121,7 +112,7 @@ enum pyfastv_status pyfastv_flush(struct llama_context * ctx) {
     if (!ctx->fastv) {
         return PYFASTV_OK;
     }
-    return guarded([&] {
+    return pyfastv::as_status(last_error, [&] {
         const auto status = ctx->fastv->flush();
         return status == PYFASTV_OK ? status : fail(status, reason_of(status));
     });
@@ -154,7 +145,7 @@ bool pyfastv_token_embedding(const struct llama_model * model, int32_t token, fl
 }
 
 void pyfastv_begin_media(struct llama_context * ctx, enum pyfastv_media media, const char * id, int32_t nx, int32_t ny) {
-    guarded([&] {
+    pyfastv::as_status(last_error, [&] {
         if (ctx->fastv) {
             ctx->fastv->begin_media(media, id, nx, ny);
         }

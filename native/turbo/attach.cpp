@@ -22,16 +22,6 @@ namespace {
 
 thread_local std::string last_error;
 
-// f(), or, with what it throws as the last error, its status
-template <typename F>
-pyfastv_status guarded(F && f) noexcept {
-    try {
-        return f();
-    } catch (...) {
-        return pyfastv::caught(last_error);
-    }
-}
-
 // blocks that run: clip_graph_llava and build_vit
 int32_t n_blocks_of(const clip_hparams & hparams, projector_type projector) {
     if (projector != PROJECTOR_TYPE_MLP && projector != PROJECTOR_TYPE_MLP_NORM) {
@@ -120,7 +110,7 @@ struct pyfastv_turbo_params pyfastv_turbo_default_params(void) {
 }
 
 enum pyfastv_status pyfastv_turbo_parse(const char * text, struct pyfastv_turbo_params * params) {
-    return guarded([&] {
+    return pyfastv::as_status(last_error, [&] {
         const auto res = pyfastv::parse_turbo(text);
         pyfastv::validate(res);
         *params = res;
@@ -129,7 +119,7 @@ enum pyfastv_status pyfastv_turbo_parse(const char * text, struct pyfastv_turbo_
 }
 
 const char * pyfastv_turbo_unsupported_reason(const struct mtmd_context * ctx) {
-    const auto status = guarded([&] {
+    const auto status = pyfastv::as_status(last_error, [&] {
         last_error = unsupported(ctx);
         return PYFASTV_OK;
     });
@@ -143,7 +133,7 @@ enum pyfastv_status pyfastv_turbo_attach(struct mtmd_context * ctx, const struct
         }
         return PYFASTV_OK;
     }
-    return guarded([&] {
+    return pyfastv::as_status(last_error, [&] {
         const auto reason = unsupported(ctx);
         if (!reason.empty()) {
             last_error = "this encoder's tokens cannot be merged: " + reason;
@@ -171,7 +161,7 @@ void pyfastv_turbo_set_places(struct mtmd_context * ctx, const int32_t * places,
     if (clip && clip_get_turbo(clip)) {
         auto & turbo = *clip_get_turbo(clip);
         turbo.forget();
-        guarded([&] {
+        pyfastv::as_status(last_error, [&] {
             turbo.places.assign(places, places + n);
             return PYFASTV_OK;
         });
