@@ -1,6 +1,6 @@
 """The native module: llama.cpp, mtmd and the stages, behind one class. Private; use :class:`pyfastv.Runner`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -22,6 +22,7 @@ def build_info() -> dict[str, Any]:
 def backends() -> list[dict[str, str]]:
     """Devices: ``name``, ``description``, ``type`` (cpu, gpu, igpu, accel)."""
 
+def kernels() -> dict[str, Any]: ...  # "chosen": of products.h, or None for llama.cpp's; "known": of this CPU
 def kernel_places() -> list[tuple[str, str]]:
     """(device, kind of buffer): where a model's weights can lie, which chooses its kernels; in llama.cpp's order."""
 
@@ -87,6 +88,21 @@ def gguf_header(path: Path) -> dict[str, Any]:
 
 def write_excerpt(parts: Sequence[Path], n_layers: int, out: Path) -> None:
     """Write a model of the first layers of another one, of one file or of all its parts: for measurements."""
+
+def rewrite_gguf(
+    source: Path,
+    target: Path,
+    *,
+    tensors: Mapping[str, tuple[str, int, int]],  # by name: type, columns, rows; what is added is zeros
+    keys: Mapping[str, int],  # metadata that is set, u32
+    progress: Callable[[int, int], object] | None = None,  # (bytes done, bytes) of the tensors; may raise
+) -> None:
+    """Write a GGUF file with some of its float matrices and biases in another type, or larger: native/files/rewrite.h.
+
+    Raises ModelError (the source), OSError (the target), and what ``progress`` raises."""
+
+def product_seconds(type: str, n_in: int, n_out: int, n_rows: int, n_threads: int) -> float:
+    """Of n_rows rows by a matrix of this type, on the CPU: native/products/speed.h."""
 
 def vision_info(mmproj_path: Path) -> dict[str, Any]:
     """An mmproj's header: ``projector``, ``image_size`` (pixels), ``patch_size``, ``n_layer``, ``visual_tokens`` (None

@@ -2,6 +2,7 @@
 
 #include "bindings/bindings.h"
 
+#include "kernels/names.h"
 #include "runner/errors.h"
 #include "runner/log.h"
 
@@ -21,6 +22,8 @@
 #include <vector>
 
 namespace py = pybind11;
+
+using namespace py::literals;
 
 using pyfastv::error;
 using pyfastv::error_kind;
@@ -108,6 +111,15 @@ py::list kernel_places() {
         res.append(py::make_tuple(ggml_backend_dev_name(place.device), ggml_backend_buft_name(place.buffer)));
     }
     return res;
+}
+
+py::dict kernels() {
+    py::list here;
+    for (int i = 0; pyfastv_kernels_at(i); ++i) {
+        here.append(pyfastv_kernels_at(i));
+    }
+    const char * chosen = pyfastv_kernels_name();
+    return py::dict("chosen"_a = chosen ? py::object(py::str(chosen)) : py::none(), "known"_a = here);
 }
 
 py::list weight_types() {
@@ -253,8 +265,7 @@ py::object multiply(const std::string & device, const std::string & buffer, cons
 } // namespace
 
 void bind_kernels(py::module_ & m) {
-    using namespace py::literals;
-
+    m.def("kernels", &kernels);
     m.def("kernel_places", &kernel_places);
     m.def("weight_types", &weight_types);
     m.def("random_weights", &random_weights, "type"_a, "n_rows"_a, "n_columns"_a, "seed"_a);

@@ -73,4 +73,5 @@ PYBIND11_MODULE(_native, m) {
     bind_kernels(m);
     bind_reduce(m);
     bind_regex(m);
+    bind_rewrite(m);
 }

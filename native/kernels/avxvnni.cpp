@@ -1,0 +1,8 @@
+#include "kernels/attention_tiles.h"
+#include "kernels/gelu_tiles.h"
+#include "kernels/tiles.h"
+
+const pyfastv::kernels::cpu_kernels & pyfastv::kernels::avxvnni_kernels() {
+    static const cpu_kernels res = { "avxvnni", kernel_of, attend, gelu };
+    return res;
+}
