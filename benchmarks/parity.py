@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Compare the logits of stock llama.cpp and of pyfastv over greedy steps after a picture and a question.
 
-Off must be stock, bit for bit. Two things would hide that and are taken out:
+Off must be stock, bit for bit. Three things would hide that and are taken out:
 
+- pyfastv has kernels of its own, which round otherwise: PYFASTV_KERNELS is "stock" here unless it is set. Set it to
+  "auto" to see what they change.
 - pyfastv's libmtmd reads LLaVA's pictures with the CLS embedding first; stock appends it (a llama.cpp bug).
   So the picture is encoded once, by pyfastv's libraries, and both language models decode these very
   embeddings. The encoders themselves are compared with --encoder, on an mmproj without CLS (--geometry has
@@ -99,6 +101,7 @@ def compare_flash(args: argparse.Namespace, flash: str, folder: Path) -> bool:
 
 
 def main() -> None:
+    os.environ.setdefault("PYFASTV_KERNELS", "stock")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

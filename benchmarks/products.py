@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+"""The speed of products of weights with rows of activations, of stock llama.cpp and of pyfastv, in turn.
+
+    python products.py --stock build/stock/lib
+    python products.py --stock build/stock/lib --types q4_0 f16 --rows 1 590 --size 4096x4096 --kernels auto avx2
+
+A column for stock's weights as they lie in a file, one for its repacked ones (what its models run where there is such a
+form), one for every choice of PYFASTV_KERNELS. Giga-operations a second (two a multiplication), the best of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pyfastv
+
+HERE = Path(__file__).resolve().parent
+TYPES = ("q4_0", "q5_0", "q8_0", "iq4_nl", "q4_K", "q5_K", "q6_K", "f16")
+ROWS = (1, 4, 16, 64, 160, 590, 2048)
+
+
+def compile_program(libraries: Path, folder: Path) -> Path:
+    """The process, to be run on the libraries of any folder of this pin."""
+    res = folder / "product_rate"
+    include = HERE.parent / "third_party" / "llama.cpp" / "ggml" / "include"
+    command = [
+        os.environ.get("CXX", "c++"),
+        "-O2",
+        "-std=c++17",
+        f"-I{include}",
+        str(HERE / "product_rate.cpp"),
+    ]
+    command += [f"-L{libraries}", "-lggml", "-lggml-cpu", "-lggml-base", "-pthread", "-o", str(res)]
+    subprocess.run(command, check=True)
+    return res
+
+
+class Side:
+    """A process with the libraries of a folder."""
+
+    def __init__(self, program: Path, libraries: Path, kernels: str | None) -> None:
+        env = os.environ | {"LD_LIBRARY_PATH": str(libraries)}
+        if kernels is not None:
+            env["PYFASTV_KERNELS"] = kernels
+        self._process = subprocess.Popen(
+            [str(program)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, line: str) -> float | None:
+        assert self._process.stdin
+        assert self._process.stdout
+        print(line, file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline().strip()
+        if not answer:
+            raise SystemExit(f"the process of {line!r} died")
+        return None if answer == "-" else float(answer)
+
+    def close(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--stock", type=Path, required=True, help="folder of stock's libraries (build_stock.py)"
+    )
+    parser.add_argument("--types", nargs="+", default=TYPES, help="of weights (default: %(default)s)")
+    parser.add_argument(
+        "--rows", nargs="+", type=int, default=ROWS, help="of activations (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size", default="4096x4096", help="of the weights, COLUMNSxOUTPUTS (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--kernels", nargs="+", default=["auto"], help="PYFASTV_KERNELS (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="of all columns in turn (default: %(default)s)")
+    parser.add_argument(
+        "--work", type=float, default=2, help="giga-operations a measurement (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=Path, help="write the rates here, too")
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        program = compile_program(pyfastv.lib_path(), Path(folder))
+        stock = Side(program, args.stock.resolve(), None)
+        columns = {"stock, plain": (stock, "CPU"), "stock, repacked": (stock, "CPU_REPACK")}
+        for kernels in args.kernels:
+            columns[f"ours, {kernels}"] = (Side(program, pyfastv.lib_path(), kernels), "CPU_PYFASTV")
+
+        print("| type | rows | peak | " + " | ".join(columns) + " | ours / stock's better |")
+        print("|---|--:|--:|" + "--:|" * (len(columns) + 1))
+        rates: list[dict[str, object]] = []
+        for kind in args.types:
+            if kind.endswith("_K") and int(args.size.split("x")[0]) % 256:
+                continue  # no whole number of blocks
+            for rows in args.rows:
+                best: dict[str, float] = {}
+                for _ in range(args.rounds):
+                    peak = stock.ask(f"peak {args.threads}") or 0
+                    best["peak"] = max(best.get("peak", 0), peak)
+                    for name, (side, buffers) in columns.items():
+                        time.sleep(0.05)  # until the threads of the last one have stopped spinning
+                        line = f"{kind} {rows} {args.size.replace('x', ' ')} {buffers} {args.threads} {args.work}"
+                        best[name] = max(best.get(name, 0), side.ask(line) or 0)
+                theirs = max(best["stock, plain"], best["stock, repacked"])
+                ours = best[f"ours, {args.kernels[0]}"]
+                cells = [f"{rate:.0f}" if rate else "" for rate in best.values()]
+                print(f"| {kind} | {rows} | " + " | ".join(cells) + f" | {ours / theirs:.2f} |", flush=True)
+                rates.append({"type": kind, "rows": rows, **best})
+        for side, _ in columns.values():
+            side.close()
+        if args.json:
+            args.json.write_text(json.dumps(rates, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
