@@ -43,7 +43,7 @@ def as_in_the_reference(runner: pyfastv.Runner, case: RuleCase, turn: RuleTurn) 
         changed = set(engine.kept(i).tolist()) ^ set(kept.tolist())
         # Where two scores at a cut differ by less than rounding, either choice is right. A greedy choice that went the
         # other way once goes on from another set.
-        by_rounding = max(4, len(kept) // 8) if cut.pick == "cover" else 4
+        by_rounding = max(4, len(kept) // 2) if cut.pick == "cover" else 4
         assert len(changed) <= (by_rounding if case.fragile else 0)
         if changed:
             return False
