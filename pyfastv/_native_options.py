@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ._checks import integer
+from .encoder_type import Encoder, check_encoder_type, resolve
 from .errors import ModelError, OptionError
 from .models import bundled_mmproj, bundled_model
 from .options import Sampling
@@ -55,14 +56,15 @@ def engine_options(
     n_gpu_layers: int,
     flash_attn: bool | str,
     encoder_cache_mb: int,
+    encoder_type: str,
     verbose: bool,
-) -> dict[str, Any]:
-    """Keywords of both native classes, checked. Raises OptionError."""
+) -> tuple[dict[str, Any], Encoder | None]:
+    """Keywords of both native classes, checked, and the encoder that they name. Raises OptionError, ModelError."""
     if flash_attn not in _FLASH_ATTENTION:
         raise OptionError(f"flash_attn must be 'auto', True or False; got {flash_attn!r}")
-    return {
+    options = {
         "model_path": str(model),
-        "mmproj_path": None if mmproj is None else str(mmproj),
+        "mmproj_path": None,
         "n_batch": integer("n_batch", n_batch, 1),
         "n_ubatch": integer("n_ubatch", n_ubatch, 1),
         "n_threads": 0 if n_threads is None else integer("n_threads", n_threads, 1, MAX_THREADS),
@@ -71,6 +73,13 @@ def engine_options(
         "encoder_cache_bytes": integer("encoder_cache_mb", encoder_cache_mb, 0) * 2**20,
         "verbose": bool(verbose),
     }
+    check_encoder_type(encoder_type)
+    encoder = None if mmproj is None else Encoder(mmproj, None)
+    if mmproj is not None and model.is_file():  # it may take a minute
+        encoder = resolve(mmproj, encoder_type, n_gpu_layers=n_gpu_layers)
+    if encoder is not None:
+        options["mmproj_path"] = str(encoder.path)
+    return options, encoder
 
 
 def seed_of(seed: int | None) -> int | None:

@@ -149,7 +149,8 @@ def _try_model(model: str, mmproj: str | None) -> Iterator[dict[str, Any]]:
     yield {"step": "loading"}
     try:
         # a model that cannot be run in stages can be tried, too
-        with Runner(model, mmproj, n_threads=1 if bundled else None, n_ctx=4096, fastv=None) as runner:
+        options: dict[str, Any] = {"fastv": None, "encoder_type": "stock"}  # nothing is written
+        with Runner(model, mmproj, n_threads=1 if bundled else None, n_ctx=4096, **options) as runner:
             yield {"step": "a question"}
             answer = runner.ask(None if mmproj is None else example.picture, example.question, max_tokens=16)
             with runner._engine_at_work() as engine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -11,6 +12,7 @@ import huggingface_hub
 from click.core import ParameterSource
 
 from .console import bar
+from .encoder_type import ENCODER_TYPES, resolve
 from .errors import ImageError, OptionError
 from .images import load_image
 from .models import from_hub, mmproj_beside
@@ -52,6 +54,12 @@ _MODEL = [
     click.option("-t", "--threads", type=int, help="CPU threads.  [default: all cores]"),
     click.option("-ngl", "--n-gpu-layers", type=int, default=-1, help="Layers on the GPU; -1: all."),
     click.option("-fa", "--flash-attn", type=click.Choice(["auto", "on", "off"]), default="auto"),
+    click.option(
+        "--encoder-type",
+        type=click.Choice(ENCODER_TYPES),
+        default="auto",
+        help="Of the vision encoder's matrices; auto: q8_0 where that is faster, stock: the file as it is.",
+    ),
     click.option("-v", "--verbose", is_flag=True, help="llama.cpp's log on stderr."),
     click.option("--no-progress", is_flag=True, help="No progress bars, on a terminal neither."),
 ]
@@ -254,6 +262,8 @@ def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:
     model, mmproj = find_model(options)
     if options.get("profile") is not None:
         Profile.load(options["profile"]).check(model)
+    if model is None or os.path.isfile(model):
+        _make_encoder(mmproj, options)
     return {
         "model_path": model,
         "mmproj_path": mmproj,
@@ -261,8 +271,21 @@ def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "n_threads": options["threads"],
         "n_gpu_layers": options["n_gpu_layers"],
         "flash_attn": options["flash_attn"],
+        "encoder_type": options["encoder_type"],
         "verbose": options["verbose"],
     }
+
+
+def _make_encoder(mmproj: Any, options: dict[str, Any]) -> None:
+    """With a bar of its own; whoever loads the model then finds it made."""
+    if mmproj is not None and "\0" not in os.fsdecode(mmproj):
+        with bar("Quantizing the vision encoder", shows_progress(options)) as quantizing:
+            resolve(
+                Path(os.fsdecode(mmproj)),
+                options["encoder_type"],
+                n_gpu_layers=options["n_gpu_layers"],
+                progress=quantizing,
+            )
 
 
 def shows_progress(options: dict[str, Any]) -> bool:

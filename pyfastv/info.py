@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from . import __version__, _native
 from .check import Findings
+from .encoder_type import choose
+from .encoder_type import describe as describe_encoder
 from .models import bundled_model, mmproj_beside
 
 __all__ = ["compact", "describe", "gather"]
 
 
 def gather(model: str | None, mmproj: str | None) -> dict[str, Any]:
-    """``version``, ``build``, ``system_info``, ``backends``, ``model``, ``vision``; only headers are read.
+    """``version``, ``build``, ``system_info``, ``backends``, ``kernels``, ``model``, ``vision``, ``encoder`` (the type
+    that its matrices are loaded in by default); only headers are read.
 
     ``model``: None: the bundled one; ``mmproj``: None: the only one beside it, if there is one. Raises ModelError.
     """
@@ -24,8 +28,10 @@ def gather(model: str | None, mmproj: str | None) -> dict[str, Any]:
         "build": _native.build_info(),
         "system_info": _native.system_info().strip(),
         "backends": _native.backends(),
+        "kernels": _native.kernels(),
         "model": _native.model_info(model),
         "vision": None if mmproj is None else _native.vision_info(mmproj),
+        "encoder": None if mmproj is None else describe_encoder(*choose(Path(mmproj), "auto")),
     }
 
 
@@ -34,6 +40,8 @@ def describe(facts: dict[str, Any], findings: Findings | None = None) -> str:
     lines: list[tuple[str, str]] = []
     if facts:
         vision = {} if facts["vision"] is None else _describe_vision(facts["vision"])
+        if facts["encoder"] is not None:
+            vision["encoder"] = facts["encoder"]
         lines += (_describe_build(facts) | _describe_model(facts["model"]) | vision).items()
     if findings is not None:
         lines += findings.lines()
@@ -48,8 +56,15 @@ def _describe_build(facts: dict[str, Any]) -> dict[str, str]:
         "patches": ", ".join(build["patches"]),
         "compiler": f"{build['compiler']}, {build['build_type']}",
         "features": facts["system_info"],
+        "kernels": _describe_kernels(facts["kernels"]),
         "devices": "; ".join(f"{d['name']} ({d['type']}): {d['description']}" for d in facts["backends"]),
     }
+
+
+def _describe_kernels(kernels: dict[str, Any]) -> str:
+    chosen, others = kernels["chosen"], [name for name in kernels["known"] if name != kernels["chosen"]]
+    also = f"; this CPU has {', '.join(others)}, too (PYFASTV_KERNELS)" if others else ""
+    return f"{chosen or 'llama.cpp'}{also}"
 
 
 def compact(layers: Sequence[int]) -> str:

@@ -30,6 +30,7 @@ from . import _capi, _native, lib_path
 from ._checks import utf8
 from ._process_lock import ProcessLock
 from .chat import ChatTemplate, Prompt
+from .encoder_type import resolve
 from .errors import Error, OptionError
 from .images import MAX_PIXELS, load_image
 from .presets import Recommended, to_schedule
@@ -192,11 +193,13 @@ class FastVChatHandler(_MTMDChatHandler):
         turbo: str | None = None,
         chat_template: str | None = None,
         max_pixels: int = MAX_PIXELS,
+        encoder_type: str = "auto",
     ) -> None:
         """``clip_model_path``, ``verbose``, ``use_gpu``: as in llama_cpp.llama_chat_format.MTMDChatHandler.
 
         ``fastv``: as in :class:`pyfastv.Runner`. ``turbo``: merging in the vision encoder, text as in ``LLAMA_TURBO``
         ("share=0.5"). ``chat_template``: Jinja2 text in place of the model's. ``max_pixels``: largest picture taken.
+        ``encoder_type``: as in :class:`pyfastv.Runner`.
 
         Raises ValueError (no such file), OptionError. A schedule that the model cannot have is told by the first
         request: OptionError, UnsupportedModelError, OutOfMemoryError.
@@ -206,7 +209,9 @@ class FastVChatHandler(_MTMDChatHandler):
         self._turbo_text = turbo
         self._chat_template = chat_template
         self._max_pixels = max_pixels
-        super().__init__(os.fspath(clip_model_path), verbose, use_gpu)
+        mmproj = Path(os.fsdecode(clip_model_path))
+        encoder = resolve(mmproj, encoder_type, n_gpu_layers=-1 if use_gpu else 0)
+        super().__init__(str(encoder.path), verbose, use_gpu)
         self._mtmd_cpp: Any = _Mtmd()
         self._llama: weakref.ref[Any] | None = None
         self._process = ProcessLock("handler")

@@ -79,6 +79,7 @@ class Runner:
         progress: Callable[[float], object] | None = None,
         max_pixels: int = MAX_PIXELS,
         encoder_cache_mb: int = 256,
+        encoder_type: str = "auto",
     ) -> None:
         """Load a model.
 
@@ -100,6 +101,9 @@ class Runner:
         ``progress``: called with 0..1 while loading; an exception in it ends the loading.
         ``max_pixels``: largest picture taken, in pixels. ``encoder_cache_mb``: memory for the vision encoder's
         outputs, so that a picture that comes again is not encoded again; 0: none.
+        ``encoder_type``: of the vision encoder's matrices, one of :data:`pyfastv.encoder_type.ENCODER_TYPES`. "auto" is
+        q8_0 where this machine's products with it are faster than with f16, "stock" the file as it is. Where the file
+        has to be quantized, that is done once, and kept in the user's cache.
 
         Raises ModelError, UnsupportedModelError (with ``fastv=None`` such a model runs), OptionError,
         OutOfMemoryError.
@@ -112,23 +116,24 @@ class Runner:
         schedule, merging = to_schedule(fastv), to_turbo(turbo)
         self._reduce = to_reducer(reduce)
         self._model_path, self._mmproj_path = model_files(model_path, mmproj_path)
-        self._engine = _native.Engine(
-            **engine_options(
-                self._model_path,
-                self._mmproj_path,
-                n_batch=n_batch,
-                n_ubatch=n_ubatch,
-                n_threads=n_threads,
-                n_gpu_layers=n_gpu_layers,
-                flash_attn=flash_attn,
-                encoder_cache_mb=encoder_cache_mb,
-                verbose=verbose,
-            ),
-            n_ctx=integer("n_ctx", n_ctx, 0, MAX_N_CTX),
-            type_k=utf8("type_k", type_k),
-            type_v=utf8("type_v", type_v),
-            progress=progress,
+        context: dict[str, Any] = {
+            "n_ctx": integer("n_ctx", n_ctx, 0, MAX_N_CTX),
+            "type_k": utf8("type_k", type_k),
+            "type_v": utf8("type_v", type_v),
+        }
+        options, self._encoder = engine_options(
+            self._model_path,
+            self._mmproj_path,
+            n_batch=n_batch,
+            n_ubatch=n_ubatch,
+            n_threads=n_threads,
+            n_gpu_layers=n_gpu_layers,
+            flash_attn=flash_attn,
+            encoder_cache_mb=encoder_cache_mb,
+            encoder_type=encoder_type,
+            verbose=verbose,
         )
+        self._engine = _native.Engine(**options, **context, progress=progress)
         self._fastv: Schedule | None = None  # of requests that bring none
         self._in_force: Schedule | None = None  # what the engine has
         self._turbo: Turbo | None = None
@@ -236,12 +241,13 @@ class Runner:
 
     @property
     def info(self) -> dict[str, Any]:
-        """``model`` and ``mmproj`` (file names), ``description``, ``n_layer``, ``n_ctx``, ``fastv``, ``turbo``,
-        ``reduce``."""
+        """``model`` and ``mmproj`` (file names), ``encoder`` (the type that its matrices are loaded in, and where from),
+        ``description``, ``n_layer``, ``n_ctx``, ``fastv``, ``turbo``, ``reduce``."""
         with self._engine_at_work() as engine:
             return {
                 "model": self._model_path.name,
                 "mmproj": None if self._mmproj_path is None else self._mmproj_path.name,
+                "encoder": None if self._encoder is None else str(self._encoder),
                 "description": engine.description,
                 "n_layer": engine.n_layer,
                 "n_ctx": engine.n_ctx,

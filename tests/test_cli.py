@@ -55,9 +55,19 @@ def test_info_tells_the_build(capfd: pytest.CaptureFixture[str]) -> None:
     out = capfd.readouterr().out
     assert pyfastv.__version__ in out
     assert _native.system_info().strip() in out
+    assert f"kernels         {_native.kernels()['chosen'] or 'llama.cpp'}" in out
     assert main(["info", "--json"]) == 0
     facts = json.loads(capfd.readouterr().out)
-    assert set(facts) == {"version", "build", "system_info", "backends", "model", "vision"}
+    assert set(facts) == {
+        "version",
+        "build",
+        "system_info",
+        "backends",
+        "kernels",
+        "model",
+        "vision",
+        "encoder",
+    }
 
 
 def test_info_is_about_the_bundled_model_unless_told_otherwise(

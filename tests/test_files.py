@@ -169,8 +169,8 @@ def test_what_does_not_matter_changes_no_answer(fuzzer: Fuzzer) -> None:
     file.tensors.append(Tensor(b"mm.9.bias", (1,), GGML_F32, bytes(4)))
     file.extra = bytes(1000)
     outcome = fuzzer.try_file("LLaVA", file)
-    assert (outcome.load, outcome.readers["info"], outcome.readers["plan"]) == ("same", "", ""), outcome
-    assert "general.name is not UTF-8" in outcome.readers["quantize"]  # which could not write it
+    assert outcome.load == "same", outcome
+    assert set(outcome.readers.values()) == {""}, outcome
 
 
 def test_limits_are_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -245,6 +245,7 @@ def test_info(runner: Runner) -> None:
     assert runner.info == {
         "model": "tiny-llava-Q4_K_M.gguf",
         "mmproj": "mmproj-tiny-llava-q8_0.gguf",
+        "encoder": "q8_0 (the file as it is)",
         "description": runner.info["description"],
         "n_layer": 12,
         "n_ctx": 4096,

@@ -20,6 +20,7 @@ from rich.console import Console
 from .. import _native
 from .._native_options import MAX_N_CTX, MAX_THREADS
 from ..console import bar
+from ..encoder_type import ENCODER_TYPES, resolve
 from ..errors import DataError, Error, UnsupportedModelError
 from ..eval.plot import check_plot
 from ..header import ModelFiles, read_model
@@ -76,6 +77,12 @@ DEFAULT_SETTINGS = ("off", "k=2,drop=0.5", "k=2,drop=0.75")
 )
 @click.option("-fa", "--flash-attn", type=click.Choice(["auto", "on", "off"]), default="auto")
 @click.option(
+    "--encoder-type",
+    type=click.Choice(ENCODER_TYPES),
+    default="stock",
+    help="Of our vision encoder's matrices; the stock libraries always get the file as it is.",
+)
+@click.option(
     "--stock",
     type=click.Path(exists=True, file_okay=False),
     help="Folder of unpatched libraries of the same pin, measured in turn with ours.",
@@ -113,11 +120,13 @@ def bench(model: str | None, **options: Any) -> int:
             **{
                 name: options[name] for name in ("picture", "rounds", "restarts", "generate", "prompt_tokens")
             },
-            **{name: options[name] for name in ("n_gpu_layers", "flash_attn", "stock")},
+            **{name: options[name] for name in ("n_gpu_layers", "flash_attn", "encoder_type", "stock")},
             n_ctx=options["n_ctx"] or _context_length(mmproj, options),
             n_threads=options["threads"] or os.cpu_count() or 1,
         )
         files = _read_sizes(path, mmproj)
+        with bar("Quantizing the vision encoder") as quantizing:  # the process that measures finds it made
+            resolve(Path(mmproj), plan.encoder_type, n_gpu_layers=plan.n_gpu_layers, progress=quantizing)
         results = _measure(plan)
     rows = summarize(plan, results, files)
     if not rows:
@@ -169,7 +178,6 @@ def _find_model(model: str | None, options: dict[str, Any]) -> tuple[str, str]:
         if model is not None or mmproj is not None:
             raise click.UsageError("--geometry excludes MODEL and --mmproj.")
         _need("gguf", "geometries")
-        _need("platformdirs", "geometries")
         from .geometry.files import default_cache, make_geometry
 
         with bar(f"Writing {options['geometry']}") as progress:

@@ -43,6 +43,8 @@ class Plan:
     n_threads: int = 1
     n_gpu_layers: int = 0
     flash_attn: str = "auto"
+    encoder_type: str = "stock"
+    """Of our side; the stock libraries get the file as it is."""
     stock: str | None = None
     """Folder of unpatched libraries of the same pin."""
 
@@ -105,7 +107,7 @@ def measure(plan: Plan, results: Results, progress: Progress) -> None:
     done = 0
     for restart in range(plan.restarts):
         progress(f"loading {restart + 1}/{plan.restarts}", done, n_all)
-        with start_runner_worker(_runner_options(plan)) as ours:
+        with start_runner_worker(_options(plan) | {"encoder_type": plan.encoder_type}) as ours:
             results.prompt = ours.request("prepare", text_tokens=plan.prompt_tokens)
             stock = _start_stock(plan, results)
             try:
@@ -128,7 +130,7 @@ def measure(plan: Plan, results: Results, progress: Progress) -> None:
                     stock.close()
 
 
-def _runner_options(plan: Plan) -> dict[str, Any]:
+def _options(plan: Plan) -> dict[str, Any]:
     names = ("model", "mmproj", "picture", "n_ctx", "n_threads", "n_gpu_layers", "flash_attn")
     return {name: getattr(plan, name) for name in names}
 
@@ -136,7 +138,7 @@ def _runner_options(plan: Plan) -> dict[str, Any]:
 def _start_stock(plan: Plan, results: Results) -> Worker | None:
     if plan.stock is None:
         return None
-    options = _runner_options(plan) | {
+    options = _options(plan) | {
         "libraries": plan.stock,
         "prompt": f"<image>{results.prompt['text']}",
         "version": results.prompt["bindings_version"],

@@ -41,6 +41,7 @@ class Options:
     n_threads: int
     n_gpu_layers: int
     flash_attn: str
+    encoder_type: str = "stock"
 
 
 class _Measuring:
@@ -56,6 +57,7 @@ class _Measuring:
             flash_attn=options.flash_attn,  # type: ignore[arg-type]  # checked there
             fastv=None,
             encoder_cache_mb=0,
+            encoder_type=options.encoder_type,
         )
         self._engine = self._runner._engine
         self._text = ""
@@ -78,6 +80,7 @@ class _Measuring:
             **_versions(),
             "bindings_version": build["llama_cpp_python"],
             "system_info": _native.system_info().strip(),
+            "encoder": self._runner.info["encoder"],
         }
 
     def _find_text(self, n: int) -> str:

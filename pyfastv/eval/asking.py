@@ -60,6 +60,8 @@ class Asking:
             (Path(file).name, Path(file).stat().st_size) for file in files if file and Path(file).is_file()
         ]
         known = [sizes, self.text(question), self.system, self.max_tokens]
+        if self.runner.get("encoder_type", "auto") != "auto":
+            known.append(self.runner["encoder_type"])
         return hashlib.blake2b(json.dumps(known).encode(), digest_size=4).hexdigest()
 
 

@@ -85,6 +85,7 @@ class Pool:
         progress: Callable[[float], object] | None = None,
         max_pixels: int = MAX_PIXELS,
         encoder_cache_mb: int = 256,
+        encoder_type: str = "auto",
     ) -> None:
         """Load a model, and start.
 
@@ -105,24 +106,26 @@ class Pool:
         self.has_vision = mmproj is not None
         if n_ctx is None:
             n_ctx = min(_native.model_info(model)["n_ctx_train"], _DEFAULT_N_CTX)
-        self._slots = _native.Slots(
-            **engine_options(
-                model,
-                mmproj,
-                n_batch=n_batch,
-                n_ubatch=n_ubatch,
-                n_threads=n_threads,
-                n_gpu_layers=n_gpu_layers,
-                flash_attn=flash_attn,
-                encoder_cache_mb=encoder_cache_mb,
-                verbose=verbose,
-            ),
-            n_slots=integer("slots", slots, 1, 2**31 - 1),
-            n_ctx=integer("n_ctx", n_ctx, 1, MAX_N_CTX),
-            type_k=utf8("type_k", type_k),
-            type_v=utf8("type_v", type_v),
-            progress=progress,
+        context: dict[str, Any] = {
+            "n_slots": integer("slots", slots, 1, 2**31 - 1),
+            "n_ctx": integer("n_ctx", n_ctx, 1, MAX_N_CTX),
+            "type_k": utf8("type_k", type_k),
+            "type_v": utf8("type_v", type_v),
+        }
+        options, self.encoder = engine_options(
+            model,
+            mmproj,
+            n_batch=n_batch,
+            n_ubatch=n_ubatch,
+            n_threads=n_threads,
+            n_gpu_layers=n_gpu_layers,
+            flash_attn=flash_attn,
+            encoder_cache_mb=encoder_cache_mb,
+            encoder_type=encoder_type,
+            verbose=verbose,
         )
+        """The vision encoder's file that was loaded, and its type; None: there is none."""
+        self._slots = _native.Slots(**options, **context, progress=progress)
         self.fastv = schedule
         """The schedule of requests that bring none; None: off."""
         self.n_slots = self._slots.n_slots

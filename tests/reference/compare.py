@@ -13,6 +13,7 @@ import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,8 @@ class Difference:
 
 def exact_runner(model: Path, mmproj: Path) -> pyfastv.Runner:
     """Flash attention off and an f32 KV cache: rounding is all that may differ."""
-    return pyfastv.Runner(model, mmproj, n_ctx=1024, flash_attn=False, type_k="f32", type_v="f32", fastv=None)
+    options: dict[str, Any] = {"n_ctx": 1024, "flash_attn": False, "type_k": "f32", "type_v": "f32"}
+    return pyfastv.Runner(model, mmproj, **options, fastv=None, encoder_type="stock")
 
 
 def relative_rms(found: np.ndarray, expected: np.ndarray) -> float:
