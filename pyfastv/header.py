@@ -190,12 +190,18 @@ def _encoder(mmproj: str, header: dict[str, Any]) -> Encoder:
         found = _LAYER.fullmatch(name.removeprefix("v.")) if name.startswith("v.") else None
         if found is not None and len(shape) == 2:
             layers[int(found[1])] = layers.get(int(found[1]), 0) + prod(shape)
-    projector = {n: s for n, s in shapes.items() if n.startswith(("mm.", "resampler.")) and len(s) == 2}
+    projector = {
+        name: shape
+        for name, shape in shapes.items()
+        if name.startswith(("mm.", "resampler.", "v.deepstack.")) and len(shape) == 2
+    }
     # a projector that takes several patches side by side is as many times wider
     widest = max((shape[1] for shape in projector.values()), default=width)
     first = next(iter(projector.values()), (width, width))
     merged = max(1, first[1] // width) if first[1] % width == 0 else max(1, widest // width)
     kind = metadata.get("clip.projector_type", "mlp")
+    if kind == "gemma3":  # the projector takes pooled patches
+        merged = int(metadata.get("clip.vision.projector.scale_factor") or 4) ** 2
     fixed = kind in ("mlp", "mlp_norm", "ldp", "ldpv2", "gemma3")
     return Encoder(
         width=width,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,9 @@ PARAMETERS = {
     "llava-next-7b": (7242, 313),
     "smolvlm2-500m": (409, 98),
     "qwen2.5-vl-3b": (3086, 669),
+    "qwen3-vl-2b": (1721, 407),
+    "gemma-3-4b": (3880, 420),
+    "internvl3-1b": (630, 309),
 }
 
 
@@ -67,6 +71,10 @@ def test_rows_that_do_not_divide_into_blocks_have_llama_quantize_s_fallback() ->
     assert types["blk.0.attn_q.weight"] == Type.Q5_0  # rows of 960
     assert types["blk.0.ffn_down.weight"] == Type.Q4_K  # of 2560
     assert types["output.weight"] == Type.Q8_0
+    types = {t.name: t.type for t in language_tensors(GEOMETRIES["internvl3-1b"].decoder, Type.Q4_K)}
+    assert types["blk.0.attn_q.weight"] == Type.Q5_0  # rows of 896
+    assert types["blk.0.ffn_down.weight"] == Type.Q4_K  # of 4864
+    assert types["output.weight"] == Type.Q8_0
 
 
 @pytest.mark.parametrize("type_", [Type.Q4_0, Type.Q4_K, Type.Q6_K, Type.Q8_0, Type.Q5_0, Type.F16])
@@ -85,18 +93,45 @@ class Written(NamedTuple):
     mmproj: Path
 
 
-@pytest.fixture(scope="module", params=["tiny", "llava-next-7b", "smolvlm2-500m", "qwen2.5-vl-3b"])
+# of heads of 64
+NARROW: dict[str, sizes.Value] = {
+    "rope.dimension_sections": [8, 12, 12, 0],
+    "n_deepstack_layers": 1,
+    "vision.feature_layer": [2],
+}
+
+
+def narrowed(metadata: Mapping[str, sizes.Value]) -> dict[str, sizes.Value]:
+    return {key: NARROW.get(key, value) for key, value in metadata.items()}
+
+
+@pytest.fixture(scope="module", params=["tiny", *(name for name in PARAMETERS if "llava-1.5" not in name)])
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """Two narrow layers of each family: what is in the headers and in the picture's way is that of the whole."""
+    """A few narrow layers of each family: what is in the headers and in the picture's way is that of the whole."""
     name: str = request.param
     geometry = GEOMETRIES[name]
-    decoder = replace(geometry.decoder, layers=2, width=256, heads=4, kv_heads=2, ffn=256, vocab=512)
-    if "rope.dimension_sections" in decoder.metadata:
-        decoder = replace(decoder, metadata={"rope.dimension_sections": [8, 12, 12, 0]})
-    metadata = dict(geometry.encoder.metadata)
-    if "vision.feature_layer" in metadata:
-        metadata["vision.feature_layer"] = [2]
-    encoder = replace(geometry.encoder, layers=2, width=64, heads=2, ffn=64, metadata=metadata)
+    d, e = geometry.decoder, geometry.encoder
+    decoder = replace(
+        d,
+        layers=3,
+        width=256,
+        # all heads together narrower than the model where the sizes are told one by one
+        heads=2 if d.head_size else 4,
+        kv_heads=2,
+        head_size=64 if d.head_size else None,
+        ffn=256,
+        vocab=512,
+        metadata=narrowed(d.metadata),
+    )
+    encoder = replace(
+        e,
+        layers=2,
+        width=64,
+        heads=2,
+        ffn=64,
+        deepstack=(0,) if e.deepstack else (),
+        metadata=narrowed(e.metadata),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sizes.GEOMETRIES, name, sizes.Geometry(decoder, encoder, geometry.visual_tokens))
         paths = make_geometry(name, tmp_path_factory.mktemp("geometry"), "Q4_0")
@@ -105,7 +140,7 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_a_picture_has_as_many_tokens_as_told_and_is_pruned(written: Written) -> None:
     with pyfastv.Runner(
-        written.model, written.mmproj, n_ctx=4096, n_threads=1, fastv="k=1,drop=0.5,score=random"
+        written.model, written.mmproj, n_ctx=4096, n_threads=1, fastv="k=2,drop=0.5,score=random"
     ) as runner:
         report = runner.ask(drawn_picture(), "aaaa", max_tokens=1).report
     assert report.visual_tokens == written.visual_tokens
@@ -116,13 +151,17 @@ def test_a_picture_has_as_many_tokens_as_told_and_is_pruned(written: Written) ->
 
 def test_headers_tell_the_sizes(written: Written) -> None:
     info = _native.model_info(str(written.model))
-    assert (info["n_layer"], info["n_embd"], info["unsupported_reason"]) == (2, 256, None)
+    assert (info["n_layer"], info["n_embd"], info["unsupported_reason"]) == (3, 256, None)
     read = read_model(str(written.model), str(written.mmproj))
     assert read.decoder.ffn == 256
-    assert read.decoder.kv_width == (2 * 128,) * 2
+    assert read.decoder.kv_width == (2 * 128,) * 3
     assert read.encoder is not None
     assert len(read.encoder.layer_weights) == 2
     assert read.encoder.merged == GEOMETRIES[written.name].encoder.merge ** 2
+    # every matrix is counted once
+    matrices = [t.n_elements for t in gguf.GGUFReader(written.mmproj).tensors if t.tensor_type == Type.F16]
+    encoder = read.encoder
+    assert sum(encoder.layer_weights) + encoder.patch_weights + encoder.projector_weights == sum(matrices)
 
 
 def test_files_are_written_once_and_the_same(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-import platformdirs
 from gguf import GGMLQuantizationType as Type
 
 from ...errors import DataError, Error, OptionError
 from ...output import Output
+from ...user_cache import user_cache
 from .sizes import GEOMETRIES, Decoder, Encoder, Value
 from .tensors import Tensor, language_tensors, vision_tensors
 from .weights import RandomTensors
@@ -44,12 +44,13 @@ _CHAT_TEMPLATE = (
 _AROUND_PICTURES = (
     *("<|vision_start|>", "<|vision_end|>", "\n\n", "<fake_token_around_image>", "<global-img>"),
     *(f"<row_{y}_col_{x}>" for y in range(1, 5) for x in range(1, 5)),
+    *("<start_of_image>", "<end_of_image>", "<img>", "</img>"),
 )
 
 
 def default_cache() -> Path:
     """Where geometry files are kept unless a folder is named: the platform's cache folder of the user."""
-    return Path(platformdirs.user_cache_dir("pyfastv", appauthor=False)) / "geometry"
+    return user_cache() / "geometry"
 
 
 def files_of(name: str, folder: Path, type_name: str = "Q4_0", cls: bool = True) -> tuple[Path, Path]:
@@ -72,7 +73,8 @@ def make_geometry(
 ) -> tuple[Path, Path]:
     """Write the pair into ``folder`` unless it is there; gives the paths of the model and the mmproj.
 
-    ``cls``: with the CLS embedding of LLaVA's encoder. ``progress``: called with (bytes written, bytes in all).
+    ``cls``: with the CLS embedding of LLaVA's encoder, which can do without it.
+    ``progress``: called with (bytes written, bytes in all).
     Raises OptionError (no such geometry or type), Error (no room on the disk, or the folder cannot be written).
     """
     model, mmproj = files_of(name, folder, type_name, cls)
@@ -153,6 +155,9 @@ def _language_writer(path: Path, d: Decoder, name: str, type_: Type) -> gguf.GGU
     writer.add_head_count_kv(d.kv_heads)
     writer.add_rope_freq_base(d.rope_base)
     writer.add_rope_dimension_count(d.head)
+    if d.head_size is not None:
+        writer.add_key_length(d.head_size)
+        writer.add_value_length(d.head_size)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(d.vocab)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -179,6 +184,8 @@ def _vision_writer(path: Path, e: Encoder, name: str, width: int) -> gguf.GGUFWr
         "vision.attention.head_count": e.heads,
         "vision.block_count": e.layers,
     }
+    if e.deepstack:
+        metadata["vision.is_deepstack_layers"] = [i in e.deepstack for i in range(e.layers)]
     for key, value in (metadata | dict(e.metadata)).items():
         _add(writer, f"clip.{key}", value)
     return writer

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 __all__ = ["GEOMETRIES", "Decoder", "Encoder", "Geometry", "Value"]
 
-Value = bool | int | float | str | list[int] | list[float]
+Value = bool | int | float | str | list[int] | list[bool] | list[float]
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,15 @@ class Decoder:
     ffn: int
     vocab: int
     arch: str = "llama"
+    head_size: int | None = None
+    """Where it is not width / heads, or the file tells it all the same."""
     tied: bool = False
     """The embeddings are the output matrix, too."""
     qkv_bias: bool = False
+    qk_norm: bool = False
+    """Norms of the queries' and keys' heads."""
+    post_norms: bool = False
+    """Norms behind attention and feed-forward, too."""
     rope_base: float = 10000.0
     context: int = 4096
     metadata: Mapping[str, Value] = field(default_factory=dict)
@@ -32,7 +38,7 @@ class Decoder:
     @property
     def head(self) -> int:
         """Size of one head."""
-        return self.width // self.heads
+        return self.head_size or self.width // self.heads
 
 
 @dataclass(frozen=True)
@@ -40,17 +46,36 @@ class Encoder:
     """A vision transformer and its projector, as an mmproj file has it."""
 
     projector: str
-    """llama.cpp's name: mlp, idefics3 or qwen2.5vl_merger."""
+    """llama.cpp's name: mlp, idefics3, qwen2.5vl_merger, qwen3vl_merger, gemma3 or internvl."""
     layers: int
     """In the file. LLaVA's ViT-L has one more, but the features are those of layer -2."""
     width: int
     heads: int
     ffn: int
     image: int
-    """Side of what is encoded at once, in pixels; of any size where there is no position embedding."""
+    """Side of what is encoded at once, in pixels; for the Qwen family, which takes any size, of the tables' picture."""
     patch: int
     merge: int = 1
     """A visual token stands for merge x merge patches."""
+    frames: int = 1
+    """Matrices that make a row of a patch, one for each frame of a video that is taken at once."""
+    patch_bias: bool = True
+    cls: bool = False
+    """A class embedding beside the patches."""
+    places: bool = True
+    """Position embeddings, one for each patch of a picture of ``image`` pixels."""
+    outer_norm: str = "v.post_ln"
+    """Around all layers: v.pre_ln, v.post_ln, or none."""
+    rms: bool = False
+    """RMS norms, which have no bias."""
+    fused: bool = False
+    """Queries, keys and values of one matrix."""
+    gated: bool = False
+    """The feed-forward blocks."""
+    layer_scale: bool = False
+    """What attention and feed-forward give is scaled, a factor for each column."""
+    deepstack: tuple[int, ...] = ()
+    """Layers whose features go through projectors of their own to the first layers of the language model."""
     metadata: Mapping[str, Value] = field(default_factory=dict)
     """Further keys, without "clip." in front."""
 
@@ -66,6 +91,7 @@ class Geometry:
 
 _CLIP_MEAN, _CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 _HALF = [0.5, 0.5, 0.5]
+_IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def _clip_vit(
@@ -81,7 +107,17 @@ def _clip_vit(
         "vision.image_std": _CLIP_STD,
     }
     return Encoder(
-        "mlp", layers, width, heads, ffn, image=336, patch=14, metadata=metadata | dict(more or {})
+        "mlp",
+        layers,
+        width,
+        heads,
+        ffn,
+        image=336,
+        patch=14,
+        patch_bias=False,
+        cls=True,
+        outer_norm="v.pre_ln",
+        metadata=metadata | dict(more or {}),
     )
 
 
@@ -154,6 +190,11 @@ GEOMETRIES = {
             image=560,
             patch=14,
             merge=2,
+            frames=2,
+            patch_bias=False,
+            places=False,
+            rms=True,
+            gated=True,
             metadata={
                 "use_silu": True,
                 "vision.attention.layer_norm_epsilon": 1e-6,
@@ -163,6 +204,111 @@ GEOMETRIES = {
             },
         ),
         visual_tokens=576,
+    ),
+    # on Qwen3-1.7B; features of three encoder layers go to the language model's first three
+    "qwen3-vl-2b": Geometry(
+        Decoder(
+            28,
+            2048,
+            16,
+            8,
+            6144,
+            151936,
+            arch="qwen3vl",
+            head_size=128,
+            tied=True,
+            qk_norm=True,
+            rope_base=5e6,
+            context=262144,
+            metadata={"rope.dimension_sections": [24, 20, 20, 0], "n_deepstack_layers": 3},
+        ),
+        Encoder(
+            "qwen3vl_merger",
+            24,
+            1024,
+            16,
+            4096,
+            image=768,
+            patch=16,
+            merge=2,
+            frames=2,
+            fused=True,
+            deepstack=(5, 11, 17),
+            metadata={
+                "use_gelu": True,
+                "vision.attention.layer_norm_epsilon": 1e-6,
+                "vision.image_mean": _HALF,
+                "vision.image_std": _HALF,
+            },
+        ),
+        visual_tokens=21 * 21,
+    ),
+    # five of six layers see a window; with SigLIP-So400m/14, whose 64 x 64 patches are pooled to 16 x 16 tokens
+    "gemma-3-4b": Geometry(
+        Decoder(
+            34,
+            2560,
+            8,
+            4,
+            10240,
+            262208,
+            arch="gemma3",
+            head_size=256,
+            tied=True,
+            qk_norm=True,
+            post_norms=True,
+            rope_base=1e6,
+            context=131072,
+            metadata={
+                "attention.sliding_window": 1024,
+                "rope.freq_base_swa": 1e4,
+                "rope.scaling.type": "linear",
+                "rope.scaling.factor": 8.0,
+            },
+        ),
+        Encoder(
+            "gemma3",
+            27,
+            1152,
+            16,
+            4304,
+            image=896,
+            patch=14,
+            merge=4,
+            metadata={
+                "use_gelu": True,
+                "vision.attention.layer_norm_epsilon": 1e-6,
+                "vision.image_mean": _HALF,
+                "vision.image_std": _HALF,
+                "vision.projector.scale_factor": 4,
+            },
+        ),
+        visual_tokens=16 * 16,
+    ),
+    # on Qwen2.5-0.5B, with an output matrix of its own, and InternViT-300M; 2 x 2 tiles and an overview
+    "internvl3-1b": Geometry(
+        Decoder(24, 896, 14, 2, 4864, 151674, arch="qwen2", qkv_bias=True, rope_base=1e6, context=32768),
+        Encoder(
+            "internvl",
+            24,
+            1024,
+            16,
+            4096,
+            image=448,
+            patch=14,
+            merge=2,
+            cls=True,
+            outer_norm="",
+            layer_scale=True,
+            metadata={
+                "use_gelu": True,
+                "vision.attention.layer_norm_epsilon": 1e-6,
+                "vision.image_mean": _IMAGENET_MEAN,
+                "vision.image_std": _IMAGENET_STD,
+                "vision.projector.scale_factor": 2,
+            },
+        ),
+        visual_tokens=5 * 256,
     ),
     # no published model: to see that all is in place
     "tiny": Geometry(Decoder(4, 256, 4, 4, 768, 512), _clip_vit(2, 128, 2, 256), visual_tokens=576),
