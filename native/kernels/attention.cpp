@@ -2,8 +2,7 @@
 
 #include "kernels/attention_kernel.h"
 #include "kernels/choice.h"
-
-#include "ggml-cpu-impl.h"
+#include "kernels/work.h"
 
 #include <algorithm>
 #include <cstring>
@@ -39,8 +38,6 @@ attend_function function_of(const ggml_tensor & dst) {
     return ours ? kernels->attend : nullptr;
 }
 
-constexpr size_t alignment = 64;
-
 size_t work_of_thread(const ggml_tensor & dst) {
     return head_work(dst.src[1]->ne[0], dst.src[2]->ne[0])*sizeof(float); // a multiple of 64
 }
@@ -62,18 +59,13 @@ bool pyfastv_flash_attn(const ggml_compute_params * params, ggml_tensor * dst) {
     const auto & q = *dst->src[0], & k = *dst->src[1], & v = *dst->src[2];
     const auto * mask = dst->src[3];
 
-    auto * work = (float *) (((uintptr_t) params->wdata + alignment - 1)/alignment*alignment + params->ith*work_of_thread(*dst));
+    auto * work = (float *) (align((char *) params->wdata) + params->ith*work_of_thread(*dst));
 
     // parts of about the same size, and enough of them that no thread waits long for another
     const int64_t n_heads = q.ne[2]*q.ne[3];
     const int64_t n_parts = std::max((q.ne[1] + head_rows - 1)/head_rows, std::min((4*params->nth + n_heads - 1)/n_heads, q.ne[1]/least_part));
 
-    if (params->ith == 0) {
-        ggml_threadpool_chunk_set(params->threadpool, params->nth);
-    }
-    ggml_barrier(params->threadpool);
-
-    for (int64_t i = params->ith; i < n_heads*n_parts; i = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+    share(params, n_heads*n_parts, [&](int64_t i) {
         const int64_t i2 = i/n_parts % q.ne[2], i3 = i/n_parts/q.ne[2], part = i % n_parts;
         const int64_t first = q.ne[1]*part/n_parts, last = q.ne[1]*(part + 1)/n_parts;
 
@@ -97,6 +89,6 @@ bool pyfastv_flash_attn(const ggml_compute_params * params, ggml_tensor * dst) {
         h.stride_mask = mask ? mask->nb[1] : 0;
         h.stride_out  = dst->nb[2];
         attend(h, work);
-    }
+    });
     return true;
 }

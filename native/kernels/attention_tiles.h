@@ -191,35 +191,41 @@ PYFASTV_INLINE bool soften(const head & h, const head_memory & m, int64_t row, f
     return true;
 }
 
-// mask of `n` keys added to scores that have been computed; or, with scores null: does the row see any of them?
-PYFASTV_INLINE bool add_mask(const uint16_t * mask, float * scores, int64_t n) {
+// F16, of the keys from `key` on
+PYFASTV_INLINE const uint16_t * mask_of(const head & h, int64_t row, int64_t key) {
+    return (const uint16_t *) (h.mask + row*h.stride_mask) + key;
+}
+
+// does any of the rows see any of n keys from `key` on?
+PYFASTV_INLINE bool any_seen(const head & h, int64_t row, int64_t n_rows, int64_t key, int64_t n) {
     constexpr uint16_t minus_infinity = 0xfc00;
 
-    alignas(64) float values[attention_keys];
-    if (!scores) {
-        return std::any_of(mask, mask + n, [](uint16_t value) PYFASTV_LAMBDA { return value != minus_infinity; });
+    bool any = !h.mask;
+    for (int64_t r = 0; r < n_rows && !any; ++r) {
+        const uint16_t * mask = mask_of(h, row + r, key);
+        any = std::any_of(mask, mask + n, [](uint16_t value) PYFASTV_LAMBDA { return value != minus_infinity; });
     }
+    return any;
+}
+
+// the mask of n keys
+PYFASTV_INLINE void add_mask(const uint16_t * mask, float * scores, int64_t n) {
+    alignas(64) float values[attention_keys];
     half_to_floats(mask, values, n);
     std::fill(values + n, values + attention_keys, 0.0f);
     for (int j = 0; j < attention_keys; j += n_lanes) {
         store(scores + j, load(scores + j) + load(values + j));
     }
-    return true;
 }
 
 template <int n_rows>
 PYFASTV_INLINE void attend_tile(const head & h, const head_memory & m, int64_t row, int64_t first, int64_t n) {
-    const auto mask_of = [&](int64_t r, int64_t j) PYFASTV_LAMBDA { return (const uint16_t *) (h.mask + (row + r)*h.stride_mask) + first + j; };
-
     bool    seen[head_block/attention_keys];
     int64_t n_all = 0;
     for (int64_t j = 0; j < n; j += attention_keys, n_all += attention_keys) {
         const int64_t n_keys = std::min<int64_t>(attention_keys, n - j);
+        const bool    any    = any_seen(h, row, n_rows, first + j, n_keys);
 
-        bool any = !h.mask;
-        for (int64_t r = 0; r < n_rows && !any; ++r) {
-            any = add_mask(mask_of(r, j), nullptr, n_keys);
-        }
         seen[j/attention_keys] = any;
         if (any) {
             score<n_rows>(h, m, row, j);
@@ -227,7 +233,7 @@ PYFASTV_INLINE void attend_tile(const head & h, const head_memory & m, int64_t r
         for (int64_t r = 0; r < n_rows; ++r) {
             float * scores = m.scores + r*head_block + j;
             if (any && h.mask) {
-                add_mask(mask_of(r, j), scores, n_keys);
+                add_mask(mask_of(h, row + r, first + j), scores, n_keys);
             }
             const int64_t n_valid = any ? n_keys : 0;
             std::fill(scores + n_valid, scores + attention_keys, -INFINITY);
@@ -275,12 +281,7 @@ void attend(const head & h, float * work) {
 
     for (int64_t first = 0; first < h.n_kv; first += head_block) {
         const int64_t n = std::min<int64_t>(head_block, h.n_kv - first);
-
-        bool any = !h.mask;
-        for (int64_t r = 0; r < h.n_q && !any; ++r) {
-            any = add_mask((const uint16_t *) (h.mask + r*h.stride_mask) + first, nullptr, n);
-        }
-        if (!any) {
+        if (!any_seen(h, 0, h.n_q, first, n)) {
             continue;
         }
         load_block(h, m, first, n);

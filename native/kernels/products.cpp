@@ -2,8 +2,7 @@
 
 #include "kernels/choice.h"
 #include "kernels/kernel.h"
-
-#include "ggml-cpu-impl.h"
+#include "kernels/work.h"
 
 #include <algorithm>
 
@@ -80,11 +79,6 @@ struct plan {
 };
 
 static_assert(sizeof(activations) % 16 == 0 && sizeof(panel) % 64 == 0);
-
-constexpr size_t alignment = 64;
-
-template <typename T>
-T * align(T * p) { return (T *) (((uintptr_t) p + alignment - 1)/alignment*alignment); }
 
 const float * row_of(const ggml_tensor & x, int64_t i) {
     const int64_t i1 = i % x.ne[1], i2 = i/x.ne[1] % x.ne[2], i3 = i/(x.ne[1]*x.ne[2]);
@@ -207,15 +201,8 @@ bool pyfastv_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
         i += n;
     }
 
-    const int64_t n_groups = (p.n_panels + p.group - 1)/p.group;
-
-    if (params->ith == 0) {
-        ggml_threadpool_chunk_set(params->threadpool, params->nth);
-    }
-    ggml_barrier(params->threadpool);
-
-    for (int64_t g = params->ith; g < n_groups; g = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+    share(params, (p.n_panels + p.group - 1)/p.group, [&](int64_t g) {
         multiply_group(*k, p, *dst, a, panels, g*p.group, std::min((g + 1)*p.group, p.n_panels));
-    }
+    });
     return true;
 }
