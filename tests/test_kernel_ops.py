@@ -91,16 +91,52 @@ def test_attention(shape: tuple[int, ...], half: bool, kind: str) -> None:
     v = random.standard_normal((key_heads, keys, d_v), np.float32).astype(k.dtype)
     mask, scale = make_mask(kind, rows, keys), 3 / math.sqrt(d_k)
     got = ggml_ops.attention(q, k, v, mask, scale, 3)
-    assert np.abs(got - attention(q, k, v, mask, scale)).max() < 1e-5
+    # rows are rounded to 12 or 13 bits of their largest number; llama.cpp rounds them to the 11 of F16
+    assert np.abs(got - attention(q, k, v, mask, scale)).max() < 1.5e-3 * np.abs(v).max()
 
 
 @needs_kernels
 def test_attention_of_large_scores() -> None:
     random = np.random.default_rng(3)
-    q = random.standard_normal((1, 70, 64), np.float32) * np.float32(100)
     k, v = (random.standard_normal((1, 600, 64), np.float32) for _ in range(2))
-    got = ggml_ops.attention(q, k, v, None, 1.0, 1)
-    assert np.abs(got - attention(q, k, v, None, 1.0)).max() < 1e-3
+    own = np.arange(70) * 8
+    got = ggml_ops.attention(k[:, own] * np.float32(100), k, v, None, 1.0, 1)
+    assert np.abs(got[:, 0] - v[0, own]).max() < 5e-4 * np.abs(v).max()
+
+
+@needs_kernels
+def test_small_weights_beside_a_large_one_keep_their_share() -> None:
+    # as behind a sink: a key that takes most of the weight, and gives nothing
+    random = np.random.default_rng(8)
+    k, v = np.zeros((1, 900, 64), np.float32), random.standard_normal((1, 900, 64), np.float32) + np.float32(1)
+    k[0, 3], v[0, 3] = 1, 0
+    q = np.full((1, 64, 64), 9 / 64, np.float32)  # exp(9) against 899
+    got, expected = ggml_ops.attention(q, k, v, None, 1.0, 1), attention(q, k, v, None, 1.0)
+    assert np.abs(got - expected).max() < 2e-3 * np.abs(expected).max()
+
+
+@needs_kernels
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e4])
+@pytest.mark.parametrize("where", ["k", "v"])
+def test_keys_that_a_mask_hides_do_not_matter(where: str, value: float) -> None:
+    random = np.random.default_rng(9)
+    q, k, v = (random.standard_normal((1, 100, 64), np.float32) for _ in range(3))
+    mask = make_mask("causal", 100, 100)
+    expected = ggml_ops.attention(q, k, v, mask, 0.1, 1)
+    (k if where == "k" else v)[0, 90, 5] = value
+    got = ggml_ops.attention(q, k, v, mask, 0.1, 1)
+    assert got[:90].tobytes() == expected[:90].tobytes()
+    if not np.isfinite(value):
+        assert np.isnan(got[90:]).all()
+
+
+@needs_kernels
+def test_queries_that_are_no_numbers_give_none() -> None:
+    random = np.random.default_rng(10)
+    q, k, v = (random.standard_normal((1, 70, 64), np.float32) for _ in range(3))
+    q[0, 7, 3] = np.nan
+    got = ggml_ops.attention(q, k, v, None, 0.1, 1)
+    assert np.isnan(got[7]).all() and np.isfinite(np.delete(got, 7, 0)).all()
 
 
 @needs_kernels

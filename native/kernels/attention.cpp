@@ -39,7 +39,7 @@ attend_function function_of(const ggml_tensor & dst) {
 }
 
 size_t work_of_thread(const ggml_tensor & dst) {
-    return head_work(dst.src[1]->ne[0], dst.src[2]->ne[0])*sizeof(float); // a multiple of 64
+    return head_memory(dst.src[1]->ne[0], dst.src[2]->ne[0], nullptr).bytes; // a multiple of 64
 }
 
 } // namespace
@@ -59,7 +59,7 @@ bool pyfastv_flash_attn(const ggml_compute_params * params, ggml_tensor * dst) {
     const auto & q = *dst->src[0], & k = *dst->src[1], & v = *dst->src[2];
     const auto * mask = dst->src[3];
 
-    auto * work = (float *) (align((char *) params->wdata) + params->ith*work_of_thread(*dst));
+    auto * work = align((char *) params->wdata) + params->ith*work_of_thread(*dst);
 
     // parts of about the same size, and enough of them that no thread waits long for another
     const int64_t n_heads = q.ne[2]*q.ne[3];

@@ -11,6 +11,7 @@
 #include <utility>
 
 #define PYFASTV_INLINE inline __attribute__((always_inline))
+#define PYFASTV_APART __attribute__((noinline))
 // compilers leave lambdas of this size out of line, with their registers in memory
 #define PYFASTV_LAMBDA __attribute__((always_inline))
 
@@ -42,15 +43,28 @@ PYFASTV_INLINE floats to_float(ints a)                  { return { _mm512_cvtepi
 PYFASTV_INLINE floats operator*(floats a, floats b)     { return { _mm512_mul_ps(a.v, b.v) }; }
 PYFASTV_INLINE floats fma(floats a, floats b, floats c) { return { _mm512_fmadd_ps(a.v, b.v, c.v) }; }
 PYFASTV_INLINE floats operator+(floats a, floats b) { return { _mm512_add_ps(a.v, b.v) }; }
+PYFASTV_INLINE floats operator-(floats a, floats b) { return { _mm512_sub_ps(a.v, b.v) }; }
 PYFASTV_INLINE floats operator/(floats a, floats b) { return { _mm512_div_ps(a.v, b.v) }; }
 PYFASTV_INLINE floats larger(floats a, floats b)    { return { _mm512_max_ps(a.v, b.v) }; }
 PYFASTV_INLINE float  largest_of(floats a)          { return _mm512_reduce_max_ps(a.v); }
 PYFASTV_INLINE float  total_of(floats a)            { return _mm512_reduce_add_ps(a.v); }
 PYFASTV_INLINE ints   round_to_int(floats a)        { return { _mm512_cvtps_epi32(a.v) }; }
+PYFASTV_INLINE ints   bits_of(floats a)             { return { _mm512_castps_si512(a.v) }; }
+PYFASTV_INLINE ints   larger(ints a, ints b)        { return { _mm512_max_epi32(a.v, b.v) }; }
+PYFASTV_INLINE int32_t largest_of(ints a)           { return _mm512_reduce_max_epi32(a.v); }
 
-// a where x >= least, else 0
+// a lane's number as 16 bits, saturated
+PYFASTV_INLINE void store_words(int16_t * p, ints a) { _mm256_storeu_si256((__m256i *) p, _mm512_cvtsepi32_epi16(a.v)); }
+
+// lane i: low[i] and, above it, high[i]
+PYFASTV_INLINE ints load_pairs(const int16_t * low, const int16_t * high) {
+    const auto words = [](const int16_t * p) PYFASTV_LAMBDA { return ints{ _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) p)) }; };
+    return words(low) | left(words(high), 16);
+}
+
+// a where x >= least or x is not a number, else 0
 PYFASTV_INLINE floats where_at_least(floats x, floats least, floats a) {
-    return { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, least.v, _CMP_GE_OQ), a.v) };
+    return { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, least.v, _CMP_NLT_UQ), a.v) };
 }
 
 // a*2^n, if that is a normal number
@@ -104,14 +118,34 @@ PYFASTV_INLINE floats to_float(ints a)                  { return { _mm256_cvtepi
 PYFASTV_INLINE floats operator*(floats a, floats b)     { return { _mm256_mul_ps(a.v, b.v) }; }
 PYFASTV_INLINE floats fma(floats a, floats b, floats c) { return { _mm256_fmadd_ps(a.v, b.v, c.v) }; }
 PYFASTV_INLINE floats operator+(floats a, floats b) { return { _mm256_add_ps(a.v, b.v) }; }
+PYFASTV_INLINE floats operator-(floats a, floats b) { return { _mm256_sub_ps(a.v, b.v) }; }
 PYFASTV_INLINE floats operator/(floats a, floats b) { return { _mm256_div_ps(a.v, b.v) }; }
 PYFASTV_INLINE floats larger(floats a, floats b)    { return { _mm256_max_ps(a.v, b.v) }; }
 PYFASTV_INLINE ints   round_to_int(floats a)        { return { _mm256_cvtps_epi32(a.v) }; }
+PYFASTV_INLINE ints   bits_of(floats a)             { return { _mm256_castps_si256(a.v) }; }
+PYFASTV_INLINE ints   larger(ints a, ints b)        { return { _mm256_max_epi32(a.v, b.v) }; }
+
+// a lane's number as 16 bits, saturated
+PYFASTV_INLINE void store_words(int16_t * p, ints a) {
+    _mm_storeu_si128((__m128i *) p, _mm_packs_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1)));
+}
+
+// lane i: low[i] and, above it, high[i]
+PYFASTV_INLINE ints load_pairs(const int16_t * low, const int16_t * high) {
+    const auto words = [](const int16_t * p) PYFASTV_LAMBDA { return ints{ _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) p)) }; };
+    return words(low) | left(words(high), 16);
+}
 
 PYFASTV_INLINE float largest_of(floats a) {
     __m128 m = _mm_max_ps(_mm256_extractf128_ps(a.v, 1), _mm256_castps256_ps128(a.v));
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));
     return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+PYFASTV_INLINE int32_t largest_of(ints a) {
+    __m128i m = _mm_max_epi32(_mm256_extracti128_si256(a.v, 1), _mm256_castsi256_si128(a.v));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1)));
 }
 
 PYFASTV_INLINE float total_of(floats a) {
@@ -120,9 +154,9 @@ PYFASTV_INLINE float total_of(floats a) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-// a where x >= least, else 0
+// a where x >= least or x is not a number, else 0
 PYFASTV_INLINE floats where_at_least(floats x, floats least, floats a) {
-    return { _mm256_and_ps(_mm256_cmp_ps(x.v, least.v, _CMP_GE_OQ), a.v) };
+    return { _mm256_and_ps(_mm256_cmp_ps(x.v, least.v, _CMP_NLT_UQ), a.v) };
 }
 
 // a*2^n, if that is a normal number
