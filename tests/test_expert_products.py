@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
+import c_api
 import ggml_ops
 import numpy as np
 import pytest
+import random_gguf
+from c_api import llama
 from numpy.typing import NDArray
-from test_kernels import TYPES, expected_product, needs_kernels
+from test_kernels import HERE, OURS, TYPES, expected_product, needs_kernels
 
 from pyfastv import _native
 
@@ -118,3 +125,43 @@ def test_small_matrices_are_llama_cpps() -> None:
         token, slot = np.nonzero(ids == expert)
         exact, size = expected_product("q4_0", weights.values[expert], x[token, 0])
         assert (np.abs(got[token, slot] - exact) / size).max() < 1e-6
+
+
+CHILD = """
+import sys
+from pathlib import Path
+import numpy as np
+from c_api import Context, Model
+model = Model(Path(sys.argv[1]))
+context = Context(model)
+logits = []
+for first, n in ((0, 40), (40, 1)):
+    assert context.tokens(range(first, first + n), first) == 0
+    logits.append(context.logits())
+np.save(sys.argv[2], logits)
+"""
+
+
+@needs_kernels
+def test_a_model_of_experts_has_llama_cpps_logits(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    random_gguf.write(model, "qwen3moe")
+    logits = {}
+    for kernels in ("stock", HERE[0]):
+        file = tmp_path / f"{kernels}.npy"
+        env = os.environ | {"PYFASTV_KERNELS": kernels, "PYTHONPATH": str(Path(__file__).parent)}
+        command = [sys.executable, "-c", CHILD, str(model), str(file)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        logits[kernels] = np.load(file)
+    assert np.abs(logits[HERE[0]] - logits["stock"]).max() < 1e-5 * np.abs(logits["stock"]).max()
+
+
+@needs_kernels
+def test_weights_of_experts_lie_in_our_buffer(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    random_gguf.write(path, "qwen3moe")  # nothing else of it is of a type that our kernels have
+    with c_api.logged() as lines:
+        model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
+    llama.llama_model_free(model)
+    assert any(f"{OURS} model buffer" in line for line in lines)
