@@ -8,20 +8,29 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import c_api
 import ggml_ops
 import numpy as np
 import pytest
-import random_gguf
-from c_api import llama
 from numpy.typing import NDArray
 from test_kernels import HERE, OURS, TYPES, expected_product, needs_kernels
 
 from pyfastv import _native
 
+import c_api
+import random_gguf
+from c_api import llama
+
 Array = NDArray[np.float32]
 
-NUMBERS = {"q4_0": 2, "q5_0": 6, "q8_0": 8, "q4_K": 12, "q5_K": 13, "q6_K": 14, "iq4_nl": 20}  # of enum ggml_type
+NUMBERS = {
+    "q4_0": 2,
+    "q5_0": 6,
+    "q8_0": 8,
+    "q4_K": 12,
+    "q5_K": 13,
+    "q6_K": 14,
+    "iq4_nl": 20,
+}  # of enum ggml_type
 COLUMNS = 512
 
 
@@ -45,17 +54,25 @@ def make_rows(tokens: int, rows: int, columns: int = COLUMNS) -> Array:
 def make_ids(tokens: int, used: int, experts: int) -> NDArray[np.int32]:
     """Of skewed numbers of rows, one expert in several places of a token, and the last one without rows."""
     share = np.arange(1, experts) ** 2
-    return np.random.default_rng(9).choice(experts - 1, (tokens, used), p=share / share.sum()).astype(np.int32)
+    return (
+        np.random.default_rng(9).choice(experts - 1, (tokens, used), p=share / share.sum()).astype(np.int32)
+    )
 
 
 def by_ordinary_products(weights: Weights, x: Array, ids: NDArray[np.int32]) -> Array:
     """[tokens, used, outputs]: each expert times the rows that it takes."""
     tokens, used = ids.shape
-    slots = np.broadcast_to(x, (tokens, used, x.shape[2])) if x.shape[1] == 1 else np.tile(x, (1, used // x.shape[1], 1))
+    slots = (
+        np.broadcast_to(x, (tokens, used, x.shape[2]))
+        if x.shape[1] == 1
+        else np.tile(x, (1, used // x.shape[1], 1))
+    )
     res = np.empty((tokens, used, weights.blocks.shape[1]), np.float32)
     for expert in np.unique(ids):
         rows = np.ascontiguousarray(slots[ids == expert])
-        res[ids == expert] = ggml_ops.product(weights.number, weights.blocks[expert], x.shape[2], rows[None], 1)[0]
+        res[ids == expert] = ggml_ops.product(
+            weights.number, weights.blocks[expert], x.shape[2], rows[None], 1
+        )[0]
     return res
 
 
