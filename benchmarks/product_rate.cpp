@@ -1,6 +1,7 @@
 // The process of products.py, on the libraries of one folder. Reads lines
-//     TYPE ROWS COLUMNS OUTPUTS BUFFERS THREADS WORK
-// (BUFFERS: CPU, CPU_REPACK, ...: where the weights lie) and answers each with giga-operations a second (best of three), or with "-" where the type has no such form. As many
+//     TYPE ROWS COLUMNS OUTPUTS EXPERTS USED BUFFERS THREADS WORK
+// (EXPERTS: 0: ordinary products; else every row is multiplied with USED of so many matrices; BUFFERS: CPU, CPU_REPACK, ...:
+// where the weights lie) and answers each with giga-operations a second (best of three), or with "-" where the type has no such form. As many
 // matrices are multiplied, each another, as make WORK giga-operations: those of few rows do not stay in the caches.
 // "peak THREADS" answers with those of the products of bytes in registers.
 
@@ -15,6 +16,7 @@
 #include <cmath>
 #include <cstdio>
 #include <iostream>
+#include <numeric>
 #include <random>
 #include <string>
 #include <thread>
@@ -90,12 +92,12 @@ static double peak(int n_threads) {
 static double peak(int) { return NAN; }
 #endif
 
-// blocks of random numbers, made once
-static const std::vector<uint8_t> & random_weights(ggml_type type, int64_t n_columns, int64_t n_outputs) {
+// blocks of random numbers, the same for all matrices, made once
+static const std::vector<uint8_t> & random_weights(ggml_type type, int64_t n_columns, int64_t n_outputs, int64_t n_matrices) {
     static std::vector<uint8_t> bytes;
     static std::vector<int64_t> have;
 
-    const std::vector<int64_t> wanted = { type, n_columns, n_outputs };
+    const std::vector<int64_t> wanted = { type, n_columns, n_outputs, n_matrices };
     if (have != wanted) {
         std::mt19937 random(1);
         std::normal_distribution<float> normal;
@@ -103,8 +105,12 @@ static const std::vector<uint8_t> & random_weights(ggml_type type, int64_t n_col
         std::vector<float> values(n_columns*n_outputs);
         std::generate(values.begin(), values.end(), [&] { return normal(random); });
 
-        bytes.resize(ggml_row_size(type, n_columns)*n_outputs);
+        const size_t size = ggml_row_size(type, n_columns)*n_outputs;
+        bytes.resize(size*n_matrices);
         ggml_quantize_chunk(type, values.data(), bytes.data(), 0, n_outputs, n_columns, nullptr);
+        for (int64_t i = 1; i < n_matrices; ++i) {
+            std::copy_n(bytes.begin(), size, bytes.begin() + i*size);
+        }
         have = wanted;
     }
     return bytes;
@@ -120,8 +126,22 @@ static ggml_type find_type(const std::string & name) {
     exit(1);
 }
 
+// for every row: different ones
+static std::vector<int32_t> random_experts(int64_t n_rows, int64_t n_experts, int64_t n_used) {
+    static std::mt19937 random(3);
+
+    std::vector<int32_t> all(n_experts), res;
+    std::iota(all.begin(), all.end(), 0);
+    for (int64_t i = 0; i < n_rows; ++i) {
+        std::shuffle(all.begin(), all.end(), random);
+        res.insert(res.end(), all.begin(), all.begin() + n_used);
+    }
+    return res;
+}
+
 // 0: there is no such form
-static double rate(ggml_type type, int64_t n_rows, int64_t n_columns, int64_t n_outputs, const std::string & buffers, int n_threads, double work) {
+static double rate(ggml_type type, int64_t n_rows, int64_t n_columns, int64_t n_outputs, int64_t n_experts, int64_t n_used,
+                   const std::string & buffers, int n_threads, double work) {
     const auto device  = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     const auto backend = ggml_backend_ptr(ggml_backend_dev_init(device, nullptr));
     ggml_backend_cpu_set_n_threads(backend.get(), n_threads);
@@ -139,20 +159,25 @@ static double rate(ggml_type type, int64_t n_rows, int64_t n_columns, int64_t n_
         }
         place = *extra;
     }
-    const double operations = 2.0*n_rows*n_columns*n_outputs;
+    const double operations = 2.0*n_rows*n_columns*n_outputs*(n_experts ? n_used : 1);
     const int    n          = std::max(1, (int) std::round(work*1e9/operations));
+    const int    n_weights  = n_experts ? std::max<int64_t>(1, n*n_used/n_experts) : n;
 
-    const ggml_init_params params = { (n*2 + 8)*ggml_tensor_overhead() + ggml_graph_overhead_custom(n + 8, false), nullptr, true };
+    const ggml_init_params params = { (n*3 + 8)*ggml_tensor_overhead() + ggml_graph_overhead_custom(n + 8, false), nullptr, true };
     const ggml_context_ptr of_weights(ggml_init(params)), of_rows(ggml_init(params));
 
-    std::vector<ggml_tensor *> weights;
-    for (int i = 0; i < n; ++i) {
-        weights.push_back(ggml_new_tensor_2d(of_weights.get(), type, n_columns, n_outputs));
+    std::vector<ggml_tensor *> weights, ids;
+    for (int i = 0; i < n_weights; ++i) {
+        weights.push_back(ggml_new_tensor_3d(of_weights.get(), type, n_columns, n_outputs, std::max<int64_t>(1, n_experts)));
     }
     auto * graph = ggml_new_graph_custom(of_rows.get(), n + 8, false);
-    auto * rows  = ggml_new_tensor_2d(of_rows.get(), GGML_TYPE_F32, n_columns, n_rows);
-    for (auto * w : weights) {
-        ggml_build_forward_expand(graph, ggml_mul_mat(of_rows.get(), w, rows));
+    auto * rows  = ggml_new_tensor_3d(of_rows.get(), GGML_TYPE_F32, n_columns, n_experts ? 1 : n_rows, n_experts ? n_rows : 1);
+    for (int i = 0; i < n; ++i) {
+        auto * w = weights[i % n_weights];
+        if (n_experts) {
+            ids.push_back(ggml_new_tensor_2d(of_rows.get(), GGML_TYPE_I32, n_used, n_rows));
+        }
+        ggml_build_forward_expand(graph, n_experts ? ggml_mul_mat_id(of_rows.get(), w, rows, ids.back()) : ggml_mul_mat(of_rows.get(), w, rows));
     }
 
     const ggml_backend_buffer_ptr memory(ggml_backend_alloc_ctx_tensors_from_buft(of_weights.get(), place));
@@ -160,7 +185,7 @@ static double rate(ggml_type type, int64_t n_rows, int64_t n_columns, int64_t n_
     if (!ggml_backend_dev_supports_op(device, ggml_graph_node(graph, 0))) {
         return 0;
     }
-    const auto & bytes = random_weights(type, n_columns, n_outputs);
+    const auto & bytes = random_weights(type, n_columns, n_outputs, std::max<int64_t>(1, n_experts));
     for (auto * w : weights) {
         ggml_backend_tensor_set(w, bytes.data(), 0, bytes.size());
     }
@@ -170,6 +195,9 @@ static double rate(ggml_type type, int64_t n_rows, int64_t n_columns, int64_t n_
     std::mt19937 random(2);
     std::generate(values.begin(), values.end(), [&] { return std::normal_distribution<float>()(random); });
     ggml_backend_tensor_set(rows, values.data(), 0, ggml_nbytes(rows));
+    for (auto * t : ids) {
+        ggml_backend_tensor_set(t, random_experts(n_rows, n_experts, n_used).data(), 0, ggml_nbytes(t));
+    }
 
     double best = INFINITY;
     for (int i = 0; i < 4; ++i) {
@@ -186,14 +214,14 @@ int main() {
     for (std::string type; std::cin >> type; ) {
         double  work, res;
         int     n_threads;
-        int64_t n_rows, n_columns, n_outputs;
+        int64_t n_rows, n_columns, n_outputs, n_experts, n_used;
         std::string buffers;
         if (type == "peak") {
             std::cin >> n_threads;
             res = peak(n_threads);
         } else {
-            std::cin >> n_rows >> n_columns >> n_outputs >> buffers >> n_threads >> work;
-            res = rate(find_type(type), n_rows, n_columns, n_outputs, buffers, n_threads, work);
+            std::cin >> n_rows >> n_columns >> n_outputs >> n_experts >> n_used >> buffers >> n_threads >> work;
+            res = rate(find_type(type), n_rows, n_columns, n_outputs, n_experts, n_used, buffers, n_threads, work);
         }
         printf(res > 0 ? "%.1f\n" : "-\n", res);
         fflush(stdout);

@@ -3,6 +3,7 @@
 
     python products.py --stock build/stock/lib
     python products.py --stock build/stock/lib --types q4_0 f16 --rows 1 590 --size 4096x4096 --kernels auto avx2
+    python products.py --stock build/stock/lib --types q4_0 q4_K --size 2048x768 --experts 128 --used 8
 
 A column for stock's weights as they lie in a file, one for its repacked ones (what its models run where there is such a
 form), one for every choice of PYFASTV_KERNELS. Giga-operations a second (two a multiplication), the best of the rounds.
@@ -82,6 +83,10 @@ def main() -> None:
         "--size", default="4096x4096", help="of the weights, COLUMNSxOUTPUTS (default: %(default)s)"
     )
     parser.add_argument(
+        "--experts", type=int, default=0, help="matrices of a mixture of experts (default: ordinary products)"
+    )
+    parser.add_argument("--used", type=int, default=8, help="experts of a row (default: %(default)s)")
+    parser.add_argument(
         "--kernels", nargs="+", default=["auto"], help="PYFASTV_KERNELS (default: %(default)s)"
     )
     parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
@@ -109,7 +114,8 @@ def main() -> None:
                 best: dict[str, float] = {}
 
                 def line(buffers: str, kind: str = kind, rows: int = rows) -> str:
-                    return f"{kind} {rows} {args.size.replace('x', ' ')} {buffers} {args.threads} {args.work}"
+                    size = f"{args.size.replace('x', ' ')} {args.experts} {args.used}"
+                    return f"{kind} {rows} {size} {buffers} {args.threads} {args.work}"
 
                 for _ in range(args.rounds):
                     peak = stock.ask(f"peak {args.threads}") or 0

@@ -121,3 +121,33 @@ def product(
         return ops.make("ggml_mul_mat", ops.raw(kind, (columns, len(weights)), weights), rows)
 
     return run(threads, (*x.shape[:-1], len(weights)), build)
+
+
+def experts(
+    kind: int,
+    weights: NDArray[np.uint8],
+    columns: int,
+    x: NDArray[np.float32],
+    ids: NDArray[np.int32],
+    threads: int,
+    strided: bool = False,
+) -> NDArray[np.float32]:
+    """x [tokens, rows, columns] times the matrices ids [tokens, used] of weights [experts, outputs, bytes], which take
+    the rows of their token in turn -> [tokens, used, outputs].
+
+    ``strided``: the rows of ids and x lie apart, and x is, in memory, the other way round."""
+
+    def build(ops: Ops) -> Any:
+        matrices = ops.raw(kind, (columns, weights.shape[1], len(weights)), weights)
+        if not strided:
+            return ops.make("ggml_mul_mat_id", matrices, ops.tensor(x), ops.tensor(ids))
+        wide = ops.tensor(np.pad(ids, ((0, 0), (1, 2)), constant_values=-1))
+        n_used, row = ids.shape[1], 4 * (ids.shape[1] + 3)
+        chosen = ops.make(
+            "ggml_view_2d", wide, c_int64(n_used), c_int64(len(ids)), c_size_t(row), c_size_t(4)
+        )
+        swapped = ops.tensor(np.ascontiguousarray(x.swapaxes(0, 1)))
+        rows = ops.make("ggml_permute", swapped, *(c_int32(axis) for axis in (0, 2, 1, 3)))
+        return ops.make("ggml_mul_mat_id", matrices, rows, chosen)
+
+    return run(threads, (*ids.shape, weights.shape[1]), build)

@@ -29,6 +29,7 @@ class Kind:
     qkv_bias: bool = False
     qk_norm: bool = False
     post_norms: bool = False  # behind attention and feed-forward
+    experts: int = 0  # instead of a feed-forward layer; a row has two of them, of Q4_0 matrices
     rope_factors: str = ""  # name of a tensor, [head / 2]
     extra: Extra = field(default_factory=dict)  # metadata, keys without the architecture
 
@@ -74,6 +75,7 @@ KINDS = {
         qk_norm=True,
         extra={"rope.dimension_sections": [6, 5, 5, 0], "n_deepstack_layers": 2},
     ),
+    "qwen3moe": Kind(qk_norm=True, experts=8, extra={"expert_feed_forward_length": FFN}),
     # the following cannot be given stages
     "mamba": Kind(
         heads=0,
@@ -158,6 +160,8 @@ def write(path: Path, name: str, extra: Extra | None = None, vocab: Sequence[str
     writer.add_vocab_size(VOCAB)
     _add_vocabulary(writer, vocab)
     metadata: Extra = {"attention.key_length": kind.head, "attention.value_length": kind.head}
+    if kind.experts:
+        metadata |= {"expert_count": kind.experts, "expert_used_count": 2}
     for key, value in (metadata | kind.extra | (extra or {})).items():
         add_value(writer, f"{arch}.{key}", value)
 
@@ -183,10 +187,16 @@ def write(path: Path, name: str, extra: Extra | None = None, vocab: Sequence[str
         else:
             _add_attention(weights, block, kind)
         weights.norm(f"{block}.ffn_norm", WIDTH)
-        if not kind.fused_gate:
-            weights.matrix(f"{block}.ffn_gate", FFN, WIDTH)
-        weights.matrix(f"{block}.ffn_up", 2 * FFN if kind.fused_gate else FFN, WIDTH)
-        weights.matrix(f"{block}.ffn_down", WIDTH, FFN)
+        if kind.experts:
+            weights.matrix(f"{block}.ffn_gate_inp", kind.experts, WIDTH)
+            weights.quantized(f"{block}.ffn_gate_exps", kind.experts, FFN, WIDTH)
+            weights.quantized(f"{block}.ffn_up_exps", kind.experts, FFN, WIDTH)
+            weights.quantized(f"{block}.ffn_down_exps", kind.experts, WIDTH, FFN)
+        else:
+            if not kind.fused_gate:
+                weights.matrix(f"{block}.ffn_gate", FFN, WIDTH)
+            weights.matrix(f"{block}.ffn_up", 2 * FFN if kind.fused_gate else FFN, WIDTH)
+            weights.matrix(f"{block}.ffn_down", WIDTH, FFN)
         if kind.post_norms:
             weights.norm(f"{block}.post_attention_norm", WIDTH)
             weights.norm(f"{block}.post_ffw_norm", WIDTH)
@@ -280,6 +290,12 @@ class Weights:
 
     def matrix(self, name: str, *shape: int, suffix: str = ".weight") -> None:
         self.add(f"{name}{suffix}", self._rng.normal(size=shape) / shape[-1] ** 0.5)
+
+    def quantized(self, name: str, *shape: int) -> None:
+        """As matrix(), of Q4_0."""
+        kind = gguf.GGMLQuantizationType.Q4_0
+        values = (self._rng.normal(size=shape) / shape[-1] ** 0.5).astype(np.float32)
+        self._writer.add_tensor(f"{name}.weight", gguf.quants.quantize(values, kind), raw_dtype=kind)
 
     def norm(self, name: str, size: int) -> None:
         self.add(f"{name}.weight", 1 + 0.1 * self._rng.normal(size=size))

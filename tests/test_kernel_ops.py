@@ -177,6 +177,7 @@ def test_the_other_kernels_of_this_cpu_pass_these_tests(kernels: str, tmp_path: 
         "-k",
         "not other_kernels",
         __file__,
+        str(Path(__file__).with_name("test_expert_products.py")),
     ]
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:]

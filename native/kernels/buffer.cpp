@@ -48,8 +48,7 @@ size_t get_alignment(ggml_backend_buffer_type_t) { return ggml_backend_buft_get_
 // the weights stay as they are: ggml's own products are as good on them
 struct weights : ggml::cpu::extra_buffer_type {
     bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) override {
-        return op->op == GGML_OP_MUL_MAT && pyfastv_has_kernel(op->src[0]) && op->src[1]->type == GGML_TYPE_F32 &&
-               !(op->src[1]->buffer && !ggml_backend_buft_is_host(op->src[1]->buffer->buft));
+        return pyfastv_has_kernel(op) && !(op->src[1]->buffer && !ggml_backend_buft_is_host(op->src[1]->buffer->buft));
     }
 
     ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor *) override { return nullptr; }

@@ -14,63 +14,158 @@ const kernel * kernel_of(ggml_type type) {
     return kernels ? kernels->of(type) : nullptr;
 }
 
-// a matrix of weights that a kernel can read
-const kernel * kernel_of(const ggml_tensor & w) {
+// null: not ours
+const kernel * kernel_of_product(const ggml_tensor & dst) {
+    if (dst.op != GGML_OP_MUL_MAT && dst.op != GGML_OP_MUL_MAT_ID) {
+        return nullptr;
+    }
+    const auto & w = *dst.src[0], & x = *dst.src[1];
+
     const kernel * k = kernel_of(w.type);
 
-    const bool fits = k && w.ne[2] == 1 && w.ne[3] == 1 && w.ne[0] % k->block == 0 && w.ne[1] >= panel_rows && w.nb[0] == ggml_type_size(w.type);
+    const bool fits = k && w.ne[3] == 1 && (w.ne[2] == 1 || dst.op == GGML_OP_MUL_MAT_ID) && w.ne[0] % k->block == 0 && w.ne[1] >= panel_rows &&
+                      w.nb[0] == ggml_type_size(w.type) && x.type == GGML_TYPE_F32 && x.nb[0] == sizeof(float) && dst.type == GGML_TYPE_F32 &&
+                      ggml_is_contiguous(&dst);
     return fits ? k : nullptr;
 }
 
-const kernel * kernel_of_product(const ggml_tensor & dst) {
-    const auto & x = *dst.src[1];
+struct tile {
+    int64_t first, n_rows;
+};
 
-    const bool fits = x.type == GGML_TYPE_F32 && x.nb[0] == sizeof(float) && dst.type == GGML_TYPE_F32 && ggml_is_contiguous(&dst);
-    return fits ? kernel_of(*dst.src[0]) : nullptr;
+// A matrix of weights with the rows of activations that it is multiplied with: all of them, or those of an expert.
+struct product {
+    const uint8_t * weights;
+    int64_t         first;   // place of its first row
+    int64_t         n_rows;
+    bool            fused;
+    int64_t         n_tiles; // of activations, of about the same number of rows
+
+    product(const kernel & k, const uint8_t * weights, int64_t first, int64_t n_rows) :
+        weights(weights), first(first), n_rows(n_rows), fused(n_rows <= k.most_fused), n_tiles((n_rows - 1)/(fused ? k.fused_rows : k.tile_rows) + 1) {}
+
+    tile tile_at(int64_t i) const {
+        const int64_t n = n_rows/n_tiles, n_larger = n_rows % n_tiles;
+        return { first + i*n + std::min(i, n_larger), n + (i < n_larger) };
+    }
+
+    tile tile_of(int64_t place) const {
+        const int64_t row = place - first, n = n_rows/n_tiles, n_larger = n_rows % n_tiles, in_larger = n_larger*(n + 1);
+        return tile_at(row < in_larger ? row/(n + 1) : n_larger + (row - in_larger)/n);
+    }
+};
+
+int64_t expert_of(const ggml_tensor & dst, int64_t row) {
+    const auto & ids = *dst.src[2];
+
+    const int32_t expert = *(const int32_t *) ((const char *) ids.data + row % ids.ne[0]*ids.nb[0] + row/ids.ne[0]*ids.nb[1]);
+    GGML_ASSERT(expert >= 0 && expert < dst.src[0]->ne[2]);
+    return expert;
 }
 
-// How the work memory is used: all activations, then panels for every thread. Its size does not depend on the group: there
-// may be fewer threads in the end than were planned for.
+// The products of a node: one, or one of every expert that has rows. Their rows are one behind the other, and the number of
+// a row among them is its place.
+struct products {
+    const ggml_tensor & dst;
+    product *           all;
+    int64_t             n        = 0;
+    int32_t *           row_at   = nullptr; // of dst, for every place; null: places are rows
+    int32_t *           place_of = nullptr; // for every row of dst
+
+    static size_t bytes(const ggml_tensor & dst) {
+        const int64_t n_experts = dst.src[0]->ne[2];
+        return n_experts*sizeof(product) + (dst.op == GGML_OP_MUL_MAT_ID ? (2*ggml_nrows(&dst) + n_experts)*sizeof(int32_t) : 0);
+    }
+
+    products(const kernel & k, const ggml_tensor & dst, char * memory) : dst(dst), all((product *) memory) {
+        const auto & w = *dst.src[0];
+
+        const auto *  data   = (const uint8_t *) w.data;
+        const int64_t n_rows = ggml_nrows(&dst);
+        if (dst.op == GGML_OP_MUL_MAT) {
+            all[n++] = product(k, data, 0, n_rows);
+            return;
+        }
+        row_at   = (int32_t *) (all + w.ne[2]);
+        place_of = row_at + n_rows;
+
+        int32_t * next = place_of + n_rows; // place of every expert's next row
+        std::fill_n(next, w.ne[2], 0);
+        for (int64_t row = 0; row < n_rows; ++row) {
+            ++next[expert_of(dst, row)];
+        }
+        int32_t first = 0;
+        for (int64_t i = 0; i < w.ne[2]; ++i) {
+            const int32_t count = next[i];
+            if (count > 0) {
+                all[n++] = product(k, data + i*w.nb[2], first, count);
+            }
+            next[i] = first;
+            first += count;
+        }
+        for (int64_t row = 0; row < n_rows; ++row) {
+            const int32_t place = next[expert_of(dst, row)]++;
+            row_at[place] = row;
+            place_of[row] = place;
+        }
+    }
+
+    const product & at(int64_t place) const {
+        return *(std::upper_bound(all, all + n, place, [](int64_t place, const product & m) { return place < m.first; }) - 1);
+    }
+
+    // f(place) for every place of a row of activations
+    template <typename F>
+    void each_place(int64_t row, F && f) const {
+        if (!row_at) {
+            f(row);
+            return;
+        }
+        const int64_t n_used = dst.ne[1], n = dst.src[1]->ne[1]; // experts of a token, and its rows, which they take in turn
+        for (int64_t i = row % n; i < n_used; i += n) {
+            f(place_of[row/n*n_used + i]);
+        }
+    }
+};
+
+// How the work memory is used: all activations, then for every thread its products and panels.
 struct plan {
     static constexpr int64_t most_group = 2;
     static constexpr size_t  large      = 4 << 20;
 
-    int64_t n_rows;    // of activations
-    int64_t n_blocks;  // of 32 columns
-    int64_t n_panels;
-    int64_t n_tiles;   // of activations, of about the same number of rows
-    bool    fused;
-    int64_t slice;     // blocks that are unpacked at a time: they and their activations stay in the caches
-    int64_t group;     // panels that a thread takes at a time
+    int64_t n_rows;   // of dst
+    int64_t n_blocks; // of 32 columns
+    int64_t n_panels; // of a matrix
+    int64_t slice;    // blocks that are unpacked at a time: they and their activations stay in the caches
+    size_t  products_bytes;
+    size_t  panels_bytes; // a multiple of 64
 
-    plan(const kernel & k, const ggml_tensor & dst, int n_threads) {
-        n_rows    = ggml_nrows(&dst);
-        n_blocks  = dst.src[0]->ne[0]/panel_cols;
-        n_panels  = (dst.ne[0] + panel_rows - 1)/panel_rows;
-        fused     = n_rows <= k.most_fused;
-        n_tiles   = (n_rows - 1)/(fused ? k.fused_rows : k.tile_rows) + 1;
-        slice     = std::min<int64_t>(n_blocks, 64);
+    plan(const kernel & k, const ggml_tensor & dst) {
+        n_rows   = ggml_nrows(&dst);
+        n_blocks = dst.src[0]->ne[0]/panel_cols;
+        n_panels = (dst.ne[0] + panel_rows - 1)/panel_rows;
+        slice    = std::min<int64_t>(n_blocks, 64);
+
+        products_bytes = padded(products::bytes(dst));
+        panels_bytes   = n_rows <= k.most_fused ? 0 : most_group*slice*sizeof(panel);
+    }
+
+    size_t activations_bytes() const { return padded(n_rows*n_blocks*sizeof(activations)); }
+    size_t thread_bytes()      const { return products_bytes + panels_bytes; }
+
+    static size_t padded(size_t size) { return (size + alignment - 1)/alignment*alignment; }
+
+    // panels that a thread takes at a time, of all matrices one behind the other
+    int64_t group(const products & products, int n_threads) const {
+        const int64_t n_all = products.n*n_panels;
+        if (std::any_of(products.all, products.all + products.n, [](const product & m) { return !m.fused; })) {
+            return std::clamp<int64_t>(n_all/(8*n_threads), 1, most_group);
+        }
         // A thread that reads the weights only once does it in order, and as long as it can: where it begins, they have not
         // been asked for. Of large ones it may leave some to the others.
-        const int64_t n_parts = n_threads*(ggml_nbytes(dst.src[0]) < large ? 1 : 4);
-        group = fused ? (n_panels - 1)/n_parts + 1 : std::clamp<int64_t>(n_panels/(8*n_threads), 1, most_group);
-    }
-
-    size_t activations_bytes() const { return n_rows*n_blocks*sizeof(activations); } // a multiple of 16
-    size_t panels_bytes()      const { return fused ? 0 : most_group*slice*sizeof(panel); } // a multiple of 64
-
-    struct tile {
-        int64_t first, n_rows;
-    };
-
-    tile tile_at(int64_t i) const {
-        const int64_t n = n_rows/n_tiles, n_larger = n_rows % n_tiles;
-        return { i*n + std::min(i, n_larger), n + (i < n_larger) };
-    }
-
-    tile tile_of_row(int64_t row) const {
-        const int64_t n = n_rows/n_tiles, n_larger = n_rows % n_tiles, in_larger = n_larger*(n + 1);
-        return tile_at(row < in_larger ? row/(n + 1) : n_larger + (row - in_larger)/n);
+        const auto &  w       = *products.dst.src[0];
+        const int64_t n_parts = n_threads*(products.n*w.ne[1]*w.nb[1] < large ? 1 : 4);
+        return (n_all - 1)/n_parts + 1;
     }
 
     // from block b on
@@ -78,7 +173,7 @@ struct plan {
     T * activations_of(T * a, const tile & t, int64_t b) const { return a + t.first*n_blocks + b*t.n_rows; }
 };
 
-static_assert(sizeof(activations) % 16 == 0 && sizeof(panel) % 64 == 0);
+static_assert(sizeof(panel) % alignment == 0);
 
 const float * row_of(const ggml_tensor & x, int64_t i) {
     const int64_t i1 = i % x.ne[1], i2 = i/x.ne[1] % x.ne[2], i3 = i/(x.ne[1]*x.ne[2]);
@@ -86,57 +181,90 @@ const float * row_of(const ggml_tensor & x, int64_t i) {
     return (const float *) ((const char *) x.data + i1*x.nb[1] + i2*x.nb[2] + i3*x.nb[3]);
 }
 
+// Every row of activations is rounded once, and copied to its other places. By steps, not by rows: a single row is the work
+// of all threads, too.
+void quantize(const ggml_compute_params * params, const kernel & k, const plan & p, const products & products, activations * a) {
+    const auto & x = *products.dst.src[1];
+
+    const int64_t n_steps = (p.n_blocks + step_panels - 1)/step_panels, n_all = ggml_nrows(&x)*n_steps;
+    for (int64_t i = n_all*params->ith/params->nth, end = n_all*(params->ith + 1)/params->nth; i < end; ) {
+        const int64_t row = i/n_steps, step = i % n_steps;
+        const int64_t n   = std::min(end - i, n_steps - step);
+        const int64_t b   = step*step_panels, last = std::min((step + n)*step_panels, p.n_blocks);
+
+        const activations * from = nullptr;
+        int64_t             from_stride = 0;
+        products.each_place(row, [&](int64_t place) {
+            const auto tile = products.at(place).tile_of(place);
+            auto *     to   = p.activations_of(a, tile, b) + place - tile.first;
+            if (!from) {
+                k.quantize(row_of(x, row) + b*panel_cols, last - b, to, tile.n_rows);
+                from        = to;
+                from_stride = tile.n_rows;
+                return;
+            }
+            for (int64_t j = 0; j < last - b; ++j) {
+                to[j*tile.n_rows] = from[j*from_stride];
+            }
+        });
+        i += n;
+    }
+}
+
 // 16 rows of weights, and where their products go: fewer columns at the end of a matrix
 struct target {
-    weight_rows rows;
-    float *     out;
-    int64_t     stride;
-    int64_t     n_cols;
+    weight_rows     rows;
+    float *         out;
+    int64_t         stride;
+    int64_t         n_cols;
+    const int32_t * row_at;
 
     // panel i of the weights, from column `column` on
-    target(const kernel & k, const ggml_tensor & dst, int64_t i, int64_t column) : out((float *) dst.data + i*panel_rows), stride(dst.ne[0]) {
-        const auto & w = *dst.src[0];
+    target(const kernel & k, const products & products, const product & m, int64_t i, int64_t column) :
+        out((float *) products.dst.data + i*panel_rows), stride(products.dst.ne[0]), row_at(products.row_at) {
+        const auto & w = *products.dst.src[0];
 
-        const auto * data = (const uint8_t *) w.data;
-        const auto * at   = data + i*panel_rows*w.nb[1] + column/k.block*w.nb[0];
+        const auto * at = m.weights + i*panel_rows*w.nb[1] + column/k.block*w.nb[0];
 
         n_cols = std::min<int64_t>(panel_rows, stride - i*panel_rows);
         for (int r = 0; r < panel_rows; ++r) {
             rows.at[r] = at + std::min<int64_t>(r, n_cols - 1)*w.nb[1];
         }
-        rows.end = data + (w.ne[1] - 1)*w.nb[1] + w.ne[0]/k.block*w.nb[0];
+        rows.end = m.weights + (w.ne[1] - 1)*w.nb[1] + w.ne[0]/k.block*w.nb[0];
     }
 
-    // f(out, stride): what it reads and writes of 16 columns is there. begin, n_rows: of activations
+    float * out_of(int64_t place) const { return out + (row_at ? row_at[place] : place)*stride; }
+
+    // f(out, stride): what it reads and writes of 16 columns is there, of rows one behind the other
     template <typename F>
-    void write(int64_t begin, int64_t n_rows, F && f) const {
-        float * to = out + begin*stride;
-        if (n_cols == panel_rows) {
-            f(to, stride);
+    void write(const tile & t, F && f) const {
+        if (n_cols == panel_rows && (!row_at || t.n_rows == 1)) {
+            f(out_of(t.first), stride);
             return;
         }
         constexpr int64_t most_rows = 16;
 
         float part[most_rows*panel_rows] = {};
-        GGML_ASSERT(n_rows <= most_rows);
-        for (int64_t r = 0; r < n_rows; ++r) {
-            std::copy_n(to + r*stride, n_cols, part + r*panel_rows);
+        GGML_ASSERT(t.n_rows <= most_rows);
+        for (int64_t r = 0; r < t.n_rows; ++r) {
+            std::copy_n(out_of(t.first + r), n_cols, part + r*panel_rows);
         }
         f(part, (int64_t) panel_rows);
-        for (int64_t r = 0; r < n_rows; ++r) {
-            std::copy_n(part + r*panel_rows, n_cols, to + r*stride);
+        for (int64_t r = 0; r < t.n_rows; ++r) {
+            std::copy_n(part + r*panel_rows, n_cols, out_of(t.first + r));
         }
     }
 };
 
-// the panels [first, last) of the weights times all activations
-void multiply_group(const kernel & k, const plan & p, const ggml_tensor & dst, const activations * a, panel * panels, int64_t first, int64_t last) {
-    if (p.fused) {
+// the panels [first, last) of the weights times all rows of the product
+void multiply_group(const kernel & k, const plan & p, const products & products, const product & m, const activations * a, panel * panels,
+                    int64_t first, int64_t last) {
+    if (m.fused) {
         for (int64_t i = first; i < last; ++i) {
-            const target to(k, dst, i, 0);
-            for (int64_t m = 0; m < p.n_tiles; ++m) {
-                const auto tile = p.tile_at(m);
-                to.write(tile.first, tile.n_rows, [&](float * out, int64_t stride) {
+            const target to(k, products, m, i, 0);
+            for (int64_t j = 0; j < m.n_tiles; ++j) {
+                const auto tile = m.tile_at(j);
+                to.write(tile, [&](float * out, int64_t stride) {
                     k.multiply_fused(to.rows, p.n_blocks, p.activations_of(a, tile, 0), tile.n_rows, out, stride);
                 });
             }
@@ -147,12 +275,12 @@ void multiply_group(const kernel & k, const plan & p, const ggml_tensor & dst, c
         const int64_t n = std::min(p.slice, p.n_blocks - b);
 
         for (int64_t i = first; i < last; ++i) {
-            k.unpack(target(k, dst, i, b*panel_cols).rows, n, panels + (i - first)*p.slice);
+            k.unpack(target(k, products, m, i, b*panel_cols).rows, n, panels + (i - first)*p.slice);
         }
-        for (int64_t m = 0; m < p.n_tiles; ++m) {
-            const auto tile = p.tile_at(m);
+        for (int64_t j = 0; j < m.n_tiles; ++j) {
+            const auto tile = m.tile_at(j);
             for (int64_t i = first; i < last; ++i) {
-                target(k, dst, i, 0).write(tile.first, tile.n_rows, [&](float * out, int64_t stride) {
+                target(k, products, m, i, 0).write(tile, [&](float * out, int64_t stride) {
                     k.multiply(panels + (i - first)*p.slice, n, p.activations_of(a, tile, b), tile.n_rows, out, stride, b == 0);
                 });
             }
@@ -165,8 +293,8 @@ void multiply_group(const kernel & k, const plan & p, const ggml_tensor & dst, c
 
 using namespace pyfastv::kernels;
 
-bool pyfastv_has_kernel(const ggml_tensor * weights) {
-    return kernel_of(*weights) != nullptr;
+bool pyfastv_has_kernel(const ggml_tensor * dst) {
+    return kernel_of_product(*dst) != nullptr;
 }
 
 size_t pyfastv_mul_mat_work_size(int n_threads, const ggml_tensor * dst) {
@@ -174,9 +302,9 @@ size_t pyfastv_mul_mat_work_size(int n_threads, const ggml_tensor * dst) {
     if (!k) {
         return 0;
     }
-    const plan p(*k, *dst, n_threads);
+    const plan p(*k, *dst);
 
-    return p.activations_bytes() + n_threads*p.panels_bytes() + 2*alignment;
+    return p.activations_bytes() + n_threads*p.thread_bytes() + alignment;
 }
 
 bool pyfastv_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
@@ -184,25 +312,24 @@ bool pyfastv_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
     if (!k || params->wsize < pyfastv_mul_mat_work_size(params->nth, dst)) {
         return false;
     }
-    const plan p(*k, *dst, params->nth);
+    const plan p(*k, *dst);
 
-    auto * a      = (activations *) align((char *) params->wdata);
-    auto * panels = (panel *) (align((char *) a + p.activations_bytes()) + params->ith*p.panels_bytes());
+    char * work = align((char *) params->wdata);
+    char * own  = work + p.activations_bytes() + params->ith*p.thread_bytes();
 
-    // by steps, not by rows: a single row is the work of all threads, too
-    const int64_t n_steps = (p.n_blocks + step_panels - 1)/step_panels, n_all = p.n_rows*n_steps;
-    for (int64_t i = n_all*params->ith/params->nth, end = n_all*(params->ith + 1)/params->nth; i < end; ) {
-        const int64_t row = i/n_steps, step = i % n_steps;
-        const int64_t n   = std::min(end - i, n_steps - step);
-        const int64_t b   = step*step_panels, last = std::min((step + n)*step_panels, p.n_blocks);
+    auto *         a      = (activations *) work;
+    auto *         panels = (panel *) (own + p.products_bytes);
+    const products products(*k, *dst, own);
 
-        const auto tile = p.tile_of_row(row);
-        k->quantize(row_of(*dst->src[1], row) + b*panel_cols, last - b, p.activations_of(a, tile, b) + row - tile.first, tile.n_rows);
-        i += n;
-    }
+    quantize(params, *k, p, products, a);
 
-    share(params, (p.n_panels + p.group - 1)/p.group, [&](int64_t g) {
-        multiply_group(*k, p, *dst, a, panels, g*p.group, std::min((g + 1)*p.group, p.n_panels));
+    const int64_t n_all = products.n*p.n_panels, group = p.group(products, params->nth);
+    share(params, (n_all + group - 1)/group, [&](int64_t g) {
+        for (int64_t i = g*group, end = std::min(i + group, n_all); i < end; ) {
+            const int64_t first = i % p.n_panels, last = std::min(first + end - i, p.n_panels);
+            multiply_group(*k, p, products, products.all[i/p.n_panels], a, panels, first, last);
+            i += last - first;
+        }
     });
     return true;
 }
