@@ -28,6 +28,8 @@ struct panel {
 constexpr int panel_rows = 16;
 constexpr int panel_cols = 32;
 
+constexpr int most_tile_rows = 16; // of activations, of any kernel
+
 // what the types are unpacked by: the block of the K types, eight of the others
 constexpr int step_panels = 8;
 

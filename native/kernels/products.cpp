@@ -5,6 +5,7 @@
 #include "kernels/work.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace pyfastv::kernels {
 namespace {
@@ -114,6 +115,8 @@ struct products {
         return *(std::upper_bound(all, all + n, place, [](int64_t place, const product & m) { return place < m.first; }) - 1);
     }
 
+    float * out_of(int64_t place) const { return (float *) dst.data + (row_at ? row_at[place] : place)*dst.ne[0]; }
+
     // f(place) for every place of a row of activations
     template <typename F>
     void each_place(int64_t row, F && f) const {
@@ -211,41 +214,42 @@ void quantize(const ggml_compute_params * params, const kernel & k, const plan &
     }
 }
 
+// of the weights: nothing may be read from there on
+const uint8_t * end_of(const kernel & k, const products & products, const product & m) {
+    const auto & w = *products.dst.src[0];
+    return m.weights + (w.ne[1] - 1)*w.nb[1] + w.ne[0]/k.block*w.nb[0];
+}
+
 // 16 rows of weights, and where their products go: fewer columns at the end of a matrix
 struct target {
-    weight_rows     rows;
-    float *         out;
-    int64_t         stride;
-    int64_t         n_cols;
-    const int32_t * row_at;
+    const products & all;
+    weight_rows      rows;
+    int64_t          column; // of dst
+    int64_t          n_cols;
 
     // panel i of the weights, from column `column` on
-    target(const kernel & k, const products & products, const product & m, int64_t i, int64_t column) :
-        out((float *) products.dst.data + i*panel_rows), stride(products.dst.ne[0]), row_at(products.row_at) {
+    target(const kernel & k, const products & products, const product & m, int64_t i, int64_t column) : all(products), column(i*panel_rows) {
         const auto & w = *products.dst.src[0];
 
         const auto * at = m.weights + i*panel_rows*w.nb[1] + column/k.block*w.nb[0];
 
-        n_cols = std::min<int64_t>(panel_rows, stride - i*panel_rows);
+        n_cols = std::min<int64_t>(panel_rows, w.ne[1] - i*panel_rows);
         for (int r = 0; r < panel_rows; ++r) {
             rows.at[r] = at + std::min<int64_t>(r, n_cols - 1)*w.nb[1];
         }
-        rows.end = m.weights + (w.ne[1] - 1)*w.nb[1] + w.ne[0]/k.block*w.nb[0];
+        rows.end = end_of(k, products, m);
     }
 
-    float * out_of(int64_t place) const { return out + (row_at ? row_at[place] : place)*stride; }
+    float * out_of(int64_t place) const { return all.out_of(place) + column; }
 
     // f(out, stride): what it reads and writes of 16 columns is there, of rows one behind the other
     template <typename F>
     void write(const tile & t, F && f) const {
-        if (n_cols == panel_rows && (!row_at || t.n_rows == 1)) {
-            f(out_of(t.first), stride);
+        if (n_cols == panel_rows && (!all.row_at || t.n_rows == 1)) {
+            f(out_of(t.first), all.dst.ne[0]);
             return;
         }
-        constexpr int64_t most_rows = 16;
-
-        float part[most_rows*panel_rows] = {};
-        GGML_ASSERT(t.n_rows <= most_rows);
+        float part[most_tile_rows*panel_rows] = {};
         for (int64_t r = 0; r < t.n_rows; ++r) {
             std::copy_n(out_of(t.first + r), n_cols, part + r*panel_rows);
         }
@@ -256,18 +260,45 @@ struct target {
     }
 };
 
+// The rows [first, last) of the weights times all rows of the product, reading them once. Every lane goes through rows that
+// are neighbours: these are 16 streams, which the hardware follows and reads ahead; of 16 narrow rows side by side it does not.
+void multiply_once(const kernel & k, const plan & p, const products & products, const product & m, const activations * a,
+                   int64_t first, int64_t last) {
+    const size_t  stride = products.dst.src[0]->nb[1];
+    const int64_t n      = (last - first + panel_rows - 1)/panel_rows;
+
+    for (int64_t i = 0; i < n; ++i) {
+        int64_t     at[panel_rows];
+        weight_rows rows;
+        for (int r = 0; r < panel_rows; ++r) {
+            at[r]      = first + r*n + i;
+            rows.at[r] = m.weights + std::min(at[r], last - 1)*stride;
+        }
+        rows.end = end_of(k, products, m);
+
+        for (int64_t j = 0; j < m.n_tiles; ++j) {
+            const auto tile = m.tile_at(j);
+
+            float part[most_tile_rows*panel_rows];
+            k.multiply_fused(rows, p.n_blocks, p.activations_of(a, tile, 0), tile.n_rows, part, panel_rows);
+            for (int64_t row = 0; row < tile.n_rows; ++row) {
+                float * out = products.out_of(tile.first + row);
+                for (int r = 0; r < panel_rows && at[r] < last; ++r) {
+                    out[at[r]] = part[row*panel_rows + r];
+                }
+            }
+        }
+    }
+}
+
 // the panels [first, last) of the weights times all rows of the product
 void multiply_group(const kernel & k, const plan & p, const products & products, const product & m, const activations * a, panel * panels,
                     int64_t first, int64_t last) {
     if (m.fused) {
-        for (int64_t i = first; i < last; ++i) {
-            const target to(k, products, m, i, 0);
-            for (int64_t j = 0; j < m.n_tiles; ++j) {
-                const auto tile = m.tile_at(j);
-                to.write(tile, [&](float * out, int64_t stride) {
-                    k.multiply_fused(to.rows, p.n_blocks, p.activations_of(a, tile, 0), tile.n_rows, out, stride);
-                });
-            }
+        // odd numbers of rows to a stream: streams that lie a multiple of 4 kB apart push each other out of the first cache
+        const int64_t n = last - first, middle = n % 2 == 0 ? first + (n/2 | 1) : last;
+        for (const auto & [begin, end] : { std::pair(first, middle), std::pair(middle, last) }) {
+            multiply_once(k, p, products, m, a, begin*panel_rows, std::min(end*panel_rows, products.dst.ne[0]));
         }
         return;
     }

@@ -22,6 +22,8 @@ constexpr int tile_rows  = n_lanes == 16 ? 12 : signed_bytes ? 4 : 6;
 constexpr int fused_rows = n_lanes == 16 ? 6 : 2;
 constexpr int most_fused = n_lanes == 16 ? 18 : 4;
 
+static_assert(tile_rows <= pyfastv::kernels::most_tile_rows && fused_rows <= tile_rows);
+
 //
 // activations
 //
@@ -241,16 +243,9 @@ struct to_products {
     const activations * a;
     floats              acc[n_rows];
     floats              part[n_rows];
-    const char *        ahead; // The hardware follows few streams, so it is told of the next rows in order, a little at a time.
 
     template <int b>
     PYFASTV_INLINE void block(const ints q[8], floats scale, floats last) {
-        constexpr int lines = (n_lanes*F::bytes*256/F::block + 63)/64;
-#pragma GCC unroll 16
-        for (int i = lines*b/8; i < lines*(b + 1)/8; ++i) { // not unroll(): GCC takes a lambda of nothing but a prefetch for one without effect
-            _mm_prefetch(ahead + 64*i, _MM_HINT_T1);
-        }
-
         unroll<n_rows>([&](auto r) PYFASTV_LAMBDA {
             const activations & x = a[b*n_rows + r];
             if constexpr (F::shared) {
@@ -270,18 +265,20 @@ struct to_products {
         if constexpr (F::shared) {
             unroll<n_rows>([&](auto r) PYFASTV_LAMBDA { acc[r] = fma(part[r], all(a[r].scale), acc[r]); });
         }
-        ahead += n_lanes*F::bytes*256/F::block;
     }
 };
 
 template <typename F, int n_rows>
 void multiply_fused_tile(const weight_rows & rows, int lane, int64_t n_panels, const activations * a, float * out, int64_t stride) {
     to_products<F, n_rows> to;
-    constexpr ptrdiff_t least = 16384; // memory is some hundred nanoseconds away
-    to.ahead = (const char *) rows.at[lane] + std::max(least, n_lanes*(rows.at[1] - rows.at[0]));
     unroll<n_rows>([&](auto r) PYFASTV_LAMBDA { to.acc[r] = all(0.0f); });
 
     each_step<F>(rows, lane, n_panels, [&](const uint8_t * const * at_rows, size_t at, int64_t first, int64_t n) PYFASTV_LAMBDA {
+        // The rows are streams, which the hardware reads ahead, but for those that are not read in order.
+        constexpr int lines = F::shared && F::bits > 4 ? (F::bytes*256/F::block + 63)/64 : 0;
+        for (int i = 0; i < n_lanes*lines; ++i) {
+            _mm_prefetch((const char *) at_rows[i/lines] + at + 2048 + 64*(i % lines), _MM_HINT_T1);
+        }
         to.a = a + first*n_rows;
         F::unpack(at_rows, at, n, to);
         to.finish();
