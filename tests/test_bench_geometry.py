@@ -77,7 +77,7 @@ def test_rows_that_do_not_divide_into_blocks_have_llama_quantize_s_fallback() ->
     assert types["output.weight"] == Type.Q8_0
 
 
-@pytest.mark.parametrize("type_", [Type.Q4_0, Type.Q4_K, Type.Q6_K, Type.Q8_0, Type.Q5_0, Type.F16])
+@pytest.mark.parametrize("type_", [*(Type[name] for name in TYPES), Type.Q5_1])
 def test_random_tensors_have_the_deviation_asked_for(type_: Type) -> None:
     raw = RandomTensors(3, 64 * 512).draw((64, 512), type_, 0.05)
     values = gguf.quants.dequantize(raw, type_)

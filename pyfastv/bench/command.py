@@ -48,7 +48,12 @@ DEFAULT_SETTINGS = ("off", "k=2,drop=0.5", "k=2,drop=0.75")
 @click.option(
     "--geometry", metavar="NAME", help="In place of MODEL: random weights of published sizes; see --list."
 )
-@click.option("--type", "type_name", default="Q4_0", help="With --geometry: F16, Q8_0, Q4_0 or Q4_K.")
+@click.option(
+    "--type",
+    "type_name",
+    default="Q4_0",
+    help="With --geometry: F16, Q8_0, Q6_K, Q5_0, Q5_K, Q4_0, Q4_K, IQ4_NL.",
+)
 @click.option(
     "--cache", type=click.Path(path_type=Path), help="Folder of geometries.  [default: the user's cache]"
 )

@@ -27,7 +27,11 @@ __all__ = ["TYPES", "default_cache", "files_of", "make_geometry"]
 TYPES = {
     "F16": gguf.LlamaFileType.MOSTLY_F16,
     "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "Q5_0": gguf.LlamaFileType.MOSTLY_Q5_0,
     "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+    "IQ4_NL": gguf.LlamaFileType.MOSTLY_IQ4_NL,
+    "Q6_K": gguf.LlamaFileType.MOSTLY_Q6_K,
+    "Q5_K": gguf.LlamaFileType.MOSTLY_Q5_K_S,
     "Q4_K": gguf.LlamaFileType.MOSTLY_Q4_K_S,
 }
 """Types of the language model's matrices, as ``--type`` takes them."""

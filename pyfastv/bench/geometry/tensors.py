@@ -31,13 +31,13 @@ class Tensor:
 
 
 def language_tensors(d: Decoder, type_: Type) -> Iterator[Tensor]:
-    """Of the language model. Every matrix has the type ``type_``, except the output matrix, which is Q6_K for the 4-bit
-    types, and those whose rows do not divide into its blocks: as llama-quantize does it. Norms are ones, in f32.
+    """Of the language model. Every matrix has the type ``type_``, except the output matrix, which is Q6_K for types of 4
+    and 5 bits, and those whose rows do not divide into its blocks: as llama-quantize does it. Norms are ones, in f32.
 
     Matrices keep unit inputs at unit size; what is added to the residual is smaller by sqrt(2 layers).
     """
     std_residual = (2 * d.layers) ** -0.5
-    output_type = Type.Q6_K if type_ in (Type.Q4_0, Type.Q4_K) else type_
+    output_type = type_ if type_ in (Type.F16, Type.Q8_0) else Type.Q6_K
 
     def matrix(name: str, n_out: int, n_in: int, scale: float = 1.0, of: Type = type_) -> Tensor:
         return Tensor(f"{name}.weight", (n_out, n_in), type_for_rows(of, n_in), n_in**-0.5 * scale)

@@ -14,7 +14,7 @@ Bytes = NDArray[np.uint8]
 # Most random values drawn for each (type, deviation); larger tensors repeat them.
 _POOL_ELEMENTS = 16 << 20
 
-_FALLBACK = {Type.Q4_K: Type.Q5_0, Type.Q6_K: Type.Q8_0}
+_FALLBACK = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}
 
 
 def type_for_rows(type_: Type, n: int) -> Type:
@@ -65,24 +65,36 @@ class RandomTensors:
         """A pool as bytes (blocks, bytes of a block). Their odd number keeps repetitions off the rows."""
         block_elements, block_bytes = gguf.GGML_QUANT_SIZES[type_]
         blocks = max(1, self._pool_elements // block_elements - 1)
-        if type_ == Type.Q4_K:
-            return self._draw_q4_k(blocks, std)
+        if type_ in (Type.Q4_K, Type.Q5_K):
+            return self._draw_q4_or_q5_k(blocks, std, 4 if type_ == Type.Q4_K else 5)
         if type_ == Type.Q6_K:
             return self._draw_q6_k(blocks, std)
+        if type_ == Type.IQ4_NL:
+            return self._draw_iq4_nl(blocks, std)
         values = self._random.standard_normal((blocks, block_elements), dtype=np.float32) * np.float32(std)
         if type_ in (Type.F32, Type.F16):
             dtype = np.float32 if type_ == Type.F32 else np.float16
             return np.asarray(values.astype(dtype).view(np.uint8))
         return np.asarray(gguf.quants.quantize(values, type_), np.uint8).reshape(blocks, block_bytes)
 
-    def _draw_q4_k(self, blocks: int, std: float) -> Bytes:
-        """Q4_K, uniform: d and dmin f16, 12 bytes of 6-bit scales and minima (all 32), 128 of nibbles."""
-        step = std / np.sqrt((16**2 - 1) / 12)
-        pool = np.empty((blocks, 144), np.uint8)
-        pool[:, 0:4] = np.array([step / 32, 7.5 * step / 32], np.float16).view(np.uint8)
+    def _draw_q4_or_q5_k(self, blocks: int, std: float, bits: int) -> Bytes:
+        """Q4_K and Q5_K, uniform: d and dmin f16, 12 bytes of 6-bit scales and minima (all 32), then 32 of the fifth
+        bits if there are five, and 128 of nibbles."""
+        step = std / np.sqrt((4**bits - 1) / 12)
+        pool = np.empty((blocks, 16 + 32 * bits), np.uint8)
+        pool[:, 0:4] = np.array([step / 32, (2**bits - 1) / 2 * step / 32], np.float16).view(np.uint8)
         pool[:, 4:12] = 0xA0  # 32 in the low six bits, its high bits again in the upper two, for entries 4..7
         pool[:, 12:16] = 0
-        pool[:, 16:] = self._random.integers(0, 256, (blocks, 128), np.uint8)
+        pool[:, 16:] = self._random.integers(0, 256, (blocks, 32 * bits), np.uint8)
+        return pool
+
+    def _draw_iq4_nl(self, blocks: int, std: float) -> Bytes:
+        """IQ4_NL: d f16, of random sign since the 16 values have a mean of -6, and 16 bytes of their numbers."""
+        step = std / np.sqrt(np.mean(np.square(gguf.quants.IQ4_NL.kvalues, dtype=np.float64)))
+        pool = np.empty((blocks, 18), np.uint8)
+        signs = self._random.integers(0, 2, (blocks, 1)) * 2 - 1
+        pool[:, :2] = (signs * step).astype(np.float16).view(np.uint8)
+        pool[:, 2:] = self._random.integers(0, 256, (blocks, 16), np.uint8)
         return pool
 
     def _draw_q6_k(self, blocks: int, std: float) -> Bytes:
