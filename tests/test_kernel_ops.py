@@ -108,7 +108,10 @@ def test_attention_of_large_scores() -> None:
 def test_small_weights_beside_a_large_one_keep_their_share() -> None:
     # as behind a sink: a key that takes most of the weight, and gives nothing
     random = np.random.default_rng(8)
-    k, v = np.zeros((1, 900, 64), np.float32), random.standard_normal((1, 900, 64), np.float32) + np.float32(1)
+    k, v = (
+        np.zeros((1, 900, 64), np.float32),
+        random.standard_normal((1, 900, 64), np.float32) + np.float32(1),
+    )
     k[0, 3], v[0, 3] = 1, 0
     q = np.full((1, 64, 64), 9 / 64, np.float32)  # exp(9) against 899
     got, expected = ggml_ops.attention(q, k, v, None, 1.0, 1), attention(q, k, v, None, 1.0)
