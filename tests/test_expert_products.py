@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ggml_ops
+import gguf
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -22,28 +23,21 @@ from c_api import llama
 
 Array = NDArray[np.float32]
 
-NUMBERS = {
-    "q4_0": 2,
-    "q5_0": 6,
-    "q8_0": 8,
-    "q4_K": 12,
-    "q5_K": 13,
-    "q6_K": 14,
-    "iq4_nl": 20,
-}  # of enum ggml_type
 COLUMNS = 512
 
 
 class Weights(NamedTuple):
-    number: int
+    kind: str
+    number: int  # of enum ggml_type
     blocks: NDArray[np.uint8]  # [experts, outputs, bytes]
     values: Array  # [experts, outputs, columns]
 
 
 def make_weights(kind: str, experts: int, outputs: int, columns: int = COLUMNS) -> Weights:
     blocks, values = _native.random_weights(kind, experts * outputs, columns, 5)
+    number = gguf.GGMLQuantizationType[kind.upper()].value
     return Weights(
-        NUMBERS[kind], blocks.reshape(experts, outputs, -1), values.reshape(experts, outputs, columns)
+        kind, number, blocks.reshape(experts, outputs, -1), values.reshape(experts, outputs, columns)
     )
 
 
@@ -76,6 +70,13 @@ def by_ordinary_products(weights: Weights, x: Array, ids: NDArray[np.int32]) -> 
     return res
 
 
+def assert_exact(weights: Weights, x: Array, ids: NDArray[np.int32], got: Array) -> None:
+    for expert in np.unique(ids):
+        token, slot = np.nonzero(ids == expert)
+        exact, size = expected_product(weights.kind, weights.values[expert], x[token, slot % x.shape[1]])
+        assert (np.abs(got[token, slot] - exact) / size).max() < 1e-6, (x.shape[1], expert)
+
+
 @needs_kernels
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("tokens", [1, 7, 40, 300])
@@ -83,11 +84,7 @@ def test_a_product_is_that_of_the_rounded_activations(kind: str, tokens: int) ->
     weights, ids = make_weights(kind, 6, 40), make_ids(tokens, 4, 6)
     for n_rows in (1, 2, 4):  # for all experts of a token, for every other, for each
         x = make_rows(tokens, n_rows)
-        got = ggml_ops.experts(weights.number, weights.blocks, COLUMNS, x, ids, 2)
-        for expert in np.unique(ids):
-            token, slot = np.nonzero(ids == expert)
-            exact, size = expected_product(kind, weights.values[expert], x[token, slot % n_rows])
-            assert (np.abs(got[token, slot] - exact) / size).max() < 1e-6, (n_rows, expert)
+        assert_exact(weights, x, ids, ggml_ops.experts(weights.number, weights.blocks, COLUMNS, x, ids, 2))
 
 
 @needs_kernels
@@ -137,11 +134,7 @@ def test_a_token_does_not_depend_on_those_beside_it(kind: str) -> None:
 @needs_kernels
 def test_small_matrices_are_llama_cpps() -> None:
     weights, x, ids = make_weights("q4_0", 4, 15), make_rows(20, 1), make_ids(20, 2, 4)
-    got = ggml_ops.experts(weights.number, weights.blocks, COLUMNS, x, ids, 2)
-    for expert in np.unique(ids):
-        token, slot = np.nonzero(ids == expert)
-        exact, size = expected_product("q4_0", weights.values[expert], x[token, 0])
-        assert (np.abs(got[token, slot] - exact) / size).max() < 1e-6
+    assert_exact(weights, x, ids, ggml_ops.experts(weights.number, weights.blocks, COLUMNS, x, ids, 2))
 
 
 CHILD = """

@@ -45,9 +45,10 @@ struct head_memory {
     // a multiple of any number of lanes
     static constexpr int64_t padded(int64_t n) { return (n + most_lanes - 1)/most_lanes*most_lanes; }
 
+    // work: null where only the bytes are asked for
     head_memory(int64_t d_k, int64_t d_v, char * work) : bytes(0) {
         const auto take = [&](auto *& p, int64_t n) {
-            p = (std::remove_reference_t<decltype(p)>) (work + bytes);
+            p = (std::remove_reference_t<decltype(p)>) ((uintptr_t) work + bytes);
             bytes += (n*sizeof(*p) + 63)/64*64;
         };
         const int64_t widest = padded(d_k > d_v ? d_k : d_v);

@@ -214,31 +214,27 @@ void quantize(const ggml_compute_params * params, const kernel & k, const plan &
     }
 }
 
-// of the weights: nothing may be read from there on
-const uint8_t * end_of(const kernel & k, const products & products, const product & m) {
+// 16 rows of the weights from column `column` on: which(r) is the number of row r
+template <typename F>
+weight_rows rows_of(const kernel & k, const products & products, const product & m, int64_t column, F && which) {
     const auto & w = *products.dst.src[0];
-    return m.weights + (w.ne[1] - 1)*w.nb[1] + w.ne[0]/k.block*w.nb[0];
+
+    weight_rows res;
+    for (int r = 0; r < panel_rows; ++r) {
+        res.at[r] = m.weights + which(r)*w.nb[1] + column/k.block*w.nb[0];
+    }
+    res.end = m.weights + (w.ne[1] - 1)*w.nb[1] + w.ne[0]/k.block*w.nb[0];
+    return res;
 }
 
-// 16 rows of weights, and where their products go: fewer columns at the end of a matrix
+// where the products of a panel go: fewer columns at the end of a matrix
 struct target {
     const products & all;
-    weight_rows      rows;
-    int64_t          column; // of dst
+    int64_t          column;
     int64_t          n_cols;
 
-    // panel i of the weights, from column `column` on
-    target(const kernel & k, const products & products, const product & m, int64_t i, int64_t column) : all(products), column(i*panel_rows) {
-        const auto & w = *products.dst.src[0];
-
-        const auto * at = m.weights + i*panel_rows*w.nb[1] + column/k.block*w.nb[0];
-
-        n_cols = std::min<int64_t>(panel_rows, w.ne[1] - i*panel_rows);
-        for (int r = 0; r < panel_rows; ++r) {
-            rows.at[r] = at + std::min<int64_t>(r, n_cols - 1)*w.nb[1];
-        }
-        rows.end = end_of(k, products, m);
-    }
+    target(const products & products, int64_t panel) :
+        all(products), column(panel*panel_rows), n_cols(std::min<int64_t>(panel_rows, products.dst.ne[0] - column)) {}
 
     float * out_of(int64_t place) const { return all.out_of(place) + column; }
 
@@ -264,17 +260,11 @@ struct target {
 // are neighbours: these are 16 streams, which the hardware follows and reads ahead; of 16 narrow rows side by side it does not.
 void multiply_once(const kernel & k, const plan & p, const products & products, const product & m, const activations * a,
                    int64_t first, int64_t last) {
-    const size_t  stride = products.dst.src[0]->nb[1];
-    const int64_t n      = (last - first + panel_rows - 1)/panel_rows;
+    const int64_t n = (last - first + panel_rows - 1)/panel_rows;
 
     for (int64_t i = 0; i < n; ++i) {
-        int64_t     at[panel_rows];
-        weight_rows rows;
-        for (int r = 0; r < panel_rows; ++r) {
-            at[r]      = first + r*n + i;
-            rows.at[r] = m.weights + std::min(at[r], last - 1)*stride;
-        }
-        rows.end = end_of(k, products, m);
+        const auto at   = [&](int r) { return first + r*n + i; };
+        const auto rows = rows_of(k, products, m, 0, [&](int r) { return std::min(at(r), last - 1); });
 
         for (int64_t j = 0; j < m.n_tiles; ++j) {
             const auto tile = m.tile_at(j);
@@ -283,8 +273,8 @@ void multiply_once(const kernel & k, const plan & p, const products & products, 
             k.multiply_fused(rows, p.n_blocks, p.activations_of(a, tile, 0), tile.n_rows, part, panel_rows);
             for (int64_t row = 0; row < tile.n_rows; ++row) {
                 float * out = products.out_of(tile.first + row);
-                for (int r = 0; r < panel_rows && at[r] < last; ++r) {
-                    out[at[r]] = part[row*panel_rows + r];
+                for (int r = 0; r < panel_rows && at(r) < last; ++r) {
+                    out[at(r)] = part[row*panel_rows + r];
                 }
             }
         }
@@ -306,12 +296,13 @@ void multiply_group(const kernel & k, const plan & p, const products & products,
         const int64_t n = std::min(p.slice, p.n_blocks - b);
 
         for (int64_t i = first; i < last; ++i) {
-            k.unpack(target(k, products, m, i, b*panel_cols).rows, n, panels + (i - first)*p.slice);
+            const auto rows = rows_of(k, products, m, b*panel_cols, [&](int r) { return std::min(i*panel_rows + r, products.dst.ne[0] - 1); });
+            k.unpack(rows, n, panels + (i - first)*p.slice);
         }
         for (int64_t j = 0; j < m.n_tiles; ++j) {
             const auto tile = m.tile_at(j);
             for (int64_t i = first; i < last; ++i) {
-                target(k, products, m, i, 0).write(tile, [&](float * out, int64_t stride) {
+                target(products, i).write(tile, [&](float * out, int64_t stride) {
                     k.multiply(panels + (i - first)*p.slice, n, p.activations_of(a, tile, b), tile.n_rows, out, stride, b == 0);
                 });
             }
