@@ -13,59 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
+from rate_process import RateProcess, compile_program
+
 import pyfastv
 
-HERE = Path(__file__).resolve().parent
 TYPES = ("q4_0", "q5_0", "q8_0", "iq4_nl", "q4_K", "q5_K", "q6_K", "f16")
 ROWS = (1, 4, 16, 64, 160, 590, 2048)
-
-
-def compile_program(libraries: Path, folder: Path) -> Path:
-    """The process, to be run on the libraries of any folder of this pin."""
-    res = folder / "product_rate"
-    include = HERE.parent / "third_party" / "llama.cpp" / "ggml" / "include"
-    command = [
-        os.environ.get("CXX", "c++"),
-        "-O2",
-        "-std=c++17",
-        f"-I{include}",
-        str(HERE / "product_rate.cpp"),
-    ]
-    command += [f"-L{libraries}", "-lggml", "-lggml-cpu", "-lggml-base", "-pthread", "-o", str(res)]
-    subprocess.run(command, check=True)
-    return res
-
-
-class Side:
-    """A process with the libraries of a folder."""
-
-    def __init__(self, program: Path, libraries: Path, kernels: str | None) -> None:
-        env = os.environ | {"LD_LIBRARY_PATH": str(libraries)}
-        if kernels is not None:
-            env["PYFASTV_KERNELS"] = kernels
-        self._process = subprocess.Popen(
-            [str(program)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def ask(self, line: str) -> float | None:
-        assert self._process.stdin
-        assert self._process.stdout
-        print(line, file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline().strip()
-        if not answer:
-            raise SystemExit(f"the process of {line!r} died")
-        return None if answer == "-" else float(answer)
-
-    def close(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait()
 
 
 def main() -> None:
@@ -98,11 +55,11 @@ def main() -> None:
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        program = compile_program(pyfastv.lib_path(), Path(folder))
-        stock = Side(program, args.stock.resolve(), None)
+        program = compile_program("product_rate.cpp", Path(folder), "ggml", "ggml-cpu", "ggml-base")
+        stock = RateProcess(program, args.stock.resolve(), None)
         columns = {"stock, plain": (stock, "CPU"), "stock, repacked": (stock, "CPU_REPACK")}
         for kernels in args.kernels:
-            columns[f"ours, {kernels}"] = (Side(program, pyfastv.lib_path(), kernels), "CPU_PYFASTV")
+            columns[f"ours, {kernels}"] = (RateProcess(program, pyfastv.lib_path(), kernels), "CPU_PYFASTV")
 
         print("| type | rows | peak | " + " | ".join(columns) + " | ours / stock's better |")
         print("|---|--:|--:|" + "--:|" * (len(columns) + 1))
