@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Callable, Sequence
 from ctypes import c_bool, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 from typing import Any
@@ -31,6 +32,7 @@ class Ops:
     def __init__(self) -> None:
         self._base, self._cpu = _library("ggml-base"), _library("ggml-cpu")
         self._context = self.call("ggml_init", c_void_p, _InitParams(256 << 20, None, False))
+        self._frees: list[tuple[str, int]] = [("ggml_free", self._context)]
 
     def call(self, name: str, result: Any, *arguments: Any) -> Any:
         function = getattr(self._cpu if hasattr(self._cpu, name) else self._base, name)
@@ -67,8 +69,54 @@ class Ops:
             np.ctypeslib.as_array(ctypes.cast(data, ctypes.POINTER(c_float)), (size,)).reshape(shape).copy()
         )
 
+    def packed(self, kind: int, shape: Sequence[int], data: NDArray[Any] | None) -> Any:
+        """As raw(), where a model's weights lie; without data: not written yet."""
+        context = self.call("ggml_init", c_void_p, _InitParams(1 << 16, None, True))
+        sizes = (c_int64(n) for n in [*shape, 1, 1, 1][:4])
+        res = c_void_p(self.call("ggml_new_tensor_4d", c_void_p, c_void_p(context), c_int(kind), *sizes))
+        place = self._weights_buffer_type()
+        size = self.call("ggml_backend_buft_get_alloc_size", c_size_t, place, res)
+        buffer = self.call("ggml_backend_buft_alloc_buffer", c_void_p, place, c_size_t(size))
+        base = c_void_p(self.call("ggml_backend_buffer_get_base", c_void_p, c_void_p(buffer)))
+        assert self.call("ggml_backend_tensor_alloc", c_int, c_void_p(buffer), res, base) == 0
+        self._frees += [("ggml_backend_buffer_free", buffer), ("ggml_free", context)]
+        if data is not None:
+            self.write(res, data)
+        return res
+
+    def write(self, tensor: Any, data: NDArray[np.uint8], offset: int = 0) -> None:
+        data = np.ascontiguousarray(data)
+        pointer = data.ctypes.data_as(c_void_p)
+        self.call("ggml_backend_tensor_set", None, tensor, pointer, c_size_t(offset), c_size_t(data.nbytes))
+
+    def read(self, tensor: Any, size: int, offset: int = 0) -> NDArray[np.uint8]:
+        res = np.empty(size, np.uint8)
+        pointer = res.ctypes.data_as(c_void_p)
+        self.call("ggml_backend_tensor_get", None, tensor, pointer, c_size_t(offset), c_size_t(size))
+        return res
+
+    def supports(self, tensor: Any) -> bool:
+        """Does the CPU backend run this operation?"""
+        return bool(self.call("ggml_backend_dev_supports_op", c_bool, self._device(), tensor))
+
+    def _device(self) -> Any:
+        registry = c_void_p(self.call("ggml_backend_cpu_reg", c_void_p))
+        return c_void_p(self.call("ggml_backend_reg_dev_get", c_void_p, registry, c_size_t(0)))
+
+    def _weights_buffer_type(self) -> Any:
+        registry = c_void_p(self.call("ggml_backend_cpu_reg", c_void_p))
+        name = b"ggml_backend_dev_get_extra_bufts"
+        address = self.call("ggml_backend_reg_get_proc_address", c_void_p, registry, name)
+        places = ctypes.CFUNCTYPE(ctypes.POINTER(c_void_p), c_void_p)(address)(self._device())
+        for i in itertools.takewhile(lambda i: places[i], itertools.count()):
+            place = c_void_p(places[i])
+            if self.call("ggml_backend_buft_name", ctypes.c_char_p, place) == b"CPU_PYFASTV":
+                return place
+        raise LookupError("there is no CPU_PYFASTV")
+
     def close(self) -> None:
-        self.call("ggml_free", None, c_void_p(self._context))
+        for name, pointer in reversed(self._frees):
+            self.call(name, None, c_void_p(pointer))
 
 
 def run(threads: int, shape: Sequence[int], build: Callable[[Ops], Any]) -> NDArray[np.float32]:
@@ -131,14 +179,17 @@ def experts(
     ids: NDArray[np.int32],
     threads: int,
     strided: bool = False,
+    packed: bool = False,
 ) -> NDArray[np.float32]:
     """x [tokens, rows, columns] times the matrices ids [tokens, used] of weights [experts, outputs, bytes], which take
     the rows of their token in turn -> [tokens, used, outputs].
 
+    ``packed``: the weights lie where a model's do.
     ``strided``: the rows of ids and x lie apart, and x is, in memory, the other way round."""
 
     def build(ops: Ops) -> Any:
-        matrices = ops.raw(kind, (columns, weights.shape[1], len(weights)), weights)
+        make = ops.packed if packed else ops.raw
+        matrices = make(kind, (columns, weights.shape[1], len(weights)), weights)
         if not strided:
             return ops.make("ggml_mul_mat_id", matrices, ops.tensor(x), ops.tensor(ids))
         wide = ops.tensor(np.pad(ids, ((0, 0), (1, 2)), constant_values=-1))

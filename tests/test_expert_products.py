@@ -90,11 +90,12 @@ def test_a_product_is_that_of_the_rounded_activations(kind: str, tokens: int) ->
 @needs_kernels
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("tokens", [1, 7, 40, 300])
-def test_bits_are_those_of_ordinary_products(kind: str, tokens: int) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_bits_are_those_of_ordinary_products(kind: str, tokens: int, packed: bool) -> None:
     weights, ids = make_weights(kind, 6, 40), make_ids(tokens, 4, 6)
     for n_rows in (1, 2, 4):
         x = make_rows(tokens, n_rows)
-        got = ggml_ops.experts(weights.number, weights.blocks, COLUMNS, x, ids, 3)
+        got = ggml_ops.experts(weights.number, weights.blocks, COLUMNS, x, ids, 3, packed=packed)
         assert got.tobytes() == by_ordinary_products(weights, x, ids).tobytes(), n_rows
 
 
@@ -103,12 +104,13 @@ def test_bits_are_those_of_ordinary_products(kind: str, tokens: int) -> None:
 @pytest.mark.parametrize("kind", ["q4_0", "q8_0"])
 @pytest.mark.parametrize("size", [(32, 16), (224, 17), (288, 200), (2080, 48)])
 @pytest.mark.parametrize("threads", [1, 5])
-def test_sizes(kind: str, size: tuple[int, int], threads: int) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_sizes(kind: str, size: tuple[int, int], threads: int, packed: bool) -> None:
     columns, outputs = size
     weights = make_weights(kind, 9, outputs, columns)
     for tokens in (1, 2, 30):
         x, ids = make_rows(tokens, 1, columns), make_ids(tokens, 3, 9)
-        got = ggml_ops.experts(weights.number, weights.blocks, columns, x, ids, threads)
+        got = ggml_ops.experts(weights.number, weights.blocks, columns, x, ids, threads, packed=packed)
         assert got.tobytes() == by_ordinary_products(weights, x, ids).tobytes(), tokens
 
 

@@ -3,6 +3,6 @@
 #include "kernels/tiles.h"
 
 const pyfastv::kernels::cpu_kernels & pyfastv::kernels::avxvnni_kernels() {
-    static const cpu_kernels res = { "avxvnni", kernel_of, attend, gelu };
+    static const cpu_kernels res = { "avxvnni", kernel_of, pack, attend, gelu };
     return res;
 }

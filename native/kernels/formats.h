@@ -1,8 +1,8 @@
 #pragma once
 
-// What ggml's quantized types look like, 256 columns of as many rows as there are lanes at a time.
+// What ggml's quantized types look like, a step (layout.h) of as many rows as there are lanes at a time.
 //
-// unpack(rows, at, n, out): the blocks at byte `at` of every row, to an `out` that takes, in this order,
+// unpack(step, n, out): the blocks of a step, to an `out` that takes, in this order,
 //     out.block<b>(q, scale, scale_of_the_last_16)   32 columns, b < n: q[c] has the columns 4c to 4c + 3 of every row
 //     out.minimum(pairs, scale)                      where has_min: pairs[j] the minimums of the blocks 2j and 2j + 1
 
@@ -13,6 +13,7 @@
 
 namespace {
 
+using pyfastv::kernels::panel_rows;
 using pyfastv::kernels::step_panels;
 
 // weight = scale*(q - offset) - minimum, with q of `bits` bits. block: columns, bytes: of one block of the type;
@@ -32,56 +33,50 @@ struct properties {
 
 PYFASTV_INLINE ints nibble(ints a) { return a & all(0x0f0f0f0f); }
 
-// Eight blocks of `size` bytes each, an even number: 4 bytes of every row a register. Loaded block by block, so that they
-// need not all be in registers.
-template <int size>
-struct eight_blocks {
-    ints words[2*size];
+// Where a step begins, for the first of the lanes.
+struct step {
+    const uint8_t * begin;
+    const uint8_t * tail; // the last 2 bytes of a block of the K types
 
-    template <int b>
-    PYFASTV_INLINE void load_block(const uint8_t * const rows[], size_t at) {
-        constexpr int first = b == 0 ? 0 : (size*b - 1)/16 + 1, last = (size*(b + 1) - 1)/16;
-        unroll<last - first + 1>([&](auto i) PYFASTV_LAMBDA { transpose(rows, at + 16*(first + i), words + 4*(first + i)); });
-    }
+    // the i-th 4 bytes of every row
+    PYFASTV_INLINE ints word(int i) const { return load(begin + 64*i); }
 
     // the 4 bytes behind an even byte
     template <int byte>
     PYFASTV_INLINE ints four() const {
         if constexpr (byte % 4 == 0) {
-            return words[byte/4];
+            return word(byte/4);
         } else {
-            return right(words[byte/4], 16) | left(words[byte/4 + 1], 16);
+            return right(word(byte/4), 16) | left(word(byte/4 + 1), 16);
         }
     }
 
     // 2 bytes, in the low half
     template <int byte>
-    PYFASTV_INLINE ints two() const { return right(words[byte/4], byte % 4*8); }
+    PYFASTV_INLINE ints two() const { return right(word(byte/4), byte % 4*8); }
 };
 
-// f(blocks, b) for the eight blocks
-template <int size, typename F>
-PYFASTV_INLINE void each_of_eight(const uint8_t * const rows[], size_t at, int64_t n, F && f) {
-    eight_blocks<size> blocks;
+// f(b) for the n blocks of a step, of eight at most
+template <typename F>
+PYFASTV_INLINE void each_block(int64_t n, F && f) {
     unroll<8>([&](auto b) PYFASTV_LAMBDA {
         if (b < n) {
-            blocks.template load_block<b>(rows, at);
-            f(blocks, b);
+            f(b);
         }
     });
 }
 
 template <> struct format<GGML_TYPE_Q4_0> : properties<4, 8, 32, 18, 32, false> {
     template <typename Out>
-    static PYFASTV_INLINE void unpack(const uint8_t * const rows[], size_t at, int64_t n, Out & out) {
-        each_of_eight<bytes>(rows, at, n, [&](const auto & blocks, auto b) PYFASTV_LAMBDA {
+    static PYFASTV_INLINE void unpack(const step & s, int64_t n, Out & out) {
+        each_block(n, [&](auto b) PYFASTV_LAMBDA {
             ints q[8];
             unroll<4>([&](auto c) PYFASTV_LAMBDA {
-                const ints both = blocks.template four<bytes*b + 2 + 4*c>();
+                const ints both = s.template four<bytes*b + 2 + 4*c>();
                 q[c]     = nibble(both);
                 q[4 + c] = nibble(right(both, 4));
             });
-            const floats scale = half_to_float(blocks.template two<bytes*b>());
+            const floats scale = half_to_float(s.template two<bytes*b>());
             out.template block<b>(q, scale, scale);
         });
     }
@@ -89,19 +84,19 @@ template <> struct format<GGML_TYPE_Q4_0> : properties<4, 8, 32, 18, 32, false> 
 
 template <> struct format<GGML_TYPE_IQ4_NL> : properties<8, 128, 32, 18, 32, false> {
     template <typename Out>
-    static PYFASTV_INLINE void unpack(const uint8_t * const rows[], size_t at, int64_t n, Out & out) {
+    static PYFASTV_INLINE void unpack(const step & s, int64_t n, Out & out) {
         static const int8_t values[16] = { -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113 };
 
         const __m128i table = _mm_xor_si128(_mm_loadu_si128((const __m128i *) values), _mm_set1_epi8(signed_bytes ? 0 : -128));
 
-        each_of_eight<bytes>(rows, at, n, [&](const auto & blocks, auto b) PYFASTV_LAMBDA {
+        each_block(n, [&](auto b) PYFASTV_LAMBDA {
             ints q[8];
             unroll<4>([&](auto c) PYFASTV_LAMBDA {
-                const ints both = blocks.template four<bytes*b + 2 + 4*c>();
+                const ints both = s.template four<bytes*b + 2 + 4*c>();
                 q[c]     = lookup(table, nibble(both));
                 q[4 + c] = lookup(table, nibble(right(both, 4)));
             });
-            const floats scale = half_to_float(blocks.template two<bytes*b>());
+            const floats scale = half_to_float(s.template two<bytes*b>());
             out.template block<b>(q, scale, scale);
         });
     }
@@ -112,17 +107,17 @@ template <> struct format<GGML_TYPE_Q5_0> : properties<5, 16, 32, 22, 32, false>
     static PYFASTV_INLINE ints spread(ints a) { return left(times(a & all(15), all(0x00204081)) & all(0x01010101), 4); }
 
     template <typename Out>
-    static PYFASTV_INLINE void unpack(const uint8_t * const rows[], size_t at, int64_t n, Out & out) {
-        each_of_eight<bytes>(rows, at, n, [&](const auto & blocks, auto b) PYFASTV_LAMBDA {
-            const ints high = blocks.template four<bytes*b + 2>();
+    static PYFASTV_INLINE void unpack(const step & s, int64_t n, Out & out) {
+        each_block(n, [&](auto b) PYFASTV_LAMBDA {
+            const ints high = s.template four<bytes*b + 2>();
 
             ints q[8];
             unroll<4>([&](auto c) PYFASTV_LAMBDA {
-                const ints both = blocks.template four<bytes*b + 6 + 4*c>();
+                const ints both = s.template four<bytes*b + 6 + 4*c>();
                 q[c]     = nibble(both)           | spread(right(high, 4*c));
                 q[4 + c] = nibble(right(both, 4)) | spread(right(high, 4*c + 16));
             });
-            const floats scale = half_to_float(blocks.template two<bytes*b>());
+            const floats scale = half_to_float(s.template two<bytes*b>());
             out.template block<b>(q, scale, scale);
         });
     }
@@ -130,13 +125,13 @@ template <> struct format<GGML_TYPE_Q5_0> : properties<5, 16, 32, 22, 32, false>
 
 template <> struct format<GGML_TYPE_Q8_0> : properties<8, 128, 32, 34, 32, false> {
     template <typename Out>
-    static PYFASTV_INLINE void unpack(const uint8_t * const rows[], size_t at, int64_t n, Out & out) {
+    static PYFASTV_INLINE void unpack(const step & s, int64_t n, Out & out) {
         const ints flip = all(signed_bytes ? 0 : (int32_t) 0x80808080);
 
-        each_of_eight<bytes>(rows, at, n, [&](const auto & blocks, auto b) PYFASTV_LAMBDA {
+        each_block(n, [&](auto b) PYFASTV_LAMBDA {
             ints q[8];
-            unroll<8>([&](auto c) PYFASTV_LAMBDA { q[c] = blocks.template four<bytes*b + 2 + 4*c>() ^ flip; });
-            const floats scale = half_to_float(blocks.template two<bytes*b>());
+            unroll<8>([&](auto c) PYFASTV_LAMBDA { q[c] = s.template four<bytes*b + 2 + 4*c>() ^ flip; });
+            const floats scale = half_to_float(s.template two<bytes*b>());
             out.template block<b>(q, scale, scale);
         });
     }
@@ -147,9 +142,8 @@ struct scales_and_minimums {
     floats scale[8], scale_of_minimums;
     ints   minimums[4]; // two a lane
 
-    PYFASTV_INLINE scales_and_minimums(const uint8_t * const rows[], size_t at) {
-        ints t[4];
-        transpose(rows, at, t);
+    PYFASTV_INLINE scales_and_minimums(const step & s) {
+        const ints t[4] = { s.word(0), s.word(1), s.word(2), s.word(3) };
 
         const ints six = all(0x3f3f3f3f), upper = all(0x30303030);
         const ints of_scale[2] = { t[1] & six, nibble(t[3])           | (right(t[1], 2) & upper) };
@@ -168,71 +162,55 @@ struct scales_and_minimums {
 
 template <> struct format<GGML_TYPE_Q4_K> : properties<4, 0, 256, 144, 32, true> {
     template <typename Out>
-    static PYFASTV_INLINE void unpack(const uint8_t * const rows[], size_t at, int64_t, Out & out) {
-        const scales_and_minimums s(rows, at);
+    static PYFASTV_INLINE void unpack(const step & s, int64_t, Out & out) {
+        const scales_and_minimums of(s);
 
         unroll<4>([&](auto j) PYFASTV_LAMBDA {
-            ints both[8], q[8];
-            transpose(rows, at + 16 + 32*j,      both);
-            transpose(rows, at + 16 + 32*j + 16, both + 4);
+            ints q[8];
+            unroll<8>([&](auto c) PYFASTV_LAMBDA { q[c] = nibble(s.word(4 + 8*j + c)); });
+            out.template block<2*j>(q, of.scale[2*j], of.scale[2*j]);
 
-            unroll<8>([&](auto c) PYFASTV_LAMBDA { q[c] = nibble(both[c]); });
-            out.template block<2*j>(q, s.scale[2*j], s.scale[2*j]);
-
-            unroll<8>([&](auto c) PYFASTV_LAMBDA { q[c] = nibble(right(both[c], 4)); });
-            out.template block<2*j + 1>(q, s.scale[2*j + 1], s.scale[2*j + 1]);
+            unroll<8>([&](auto c) PYFASTV_LAMBDA { q[c] = nibble(right(s.word(4 + 8*j + c), 4)); });
+            out.template block<2*j + 1>(q, of.scale[2*j + 1], of.scale[2*j + 1]);
         });
-        out.minimum(s.minimums, s.scale_of_minimums);
+        out.minimum(of.minimums, of.scale_of_minimums);
     }
 };
 
 template <> struct format<GGML_TYPE_Q5_K> : properties<5, 0, 256, 176, 32, true> {
     template <typename Out>
-    static PYFASTV_INLINE void unpack(const uint8_t * const rows[], size_t at, int64_t, Out & out) {
-        const scales_and_minimums s(rows, at);
-
-        ints high[8];
-        transpose(rows, at + 16, high);
-        transpose(rows, at + 32, high + 4);
+    static PYFASTV_INLINE void unpack(const step & s, int64_t, Out & out) {
+        const scales_and_minimums of(s);
 
         unroll<4>([&](auto j) PYFASTV_LAMBDA {
-            ints both[8], q[8];
-            transpose(rows, at + 48 + 32*j,      both);
-            transpose(rows, at + 48 + 32*j + 16, both + 4);
+            const auto both  = [&](int c) PYFASTV_LAMBDA { return s.word(12 + 8*j + c); };
+            const auto fifth = [&](int c, int bit) PYFASTV_LAMBDA { return left(right(s.word(4 + c), bit) & all(0x01010101), 4); };
 
-            const auto fifth = [&](int c, int bit) PYFASTV_LAMBDA { return left(right(high[c], bit) & all(0x01010101), 4); };
+            ints q[8];
+            unroll<8>([&](auto c) PYFASTV_LAMBDA { q[c] = nibble(both(c)) | fifth(c, 2*j); });
+            out.template block<2*j>(q, of.scale[2*j], of.scale[2*j]);
 
-            unroll<8>([&](auto c) PYFASTV_LAMBDA { q[c] = nibble(both[c]) | fifth(c, 2*j); });
-            out.template block<2*j>(q, s.scale[2*j], s.scale[2*j]);
-
-            unroll<8>([&](auto c) PYFASTV_LAMBDA { q[c] = nibble(right(both[c], 4)) | fifth(c, 2*j + 1); });
-            out.template block<2*j + 1>(q, s.scale[2*j + 1], s.scale[2*j + 1]);
+            unroll<8>([&](auto c) PYFASTV_LAMBDA { q[c] = nibble(right(both(c), 4)) | fifth(c, 2*j + 1); });
+            out.template block<2*j + 1>(q, of.scale[2*j + 1], of.scale[2*j + 1]);
         });
-        out.minimum(s.minimums, s.scale_of_minimums);
+        out.minimum(of.minimums, of.scale_of_minimums);
     }
 };
 
 template <> struct format<GGML_TYPE_Q6_K> : properties<6, 32, 256, 210, 16, false> {
     template <typename Out>
-    static PYFASTV_INLINE void unpack(const uint8_t * const rows[], size_t at, int64_t, Out & out) {
-        ints   scales[4];
-        floats d;
-
-        const auto scale = [&](int j) PYFASTV_LAMBDA { return d*to_float(right_signed(left(scales[j/4], 24 - 8*(j % 4)), 24)); };
+    static PYFASTV_INLINE void unpack(const step & s, int64_t, Out & out) {
+        // it is not read in order: unless it is asked for in order, the hardware does not see a stream, and a product takes twice as long
+        for (size_t i = 0; i < panel_rows*bytes; i += 64) {
+            _mm_prefetch((const char *) s.begin + i, _MM_HINT_T0);
+        }
+        const floats d     = load_halves(s.tail);
+        const auto   scale = [&](int j) PYFASTV_LAMBDA { return d*to_float(right_signed(left(s.word(48 + j/4), 24 - 8*(j % 4)), 24)); };
 
         unroll<2>([&](auto n) PYFASTV_LAMBDA {
-            ints a[8], b[8], high[8];
-            unroll<2>([&](auto half) PYFASTV_LAMBDA {
-                transpose(rows, at +  64*n      + 16*half, a    + 4*half);
-                transpose(rows, at +  64*n + 32 + 16*half, b    + 4*half);
-                transpose(rows, at + 128 + 32*n + 16*half, high + 4*half);
-            });
-            if (n == 0) { // not before: memory is read forward
-                ints end[4];
-                transpose(rows, at + 192, scales);
-                transpose(rows, at + 194, end);
-                d = half_to_float(right(end[3], 16)); // the last 2 of 210 bytes
-            }
+            const auto a    = [&](int c) PYFASTV_LAMBDA { return s.word(16*n + c); };
+            const auto b    = [&](int c) PYFASTV_LAMBDA { return s.word(16*n + 8 + c); };
+            const auto high = [&](int c) PYFASTV_LAMBDA { return s.word(32 + 8*n + c); };
 
             const ints upper = all(0x30303030);
             const auto give  = [&](auto i, auto && make) PYFASTV_LAMBDA {
@@ -242,10 +220,10 @@ template <> struct format<GGML_TYPE_Q6_K> : properties<6, 32, 256, 210, 16, fals
                 unroll<8>([&](auto c) PYFASTV_LAMBDA { q[c] = make(c); });
                 out.template block<block>(q, scale(2*block), scale(2*block + 1));
             };
-            give(std::integral_constant<int, 0>(), [&](int c) PYFASTV_LAMBDA { return nibble(a[c])           | (left (high[c], 4) & upper); });
-            give(std::integral_constant<int, 1>(), [&](int c) PYFASTV_LAMBDA { return nibble(b[c])           | (left (high[c], 2) & upper); });
-            give(std::integral_constant<int, 2>(), [&](int c) PYFASTV_LAMBDA { return nibble(right(a[c], 4)) | (high[c] & upper); });
-            give(std::integral_constant<int, 3>(), [&](int c) PYFASTV_LAMBDA { return nibble(right(b[c], 4)) | (right(high[c], 2) & upper); });
+            give(std::integral_constant<int, 0>(), [&](int c) PYFASTV_LAMBDA { return nibble(a(c))           | (left (high(c), 4) & upper); });
+            give(std::integral_constant<int, 1>(), [&](int c) PYFASTV_LAMBDA { return nibble(b(c))           | (left (high(c), 2) & upper); });
+            give(std::integral_constant<int, 2>(), [&](int c) PYFASTV_LAMBDA { return nibble(right(a(c), 4)) | (high(c) & upper); });
+            give(std::integral_constant<int, 3>(), [&](int c) PYFASTV_LAMBDA { return nibble(right(b(c), 4)) | (right(high(c), 2) & upper); });
         });
     }
 };

@@ -33,12 +33,6 @@ constexpr int most_tile_rows = 16; // of activations, of any kernel
 // what the types are unpacked by: the block of the K types, eight of the others
 constexpr int step_panels = 8;
 
-// Where in the rows of a panel the blocks begin. Nothing may be read from `end` on.
-struct weight_rows {
-    const uint8_t * at[panel_rows];
-    const uint8_t * end;
-};
-
 // One type of weights, on one kind of CPU. Columns are counted in panels. Activations are in tiles of a few rows:
 // of every 32 columns, those of the first row, of the second, ... Weights: n_panels is a multiple of block/32.
 struct kernel {
@@ -50,19 +44,21 @@ struct kernel {
     // n_panels: a multiple of step_panels, but at the end of a row; a row of a tile of n_rows
     void (*quantize)(const float * x, int64_t n_panels, activations * out, int64_t n_rows);
 
-    void (*unpack)(const weight_rows & rows, int64_t n_panels, panel * out);
+    // weights: as layout.h has them
+    void (*unpack)(const uint8_t * weights, int64_t n_panels, panel * out);
 
     // out[16] of every row of the tile += the panels times that row. stride: in floats. first: out is not read
     void (*multiply)(const panel * panels, int64_t n_panels, const activations * tile, int64_t n_rows, float * out, int64_t stride, bool first);
 
     // as unpack() and multiply(), to the bit, without panels in between; first is true
-    void (*multiply_fused)(const weight_rows & rows, int64_t n_panels, const activations * tile, int64_t n_rows, float * out, int64_t stride);
+    void (*multiply_fused)(const uint8_t * weights, int64_t n_panels, const activations * tile, int64_t n_rows, float * out, int64_t stride);
 };
 
 // What there is for one kind of CPU.
 struct cpu_kernels {
     const char *    name;
     const kernel *  (*of)(ggml_type type); // null: none for this type
+    void            (*pack)(const uint8_t * const rows[panel_rows], size_t row_bytes, size_t step_bytes, uint8_t * out); // see layout.h
     attend_function attend;
     gelu_function   gelu;
 };

@@ -75,6 +75,9 @@ PYFASTV_INLINE floats times_power_of_two(floats a, ints n) {
 // the f16 in the low half of every lane
 PYFASTV_INLINE floats half_to_float(ints a) { return { _mm512_cvtph_ps(_mm512_cvtepi32_epi16(a.v)) }; }
 
+// as many f16 as there are lanes
+PYFASTV_INLINE floats load_halves(const uint8_t * p) { return { _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)) }; }
+
 // 16 bytes of every row -> 4 registers: lane r of register c has the bytes 4c to 4c + 3 of row r
 PYFASTV_INLINE void transpose(const uint8_t * const rows[n_lanes], size_t at, ints out[4]) {
     const auto every_fourth = [&](int r) PYFASTV_LAMBDA {
@@ -169,6 +172,9 @@ PYFASTV_INLINE floats half_to_float(ints a) {
     const __m256i low = _mm256_and_si256(a.v, _mm256_set1_epi32(0xffff));
     return { _mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1))) };
 }
+
+// as many f16 as there are lanes
+PYFASTV_INLINE floats load_halves(const uint8_t * p) { return { _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p)) }; }
 
 // 16 bytes of every row -> 4 registers: lane r of register c has the bytes 4c to 4c + 3 of row r
 PYFASTV_INLINE void transpose(const uint8_t * const rows[n_lanes], size_t at, ints out[4]) {

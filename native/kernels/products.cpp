@@ -1,11 +1,12 @@
 #include "kernels/products.h"
 
+#include "kernels/buffer.h"
 #include "kernels/choice.h"
 #include "kernels/kernel.h"
+#include "kernels/layout.h"
 #include "kernels/work.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace pyfastv::kernels {
 namespace {
@@ -24,7 +25,8 @@ const kernel * kernel_of_product(const ggml_tensor & dst) {
 
     const kernel * k = kernel_of(w.type);
 
-    const bool fits = k && w.ne[3] == 1 && (w.ne[2] == 1 || dst.op == GGML_OP_MUL_MAT_ID) && w.ne[0] % k->block == 0 && w.ne[1] >= panel_rows &&
+    const bool part = w.view_src && (w.view_offs != 0 || !ggml_are_same_shape(&w, w.view_src));
+    const bool fits = k && !(part && pyfastv_is_packed(w.view_src)) && w.ne[3] == 1 && (w.ne[2] == 1 || dst.op == GGML_OP_MUL_MAT_ID) && w.ne[0] % k->block == 0 && w.ne[1] >= panel_rows &&
                       w.nb[0] == ggml_type_size(w.type) && x.type == GGML_TYPE_F32 && x.nb[0] == sizeof(float) && dst.type == GGML_TYPE_F32 &&
                       ggml_is_contiguous(&dst);
     return fits ? k : nullptr;
@@ -78,7 +80,7 @@ struct products {
         return n_experts*sizeof(product) + (dst.op == GGML_OP_MUL_MAT_ID ? (2*ggml_nrows(&dst) + n_experts)*sizeof(int32_t) : 0);
     }
 
-    products(const kernel & k, const ggml_tensor & dst, char * memory) : dst(dst), all((product *) memory) {
+    products(const kernel & k, const ggml_tensor & dst, size_t matrix_bytes, char * memory) : dst(dst), all((product *) memory) {
         const auto & w = *dst.src[0];
 
         const auto *  data   = (const uint8_t *) w.data;
@@ -99,7 +101,7 @@ struct products {
         for (int64_t i = 0; i < w.ne[2]; ++i) {
             const int32_t count = next[i];
             if (count > 0) {
-                all[n++] = product(k, data + i*w.nb[2], first, count);
+                all[n++] = product(k, data + i*matrix_bytes, first, count);
             }
             next[i] = first;
             first += count;
@@ -131,7 +133,13 @@ struct products {
     }
 };
 
-// How the work memory is used: all activations, then for every thread its products and panels.
+// what a thread has of the work memory, beside its products
+struct memory {
+    panel *   panels;
+    uint8_t * packed; // of a panel of weights that do not lie in our buffers
+};
+
+// How the work memory is used: all activations, then for every thread its products and what `memory` has.
 struct plan {
     static constexpr int64_t most_group = 2;
     static constexpr size_t  large      = 4 << 20;
@@ -140,13 +148,16 @@ struct plan {
     int64_t n_blocks; // of 32 columns
     int64_t n_panels; // of a matrix
     int64_t slice;    // blocks that are unpacked at a time: they and their activations stay in the caches
+    layout  of_weights;
+    bool    is_packed;
     size_t  products_bytes;
     size_t  panels_bytes; // a multiple of 64
 
-    plan(const kernel & k, const ggml_tensor & dst) {
+    plan(const kernel & k, const ggml_tensor & dst) :
+        of_weights(dst.src[0]->type, dst.src[0]->ne[0], dst.src[0]->ne[1]), is_packed(pyfastv_is_packed(dst.src[0])) {
         n_rows   = ggml_nrows(&dst);
         n_blocks = dst.src[0]->ne[0]/panel_cols;
-        n_panels = (dst.ne[0] + panel_rows - 1)/panel_rows;
+        n_panels = of_weights.n_panels();
         slice    = std::min<int64_t>(n_blocks, 64);
 
         products_bytes = padded(products::bytes(dst));
@@ -154,7 +165,8 @@ struct plan {
     }
 
     size_t activations_bytes() const { return padded(n_rows*n_blocks*sizeof(activations)); }
-    size_t thread_bytes()      const { return products_bytes + panels_bytes; }
+    size_t thread_bytes()      const { return products_bytes + panels_bytes + (is_packed ? 0 : padded(of_weights.panel_bytes())); }
+    size_t matrix_bytes(const ggml_tensor & w) const { return is_packed ? of_weights.bytes() : w.nb[2]; }
 
     static size_t padded(size_t size) { return (size + alignment - 1)/alignment*alignment; }
 
@@ -214,19 +226,6 @@ void quantize(const ggml_compute_params * params, const kernel & k, const plan &
     }
 }
 
-// 16 rows of the weights from column `column` on: which(r) is the number of row r
-template <typename F>
-weight_rows rows_of(const kernel & k, const products & products, const product & m, int64_t column, F && which) {
-    const auto & w = *products.dst.src[0];
-
-    weight_rows res;
-    for (int r = 0; r < panel_rows; ++r) {
-        res.at[r] = m.weights + which(r)*w.nb[1] + column/k.block*w.nb[0];
-    }
-    res.end = m.weights + (w.ne[1] - 1)*w.nb[1] + w.ne[0]/k.block*w.nb[0];
-    return res;
-}
-
 // where the products of a panel go: fewer columns at the end of a matrix
 struct target {
     const products & all;
@@ -256,54 +255,40 @@ struct target {
     }
 };
 
-// The rows [first, last) of the weights times all rows of the product, reading them once. Every lane goes through rows that
-// are neighbours: these are 16 streams, which the hardware follows and reads ahead; of 16 narrow rows side by side it does not.
-void multiply_once(const kernel & k, const plan & p, const products & products, const product & m, const activations * a,
-                   int64_t first, int64_t last) {
-    const int64_t n = (last - first + panel_rows - 1)/panel_rows;
-
-    for (int64_t i = 0; i < n; ++i) {
-        const auto at   = [&](int r) { return first + r*n + i; };
-        const auto rows = rows_of(k, products, m, 0, [&](int r) { return std::min(at(r), last - 1); });
-
-        for (int64_t j = 0; j < m.n_tiles; ++j) {
-            const auto tile = m.tile_at(j);
-
-            float part[most_tile_rows*panel_rows];
-            k.multiply_fused(rows, p.n_blocks, p.activations_of(a, tile, 0), tile.n_rows, part, panel_rows);
-            for (int64_t row = 0; row < tile.n_rows; ++row) {
-                float * out = products.out_of(tile.first + row);
-                for (int r = 0; r < panel_rows && at(r) < last; ++r) {
-                    out[at(r)] = part[row*panel_rows + r];
-                }
-            }
-        }
+// the blocks [b, b + n) of a panel of a product's weights, packed
+const uint8_t * packed(const plan & p, const products & products, const product & m, int64_t panel, int64_t b, int64_t n, uint8_t * scratch) {
+    const auto & w = *products.dst.src[0];
+    if (p.is_packed) {
+        return m.weights + panel*p.of_weights.panel_bytes() + b/step_panels*panel_rows*p.of_weights.step_bytes;
     }
+    const auto * rows = m.weights + panel*panel_rows*w.nb[1] + ggml_row_size(w.type, b*panel_cols);
+    layout(w.type, n*panel_cols, w.ne[1]).pack(*chosen_kernels(), rows, w.nb[1], p.of_weights.rows_of(panel), scratch);
+    return scratch;
 }
 
 // the panels [first, last) of the weights times all rows of the product
-void multiply_group(const kernel & k, const plan & p, const products & products, const product & m, const activations * a, panel * panels,
+void multiply_group(const kernel & k, const plan & p, const products & products, const product & m, const activations * a, memory own,
                     int64_t first, int64_t last) {
-    if (m.fused) {
-        // odd numbers of rows to a stream: streams that lie a multiple of 4 kB apart push each other out of the first cache
-        const int64_t n = last - first, middle = n % 2 == 0 ? first + (n/2 | 1) : last;
-        for (const auto & [begin, end] : { std::pair(first, middle), std::pair(middle, last) }) {
-            multiply_once(k, p, products, m, a, begin*panel_rows, std::min(end*panel_rows, products.dst.ne[0]));
+    for (int64_t i = first; m.fused && i < last; ++i) {
+        const auto * weights = packed(p, products, m, i, 0, p.n_blocks, own.packed);
+        for (int64_t j = 0; j < m.n_tiles; ++j) {
+            const auto tile = m.tile_at(j);
+            target(products, i).write(tile, [&](float * out, int64_t stride) {
+                k.multiply_fused(weights, p.n_blocks, p.activations_of(a, tile, 0), tile.n_rows, out, stride);
+            });
         }
-        return;
     }
-    for (int64_t b = 0; b < p.n_blocks; b += p.slice) {
+    for (int64_t b = 0; !m.fused && b < p.n_blocks; b += p.slice) {
         const int64_t n = std::min(p.slice, p.n_blocks - b);
 
         for (int64_t i = first; i < last; ++i) {
-            const auto rows = rows_of(k, products, m, b*panel_cols, [&](int r) { return std::min(i*panel_rows + r, products.dst.ne[0] - 1); });
-            k.unpack(rows, n, panels + (i - first)*p.slice);
+            k.unpack(packed(p, products, m, i, b, n, own.packed), n, own.panels + (i - first)*p.slice);
         }
         for (int64_t j = 0; j < m.n_tiles; ++j) {
             const auto tile = m.tile_at(j);
             for (int64_t i = first; i < last; ++i) {
                 target(products, i).write(tile, [&](float * out, int64_t stride) {
-                    k.multiply(panels + (i - first)*p.slice, n, p.activations_of(a, tile, b), tile.n_rows, out, stride, b == 0);
+                    k.multiply(own.panels + (i - first)*p.slice, n, p.activations_of(a, tile, b), tile.n_rows, out, stride, b == 0);
                 });
             }
         }
@@ -330,10 +315,11 @@ size_t pyfastv_mul_mat_work_size(int n_threads, const ggml_tensor * dst) {
 }
 
 bool pyfastv_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
-    const kernel * k = params->use_ref ? nullptr : kernel_of_product(*dst);
-    if (!k || params->wsize < pyfastv_mul_mat_work_size(params->nth, dst)) {
+    const kernel * k = kernel_of_product(*dst);
+    if (!k || (params->use_ref && !pyfastv_is_packed(dst->src[0]))) {
         return false;
     }
+    GGML_ASSERT(params->wsize >= pyfastv_mul_mat_work_size(params->nth, dst));
     const plan p(*k, *dst);
 
     char * work = align((char *) params->wdata);
@@ -341,7 +327,8 @@ bool pyfastv_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
 
     auto *         a      = (activations *) work;
     auto *         panels = (panel *) (own + p.products_bytes);
-    const products products(*k, *dst, own);
+    const memory   memory   = { panels, (uint8_t *) panels + p.panels_bytes };
+    const products products(*k, *dst, p.matrix_bytes(*dst->src[0]), own);
 
     quantize(params, *k, p, products, a);
 
@@ -349,7 +336,7 @@ bool pyfastv_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
     share(params, (n_all + group - 1)/group, [&](int64_t g) {
         for (int64_t i = g*group, end = std::min(i + group, n_all); i < end; ) {
             const int64_t first = i % p.n_panels, last = std::min(first + end - i, p.n_panels);
-            multiply_group(*k, p, products, products.all[i/p.n_panels], a, panels, first, last);
+            multiply_group(*k, p, products, products.all[i/p.n_panels], a, memory, first, last);
             i += last - first;
         }
     });

@@ -6,6 +6,7 @@
 #include "kernels/kernel.h"
 #include "kernels/lanes.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace {
@@ -14,7 +15,6 @@ using pyfastv::kernels::activations;
 using pyfastv::kernels::kernel;
 using pyfastv::kernels::panel;
 using pyfastv::kernels::panel_rows;
-using pyfastv::kernels::weight_rows;
 
 // rows of activations at a time: what the registers hold
 constexpr int tile_rows  = n_lanes == 16 ? 12 : signed_bytes ? 4 : 6;
@@ -117,40 +117,54 @@ struct to_panels {
     }
 };
 
-// f(rows, at, first, n) for every 256 columns, of which the last may be less, of n_lanes rows from `lane` on
+// f(step, first, n) for every step of a panel, of which the last may have fewer blocks, of n_lanes rows from `lane` on
 template <typename F, typename Each>
-PYFASTV_INLINE void each_step(const weight_rows & rows, int lane, int64_t n_panels, Each && each) {
+PYFASTV_INLINE void each_step(const uint8_t * weights, int lane, int64_t n_panels, Each && each) {
     constexpr size_t bytes = F::bytes*256/F::block;
 
-    const uint8_t * const * at = rows.at + lane;
-
-    const int64_t n_steps = n_panels/step_panels, rest = n_panels % step_panels;
-    for (int64_t i = 0; i < n_steps; ++i) {
-        each(at, i*bytes, i*step_panels, (int64_t) step_panels);
+    const auto at = [&](int64_t first) PYFASTV_LAMBDA {
+        const uint8_t * begin = weights + first/step_panels*panel_rows*bytes;
+        return step{ begin + 4*lane, begin + panel_rows*(bytes - 2) + 2*lane };
+    };
+    int64_t first = 0;
+    for (; first + step_panels <= n_panels; first += step_panels) {
+        each(at(first), first, (int64_t) step_panels);
     }
-    if (F::shared || rest == 0) {
-        return;
+    if (!F::shared && first < n_panels) {
+        each(at(first), first, n_panels - first);
     }
-    // reading is by 16 bytes, up to the end of eight blocks; those of the row behind do no harm
-    uint8_t         copy[n_lanes][bytes];
-    const uint8_t * copies[n_lanes];
-
-    const bool beyond = rows.end - at[n_lanes - 1] < (ptrdiff_t) ((n_steps + 1)*bytes);
-    for (int r = 0; r < n_lanes && beyond; ++r) {
-        memcpy(copy[r], at[r] + n_steps*bytes, rest*F::bytes);
-        memset(copy[r] + rest*F::bytes, 0, bytes - rest*F::bytes);
-        copies[r] = copy[r];
-    }
-    each(beyond ? copies : at, beyond ? 0 : n_steps*bytes, n_steps*step_panels, rest);
 }
 
 template <typename F>
-void unpack(const weight_rows & rows, int64_t n_panels, panel * out) {
+void unpack(const uint8_t * weights, int64_t n_panels, panel * out) {
     for (int lane = 0; lane < panel_rows; lane += n_lanes) {
-        each_step<F>(rows, lane, n_panels, [&](const uint8_t * const * at_rows, size_t at, int64_t first, int64_t n) PYFASTV_LAMBDA {
+        each_step<F>(weights, lane, n_panels, [&](const step & s, int64_t first, int64_t n) PYFASTV_LAMBDA {
             to_panels to = { out + first, lane };
-            F::unpack(at_rows, at, n, to);
+            F::unpack(s, n, to);
         });
+    }
+}
+
+void pack(const uint8_t * const rows[panel_rows], size_t row_bytes, size_t step_bytes, uint8_t * out) {
+    for (size_t begin = 0; begin < row_bytes; begin += step_bytes) {
+        const size_t n = std::min(step_bytes, row_bytes - begin);
+
+        size_t i = 0;
+        for (; i + 16 <= n; i += 16) {
+            for (int lane = 0; lane < panel_rows; lane += n_lanes) {
+                ints words[4];
+                transpose(rows + lane, begin + i, words);
+                unroll<4>([&](auto j) PYFASTV_LAMBDA { store(out + panel_rows*(begin + i + 4*j) + 4*lane, words[j]); });
+            }
+        }
+        for (; i < n; i += 4) {
+            const size_t width = i + 4 <= n || step_bytes % 4 == 0 ? 4 : 2;
+            for (int r = 0; r < panel_rows; ++r) {
+                uint8_t word[4] = {};
+                memcpy(word, rows[r] + begin + i, std::min<size_t>(4, n - i));
+                memcpy(out + panel_rows*(begin + i) + width*r, word, width);
+            }
+        }
     }
 }
 
@@ -268,31 +282,26 @@ struct to_products {
 };
 
 template <typename F, int n_rows>
-void multiply_fused_tile(const weight_rows & rows, int lane, int64_t n_panels, const activations * a, float * out, int64_t stride) {
+void multiply_fused_tile(const uint8_t * weights, int lane, int64_t n_panels, const activations * a, float * out, int64_t stride) {
     to_products<F, n_rows> to;
     unroll<n_rows>([&](auto r) PYFASTV_LAMBDA { to.acc[r] = all(0.0f); });
 
-    each_step<F>(rows, lane, n_panels, [&](const uint8_t * const * at_rows, size_t at, int64_t first, int64_t n) PYFASTV_LAMBDA {
-        // The rows are streams, which the hardware reads ahead; measured, of Q5_K and Q6_K not far enough. Others lose by asking.
-        constexpr int lines = F::shared && F::bits > 4 ? (F::bytes*256/F::block + 63)/64 : 0;
-        for (int i = 0; i < n_lanes*lines; ++i) {
-            _mm_prefetch((const char *) at_rows[i/lines] + at + 2048 + 64*(i % lines), _MM_HINT_T1);
-        }
+    each_step<F>(weights, lane, n_panels, [&](const step & s, int64_t first, int64_t n) PYFASTV_LAMBDA {
         to.a = a + first*n_rows;
-        F::unpack(at_rows, at, n, to);
+        F::unpack(s, n, to);
         to.finish();
     });
     unroll<n_rows>([&](auto r) PYFASTV_LAMBDA { store(out + r*stride + lane, to.acc[r]); });
 }
 
 template <typename F, int n = fused_rows>
-void multiply_fused(const weight_rows & rows, int64_t n_panels, const activations * tile, int64_t n_rows, float * out, int64_t stride) {
+void multiply_fused(const uint8_t * weights, int64_t n_panels, const activations * tile, int64_t n_rows, float * out, int64_t stride) {
     if (n_rows == n) {
         for (int lane = 0; lane < panel_rows; lane += n_lanes) {
-            multiply_fused_tile<F, n>(rows, lane, n_panels, tile, out, stride);
+            multiply_fused_tile<F, n>(weights, lane, n_panels, tile, out, stride);
         }
     } else if constexpr (n > 1) {
-        multiply_fused<F, n - 1>(rows, n_panels, tile, n_rows, out, stride);
+        multiply_fused<F, n - 1>(weights, n_panels, tile, n_rows, out, stride);
     }
 }
 
