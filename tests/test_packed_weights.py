@@ -1,4 +1,4 @@
-"""The buffers in which weights lie as our kernels read them: what is written is read back, and only products run on it."""
+"""The buffers where weights lie as our kernels read them: what is written is read back, and only products run on it."""
 
 from __future__ import annotations
 

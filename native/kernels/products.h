@@ -10,8 +10,8 @@ extern "C" {
 
 struct ggml_compute_params;
 
-// Call sites in ggml's CPU backend (third_party/patches). The products of quantized weights with 8-bit activations, with
-// the weights as they lie in the file. PYFASTV_KERNELS=stock in the environment: none of it.
+// Call sites in ggml's CPU backend (third_party/patches). The products of quantized weights with 8-bit activations.
+// PYFASTV_KERNELS=stock in the environment: none of it.
 
 // in ggml_compute_forward_mul_mat() and ggml_compute_forward_mul_mat_id(): computes it, or says no
 bool pyfastv_mul_mat(const struct ggml_compute_params * params, struct ggml_tensor * dst);
