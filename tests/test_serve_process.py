@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -172,3 +176,27 @@ def _read_all(connection: socket.socket) -> bytes:
         data += piece
     connection.close()
     return data
+
+
+STOPPED_EARLY = """
+import os, signal
+import uvicorn
+from pyfastv.cli import main
+run = uvicorn.Server.run
+def stopped(self, *args, **options):
+    os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
+    return run(self, *args, **options)
+uvicorn.Server.run = stopped
+main(["serve", "--port", "0", "--n-ctx", "1024", "--threads", "1"])
+"""
+
+
+@pytest.mark.parametrize("sign", ["SIGTERM", "SIGINT"])
+def test_a_signal_between_the_address_and_the_first_request_is_not_lost(sign: str) -> None:
+    command = [sys.executable, "-c", STOPPED_EARLY]
+    env = os.environ | {"SIGNAL": sign}
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=60, cwd=tempfile.gettempdir()
+    )
+    assert done.returncode == 0, done.stderr
+    assert "http://127.0.0.1" in done.stdout
