@@ -35,6 +35,10 @@ demo: install ## ask the bundled model about a bundled picture, with and without
 test: $(VENV)/.test-deps ## run the tests
 	$(BIN)/pytest
 
+.PHONY: check
+check: $(VENV)/.test-deps ## the tests that are fast: under a minute
+	$(BIN)/pytest -q -m "not slow"
+
 # llama-cpp-python's bindings alone: the tests run them on our libraries
 $(VENV)/.test-deps: $(VENV)/.installed
 	CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" $(BIN)/python -m pip install --disable-pip-version-check -q \
@@ -42,11 +46,12 @@ $(VENV)/.test-deps: $(VENV)/.installed
 	@touch $@
 
 .PHONY: lint
-lint: install ## ruff and mypy
+lint: install ## ruff, mypy, and stubtest of the native module
 	$(BIN)/python -m pip install --disable-pip-version-check -q ruff mypy typing-extensions
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	cd $(VENV) && bin/stubtest --concise --allowlist ../native/bindings/stubtest.allow pyfastv._native
 
 .PHONY: stock
 stock: install ## build the unpatched libraries of the same pin, to compare with (build/stock)
@@ -56,6 +61,11 @@ stock: install ## build the unpatched libraries of the same pin, to compare with
 programs: install ## build llama-mtmd-cli and llama-server unpatched (build/stock/bin), for `make test` to test
 	@echo "pyfastv: compiling unpatched llama.cpp with llama-mtmd-cli and llama-server; this takes a few minutes"
 	$(BIN)/python benchmarks/build_stock.py build/stock --programs
+
+.PHONY: chat-apps
+chat-apps: ## the packages of docs/chat-apps.md (build/chat-apps), for `make test` to test
+	$(PYTHON) -m venv build/chat-apps
+	build/chat-apps/bin/pip install --disable-pip-version-check -q langchain-openai llama-index-llms-openai-like
 
 # a copy of the package with libraries of its own; the interpreter is not built for it, hence the preload
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -g1 -O1

@@ -7,13 +7,19 @@ set(PYFASTV_MTMD_SOURCES
     files/limits.cpp
     files/mmproj.cpp
     files/numbers.cpp
+    settings/text.cpp
+    settings/turbo.cpp
     turbo/attach.cpp
-    turbo/params.cpp
     turbo/plan.cpp
     turbo/turbo.cpp
     turbo/turbo_graph.cpp
 )
 list(TRANSFORM PYFASTV_MTMD_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
+
+# as libllama's; libmtmd has none
+if (CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
+    set_source_files_properties(${PYFASTV_MTMD_SOURCES} PROPERTIES COMPILE_OPTIONS "-Wall;-Wextra;-Wpedantic;-Wextra-semi")
+endif()
 
 target_sources(mtmd PRIVATE ${PYFASTV_MTMD_SOURCES})
 target_include_directories(mtmd PRIVATE ${CMAKE_CURRENT_LIST_DIR} PUBLIC ${CMAKE_CURRENT_LIST_DIR}/include)

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Path: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]  # of any bytes, as os.fsencode() takes it
+_Path: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]  # of any bytes, as os.fsencode() takes it
 
 def n_forks() -> int:
     """Forks between the first process that made an Engine, Slots or called this, and this one: a child has one more than
@@ -71,27 +71,44 @@ def reduce(
     takes; ``centre`` [m, 3]: slice, row, column; ``member`` [n]: the output that each input went into, or -1; ``grids``:
     (nx, ny) of the outputs of each slice. Raises OptionError."""
 
-def check_reducer(spec: str) -> str:
-    """Parse and validate a reducer; the same in full. Raises OptionError."""
+MAX_CUTS: int
+SCORES: tuple[str, ...]
+PICKS: tuple[str, ...]
+PRESETS: tuple[str, ...]
+
+def parse_schedule(text: str) -> dict[str, Any] | None:
+    """``cuts`` (the fields of a Cut each), ``recall``, ``cells``; None: "off". Raises OptionError."""
+
+def check_cut(layer: str, drop: float, score: str, pick: str) -> dict[str, Any]:
+    """The fields of a Cut, checked, as :func:`parse_schedule` gives them. Raises OptionError."""
 
 def check_schedule(spec: str, n_layer: int) -> str:
     """Parse and validate a schedule for a model of n_layer layers; the same in full. Raises OptionError."""
 
-def model_info(model_path: Path) -> dict[str, Any]:
+def parse_turbo(text: str) -> dict[str, Any] | None:
+    """The fields of a Turbo; None: "off". Raises OptionError."""
+
+def parse_reducer(text: str) -> tuple[str, dict[str, Any]] | None:
+    """A reducer's name and fields; None: "off". Raises OptionError."""
+
+def check_reducer(spec: str) -> str:
+    """Parse and validate a reducer; the same in full. Raises OptionError."""
+
+def model_info(model_path: _Path) -> dict[str, Any]:
     """A GGUF's header, no weights: ``architecture``, ``description``, ``n_layer``, ``n_embd``, ``n_ctx_train``,
     ``n_params``, ``size_bytes``, ``unsupported_reason`` (None if it can be pruned), ``cut_layers`` (list: where a cut
     that ranks by attention can be), ``chat_template``."""
 
-def gguf_header(path: Path) -> dict[str, Any]:
+def gguf_header(path: _Path) -> dict[str, Any]:
     """What a GGUF file says before its data. ``metadata``: key to value (None for texts in arrays and arrays longer than
     4096); ``tensors``: name to (shape, rows last; ggml type name; bytes)."""
 
-def write_excerpt(parts: Sequence[Path], n_layers: int, out: Path) -> None:
+def write_excerpt(parts: Sequence[_Path], n_layers: int, out: _Path) -> None:
     """Write a model of the first layers of another one, of one file or of all its parts: for measurements."""
 
 def rewrite_gguf(
-    source: Path,
-    target: Path,
+    source: _Path,
+    target: _Path,
     *,
     tensors: Mapping[str, tuple[str, int, int]],  # by name: type, columns, rows; what is added is zeros
     keys: Mapping[str, int],  # metadata that is set, u32
@@ -104,7 +121,7 @@ def rewrite_gguf(
 def product_seconds(type: str, n_in: int, n_out: int, n_rows: int, n_threads: int) -> float:
     """Of n_rows rows by a matrix of this type, on the CPU: native/products/speed.h."""
 
-def vision_info(mmproj_path: Path) -> dict[str, Any]:
+def vision_info(mmproj_path: _Path) -> dict[str, Any]:
     """An mmproj's header: ``projector``, ``image_size`` (pixels), ``patch_size``, ``n_layer``, ``visual_tokens`` (None
     where their number depends on the picture)."""
 
@@ -117,8 +134,8 @@ class Engine:
     def __init__(
         self,
         *,
-        model_path: Path,
-        mmproj_path: Path | None,
+        model_path: _Path,
+        mmproj_path: _Path | None,
         n_ctx: int,  # 0: from the model
         n_batch: int,
         n_ubatch: int,
@@ -245,8 +262,8 @@ class Slots:
     def __init__(
         self,
         *,
-        model_path: Path,
-        mmproj_path: Path | None,
+        model_path: _Path,
+        mmproj_path: _Path | None,
         n_slots: int,
         n_ctx: int,  # of each slot; 0: from the model
         n_batch: int,

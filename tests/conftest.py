@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import signal
+
+# before the libraries are loaded: threads that spin where others compute make tests ten times as slow
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +21,103 @@ from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
 from compare import exact_runner
 from dequantize import dequantize
 from serving import Server, serving
+
+# files of more than three seconds: `make check` leaves them out
+SLOW = [
+    "accuracy",
+    "allocations",
+    "architectures",
+    "bench_command",
+    "bench_geometry",
+    "benchmarks",
+    "broken_states",
+    "build",
+    "c_api",
+    "cancel",
+    "chat_apps",
+    "check",
+    "cli",
+    "docs",
+    "encoder_type",
+    "environment",
+    "eval",
+    "failures",
+    "files",
+    "golden",
+    "golden_rules",
+    "llama_cpp_handler",
+    "llm_plugin",
+    "long_texts",
+    "memory",
+    "outputs",
+    "plan",
+    "pool",
+    "quantize",
+    "recall",
+    "reduce_runner",
+    "runner",
+    "scoring_memory",
+    "serve_access",
+    "serve_fetch",
+    "serve_fuzz",
+    "serve_hostile",
+    "serve_openai",
+    "serve_page",
+    "serve_process",
+    "session",
+    "show",
+    "slots",
+    "text_encoding",
+    "tune",
+    "turbo",
+    "turbo_options",
+    "video",
+    "windows",
+]
+
+HARDWARE = "this machine"  # how the reason begins of a test that cannot run here, whatever is installed
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-skips",
+        action="store_true",
+        help=f"a skipped test has failed, unless its reason begins with '{HARDWARE}'",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
+def _refuse_skip(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:
+    if not (config.getoption("--no-skips") and report.skipped) or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if not reason.removeprefix("Skipped: ").startswith(HARDWARE):
+        report.outcome, report.longrepr = "failed", f"not run: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _refuse_skip(item.config, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _refuse_skip(collector.config, report)
+    return report
+
+
+# a shell's background job is born deaf to Ctrl-C, which tests press
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPORT: dict[str, Any] = {
     "visual_tokens": 576,

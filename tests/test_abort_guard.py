@@ -103,7 +103,7 @@ def test_files_that_ggml_aborts_for_are_model_errors_and_the_process_answers_on(
         assert "/ggml" not in line, "the build machine's folders are nobody's concern"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the name of the library")
+@pytest.mark.skipif(sys.platform != "linux", reason="this machine is not Linux: the name of the library")
 def test_an_abort_outside_of_our_calls_ends_the_process_with_its_message() -> None:
     made = python(ABORT, Path(pyfastv.__file__).parent / "lib" / "libggml-base.so")
 

@@ -18,7 +18,7 @@ from pyfastv.models import bundled_examples
 from pyfastv.serve.active import Active
 from pyfastv.serve.pool import Pool
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="this machine is not Linux: RLIMIT_AS")
 
 CLOCK = bundled_examples()[0]
 

@@ -110,11 +110,11 @@ def compiler() -> str:
     """Of C++ for x86-64, that knows AMX."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None or platform.machine() != "x86_64" or platform.system() != "Linux":
-        pytest.skip("needs a C++ compiler on x86-64 Linux")
+        pytest.skip("this machine has no C++ compiler for x86-64 Linux")
     if subprocess.run(
         [compiler, "-mamx-int8", "-E", "-x", "c++", os.devnull], capture_output=True
     ).returncode:
-        pytest.skip("this compiler does not know AMX")
+        pytest.skip("this machine's compiler does not know AMX")
     return compiler
 
 
@@ -142,7 +142,7 @@ def test_every_thread_loads_the_whole_configuration(compiler: str, tmp_path: Pat
 
 
 @pytest.mark.skipif(
-    not CPUINFO.exists() or " amx_tile " not in CPUINFO.read_text(), reason="this CPU has no AMX"
+    not CPUINFO.exists() or " amx_tile " not in CPUINFO.read_text(), reason="this machine has no AMX"
 )
 def test_the_cpu_takes_the_configuration(compiler: str, tmp_path: Path) -> None:
     """Stored back by the CPU itself."""

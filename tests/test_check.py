@@ -275,7 +275,7 @@ def test_options_exist() -> None:
             assert named - known == set()
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="a flag of x86")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine is not x86")
 def test_the_flag_against_amx_wins_over_native() -> None:
     """CMAKE_CXX_FLAGS come before -march=native on the command line."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
@@ -283,7 +283,7 @@ def test_the_flag_against_amx_wins_over_native() -> None:
     macros = [compiler, "-dM", "-E", "-x", "c++", os.devnull]
     plain = subprocess.run([*macros, "-march=sapphirerapids"], capture_output=True, text=True)
     if plain.returncode:
-        pytest.skip("this compiler does not know AMX")
+        pytest.skip("this machine's compiler does not know AMX")
     assert "__AMX_INT8__" in plain.stdout
     without = subprocess.run(
         [*macros, "-mno-amx-int8", "-march=sapphirerapids"], capture_output=True, text=True, check=True

@@ -28,7 +28,7 @@ import random_mmproj
 from c_api import Model, contexts, llama, quiet, read
 
 linux_only = pytest.mark.skipif(
-    sys.platform != "linux", reason="other systems do not limit a process's memory"
+    sys.platform != "linux", reason="this machine is not Linux, and does not limit a process's memory"
 )
 
 

@@ -23,7 +23,7 @@ SMALL = {"n_ctx": 512, "n_threads": 2}  # with one, ggml computes in the thread 
 OPTIONS = {"max_tokens": 2}
 
 pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this machine has no fork"),
     # Python 3.12 on, of a fork while there are threads
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
 ]

@@ -104,7 +104,7 @@ def kernels_here() -> list[str]:
 
 
 HERE = kernels_here()
-needs_kernels = pytest.mark.skipif(not HERE, reason="no kernels for this CPU, or PYFASTV_KERNELS=stock")
+needs_kernels = pytest.mark.skipif(not HERE, reason="this machine has no kernels, or PYFASTV_KERNELS=stock")
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_bits_are_those_of_llama_cpps_repacked_products(
             assert stock.tobytes() == products[HERE[0]][f"{i} {OURS}"].tobytes(), case
             compared += 1
     if compared == 0:
-        pytest.skip(f"llama.cpp does not repack {kind} on this CPU")
+        pytest.skip(f"this machine: llama.cpp does not repack {kind}")
 
 
 @needs_kernels

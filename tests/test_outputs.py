@@ -330,7 +330,7 @@ def folder(tmp_path: Path) -> Path:
     try:
         path.mkdir()
     except OSError:
-        pytest.skip("this file system has UTF-8 names only")
+        pytest.skip("this machine's file system has UTF-8 names only")
     (path / "model.gguf").symlink_to(bundled_model())
     (path / "mmproj.gguf").symlink_to(bundled_mmproj())
     return path

@@ -132,7 +132,9 @@ def read_without_memory(model_path: str, logits_path: str) -> None:
     np.save(logits_path, read(context))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="address space is limited on Linux only")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="this machine is not Linux, and does not limit address space"
+)
 def test_logits_are_read_when_memory_has_run_out(model, path, tmp_path):
     given = tmp_path / "logits.npy"
     code = f"import test_scoring_memory as t; t.read_without_memory({str(path)!r}, {str(given)!r})"

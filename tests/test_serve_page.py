@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,8 +17,11 @@ from serving import CLOCK, Server
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 selenium = pytest.importorskip("selenium", reason="needs selenium")
+MISSING = "chromium and chromedriver (Debian: apt install chromium-driver)"
+# set: they cannot be had
+REFUSED = os.environ.get("PYFASTV_NO_BROWSER")
 pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian: apt install chromium-driver)"
+    not (CHROMIUM and DRIVER), reason=f"this machine has no {MISSING}" if REFUSED else f"needs {MISSING}"
 )
 
 from selenium import webdriver  # noqa: E402

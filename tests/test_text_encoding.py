@@ -130,7 +130,7 @@ def run(*arguments: str | bytes, stdin: bytes = b"", **env: str) -> tuple[int, b
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="arguments are UTF-16")
+@pytest.mark.skipif(sys.platform == "win32", reason="this machine's arguments are UTF-16")
 def test_an_argument_in_latin_1_is_told_in_one_line() -> None:
     status, _, errors = run("ask", "-t", "1", os.fsencode(CLOCK.picture), b"caf\xe9?", "-n", "2")
     assert (status, errors.count(b"\n")) == (1, 1)
