@@ -22,9 +22,10 @@ set(PYFASTV_SOURCES
     regex/matcher.cpp
     regex/parse.cpp
     regex/split.cpp
-    schedule/names.cpp
     schedule/schedule.cpp
-    schedule/validate.cpp
+    settings/rules.cpp
+    settings/schedule.cpp
+    settings/text.cpp
     score/score.cpp
 )
 list(TRANSFORM PYFASTV_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)

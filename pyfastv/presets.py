@@ -157,7 +157,7 @@ PRESETS: dict[str, Callable[[], Schedule]] = {
 
 
 def to_schedule(value: object) -> Schedule | None:
-    """What ``fastv=`` takes: a schedule, the name of a preset, text as in ``LLAMA_FASTV``; None or "off": no pruning."""
+    """What ``fastv=`` takes: a schedule, text as :meth:`Schedule.parse` takes it; None or "off": no pruning."""
     if value is None or isinstance(value, Schedule):
         return value
     if not isinstance(value, str):
@@ -168,10 +168,4 @@ def to_schedule(value: object) -> Schedule | None:
     name = value.strip().lower()
     if name == "off":
         return None
-    if name in PRESETS:
-        return PRESETS[name]()
-    if "=" not in name:
-        raise OptionError(
-            f"{value!r} is no schedule: give text such as 'k=2,drop=0.5', or one of {', '.join(PRESETS)}, off"
-        )
-    return Schedule.parse(value)
+    return PRESETS[name]() if name in PRESETS else Schedule.parse(value)

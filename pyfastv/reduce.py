@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-from ._checks import integer, real
+from . import _native
+from ._checks import INT32_MAX, integer, real
 from .errors import OptionError
 
 __all__ = [
@@ -48,7 +47,9 @@ class Reducer:
         for item in fields(self):
             value = getattr(self, item.name)
             if value is not None or item.default is not None:
-                object.__setattr__(self, item.name, _CHECKS[item.name](value))
+                object.__setattr__(self, item.name, _typed(item.name, value))
+        for name, value in _parse(self.spec())[1].items():  # ranges, and what holds between the fields
+            object.__setattr__(self, name, value)
 
     def spec(self) -> str:
         """As text: ``divprune,keep=288``. :func:`to_reducer` reads it."""
@@ -75,13 +76,6 @@ class Pool(Reducer):
     """Side of a window in patches; windows at the right and lower edge may be smaller. 2 if ``keep`` is not given."""
     keep: float | None = None
     """In place of ``window``: windows as equal as can be, about as many as this and not more."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.window is not None and self.keep is not None:
-            raise OptionError(f"pool takes window or keep, not both; got {self.window} and {self.keep}")
-        if self.window is None and self.keep is None:
-            object.__setattr__(self, "window", 2)
 
 
 @dataclass(frozen=True)
@@ -189,72 +183,29 @@ def to_reducer(value: object) -> Reducer | None:
         raise OptionError(
             f"reduce must be a Reducer, text such as 'divprune,keep=288', or None; got {value!r}"
         )
-    name, *parts = (part.strip() for part in value.split(","))
-    if name == "off" and not parts:
+    if value.strip().lower() == "off":
         return None
-    kind = REDUCERS.get(name)
-    if kind is None:
-        raise OptionError(f"{name!r} is no reducer: give one of {', '.join(REDUCERS)}, or off")
-    known = {item.name for item in fields(kind)}
-    values: dict[str, Any] = {}
-    for part in parts:
-        key, equals, text = (piece.strip() for piece in part.partition("="))
-        if key not in known or (key in _FLAGS) == bool(equals):
-            wanted = ", ".join(sorted(item if item in _FLAGS else f"{item}=" for item in known))
-            raise OptionError(f"reduce: {part!r} is no field of {name}: {wanted}")
-        if key in values:
-            raise OptionError(f"reduce: {part!r}: {key} is given twice")
-        values[key] = True if key in _FLAGS else _number(key, text)
-    try:
-        return kind(**values)
-    except TypeError:  # a field without a default
-        needed = next(item for item in known if item in ("keep", "drop"))
-        raise OptionError(f"reduce: {name} needs {needed}=, as in '{name},{needed}=0.5'") from None
+    name, values = _parse(value)
+    return REDUCERS[name](**values)
 
 
 _FLAGS = ("scale", "renumber")
 
 
-def _number(key: str, text: str) -> float:
+def _parse(text: str) -> tuple[str, dict[str, Any]]:
     try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise OptionError(f"reduce: {key} must be a number; got {text!r}")
-    return int(value) if value.is_integer() else value
+        found = _native.parse_reducer(text)
+    except OptionError as error:
+        raise OptionError(f"reduce: {error}") from None
+    assert found is not None
+    return found
 
 
-def _keep(value: object) -> float:
-    wanted = "a number of tokens, at least 1, or a share of them above 0 and below 1"
-    number = real("keep", value, wanted, 0.0, 1e9)
-    if number == 0.0 or (number > 1.0 and not number.is_integer()):
-        raise OptionError(f"keep must be {wanted}; got {value!r}")
-    return int(number) if number >= 1.0 else number
-
-
-def _drop(value: object) -> float:
-    wanted = "a share of the tokens, at least 0 and below 1"
-    number = real("drop", value, wanted, 0.0, 1.0)
-    if number == 1.0:
-        raise OptionError(f"drop must be {wanted}; got {value!r}")
-    return number
-
-
-def _flag(name: str) -> Callable[[object], bool]:
-    def check(value: object) -> bool:
+def _typed(name: str, value: object) -> bool | int | float:
+    if name in _FLAGS:
         if not isinstance(value, bool):
-            raise OptionError(f"{name} must be True or False; got {value!r}")
+            raise OptionError(f"reduce: {name} must be True or False; got {value!r}")
         return value
-
-    return check
-
-
-_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "keep": _keep,
-    "drop": _drop,
-    "window": lambda value: integer("window", value, 1),
-    "frames": lambda value: integer("frames", value, 1),
-    "scale": _flag("scale"),
-    "renumber": _flag("renumber"),
-}
+    if name in ("keep", "drop"):
+        return real(f"reduce: {name}", value, "a number")
+    return integer(f"reduce: {name}", value, -INT32_MAX)

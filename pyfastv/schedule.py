@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
+from . import _native
 from ._checks import integer, real
 from .errors import OptionError
 
 __all__ = ["MAX_CUTS", "PICKS", "RECALL", "SCORES", "Cut", "Schedule"]
 
-MAX_CUTS = 8
+MAX_CUTS = _native.MAX_CUTS
 RECALL = 0.025
 
-SCORES = ("last", "question-mean", "question-max", "all", "last-no-rope", "random", "none")
+SCORES = _native.SCORES
 """What ranks the visual tokens at a cut; see :class:`Cut`."""
-PICKS = ("top-k", "window", "uniform", "grid", "mass", "cover")
+PICKS = _native.PICKS
 """How the tokens to keep are picked, given their scores; see :class:`Cut`."""
 
-_SCORE = re.compile(rf"(?:{'|'.join(SCORES)})|random\d+")
-_PICK = re.compile(r"top-k|uniform|cover|(?:window|grid)0*[1-9]\d*|mass(?P<mass>[\d.eE+-]+)")
-_SHARE = re.compile(r"(\d+(?:\.\d*)?)%")
 _FLAGS = ("weigh", "merge")
-_FIELDS = "k=, drop=, score=, pick=, weigh, merge, recall=, cells="
 
 
 @dataclass(frozen=True)
@@ -58,14 +52,13 @@ class Cut:
     """Dropped rows are averaged into the kept row of the same picture that is nearest by cosine."""
 
     def __post_init__(self) -> None:
-        checked = {
-            "layer": _layer(self.layer),
-            "drop": real("drop", self.drop, "a share of the visual tokens in [0, 1], such as 0.5", 0.0, 1.0),
-            "score": _score(self.score),
-            "pick": _pick(self.pick),
-            "weigh": _flag("weigh", self.weigh),
-            "merge": _flag("merge", self.merge),
-        }
+        for name in ("score", "pick"):
+            if not isinstance(getattr(self, name), str):
+                raise OptionError(f"{name} must be text; got {getattr(self, name)!r}")
+        drop = real("drop", self.drop, "a share of the visual tokens in [0, 1], such as 0.5")
+        checked = _native.check_cut(_layer(self.layer), drop, self.score, self.pick)
+        for name in _FLAGS:
+            checked[name] = _flag(name, getattr(self, name))
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -102,17 +95,10 @@ class Schedule:
             raise OptionError(f"cuts must be Cuts; got {self.cuts!r}")
         if not 1 <= len(cuts) <= MAX_CUTS:
             raise OptionError(f"a schedule has 1 to {MAX_CUTS} cuts; got {len(cuts)}")
-        for before, cut in pairwise(cuts):
-            if _is_at_or_behind(before.layer, cut.layer):
-                raise OptionError(f"k must ascend from cut to cut; got {before.layer}, then {cut.layer}")
-            if before.drop > cut.drop:
-                raise OptionError(
-                    f"drop is a share of all of a picture's tokens and cannot descend from cut to cut; "
-                    f"got {_number(before.drop)}, then {_number(cut.drop)}"
-                )
         object.__setattr__(self, "cuts", tuple(cuts))
         object.__setattr__(self, "recall", _recall(self.recall))
         object.__setattr__(self, "cells", _cells(self.cells))
+        _native.parse_schedule(self.spec())  # what holds between the fields
 
     def spec(self) -> str:
         """As in ``LLAMA_FASTV``; what is as FastV has it is left out. :meth:`parse` reads it."""
@@ -129,24 +115,13 @@ class Schedule:
 
         ``k=2`` or ``k=25%``, ``drop=0.5``, ``score=...`` and ``pick=...`` as in :class:`Cut`, ``weigh``, ``merge``;
         and, in any cut, for all of them ``recall=0.025`` and ``cells=2048`` or ``cells=auto``. What is left out is as
-        FastV has it. Raises OptionError.
+        FastV has it. Or the name of a preset, and what differs from it: ``recommended,k=4,drop=0.75``. Raises
+        OptionError.
         """
-        shared: dict[str, Any] = {}
-        cuts = []
-        for part in text.split(";"):
-            values: dict[str, Any] = {"layer": 2, "drop": 0.5}
-            seen: set[str] = set()
-            for field in part.split(","):
-                key, value = _field(field)
-                if key in seen or key in shared:
-                    raise OptionError(f"{field.strip()!r}: {key} is given twice")
-                if key in ("recall", "cells"):
-                    shared[key] = value
-                else:
-                    seen.add(key)
-                    values["layer" if key == "k" else key] = value
-            cuts.append(Cut(**values))
-        return Schedule(cuts, **shared)
+        found = _native.parse_schedule(text)
+        if found is None:
+            raise OptionError(f"{text!r} is no schedule: it means none")
+        return Schedule([Cut(**cut) for cut in found["cuts"]], found["recall"], found["cells"])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and self._values() == other._values()
@@ -165,71 +140,19 @@ class Schedule:
         return text if type(self) is Schedule else f"{type(self).__name__} {text}"
 
 
-def _field(text: str) -> tuple[str, Any]:
-    key, equals, value = (part.strip() for part in text.partition("="))
-    if key in _FLAGS and not equals:
-        return key, True
-    if not equals or key not in ("k", "drop", "score", "pick", "recall", "cells"):
-        raise OptionError(f"{text.strip()!r} is none of {_FIELDS}")
-    if key in ("drop", "recall"):
-        return key, _real(key, value)
-    if key == "k" and re.fullmatch(r"[+-]?\d+", value):
-        return key, int(value)
-    if key == "cells" and value.isdecimal():
-        return key, int(value) or None
-    return key, value
-
-
-def _real(name: str, text: str) -> float:
-    if re.fullmatch(r"[\d.eE+-]+", text):
+def _layer(value: object) -> str:
+    """As in text."""
+    if isinstance(value, str) and value.endswith("%"):
+        return value
+    if not isinstance(value, float):
         try:
-            return float(text)
-        except ValueError:
-            pass
-    raise OptionError(f"{name} must be a number, such as 0.5; got {text!r}")
-
-
-def _layer(value: object) -> int | str:
-    if isinstance(value, str):
-        share = _SHARE.fullmatch(value)
-        if share is not None and 0.0 <= float(share[1]) <= 100.0:
-            return value
-    elif not isinstance(value, float):
-        try:
-            return integer("k", value, 1)
+            return str(integer("k", value, 1))
         except OptionError:
             pass
     raise OptionError(
         "k, the layer of a cut, must be an integer, at least 1, or a share of the layers such as '25%'; "
         f"got {value!r}"
     )
-
-
-def _is_at_or_behind(layer: int | str, other: int | str) -> bool:
-    """Numbers and shares can be compared only where the number of layers is known."""
-    if isinstance(layer, str) and isinstance(other, str):
-        return float(layer[:-1]) >= float(other[:-1])
-    return isinstance(layer, int) and isinstance(other, int) and layer >= other
-
-
-def _score(value: object) -> str:
-    if not isinstance(value, str) or not _SCORE.fullmatch(value):
-        raise OptionError(f"score must be one of {', '.join(SCORES)}, or random7 (a seed); got {value!r}")
-    if value.startswith("random") and int(value[len("random") :] or 0) >= 2**32:
-        raise OptionError(f"score: a seed is from 0 to {2**32 - 1}; got {value!r}")
-    return value
-
-
-def _pick(value: object) -> str:
-    found = _PICK.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
-        raise OptionError(
-            "pick must be 'top-k', 'cover', 'uniform', 'window' and a side as 'window4', 'grid' and a stride as 'grid3', "
-            f"or 'mass' and a share as 'mass0.95'; got {value!r}"
-        )
-    if found["mass"] is not None and not 0.0 < _real("pick: mass", found["mass"]) <= 1.0:
-        raise OptionError(f"pick: mass must be above 0 and at most 1; got {value!r}")
-    return found.string
 
 
 def _recall(value: object) -> float:

@@ -371,8 +371,8 @@ def test_random_scores_of_neighbouring_seeds_do_not_resemble() -> None:
         ("pick=mass0", "mass"),
         ("pick=mass1.5", "mass"),
         ("pick=topk", "pick"),
-        ("drop=0.5;drop=0.6", "one is taken"),
-        ("", "empty"),
+        ("drop=0.5;k=4,drop=0.6", "one is taken"),
+        ("", "is no schedule"),
     ],
 )
 def test_a_bad_cut_is_refused(cut: str, message: str) -> None:

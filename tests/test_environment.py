@@ -99,6 +99,20 @@ def test_a_malformed_setting_is_one_line_and_no_pruning(tmp_path: Path, setting:
     assert text == EXAMPLE.answer
 
 
+@pytest.mark.parametrize(
+    ("setting", "same"), [("Recommended,drop=0.9", pyfastv.Recommended(2, 0.9)), (" OFF ", None)]
+)
+def test_names_of_schedules_are_understood(
+    runner: pyfastv.Runner, tmp_path: Path, setting: str, same: pyfastv.Schedule | None
+) -> None:
+    question = "Describe the image."
+    expected = runner.ask(EXAMPLE.picture, question, fastv=same, max_tokens=64).text
+    text, stderr = answer(tmp_path, "mtmd", setting, question, verbose=True)
+    assert text[:100] == expected[:100]  # of another number of threads, and the most is dropped
+    assert ("LLAMA_FASTV: k=2,drop=0.9,score=question-max,pick=cover,weigh" in stderr) == (same is not None)
+    assert "nothing is pruned" not in stderr
+
+
 def test_a_runner_does_what_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the environment says to programs that cannot be asked."""
     monkeypatch.setenv("LLAMA_FASTV", "k=2,drop=0.9")

@@ -58,7 +58,7 @@ def test_settings_are_the_same_however_they_are_written() -> None:
 
 def test_off_is_always_there_and_first() -> None:
     assert check_settings(["fastv", "k=2,drop=0.5", "zipvl"]) == ["off", "fastv", "zipvl"]
-    with pytest.raises(OptionError, match="'fast' is no schedule"):
+    with pytest.raises(OptionError, match='"fast" is no schedule'):
         check_settings(["fast"])
 
 
@@ -407,7 +407,7 @@ def test_eval_asks_scores_times_and_plots(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--settings", "quick"], "'quick' is no schedule"),
+        (["--settings", "quick"], '"quick" is no schedule'),
         (["--limit", "0"], "limit must be an integer, at least 1; got 0"),
         (["--max-tokens", "0"], "max_tokens must be an integer, at least 1; got 0"),
         (["--processes", "0"], "processes must be an integer, from 1 to 256; got 0"),

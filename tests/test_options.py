@@ -42,15 +42,17 @@ def test_fastv_defaults_are_the_papers_example() -> None:
 
 @pytest.mark.parametrize("k", [0, -1, 2.0, "2", "101%", "%", "", None, True, math.nan, 2**31])
 def test_a_cut_refuses_a_layer(k: Any) -> None:
-    with pytest.raises(OptionError, match="k, the layer of a cut, must be an integer") as caught:
+    with pytest.raises(OptionError, match=r"k, the layer of a cut, must be an integer|^k = ") as caught:
         Cut(k, 0.5)
-    assert repr(k) in str(caught.value)
+    assert str(k) in str(caught.value)
     assert isinstance(caught.value, (Error, ValueError))
 
 
 @pytest.mark.parametrize("drop", [-0.1, 1.5, math.nan, math.inf, "0.5", None, True, [0.5]])
 def test_a_cut_refuses_drop(drop: Any) -> None:
-    with pytest.raises(OptionError, match="drop must be") as caught:
+    with pytest.raises(
+        OptionError, match=r"drop must be|^drop = .* is out of range: 0 <= drop <= 1"
+    ) as caught:
         Cut(2, drop)
     assert repr(drop) in str(caught.value)
 
@@ -61,7 +63,7 @@ def test_a_cut_refuses_drop(drop: Any) -> None:
 def test_a_cut_refuses_a_score(score: Any) -> None:
     with pytest.raises(OptionError, match="score") as caught:
         Cut(2, 0.5, score=score)
-    assert repr(score) in str(caught.value)
+    assert str(score) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +85,11 @@ def test_a_cut_refuses_a_score(score: Any) -> None:
     ],
 )
 def test_a_cut_refuses_a_pick(pick: Any) -> None:
-    with pytest.raises(OptionError, match="pick") as caught:
+    with pytest.raises(OptionError, match=r"pick = |pick must be|window = 0|stride = 0|mass = ") as caught:
         Cut(2, 0.5, pick=pick)
-    assert (pick.removeprefix("mass") if isinstance(pick, str) else repr(pick)) in str(caught.value)
+    value = str(pick)
+    number = value.lstrip("abcdefghijklmnopqrstuvwxyz")
+    assert value in str(caught.value) or f"= {number} is out of range" in str(caught.value)
 
 
 @pytest.mark.parametrize("drop", [0, 1, 0.999, np.float32(0.5)])
@@ -104,9 +108,9 @@ def test_a_cut_takes_numpy_integers_as_int() -> None:
         ({"cuts": [Cut(k + 1, 0.5) for k in range(9)]}, "1 to 8 cuts; got 9"),
         ({"cuts": "k=2"}, "cuts must be Cuts"),
         ({"cuts": [Cut(2, 0.5), 4]}, "cuts must be Cuts"),
-        ({"cuts": [Cut(4, 0.5), Cut(4, 0.75)]}, "k must ascend from cut to cut; got 4, then 4"),
-        ({"cuts": [Cut("50%", 0.5), Cut("25%", 0.75)]}, "got 50%, then 25%"),
-        ({"cuts": [Cut(2, 0.75), Cut(4, 0.5)]}, "cannot descend from cut to cut; got 0.75, then 0.5"),
+        ({"cuts": [Cut(4, 0.5), Cut(4, 0.75)]}, "k = 4 follows k = 4: every cut must be at a later layer"),
+        ({"cuts": [Cut("50%", 0.5), Cut("25%", 0.75)]}, "k = 25% follows k = 50%"),
+        ({"cuts": [Cut(2, 0.75), Cut(4, 0.5)]}, "drop = 0.5 follows drop = 0.75"),
         ({"recall": -0.1}, "recall must be"),
         ({"recall": 1.1}, "recall must be"),
         ({"recall": "all"}, "recall must be"),
@@ -137,19 +141,22 @@ def test_a_spec_says_what_differs_from_fastv() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "'' is none of k="),
-        ("k=2;", "'' is none of k="),
-        ("speed=9", "'speed=9' is none of k="),
-        ("merge=1", "'merge=1' is none of"),
-        ("k=2,k=3", "'k=3': k is given twice"),
+        ("", "is no schedule: one of recommended, "),
+        ("k=2;", "is empty; fields: k="),
+        ("speed=9", '"speed=9" is none of k='),
+        ("merge=1", '"merge=1" is none of'),
+        ("k=2,k=3", '"k=3": k is given twice'),
         ("recall=0;k=4,recall=0", "recall is given twice"),
-        ("k=two", "k, the layer"),
-        ("k=0", "k, the layer"),
-        ("drop=half", "drop must be a number"),
-        ("drop=nan", "drop must be a number"),
-        ("drop=1.5", "drop must be"),
+        ("k=two", 'k = "two" is not understood; a layer'),
+        ("k=0", "k = 0 is out of range"),
+        ("drop=half", 'drop = "half" is not understood; a number'),
+        ("drop=nan", 'drop = "nan" is not understood; a number'),
+        ("drop=1.5", "drop = 1.5 is out of range"),
+        ("recommended;k=4", "recommended is a whole schedule"),
+        ("pyramiddrop,drop=0.5", "pyramiddrop has 3 cuts"),
+        ("k=2,recommended", '"recommended" is none of'),
         ("cells=-1", "cells"),
-        ("k=2;k=2", "k must ascend"),
+        ("k=2;k=2", "k = 2 follows k = 2"),
     ],
 )
 def test_a_spec_that_is_refused(text: str, words: str) -> None:
@@ -228,6 +235,21 @@ def test_presets_fit_models(preset: type[Schedule], n_layer: int) -> None:
     _native.check_schedule(made.spec(), n_layer)
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_s_name_is_its_schedule_in_both_languages(name: str) -> None:
+    """And it takes fields, which differ from it."""
+    made = PRESETS[name]()
+    assert Schedule.parse(name) == Schedule.parse(f" {name.upper()} ") == to_schedule(name) == made
+    assert _native.check_schedule(name, 32) == _native.check_schedule(made.spec(), 32)
+    assert Schedule.parse(f"{name},recall=0.5,cells=auto") == Schedule(made.cuts, 0.5, "auto")
+
+
+def test_fields_of_a_preset() -> None:
+    assert Schedule.parse("recommended,k=4,drop=0.75") == Recommended(4, 0.75)
+    assert Schedule.parse("fastv, k=25%, weigh") == FastV("25%", weigh=True)
+    assert Schedule.parse("zipvl,pick=mass0.9,k=3,drop=0.8") == ZipVL(0.9, 3, 0.8)
+
+
 def test_presets_are_what_their_papers_say() -> None:
     pyramid = [(cut.layer, cut.drop, cut.score, cut.pick) for cut in PyramidDrop().cuts]
     assert pyramid == [
@@ -276,7 +298,7 @@ def test_a_schedule_by_name_or_text(value: Any, expected: Schedule | None) -> No
 def test_what_is_no_schedule_is_refused_with_the_choices(value: Any) -> None:
     with pytest.raises(OptionError, match="pyramiddrop") as caught:
         to_schedule(value)
-    assert repr(value) in str(caught.value)
+    assert (f'"{value}"' if isinstance(value, str) else repr(value)) in str(caught.value)
 
 
 def test_options_are_frozen() -> None:

@@ -102,7 +102,7 @@ def test_files_that_cannot_be_read_or_written_are_told(tmp_path: Path, profile: 
         profile.save(tmp_path / "none" / "profile.json")
     with pytest.raises(OptionError):
         Profile.load(write(tmp_path, profile, schedule="k=0"))
-    with pytest.raises(OptionError, match="share must be"):
+    with pytest.raises(OptionError, match="share = 2 is out of range"):
         Profile.load(write(tmp_path, profile, turbo="share=2"))
     with pytest.raises(OptionError, match="is no reducer"):
         Profile.load(write(tmp_path, profile, reduce="half"))

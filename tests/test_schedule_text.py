@@ -172,18 +172,28 @@ NO_GRID = ["grid", "grid+3", "grid3.0"]
 NO_MASS = ["mass", "massive", "mass0.5%", "massnan"]
 
 
-@pytest.mark.parametrize("spec", ["", " ", ";", "k=2;", ";k=2", "k=2; ;k=4"])
+@pytest.mark.parametrize("spec", [";", "k=2;", ";k=2", "k=2; ;k=4"])
 def test_an_empty_cut_is_refused(spec: str) -> None:
     with pytest.raises(pyfastv.OptionError, match="is empty; fields: k=, drop="):
         check_schedule(spec, N_LAYER)
 
 
-@pytest.mark.parametrize("field", ["x=1", "layer=2", "K=2", "merge=1", "merge=", "Merge", "=2", "window=4"])
+@pytest.mark.parametrize("field", ["x=1", "layer=2", "K=2", "merge=1", "merge=", "=2", "window=4"])
 def test_an_unknown_field_is_refused_with_the_choices(field: str) -> None:
     with pytest.raises(pyfastv.OptionError) as caught:
         check_schedule(f"drop=0.5,{field}", N_LAYER)
     assert (
         str(caught.value) == f'"{field}" is none of k=, drop=, score=, pick=, weigh, merge, recall=, cells='
+    )
+
+
+@pytest.mark.parametrize("word", ["Merge", "best", "", " "])
+def test_a_word_that_is_no_schedule_is_refused_with_the_names(word: str) -> None:
+    with pytest.raises(pyfastv.OptionError) as caught:
+        check_schedule(word, N_LAYER)
+    assert str(caught.value).startswith(f'"{word}" is no schedule: one of recommended, fastv, ')
+    assert str(caught.value).endswith(
+        ", off, or fields: k=, drop=, score=, pick=, weigh, merge, recall=, cells="
     )
 
 
@@ -205,7 +215,7 @@ def test_a_malformed_layer_is_refused(value: str) -> None:
 
 @pytest.mark.parametrize("key", ["drop", "recall"])
 @pytest.mark.parametrize(
-    "value", ["", "0 5", "half", "0.5x", "0.5.5", "50%", "nan", "inf", "0x1p-1", "1e99", "1e"]
+    "value", ["", "0 5", "half", "0.5x", "0.5.5", "50%", "nan", "inf", "0x1p-1", "1e999", "1e"]
 )
 def test_a_malformed_share_is_refused(key: str, value: str) -> None:
     with pytest.raises(pyfastv.OptionError) as caught:

@@ -422,7 +422,7 @@ def test_nothing_good_enough_is_off(data: Path, capfd: pytest.CaptureFixture[str
         (["--confidence", "95"], "confidence must be a probability from 0.5 to 0.999; got 95.0"),
         (["--positions", "0"], "positions must be an integer, at least 1; got 0"),
         (["--budget", "-1"], "budget must be 0 or more minutes; got -1.0"),
-        (["--settings", "fast"], "'fast' is no schedule"),
+        (["--settings", "fast"], '"fast" is no schedule'),
         (["--limit", "2"], "tuning needs at least 4 pictures; got 2"),
     ],
 )

@@ -7,8 +7,7 @@
 #include "runner/errors.h"
 #include "runner/log.h"
 #include "runner/model_file.h"
-#include "schedule/names.h"
-#include "schedule/schedule.h"
+#include "settings/schedule.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -141,22 +140,12 @@ static py::dict vision_info(const std::filesystem::path & mmproj_path) {
         "visual_tokens"_a = one_a_patch ? py::object(py::int_((size/patch)*(size/patch))) : py::none());
 }
 
-template <typename F>
-static auto option_checked(F && f) {
-    try {
-        return f();
-    } catch (const std::invalid_argument & err) {
-        throw pyfastv::error(pyfastv::error_kind::option, err.what());
-    }
-}
-
 static pyfastv_cut parse_cut(const std::string & text) {
-    const auto params = pyfastv::parse_params(text, /* n_layer */ 100);
-    if (params.n_cuts != 1) {
-        throw std::invalid_argument("\"" + text + "\" has " + std::to_string(params.n_cuts) + " cuts; one is taken here");
+    const auto schedule = pyfastv::parse_schedule(text);
+    if (schedule.cuts.size() != 1) {
+        throw std::invalid_argument("\"" + text + "\" has " + std::to_string(schedule.cuts.size()) + " cuts; one is taken here");
     }
-    pyfastv::validate_cut(params.cuts[0]);
-    return params.cuts[0];
+    return pyfastv::to_params(schedule, /* n_layer */ 100).cuts[0];
 }
 
 using scores_array  = py::array_t<float, py::array::c_style | py::array::forcecast>;
@@ -209,21 +198,13 @@ static pyfastv::picture_scores make_picture(const scores_array & scores, const s
 
 static py::array_t<int32_t> choose(const scores_array & scores, const std::string & cut, const std::optional<grid_list> & grids,
         const std::optional<present_array> & present, const std::optional<scores_array> & similarity) {
-    const auto kept = option_checked([&] { return pyfastv::choose(make_picture(scores, grids, present, similarity), parse_cut(cut)); });
+    const auto kept = pyfastv::option_checked([&] { return pyfastv::choose(make_picture(scores, grids, present, similarity), parse_cut(cut)); });
     return py::array_t<int32_t>(kept.size(), kept.data());
 }
 
 static py::array_t<float> random_scores(size_t n, uint32_t seed) {
     const auto scores = pyfastv::random_scores(n, seed);
     return py::array_t<float>(scores.size(), scores.data());
-}
-
-static std::string check_schedule(const std::string & spec, int32_t n_layer) {
-    return option_checked([&] {
-        const auto params = pyfastv::parse_params(spec, n_layer);
-        pyfastv::validate(params, n_layer);
-        return pyfastv::to_text(params);
-    });
 }
 
 void bind_info(py::module_ & m) {
@@ -237,5 +218,4 @@ void bind_info(py::module_ & m) {
     m.def("choose", &choose, "scores"_a, "cut"_a, py::kw_only(), "grids"_a = py::none(), "present"_a = py::none(),
           "similarity"_a = py::none());
     m.def("random_scores", &random_scores, "n"_a, "seed"_a);
-    m.def("check_schedule", &check_schedule, "spec"_a, "n_layer"_a);
 }

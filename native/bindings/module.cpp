@@ -74,4 +74,5 @@ PYBIND11_MODULE(_native, m) {
     bind_reduce(m);
     bind_regex(m);
     bind_rewrite(m);
+    bind_settings(m);
 }

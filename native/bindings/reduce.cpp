@@ -80,22 +80,9 @@ static py::dict reduce(const matrix & embeddings, const std::string & spec, cons
         "member"_a = py::array_t<int32_t>(res.member.size(), res.member.data()), "grids"_a = slices);
 }
 
-template <typename F>
-static auto option_checked(F && f) {
-    try {
-        return f();
-    } catch (const std::invalid_argument & err) {
-        throw pyfastv::error(pyfastv::error_kind::option, err.what());
-    }
-}
-
 void bind_reduce(py::module_ & m) {
     m.def("reduce", [](const matrix & embeddings, const std::string & spec, const std::optional<grid_list> & grids,
             const std::optional<matrix> & question, int64_t n_threads) {
-        return option_checked([&] { return reduce(embeddings, spec, grids, question, n_threads); });
+        return pyfastv::option_checked([&] { return reduce(embeddings, spec, grids, question, n_threads); });
     }, "embeddings"_a, "spec"_a, py::kw_only(), "grids"_a = py::none(), "question"_a = py::none(), "n_threads"_a = 1);
-
-    m.def("check_reducer", [](const std::string & spec) {
-        return option_checked([&] { return pyfastv::to_text(pyfastv::parse_reducer(spec)); });
-    }, "spec"_a);
 }

@@ -2,8 +2,8 @@
 
 #include "capi/caught.h"
 #include "decode/staged_decode.h"
-#include "schedule/names.h"
 #include "schedule/schedule.h"
+#include "settings/schedule.h"
 
 #include "llama-context.h"
 #include "llama-model.h"
@@ -63,7 +63,7 @@ struct pyfastv_params pyfastv_default_params(void) {
 
 enum pyfastv_status pyfastv_parse(const char * text, int32_t n_layer, struct pyfastv_params * params) {
     return pyfastv::as_status(last_error, [&] {
-        const auto res = pyfastv::parse_params(text, n_layer);
+        const auto res = pyfastv::to_params(pyfastv::parse_schedule(text), n_layer);
         pyfastv::validate(res, n_layer);
         *params = res;
         return PYFASTV_OK;

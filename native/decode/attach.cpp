@@ -3,8 +3,10 @@
 #include "decode/scopes.h"
 #include "decode/staged_decode.h"
 
-#include "schedule/names.h"
 #include "schedule/schedule.h"
+#include "settings/rules.h"
+#include "settings/schedule.h"
+#include "settings/text.h"
 
 #include "llama-batch.h"
 #include "llama-context.h"
@@ -159,11 +161,11 @@ void staged_decode::attach(llama_context & ctx, const pyfastv_params & params) {
 void staged_decode::attach_from_env(llama_context & ctx) {
     const char * text = getenv("LLAMA_FASTV");
 
-    if (!text || !*text || !ctx.memory) {
+    if (!text || !*text || is_off(text) || !ctx.memory) {
         return;
     }
     try {
-        const auto params = parse_params(text, ctx.model.hparams.n_layer());
+        const auto params = to_params(parse_schedule(text), ctx.model.hparams.n_layer());
         attach(ctx, params);
         LLAMA_LOG_INFO("LLAMA_FASTV: %s\n", to_text(params).c_str());
     } catch (const std::exception & err) {
@@ -205,7 +207,7 @@ stage staged_decode::stage_to_run(int s, stage::readers scored) const {
         const auto & cut = params.cuts[s];
 
         res.il1     = cut.layer;
-        res.no_rope = cut.score == PYFASTV_SCORE_LAST_NO_ROPE;
+        res.no_rope = rule_of(cut.score).no_rope;
         res.scored  = reads_attention(cut) ? scored : stage::readers::none;
     }
 

@@ -2,7 +2,7 @@
 
 #include "choose/grid.h"
 #include "choose/similarity.h"
-#include "schedule/schedule.h"
+#include "settings/rules.h"
 
 #include <algorithm>
 #include <array>
@@ -29,20 +29,17 @@ std::vector<patch_grid> grids_of(const picture & picture) {
 
 size_t flow::first_voter(const pyfastv_cut & rule) const {
     size_t first = rows.size();
-    switch (rule.score) {
-        case PYFASTV_SCORE_ALL:
+    switch (rule_of(rule.score).who) {
+        case voters::all_rows:
             first = std::find_if(rows.begin(), rows.end(), [](const auto & row) { return row.visual(); }) - rows.begin();
             return first == rows.size() ? 0 : first;
-        case PYFASTV_SCORE_QUESTION_MEAN:
-        case PYFASTV_SCORE_QUESTION_MAX:
+        case voters::question:
             while (first > 0 && !rows[first - 1].visual()) {
                 first--;
             }
             return first;
-        case PYFASTV_SCORE_LAST:
-        case PYFASTV_SCORE_LAST_NO_ROPE:
-        case PYFASTV_SCORE_RANDOM:
-        case PYFASTV_SCORE_NONE:
+        case voters::last_row:
+        case voters::nobody:
             return first;
     }
     return first;
@@ -67,9 +64,9 @@ std::vector<float> flow::token_scores(const pyfastv_cut & rule) const {
     const size_t n_voters = rows.size() - first;
 
     for (size_t i = first; i < rows.size(); ++i) {
-        add(rows[i], rule.score == PYFASTV_SCORE_QUESTION_MAX);
+        add(rows[i], rule_of(rule.score).highest);
     }
-    if (rule.score == PYFASTV_SCORE_QUESTION_MEAN || rule.score == PYFASTV_SCORE_ALL) {
+    if (every_row_votes(rule.score) && !rule_of(rule.score).highest) {
         std::for_each(res.begin(), res.end(), [n_voters](float & score) { score /= std::max<size_t>(n_voters, 1); });
     }
 
@@ -124,7 +121,7 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n
             input.scores = random_scores(n, rule.seed);
         }
         std::vector<int32_t> here; // tokens at the cut, the rows of the similarity
-        if (rule.pick == PYFASTV_PICK_COVER || weighs) {
+        if (rule_of(rule.pick).compares || weighs) {
             for (int32_t i = 0; i < n; ++i) {
                 if (input.present[i]) {
                     here.push_back(first + i);

@@ -7,7 +7,7 @@
 #include "decode/staged_decode.h"
 
 #include "products/products.h"
-#include "schedule/schedule.h"
+#include "settings/rules.h"
 
 #include "llama-context.h"
 #include "llama-impl.h"

@@ -9,6 +9,7 @@
 #include "decode/scopes.h"
 #include "decode/stage_output.h"
 #include "schedule/schedule.h"
+#include "settings/rules.h"
 
 #include "llama-batch.h"
 #include "llama-context.h"

@@ -154,7 +154,15 @@ PYFASTV_API struct pyfastv_params pyfastv_default_params(void);
 //     recall=0.025
 //     cells=2048      KV cells of the later stages, or
 //     cells=auto      n_ctx*(1 - drop) + n_ctx/4 of the stage's drop, rounded up to 256, at most n_ctx
-// What is left out is as in pyfastv_default_params(). Returns PYFASTV_OK or PYFASTV_BAD_PARAMS.
+// What is left out is as in pyfastv_default_params(). Or a schedule that has a name, and what differs from it:
+//     recommended     k=2,drop=0.5,score=question-max,pick=cover,weigh
+//     fastv           k=2,drop=0.5
+//     zipvl           k=2,drop=0.9,score=question-mean,pick=mass0.95
+//     vtw             k=50%,drop=1,score=none,recall=0
+//     pyramiddrop     k=25%,drop=0.5;k=50%,drop=0.75;k=75%,drop=0.875 (with recall= and cells= only)
+//     feather         k=25%,drop=0.5,score=last-no-rope,pick=grid3;k=50%,drop=0.75,score=last-no-rope (likewise)
+// as in "recommended,k=4,drop=0.75". In the environment "off" is as if it were not set. Returns PYFASTV_OK or
+// PYFASTV_BAD_PARAMS.
 PYFASTV_API enum pyfastv_status pyfastv_parse(const char * text, int32_t n_layer, struct pyfastv_params * params);
 
 // Give the context stages, or, with params == NULL, take them away. The context's memory is cleared: call it before

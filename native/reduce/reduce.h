@@ -1,7 +1,7 @@
 #pragma once
 
 #include "choose/choose.h"
-#include "reduce/spec.h"
+#include "settings/reducer.h"
 
 #include "ggml-cpp.h"
 

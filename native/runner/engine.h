@@ -39,7 +39,7 @@ public:
     void set_turbo(const std::string & spec); // the language of pyfastv_turbo_parse()
     void clear_turbo();
     // From now on fewer visual tokens enter the language model, or all; what the context holds stays.
-    void set_reducer(const std::string & spec); // the language of parse_reducer() (reduce/spec.h)
+    void set_reducer(const std::string & spec); // the language of parse_reducer() (settings/reducer.h)
     void clear_reducer();
 
     // Evaluate a prompt, with one marker() for each picture; what the context holds of its beginning is not evaluated

@@ -46,6 +46,16 @@ std::optional<error> error_of(F && f) {
     }
 }
 
+// f(), whose std::invalid_argument is an option's
+template <typename F>
+auto option_checked(F && f, const std::string & what = "") {
+    try {
+        return f();
+    } catch (const std::invalid_argument & err) {
+        throw error(error_kind::option, what + err.what());
+    }
+}
+
 // The caller's callback said stop; whoever set the callback knows why.
 struct interrupted : std::runtime_error {
     interrupted() : std::runtime_error("interrupted") {}

@@ -68,7 +68,7 @@ struct image {
 // What makes the pictures of a request cheaper before the language model; empty: nothing.
 struct picture_options {
     std::string turbo;   // the language of pyfastv_turbo_parse()
-    std::string reducer; // the language of parse_reducer() (reduce/spec.h)
+    std::string reducer; // the language of parse_reducer() (settings/reducer.h)
 };
 
 struct run_report {

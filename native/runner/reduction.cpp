@@ -36,15 +36,6 @@ std::vector<patch_grid> grids_of(const prompt_piece & piece) {
     return piece.turbo.empty() ? piece.patches : std::vector<patch_grid> { { piece.n_encoded, 1 } };
 }
 
-template <typename F>
-auto option_checked(F && f) {
-    try {
-        return f();
-    } catch (const std::invalid_argument & err) {
-        throw error(error_kind::option, std::string("reduce: ") + err.what());
-    }
-}
-
 // F32 [n_embd] mean over the tokens
 std::vector<float> embedding_of(const llama_model * model, const std::vector<llama_token> & question) {
     if (question.empty()) {
@@ -72,7 +63,7 @@ std::vector<float> embedding_of(const llama_model * model, const std::vector<lla
 } // namespace
 
 reducer parse_reducer_for(const llama_model * model, const std::string & spec) {
-    const auto res = option_checked([&] { return parse_reducer(spec); });
+    const auto res = option_checked([&] { return parse_reducer(spec); }, "reduce: ");
 
     if (res.asks()) {
         embedding_of(model, { 0 }); // throws if there is no table
@@ -135,7 +126,7 @@ bool picture_reduction::has(size_t piece) const {
 }
 
 size_t picture_reduction::n_tokens() const {
-    return option_checked([&] { return count_reduced(how, grids); });
+    return option_checked([&] { return count_reduced(how, grids); }, "reduce: ");
 }
 
 void picture_reduction::add(const encoded_slice & slice) {
@@ -162,7 +153,7 @@ void picture_reduction::run(prompt & prompt, const llama_model * model, ggml_bac
         in.question   = question.data();
         in.n_question = (int64_t) question.size();
     }
-    const auto reduced = option_checked([&] { return reduce(how, in, backend); });
+    const auto reduced = option_checked([&] { return reduce(how, in, backend); }, "reduce: ");
 
     std::vector<slice_rows> res(pieces.size());
     for (size_t o = 0; o < reduced.place.size(); ++o) {

@@ -21,17 +21,7 @@ const char * unsupported_reason(const llama_model & model);
 // Why a cut cannot be at this layer; nullptr if it can. A cut that reads no attention can be at more layers.
 const char * unsupported_layer(const llama_model & model, int32_t layer, bool reads_attention);
 
-// does the rule need the attention at the last layer before the cut?
-bool reads_attention(const pyfastv_cut & cut);
-
 // Why a rule is not possible with this model; nullptr if it is.
 const char * unsupported_rule(const llama_model & model, const pyfastv_cut & cut);
-
-// does the score count more rows than the last?
-bool every_row_votes(pyfastv_score score);
-
-// These throw std::invalid_argument that names the value and its limits.
-void validate_cut(const pyfastv_cut & cut); // all but its layer
-void validate(const pyfastv_params & params, int32_t n_layer);
 
 } // namespace pyfastv

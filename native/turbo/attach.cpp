@@ -3,7 +3,8 @@
 #include "pyfastv_turbo.h"
 
 #include "capi/caught.h"
-#include "turbo/params.h"
+#include "settings/text.h"
+#include "settings/turbo.h"
 #include "turbo/plan.h"
 #include "turbo/turbo.h"
 
@@ -111,9 +112,7 @@ struct pyfastv_turbo_params pyfastv_turbo_default_params(void) {
 
 enum pyfastv_status pyfastv_turbo_parse(const char * text, struct pyfastv_turbo_params * params) {
     return pyfastv::as_status(last_error, [&] {
-        const auto res = pyfastv::parse_turbo(text);
-        pyfastv::validate(res);
-        *params = res;
+        *params = pyfastv::parse_turbo(text);
         return PYFASTV_OK;
     });
 }
@@ -178,7 +177,7 @@ const char * pyfastv_turbo_last_error(void) {
 
 void pyfastv::turbo_from_environment(mtmd_context * ctx) {
     const char * text = getenv("LLAMA_TURBO");
-    if (!text || !*text) {
+    if (!text || !*text || pyfastv::is_off(text)) {
         return;
     }
     pyfastv_turbo_params params;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace pyfastv {
 
@@ -29,8 +30,13 @@ struct reducer {
 // A reducer from text: its name, then fields separated by ",":
 //     pool,window=2 | pool,keep=144    stride,keep=144    merge,keep=288[,scale]    divprune,keep=0.5    cdpruner,keep=144
 //     vidcom2,keep=0.25    evs,drop=0.7    pllava,frames=4,window=2
-// and for all of them "renumber". Throws std::invalid_argument that names what is wrong, the value and the choices.
+// and for all of them "renumber". "off" is the caller's business. Throws std::invalid_argument that names what is wrong, the value and the choices.
 reducer parse_reducer(const std::string & text);
+
+const char * name_of(reduce_method method);
+
+// the keys that a method's text can have, but renumber
+const std::vector<std::string> & fields_of(reduce_method method);
 
 // in full, for parse_reducer() to read again
 std::string to_text(const reducer & how);

@@ -1,0 +1,110 @@
+#include "bindings/bindings.h"
+
+#include "runner/errors.h"
+#include "settings/reducer.h"
+#include "settings/rules.h"
+#include "settings/schedule.h"
+#include "settings/text.h"
+#include "settings/turbo.h"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <iterator>
+#include <string>
+#include <vector>
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+
+// The language of settings: text to values, which Python's classes hold. All raise OptionError; "off" is None.
+
+static py::object or_none_if_off(const std::string & text, py::object (*parse)(const std::string & text)) {
+    return pyfastv::is_off(text) ? py::none() : pyfastv::option_checked([&] { return parse(text); });
+}
+
+static py::dict to_dict(const pyfastv::cut_setting & cut) {
+    return py::dict(
+        "layer"_a = cut.percent ? py::object(py::str(pyfastv::layer_text(cut))) : py::int_(cut.layer), "drop"_a = cut.drop,
+        "score"_a = pyfastv::score_text(cut), "pick"_a = pyfastv::pick_text(cut), "weigh"_a = cut.weigh, "merge"_a = cut.merge);
+}
+
+static py::object parse_schedule(const std::string & text) {
+    const auto schedule = pyfastv::parse_schedule(text);
+
+    py::list cuts;
+    for (const auto & cut : schedule.cuts) {
+        cuts.append(to_dict(cut));
+    }
+    const py::object cells = schedule.n_cells < 0 ? py::object(py::str("auto")) : schedule.n_cells == 0 ? py::none() : py::object(py::int_(schedule.n_cells));
+    return py::dict("cuts"_a = cuts, "recall"_a = schedule.recall, "cells"_a = cells);
+}
+
+static py::dict check_cut(const std::string & layer, double drop, const std::string & score, const std::string & pick) {
+    return pyfastv::option_checked([&] { return to_dict(pyfastv::parse_cut(layer, drop, score, pick)); });
+}
+
+static std::string check_schedule(const std::string & spec, int32_t n_layer) {
+    return pyfastv::option_checked([&] {
+        const auto params = pyfastv::to_params(pyfastv::parse_schedule(spec), n_layer);
+        pyfastv::validate(params, n_layer);
+        return pyfastv::to_text(params);
+    });
+}
+
+// the double that is written like the float
+static double as_written(float value) { return *pyfastv::real_in(pyfastv::to_text(value)); }
+
+static py::object parse_turbo(const std::string & text) {
+    const auto turbo = pyfastv::parse_turbo(text);
+
+    const py::object layers = turbo.first_layer < 0 ? py::object(py::none()) : py::make_tuple(turbo.first_layer, turbo.last_layer);
+    return py::dict(
+        "share"_a = turbo.r > 0 ? py::object(py::none()) : py::float_(as_written(turbo.share)),
+        "r"_a = turbo.r > 0 ? py::object(py::int_(turbo.r)) : py::none(), "alpha"_a = as_written(turbo.alpha), "layers"_a = layers,
+        "once"_a = turbo.once, "renumber"_a = turbo.renumber);
+}
+
+// the name, and what was not left out, or has a value of its own
+static py::object parse_reducer(const std::string & text) {
+    const auto how = pyfastv::parse_reducer(text);
+
+    py::dict values("renumber"_a = how.renumber);
+    for (const auto & key : pyfastv::fields_of(how.method)) {
+        if (key == "keep" && how.keep > 0) {
+            values["keep"] = how.keep >= 1 ? py::object(py::int_((int64_t) how.keep)) : py::float_(how.keep);
+        } else if (key == "drop") {
+            values["drop"] = how.drop;
+        } else if (key == "window" && how.keep == 0) {
+            values["window"] = how.window;
+        } else if (key == "frames") {
+            values["frames"] = how.frames;
+        } else if (key == "scale") {
+            values["scale"] = how.scale;
+        }
+    }
+    return py::make_tuple(pyfastv::name_of(how.method), values);
+}
+
+template <typename T>
+static std::vector<std::string> names_of(const std::vector<T> & rules) {
+    std::vector<std::string> res;
+    std::transform(rules.begin(), rules.end(), std::back_inserter(res), [](const T & rule) { return rule.name; });
+    return res;
+}
+
+void bind_settings(py::module_ & m) {
+    m.attr("SCORES")   = py::tuple(py::cast(names_of(pyfastv::score_rules())));
+    m.attr("PICKS")    = py::tuple(py::cast(names_of(pyfastv::pick_rules())));
+    m.attr("PRESETS")  = py::tuple(py::cast(pyfastv::preset_names()));
+    m.attr("MAX_CUTS") = PYFASTV_MAX_CUTS;
+
+    m.def("parse_schedule", [](const std::string & text) { return or_none_if_off(text, parse_schedule); }, "text"_a);
+    m.def("check_cut",      &check_cut, "layer"_a, "drop"_a, "score"_a, "pick"_a);
+    m.def("check_schedule", &check_schedule, "spec"_a, "n_layer"_a);
+    m.def("parse_turbo",    [](const std::string & text) { return or_none_if_off(text, parse_turbo); }, "text"_a);
+    m.def("parse_reducer",  [](const std::string & text) { return or_none_if_off(text, parse_reducer); }, "text"_a);
+    m.def("check_reducer",  [](const std::string & spec) {
+        return pyfastv::option_checked([&] { return pyfastv::to_text(pyfastv::parse_reducer(spec)); });
+    }, "spec"_a);
+}

@@ -1,0 +1,57 @@
+#pragma once
+
+#include "pyfastv.h"
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+// Schedules as values, and their language, which pyfastv_parse() describes. All throw std::invalid_argument that names what
+// is wrong, the value and the choices or the limit.
+namespace pyfastv {
+
+// as it was written: numbers are not yet rounded to floats, layers not yet counted
+struct cut_setting {
+    int32_t               layer = 2;
+    std::optional<double> percent; // of the layers, in place of a number
+    double                drop  = 0.5;
+    pyfastv_score         score = PYFASTV_SCORE_LAST;
+    uint32_t              seed  = 0;
+    pyfastv_pick          pick  = PYFASTV_PICK_TOP_K;
+    double                number = 0; // behind the pick's name
+    bool                  weigh = false;
+    bool                  merge = false;
+};
+
+struct schedule_setting {
+    std::vector<cut_setting> cuts;
+    double                   recall  = 0.025;
+    int32_t                  n_cells = 0; // -1: auto
+};
+
+// Checked as far as that is possible without a model. "off" (is_off() in settings/text.h) is the caller's business.
+schedule_setting parse_schedule(const std::string & text);
+
+void check(const schedule_setting & schedule);
+
+// the fields of a cut alone, of any case
+cut_setting parse_cut(const std::string & layer, double drop, const std::string & score, const std::string & pick);
+
+std::string layer_text(const cut_setting & cut); // "2", "25%"
+std::string score_text(const cut_setting & cut); // "random7"
+std::string pick_text (const cut_setting & cut); // "window4"
+
+// names of whole schedules, in the order in which they are told
+std::vector<std::string> preset_names();
+
+// for a model of so many layers; not validated
+pyfastv_params to_params(const schedule_setting & schedule, int32_t n_layer);
+
+// Valid parameters in full, for parse_schedule() to read again. What a cut's score and pick do not use is left out.
+std::string to_text(const pyfastv_params & params);
+
+void validate_cut(const pyfastv_cut & cut); // all but its layer
+void validate(const pyfastv_params & params, int32_t n_layer);
+
+} // namespace pyfastv
