@@ -70,7 +70,7 @@ static py::object parse_reducer(const std::string & text) {
     const auto how = pyfastv::parse_reducer(text);
 
     py::dict values("renumber"_a = how.renumber);
-    for (const auto & key : pyfastv::fields_of(how.method)) {
+    for (const auto & key : pyfastv::keys_of(how.method)) {
         if (key == "keep" && how.keep > 0) {
             values["keep"] = how.keep >= 1 ? py::object(py::int_((int64_t) how.keep)) : py::float_(how.keep);
         } else if (key == "drop") {

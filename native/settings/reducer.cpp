@@ -114,7 +114,7 @@ reducer parse_reducer(const std::string & text) {
 
 const char * name_of(reduce_method method) { return methods()[(size_t) method].name; }
 
-const std::vector<std::string> & fields_of(reduce_method method) { return methods()[(size_t) method].fields; }
+const std::vector<std::string> & keys_of(reduce_method method) { return methods()[(size_t) method].fields; }
 
 std::string to_text(const reducer & how) {
     const auto & row = methods()[(size_t) how.method];

@@ -36,7 +36,7 @@ reducer parse_reducer(const std::string & text);
 const char * name_of(reduce_method method);
 
 // the keys that a method's text can have, but renumber
-const std::vector<std::string> & fields_of(reduce_method method);
+const std::vector<std::string> & keys_of(reduce_method method);
 
 // in full, for parse_reducer() to read again
 std::string to_text(const reducer & how);
