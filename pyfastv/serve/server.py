@@ -78,8 +78,8 @@ def run(app: FastAPI, pool: Pool, listening: socket.socket, *, verbose: bool = F
         limit_concurrency=1000,
     )
     server = _Server(config, partial(pool.close, _GRACE_SECONDS))
-    # Until uvicorn listens to it, it is heard here; and when uvicorn is done it gives the signal on, which by default would
-    # end the process by it.
+    # heard here until uvicorn listens to it; and when uvicorn is done it gives the signal on, which by default would end
+    # the process by it
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, server.handle_exit)
     with suppress(KeyboardInterrupt):
