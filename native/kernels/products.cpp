@@ -269,16 +269,19 @@ const uint8_t * packed(const plan & p, const products & products, const product 
 // the panels [first, last) of the weights times all rows of the product
 void multiply_group(const kernel & k, const plan & p, const products & products, const product & m, const activations * a, memory own,
                     int64_t first, int64_t last) {
-    for (int64_t i = first; m.fused && i < last; ++i) {
-        const auto * weights = packed(p, products, m, i, 0, p.n_blocks, own.packed);
-        for (int64_t j = 0; j < m.n_tiles; ++j) {
-            const auto tile = m.tile_at(j);
-            target(products, i).write(tile, [&](float * out, int64_t stride) {
-                k.multiply_fused(weights, p.n_blocks, p.activations_of(a, tile, 0), tile.n_rows, out, stride);
-            });
+    if (m.fused) {
+        for (int64_t i = first; i < last; ++i) {
+            const auto * weights = packed(p, products, m, i, 0, p.n_blocks, own.packed);
+            for (int64_t j = 0; j < m.n_tiles; ++j) {
+                const auto tile = m.tile_at(j);
+                target(products, i).write(tile, [&](float * out, int64_t stride) {
+                    k.multiply_fused(weights, p.n_blocks, p.activations_of(a, tile, 0), tile.n_rows, out, stride);
+                });
+            }
         }
+        return;
     }
-    for (int64_t b = 0; !m.fused && b < p.n_blocks; b += p.slice) {
+    for (int64_t b = 0; b < p.n_blocks; b += p.slice) {
         const int64_t n = std::min(p.slice, p.n_blocks - b);
 
         for (int64_t i = first; i < last; ++i) {
