@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from . import _native
 from ._checks import INT32_MAX, integer, real
@@ -53,7 +54,7 @@ class Turbo:
                 raise OptionError(f"{name} must be True or False; got {getattr(self, name)!r}")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        _native.parse_turbo(self.spec())  # ranges, and what holds between the fields
+        _parse(self.spec())  # ranges, and what holds between the fields
 
     def spec(self) -> str:
         """As in ``LLAMA_TURBO``; :meth:`parse` reads it."""
@@ -69,7 +70,7 @@ class Turbo:
     def parse(text: str) -> Turbo:
         """From text as in ``LLAMA_TURBO``: ``share=0.5`` or ``r=16``, ``alpha=0.1``, ``layers=2-20``, ``once``,
         ``renumber``, separated by commas. Raises OptionError."""
-        found = _native.parse_turbo(text)
+        found = _parse(text)
         if found is None:
             raise OptionError(f"{text!r} is no Turbo: it means none")
         return Turbo(**found)
@@ -85,6 +86,13 @@ def to_turbo(turbo: Turbo | str | None) -> Turbo | None:
     if not isinstance(turbo, str):
         raise OptionError(f"turbo must be a Turbo, text such as 'share=0.5', or None; got {turbo!r}")
     return None if turbo.strip().lower() == "off" else Turbo.parse(turbo)
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    try:
+        return _native.parse_turbo(text)
+    except OptionError as error:
+        raise OptionError(f"turbo: {error}") from None
 
 
 def _layers(value: object) -> tuple[int, int]:

@@ -207,7 +207,7 @@ made["other"] = fails(ask, other, question)
 """,
     )
     assert made["bad"][0] == "OptionError"
-    assert "[0, 1]" in made["bad"][1]
+    assert "0 <= drop <= 1" in made["bad"][1]
     assert made["turbo"][0] == "OptionError"
     assert made["layer"][0] == "OptionError"
     assert "1 <= k <= 11" in made["layer"][1]
