@@ -74,7 +74,6 @@ def reduce(
 MAX_CUTS: int
 SCORES: tuple[str, ...]
 PICKS: tuple[str, ...]
-PRESETS: tuple[str, ...]
 
 def parse_schedule(text: str) -> dict[str, Any] | None:
     """``cuts`` (the fields of a Cut each), ``recall``, ``cells``; None: "off". Raises OptionError."""

@@ -96,7 +96,6 @@ static std::vector<std::string> names_of(const std::vector<T> & rules) {
 void bind_settings(py::module_ & m) {
     m.attr("SCORES")   = py::tuple(py::cast(names_of(pyfastv::score_rules())));
     m.attr("PICKS")    = py::tuple(py::cast(names_of(pyfastv::pick_rules())));
-    m.attr("PRESETS")  = py::tuple(py::cast(pyfastv::preset_names()));
     m.attr("MAX_CUTS") = PYFASTV_MAX_CUTS;
 
     m.def("parse_schedule", [](const std::string & text) { return or_none_if_off(text, parse_schedule); }, "text"_a);

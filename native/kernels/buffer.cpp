@@ -49,8 +49,7 @@ struct packed_tensor {
 
     explicit packed_tensor(const ggml_tensor & t) : kernels(*chosen_kernels()), t(t), rows(t.type, t.ne[0], t.ne[1]) {}
 
-    int64_t n_panels() const { return t.ne[2]*rows.n_panels(); }
-    size_t  bytes()    const { return t.ne[2]*rows.bytes(); }
+    size_t bytes() const { return t.ne[2]*rows.bytes(); }
 
     int       rows_of (int64_t i) const { return rows.rows_of(i % rows.n_panels()); }
     uint8_t * panel_at(int64_t i) const { return (uint8_t *) t.data + i*rows.panel_bytes(); }

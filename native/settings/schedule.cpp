@@ -297,14 +297,6 @@ std::string pick_text(const cut_setting & cut) {
     return rule.name;
 }
 
-std::vector<std::string> preset_names() {
-    std::vector<std::string> res;
-    for (const auto & preset : presets) {
-        res.push_back(preset.name);
-    }
-    return res;
-}
-
 pyfastv_params to_params(const schedule_setting & schedule, int32_t n_layer) {
     auto res = pyfastv_default_params();
     res.n_cuts  = (int32_t) schedule.cuts.size();
@@ -314,7 +306,7 @@ pyfastv_params to_params(const schedule_setting & schedule, int32_t n_layer) {
         const auto & cut = schedule.cuts[c];
         res.cuts[c] = to_cut(cut);
         if (cut.percent) {
-            res.cuts[c].layer = std::max<int32_t>(1, std::min<int32_t>(n_layer - 1, std::lround(n_layer*(double) *cut.percent/100.0)));
+            res.cuts[c].layer = std::max<int32_t>(1, std::min<int32_t>(n_layer - 1, std::lround(n_layer*(*cut.percent)/100.0)));
         }
     }
     return res;

@@ -42,9 +42,6 @@ std::string layer_text(const cut_setting & cut); // "2", "25%"
 std::string score_text(const cut_setting & cut); // "random7"
 std::string pick_text (const cut_setting & cut); // "window4"
 
-// names of whole schedules, in the order in which they are told
-std::vector<std::string> preset_names();
-
 // for a model of so many layers; not validated
 pyfastv_params to_params(const schedule_setting & schedule, int32_t n_layer);
 
