@@ -154,7 +154,7 @@ class Layout:
             field(f"{name} position", "<4i")
             field(f"{name} ubatch", "<i")
             field(f"{name} token", "<i")
-            field(f"{name} flags", "<2B")
+            field(f"{name} flags", "<3B")
             hidden(f"{name} hidden")
             many(f"{name} scores", lambda: score(f"{name} score"))
 

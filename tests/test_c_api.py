@@ -289,6 +289,19 @@ def test_audio_rows_are_not_pruned(make, rows):
     assert context.report().n_visual == 0
 
 
+@pytest.mark.parametrize("score", ["question-mean", "question-max"])
+def test_audio_rows_are_no_part_of_a_question(make, rows, score):
+    """A question of one token, then: what it looks at is what the last token looks at."""
+    contexts = make(f"k=2,drop=0.5,score={score}"), make("k=2,drop=0.5,score=last")
+    for context in contexts:
+        see(context, rows)
+        context.begin_audio()
+        assert context.picture(rows[:5], AT_QUESTION) == 0
+        assert context.tokens(QUESTION[:1], AT_QUESTION + 5) == 0
+        context.logits()
+    np.testing.assert_array_equal(*[context.scores() for context in contexts])
+
+
 def test_two_pictures_are_each_pruned_by_their_own_share(make, rows):
     context = make("k=2,drop=0.75")
     see(context, rows)

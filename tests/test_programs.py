@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import functools
 import json
 import os
@@ -23,6 +24,7 @@ import pyfastv
 from pyfastv.models import bundled_mmproj, bundled_model
 
 import random_mmproj
+from c_api import llama
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "programs.md"
@@ -263,6 +265,47 @@ def test_a_servers_conversation_is_the_runners(server: Server, runner: pyfastv.R
     completion = server.complete(messages)
     assert completion["usage"]["prompt_tokens_details"]["cached_tokens"] > 576
     assert text_of(completion) == second
+
+
+def test_a_draft_model_changes_no_answer(tmp_path: Path, libraries: Path) -> None:
+    """A model of far fewer bits drafts, so that some of it is refused; the later question recalls."""
+    draft = tmp_path / "draft.gguf"
+    params = llama.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize = llama.LLAMA_FTYPE_MOSTLY_Q2_K, True
+    assert llama.llama_model_quantize(bytes(bundled_model()), bytes(draft), ctypes.byref(params)) == 0
+
+    def conversation(server: Server) -> tuple[list[str], dict[str, int]]:
+        answers, timings = [], {"draft_n": 0, "draft_n_accepted": 0}
+        messages = [user(CHART)]
+        for question in (SHORTEST.text, "What is the title?"):
+            completion = server.complete(messages)
+            for key in timings:
+                timings[key] += completion["timings"].get(key, 0)
+            answers.append(text_of(completion))
+            messages.append({"role": "assistant", "content": answers[-1]})
+            messages.append({"role": "user", "content": question})
+        return answers, timings
+
+    setting = "k=2,drop=0.75,recall=0.125"
+    with serve(tmp_path / "plain", libraries, setting) as server:
+        expected, _ = conversation(server)
+    log = tmp_path / "drafted"
+    with serve(
+        log,
+        libraries,
+        setting,
+        "--verbosity",
+        "4",
+        "--model-draft",
+        str(draft),
+        "--spec-type",
+        "draft-simple",
+    ) as server:
+        answers, timings = conversation(server)
+    assert answers == expected
+    assert 0 < timings["draft_n_accepted"] < timings["draft_n"]
+    # the context of the draft is none that pictures are pruned in
+    assert len(re.findall(r"LLAMA_FASTV: ", log.read_text())) == 1
 
 
 def test_a_server_says_once_that_a_setting_is_malformed(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import random_gguf
-from c_api import ABORTED, OK, Context, Model, contexts, llama, read
+from c_api import ABORTED, OK, Context, Model, Row, contexts, llama, read
 from masked_reference import Reference, picture, relative_rms, text
 
 N_LAYER = random_gguf.n_layer("llama")
@@ -335,6 +335,28 @@ def test_removing_generated_tokens_takes_nothing_back(make):
     assert context.remove(at + 2, -1)
     assert kept(context) == chosen
     assert context.report().n_pending == 0
+
+
+def test_a_draft_is_no_question(make):
+    """Of tokens that are verified together every one is read. Those that are refused take nothing back."""
+    context, never = asked(make, ONE), asked(make, "k=1,drop=0.5,recall=0")
+    chosen = kept(context)
+    at = AT_ANSWER
+    for n_accepted in (1, 3, 0, 4):
+        drafted = [Row(0, at + i, 70 + at + i) for i in range(5)]
+        for each in (context, never):
+            assert each.rows(drafted, logits=range(5)) == OK
+            assert each.report().n_pending == 0
+        for i in range(5):
+            np.testing.assert_array_equal(context.logits(i), never.logits(i))
+        at += 1 + n_accepted
+        assert context.remove(at, -1)
+        assert never.remove(at, -1)
+        assert context.report().n_pending == 0
+    assert kept(context) == chosen
+    assert context.report().n_recalled == 0
+    ask(context, SECOND, at)
+    assert context.report().n_recalled > 0
 
 
 @pytest.mark.parametrize("spec", SPECS)

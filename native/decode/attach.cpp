@@ -158,10 +158,14 @@ void staged_decode::attach(llama_context & ctx, const pyfastv_params & params) {
     }
 }
 
-void staged_decode::attach_from_env(llama_context & ctx) {
+void staged_decode::attach_from_env(llama_context & ctx, const llama_context_params & made_with) {
     const char * text = getenv("LLAMA_FASTV");
 
     if (!text || !*text || is_off(text) || !ctx.memory) {
+        return;
+    }
+    // drafts for another context: what they cost is not a picture's
+    if (made_with.ctx_other || made_with.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
         return;
     }
     try {

@@ -60,11 +60,14 @@ std::vector<float> flow::token_scores(const pyfastv_cut & rule) const {
         }
     };
 
-    const size_t first    = first_voter(rule);
-    const size_t n_voters = rows.size() - first;
+    const bool text_only = rule_of(rule.score).who == voters::question;
+    size_t     n_voters  = 0;
 
-    for (size_t i = first; i < rows.size(); ++i) {
-        add(rows[i], rule_of(rule.score).highest);
+    for (size_t i = first_voter(rule); i < rows.size(); ++i) {
+        if (!(text_only && rows[i].audio)) {
+            add(rows[i], rule_of(rule.score).highest);
+            n_voters++;
+        }
     }
     if (every_row_votes(rule.score) && !rule_of(rule.score).highest) {
         std::for_each(res.begin(), res.end(), [n_voters](float & score) { score /= std::max<size_t>(n_voters, 1); });
@@ -266,7 +269,7 @@ void flow::recall_tokens(const picture & picture, const std::vector<int32_t> & c
 
         recalled.push_back({ index, token });
 
-        back.push_back({ token.pos, staged_row::no_ubatch, -1, index, true, false, token.hidden[cut], {} });
+        back.push_back({ token.pos, staged_row::no_ubatch, -1, index, true, false, false, token.hidden[cut], {} });
 
         // it speaks for itself again
         const float own = token.size_in(cut);

@@ -33,15 +33,30 @@ bool staged_decode::can_recall(llama_seq_id seq_id, const sequence & seq) const 
             std::any_of(params.cuts, params.cuts + params.n_cuts, reads_attention);
 }
 
-static std::map<llama_seq_id, int32_t> rows_by_sequence(const llama_batch & batch) {
-    std::map<llama_seq_id, int32_t> n_rows;
+namespace {
+
+// the rows of a sequence in a batch
+struct row_counts {
+    int32_t all  = 0;
+    int32_t read = 0; // logits are asked for
+
+    // Of a generated token, and of a draft of several that is verified, every row is read.
+    bool asks() const { return all > 1 && read < all; }
+};
+
+std::map<llama_seq_id, row_counts> rows_by_sequence(const llama_batch & batch) {
+    std::map<llama_seq_id, row_counts> n_rows;
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
         for (int32_t j = 0; j < batch.n_seq_id[i]; ++j) {
-            n_rows[batch.seq_id[i][j]]++;
+            auto & counts = n_rows[batch.seq_id[i][j]];
+            counts.all++;
+            counts.read += batch.logits[i] != 0;
         }
     }
     return n_rows;
 }
+
+} // namespace
 
 bool staged_decode::takes(const llama_batch_allocr & balloc) {
     const auto & batch = balloc.get_batch();
@@ -66,8 +81,7 @@ bool staged_decode::takes(const llama_batch_allocr & balloc) {
     return std::any_of(n_rows.begin(), n_rows.end(), [&](const auto & item) {
         const auto seq = memory.sequences.find(item.first);
 
-        // a single row is a generated token, more are a question
-        return seq != memory.sequences.end() && (!seq->second.pending.empty() || (item.second > 1 && can_recall(item.first, seq->second)));
+        return seq != memory.sequences.end() && (!seq->second.pending.empty() || (item.second.asks() && can_recall(item.first, seq->second)));
     });
 }
 
@@ -84,7 +98,7 @@ bool staged_decode::has_room_later(const llama_batch_allocr & balloc, bool visua
         size_t n = kv.get_cells(0).get_used();
 
         for (const auto & [seq_id, rows] : n_rows) {
-            n += visual ? at_most(rows) : rows;
+            n += visual ? at_most(rows.all) : rows.all;
         }
         for (const auto & [seq_id, seq] : memory.sequences) {
             std::vector<size_t> waiting(seq.pictures.size(), 0); // visual tokens
@@ -164,7 +178,7 @@ int staged_decode::decode(llama_batch_allocr & balloc) {
 
     std::set<llama_seq_id> asking;
     for (const auto & [seq_id, n_rows] : rows_by_sequence(balloc.get_batch())) {
-        if (!visual && n_rows > 1) {
+        if (!balloc.get_batch().embd && n_rows.asks()) {
             asking.insert(seq_id);
         }
     }
@@ -269,6 +283,7 @@ void staged_decode::read_rows(const stage_output & output, const llama_ubatch & 
             row.output = outputs[i] ? ubatch.data->batch_idxs[i] : -1;
             row.token  = visual ? token + (int32_t) m : -1;
             row.causal = ctx.cparams.causal_attn;
+            row.audio  = ubatch.embd && !visual;
             row.asks   = asking.count(seq_id) > 0;
             row.hidden = output.hidden(i);
             if (every_row_is_read(visual) || m + 1 == members.size()) {

@@ -36,8 +36,9 @@ public:
     static void attach(llama_context & ctx, const pyfastv_params & params);
 
     // call site at the end of llama_context's constructor: attach() by the environment variable LLAMA_FASTV, for programs
-    // that know nothing of pyfastv. What is wrong with it is one line on stderr, and nothing is pruned.
-    static void attach_from_env(llama_context & ctx);
+    // that know nothing of pyfastv; not to a context that drafts for another. What is wrong with it is one line on stderr,
+    // and nothing is pruned.
+    static void attach_from_env(llama_context & ctx, const llama_context_params & made_with);
 
     // Gives the context a plain memory again.
     static void detach(llama_context & ctx);

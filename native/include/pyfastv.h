@@ -30,9 +30,10 @@
 // What happens inside: from the first visual row on, llama_decode() runs only stage 0 (the layers before the first cut)
 // and keeps the hidden rows. The choice is made, and the later layers run, when logits are first read
 // (llama_get_logits*) or when pyfastv_flush() is called. Outputs that nobody read before the next llama_decode() count
-// as not asked for. The rows of dropped tokens are kept: a later question (a batch of more than one token of a
-// sequence) may bring some of them back. Removing the end of a sequence up to a question takes the choice back that
-// this question made. A context that was never attached runs exactly the code of stock llama.cpp.
+// as not asked for. The rows of dropped tokens are kept: a later question (several tokens of a sequence in a batch of
+// which not all are read; of a draft that is verified all are) may bring some of them back. Removing the end of a
+// sequence up to a question takes the choice back that this question made. A context that was never attached runs
+// exactly the code of stock llama.cpp.
 //
 // Thread safety: that of llama.h; a context is used by one thread at a time.
 

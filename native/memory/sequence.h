@@ -34,7 +34,8 @@ struct staged_row {
     int32_t    output; // index in its llama_decode() batch if its logits were asked for; else -1
     int32_t    token;  // index in sequence::tokens; text: -1
     bool       causal; // decoded with causal attention
-    bool       asks;   // part of a question: text, and not the only row of its sequence in its batch
+    bool       audio;  // has no part in a question, so no vote where only a question's rows have one
+    bool       asks;   // part of a question: rows of text of which not all are read. Generated tokens are read, the draft of several, too
     hidden_row hidden;
 
     std::vector<float> scores; // attention paid to sequence::tokens, as many as there were; empty: not read

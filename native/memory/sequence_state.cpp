@@ -62,6 +62,7 @@ private:
         write(io, row.ubatch);
         write(io, row.token);
         write(io, (uint8_t) row.causal);
+        write(io, (uint8_t) row.audio);
         write(io, (uint8_t) row.asks);
         put(row.hidden);
         put(row.scores);
@@ -214,6 +215,7 @@ private:
         res.output = -1;
         res.token  = read<int32_t>(io);
         res.causal = read<uint8_t>(io) != 0;
+        res.audio  = read<uint8_t>(io) != 0;
         res.asks   = read<uint8_t>(io) != 0;
         res.hidden = get_hidden();
         res.scores = get_floats();

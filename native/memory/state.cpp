@@ -15,7 +15,7 @@ namespace pyfastv {
 namespace {
 
 // start of a saved state; stock llama.cpp's states start with a count of streams
-constexpr char state_magic[8] = { 'p', 'y', 'f', 'a', 's', 't', 'v', '3' };
+constexpr char state_magic[8] = { 'p', 'y', 'f', 'a', 's', 't', 'v', '4' };
 
 // which keys and values are in it
 enum class part : uint8_t {

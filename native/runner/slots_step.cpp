@@ -126,7 +126,7 @@ bool slots::prefill_text(events & out) {
         while (!s->waits && end < pieces.size() && end - begin < room && !pieces[end].visual()) {
             end++;
         }
-        // a question is known by having more than one row in its batch
+        // a question is known by a row in its batch that is not read
         const bool cut_short = end - begin == 1 && end < pieces.size() && !pieces[end].visual();
         if (end == begin || (cut_short && !parts.empty())) {
             continue;
