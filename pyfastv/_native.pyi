@@ -73,7 +73,9 @@ def reduce(
 
 MAX_CUTS: int
 SCORES: tuple[str, ...]
+SCORE_CHOICES: tuple[str, ...]  # with the numbers that can stand behind names
 PICKS: tuple[str, ...]
+PICK_CHOICES: tuple[str, ...]
 
 def parse_schedule(text: str) -> dict[str, Any] | None:
     """``cuts`` (the fields of a Cut each), ``recall``, ``cells``; None: "off". Raises OptionError."""

@@ -9,8 +9,6 @@
 
 #include <pybind11/stl.h>
 
-#include <algorithm>
-#include <iterator>
 #include <string>
 #include <vector>
 
@@ -86,17 +84,21 @@ static py::object parse_reducer(const std::string & text) {
     return py::make_tuple(pyfastv::name_of(how.method), values);
 }
 
-template <typename T>
-static std::vector<std::string> names_of(const std::vector<T> & rules) {
-    std::vector<std::string> res;
-    std::transform(rules.begin(), rules.end(), std::back_inserter(res), [](const T & rule) { return rule.name; });
+template <typename T, size_t N>
+static py::tuple texts_of(const T (&rules)[N], const char * pyfastv::rule::* text) {
+    py::tuple res(N);
+    for (size_t i = 0; i < N; ++i) {
+        res[i] = rules[i].*text;
+    }
     return res;
 }
 
 void bind_settings(py::module_ & m) {
-    m.attr("SCORES")   = py::tuple(py::cast(names_of(pyfastv::score_rules())));
-    m.attr("PICKS")    = py::tuple(py::cast(names_of(pyfastv::pick_rules())));
-    m.attr("MAX_CUTS") = PYFASTV_MAX_CUTS;
+    m.attr("SCORES")        = texts_of(pyfastv::score_rules, &pyfastv::rule::name);
+    m.attr("SCORE_CHOICES") = texts_of(pyfastv::score_rules, &pyfastv::rule::shown);
+    m.attr("PICKS")         = texts_of(pyfastv::pick_rules,  &pyfastv::rule::name);
+    m.attr("PICK_CHOICES")  = texts_of(pyfastv::pick_rules,  &pyfastv::rule::shown);
+    m.attr("MAX_CUTS")      = PYFASTV_MAX_CUTS;
 
     m.def("parse_schedule", [](const std::string & text) { return or_none_if_off(text, parse_schedule); }, "text"_a);
     m.def("check_cut",      &check_cut, "layer"_a, "drop"_a, "score"_a, "pick"_a);
