@@ -118,3 +118,10 @@ def test_rules_have_the_numbers_of_their_places() -> None:
         assert [find(text.encode()) for text in names] == list(range(len(names)))
         assert [name(row) for row in range(len(names))] == [text.encode() for text in names]
         assert (name(-1), name(len(names)), find(b"best"), find(b"")) == (None, None, -1, -1)
+
+
+def test_rules_stay_where_they_are() -> None:
+    """Programs have their numbers compiled in; new ones come last."""
+    scores = ("last", "question-mean", "question-max", "all", "last-no-rope", "random", "none")
+    picks = ("top-k", "window", "uniform", "grid", "mass", "cover")
+    assert (_native.SCORES[: len(scores)], _native.PICKS[: len(picks)]) == (scores, picks)
