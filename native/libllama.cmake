@@ -23,7 +23,6 @@ set(PYFASTV_SOURCES
     regex/parse.cpp
     regex/split.cpp
     schedule/schedule.cpp
-    settings/rules.cpp
     settings/schedule.cpp
     settings/text.cpp
     score/score.cpp
@@ -33,4 +32,5 @@ list(TRANSFORM PYFASTV_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 target_sources(llama PRIVATE ${PYFASTV_SOURCES})
 # llama.cpp joins its model files into unity sources; ours keep their own anonymous namespaces
 set_source_files_properties(${PYFASTV_SOURCES} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+set_source_files_properties(${CMAKE_CURRENT_LIST_DIR}/capi/pyfastv.cpp PROPERTIES COMPILE_DEFINITIONS PYFASTV_VERSION="${PYFASTV_VERSION}")
 target_include_directories(llama PRIVATE ${CMAKE_CURRENT_LIST_DIR} PUBLIC ${CMAKE_CURRENT_LIST_DIR}/include)

@@ -5,12 +5,20 @@ Those of pyfastv.h are the bench's, whose processes on stock libraries cannot im
 from __future__ import annotations
 
 import ctypes
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
-from .bench.lowlevel.bindings import FastvParams, FastvReport, declare
+from .bench.lowlevel.bindings import FastvParams, FastvReport, Sized, declare, report_of
 from .errors import DecodeError, Error, OptionError, OutOfMemoryError, UnsupportedModelError
 
-__all__ = ["FastvParams", "FastvReport", "TurboParams", "declare", "declare_turbo", "raise_error"]
+__all__ = [
+    "FastvParams",
+    "FastvReport",
+    "TurboParams",
+    "declare",
+    "declare_turbo",
+    "raise_error",
+    "report_of",
+]
 
 _ERRORS: dict[int, type[Error]] = {
     -1: OptionError,
@@ -21,10 +29,11 @@ _ERRORS: dict[int, type[Error]] = {
 }
 
 
-class TurboParams(ctypes.Structure):
+class TurboParams(Sized):
     """struct pyfastv_turbo_params."""
 
-    _fields_ = [
+    _fields_: ClassVar[Any] = [
+        ("size", ctypes.c_size_t),
         ("r", ctypes.c_int32),
         ("share", ctypes.c_float),
         ("alpha", ctypes.c_float),

@@ -71,12 +71,20 @@ def reduce(
     takes; ``centre`` [m, 3]: slice, row, column; ``member`` [n]: the output that each input went into, or -1; ``grids``:
     (nx, ny) of the outputs of each slice. Raises OptionError."""
 
+PRESETS: tuple[str, ...]
+RECALL: float
 MAX_CUTS: int
 SCORES: tuple[str, ...]
+SCORE_CHOICES: tuple[str, ...]  # with the numbers that can stand behind names
 PICKS: tuple[str, ...]
+PICK_CHOICES: tuple[str, ...]
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """``name``; ``fastv``, ``turbo``, ``reduce``: as the functions below. Raises OptionError."""
 
 def parse_schedule(text: str) -> dict[str, Any] | None:
-    """``cuts`` (the fields of a Cut each), ``recall``, ``cells``; None: "off". Raises OptionError."""
+    """``preset`` (its name, if the text is nothing else, or None), ``cuts`` (the fields of a Cut each), ``recall``,
+    ``cells``; None: "off". Raises OptionError."""
 
 def check_cut(layer: str, drop: float, score: str, pick: str) -> dict[str, Any]:
     """The fields of a Cut, checked, as :func:`parse_schedule` gives them. Raises OptionError."""

@@ -11,6 +11,7 @@ import click
 import huggingface_hub
 from click.core import ParameterSource
 
+from . import _native
 from .console import bar
 from .encoder_type import ENCODER_TYPES, resolve
 from .errors import ImageError, OptionError
@@ -21,7 +22,7 @@ from .presets import PRESETS, Recommended, to_schedule
 from .profile import Profile
 from .reduce import REDUCERS, Reducer, to_reducer
 from .runner import Runner
-from .schedule import RECALL, SCORES, Cut, Schedule
+from .schedule import RECALL, Cut, Schedule
 from .setting import Setting
 from .turbo import to_turbo
 from .video import Video, is_video, load_frames
@@ -71,10 +72,10 @@ _CUT = [
     click.option(
         "--score",
         default=_RULE.score,
-        help=f"What ranks the visual tokens: {', '.join(SCORES)}; random7 is a seed.",
+        help=f"What ranks the visual tokens: {', '.join(_native.SCORE_CHOICES)}.",
     ),
     click.option(
-        "--pick", default=_RULE.pick, help="top-k, window4 (a side), cover, uniform, grid3 or mass0.95."
+        "--pick", default=_RULE.pick, help=f"How they are picked: {', '.join(_native.PICK_CHOICES)}."
     ),
     click.option(
         "--weigh/--no-weigh", default=_RULE.weigh, help="Kept tokens count for those that they stand for."

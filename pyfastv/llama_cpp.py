@@ -357,7 +357,7 @@ class FastVChatHandler(_MTMDChatHandler):
             _capi.raise_error(status, _fastv.pyfastv_last_error())
 
     def _make_report(self, llama: Any) -> HandlerReport:
-        native, counts = _fastv.pyfastv_get_report(llama.ctx), self._mtmd_cpp
+        native, counts = _capi.report_of(_fastv, llama.ctx), self._mtmd_cpp
         if native.n_pending:
             raise Error("the answer has not begun: read from the stream first")
         kept = [_fastv.pyfastv_get_kept(llama.ctx, 0, cut, None, 0) for cut in range(native.n_stages - 1)]

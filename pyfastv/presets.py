@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
+from . import _native
 from .errors import OptionError
-from .schedule import RECALL, Cut, Schedule
+from .schedule import RECALL, Cut, Schedule, schedule_of
 
-__all__ = ["PRESETS", "VTW", "FastV", "Feather", "PyramidDrop", "Recommended", "ZipVL", "to_schedule"]
+__all__ = [
+    "PRESETS",
+    "VTW",
+    "FastV",
+    "Feather",
+    "PyramidDrop",
+    "Recommended",
+    "ZipVL",
+    "preset_or_schedule",
+    "to_schedule",
+]
+
+
+# as native/settings/schedule.cpp has them
+(_RECOMMENDED,) = Schedule.parse("recommended").cuts
+(_FASTV,) = Schedule.parse("fastv").cuts
+_PYRAMIDDROP = Schedule.parse("pyramiddrop").cuts
+_FEATHER, _FEATHER_LATER = Schedule.parse("feather").cuts
+_VTW = Schedule.parse("vtw")
+(_ZIPVL,) = Schedule.parse("zipvl").cuts
 
 
 class Recommended(Schedule):
@@ -20,11 +42,15 @@ class Recommended(Schedule):
     """
 
     def __init__(
-        self, k: int | str = 2, drop: float = 0.5, *, recall: float = RECALL, cells: int | str | None = None
+        self,
+        k: int | str = _RECOMMENDED.layer,
+        drop: float = _RECOMMENDED.drop,
+        *,
+        recall: float = RECALL,
+        cells: int | str | None = None,
     ) -> None:
         """``k``, ``drop``: as in FastV. ``recall``, ``cells``: see :class:`pyfastv.Schedule`."""
-        cut = Cut(k, drop, score="question-max", pick="cover", weigh=True)
-        super().__init__((cut,), recall, cells)
+        super().__init__((replace(_RECOMMENDED, layer=k, drop=drop),), recall, cells)
 
 
 class FastV(Schedule):
@@ -39,13 +65,13 @@ class FastV(Schedule):
 
     def __init__(
         self,
-        k: int | str = 2,
-        drop: float = 0.5,
-        score: str = Cut.score,
-        pick: str = Cut.pick,
+        k: int | str = _FASTV.layer,
+        drop: float = _FASTV.drop,
+        score: str = _FASTV.score,
+        pick: str = _FASTV.pick,
         *,
-        weigh: bool = Cut.weigh,
-        merge: bool = Cut.merge,
+        weigh: bool = _FASTV.weigh,
+        merge: bool = _FASTV.merge,
         recall: float = RECALL,
         cells: int | str | None = None,
     ) -> None:
@@ -83,7 +109,7 @@ class PyramidDrop(Schedule):
     """
 
     def __init__(self, *, recall: float = RECALL, cells: int | str | None = None) -> None:
-        super().__init__((Cut("25%", 0.5), Cut("50%", 0.75), Cut("75%", 0.875)), recall, cells)
+        super().__init__(_PYRAMIDDROP, recall, cells)
 
 
 class Feather(Schedule):
@@ -97,18 +123,18 @@ class Feather(Schedule):
 
     def __init__(
         self,
-        k: int | str = "25%",
-        drop: float = 0.5,
-        later_k: int | str = "50%",
-        later_drop: float = 0.75,
+        k: int | str = _FEATHER.layer,
+        drop: float = _FEATHER.drop,
+        later_k: int | str = _FEATHER_LATER.layer,
+        later_drop: float = _FEATHER_LATER.drop,
         *,
-        stride: int = 3,
+        stride: int = int(_FEATHER.pick.removeprefix("grid")),
         recall: float = RECALL,
         cells: int | str | None = None,
     ) -> None:
         """``k``, ``drop``: the early cut; ``later_k``, ``later_drop``: the later one, its share also of all tokens."""
-        early = Cut(k, drop, score="last-no-rope", pick=f"grid{stride}")
-        later = Cut(later_k, later_drop, score="last-no-rope")
+        early = replace(_FEATHER, layer=k, drop=drop, pick=f"grid{stride}")
+        later = replace(_FEATHER_LATER, layer=later_k, drop=later_drop)
         super().__init__((early, later), recall, cells)
 
 
@@ -121,7 +147,8 @@ class VTW(Schedule):
     """
 
     def __init__(self, k: int | str | None = None, *, cells: int | str | None = None) -> None:
-        super().__init__((Cut("50%" if k is None else k, 1.0, score="none"),), 0.0, cells)
+        cut = _VTW.cuts[0]
+        super().__init__((replace(cut, layer=cut.layer if k is None else k),), _VTW.recall, cells)
 
 
 class ZipVL(Schedule):
@@ -134,15 +161,15 @@ class ZipVL(Schedule):
 
     def __init__(
         self,
-        tau: float = 0.95,
-        k: int | str = 2,
-        most: float = 0.9,
+        tau: float = float(_ZIPVL.pick.removeprefix("mass")),
+        k: int | str = _ZIPVL.layer,
+        most: float = _ZIPVL.drop,
         *,
         recall: float = RECALL,
         cells: int | str | None = None,
     ) -> None:
         """``tau``: share of the attention to hold, in (0, 1]. ``most``: the largest share of tokens that may go."""
-        super().__init__((Cut(k, most, score="question-mean", pick=f"mass{tau}"),), recall, cells)
+        super().__init__((replace(_ZIPVL, layer=k, drop=most, pick=f"mass{tau}"),), recall, cells)
 
 
 PRESETS: dict[str, Callable[[], Schedule]] = {
@@ -165,7 +192,10 @@ def to_schedule(value: object) -> Schedule | None:
             f"fastv must be a Schedule, text such as 'k=2,drop=0.5', one of {', '.join(PRESETS)}, or None; "
             f"got {value!r}"
         )
-    name = value.strip().lower()
-    if name == "off":
-        return None
-    return PRESETS[name]() if name in PRESETS else Schedule.parse(value)
+    found = _native.parse_schedule(value)
+    return None if found is None else preset_or_schedule(found)
+
+
+def preset_or_schedule(found: dict[str, Any]) -> Schedule:
+    """Of what the native module has read: a preset's class, if the text was its name alone."""
+    return schedule_of(found) if found["preset"] is None else PRESETS[found["preset"]]()

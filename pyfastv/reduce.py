@@ -20,6 +20,7 @@ __all__ = [
     "Reducer",
     "Stride",
     "VidCom2",
+    "reducer_of",
     "to_reducer",
 ]
 
@@ -48,7 +49,9 @@ class Reducer:
             value = getattr(self, item.name)
             if value is not None or item.default is not None:
                 object.__setattr__(self, item.name, _typed(item.name, value))
-        for name, value in _parse(self.spec())[1].items():  # ranges, and what holds between the fields
+        read = _native.parse_reducer(self.spec())  # ranges, and what holds between the fields
+        assert read is not None
+        for name, value in read[1].items():
             object.__setattr__(self, name, value)
 
     def spec(self) -> str:
@@ -183,22 +186,15 @@ def to_reducer(value: object) -> Reducer | None:
         raise OptionError(
             f"reduce must be a Reducer, text such as 'divprune,keep=288', or None; got {value!r}"
         )
-    if value.strip().lower() == "off":
-        return None
-    name, values = _parse(value)
-    return REDUCERS[name](**values)
+    return reducer_of(_native.parse_reducer(value))
+
+
+def reducer_of(found: tuple[str, dict[str, Any]] | None) -> Reducer | None:
+    """Of what the native module has read."""
+    return None if found is None else REDUCERS[found[0]](**found[1])
 
 
 _FLAGS = ("scale", "renumber")
-
-
-def _parse(text: str) -> tuple[str, dict[str, Any]]:
-    try:
-        found = _native.parse_reducer(text)
-    except OptionError as error:
-        raise OptionError(f"reduce: {error}") from None
-    assert found is not None
-    return found
 
 
 def _typed(name: str, value: object) -> bool | int | float:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from . import _native
 from ._checks import integer, real
 from .errors import OptionError
 
-__all__ = ["MAX_CUTS", "PICKS", "RECALL", "SCORES", "Cut", "Schedule"]
+__all__ = ["MAX_CUTS", "PICKS", "RECALL", "SCORES", "Cut", "Schedule", "schedule_of"]
 
 MAX_CUTS = _native.MAX_CUTS
-RECALL = 0.025
+RECALL = _native.RECALL
 
 SCORES = _native.SCORES
 """What ranks the visual tokens at a cut; see :class:`Cut`."""
@@ -36,15 +37,11 @@ class Cut:
     """Share of a picture's tokens that layers from here on do not see, in [0, 1]: of all that the picture has, not of
     those that an earlier cut left."""
     score: str = "last"
-    """What ranks the tokens: attention at the last layer before the cut, mean over the heads, of the "last" prompt token;
-    of the tokens behind the last picture, by mean ("question-mean") or highest ("question-max"); of "all" tokens from
-    the picture on; of the last token without rotary positions ("last-no-rope"). Without attention: "random", or
-    "random7" with a seed; "none", all the same."""
+    """What ranks the tokens: one of :data:`SCORES`, such as "question-max" or "random7", 7 being a seed. docs/methods.md
+    has whose attention each counts."""
     pick: str = "top-k"
-    """"top-k": the highest scores; "window4", or another side: the highest of every 4 x 4 patches, each its share;
-    "uniform": evenly spaced, whatever the scores; "grid3", or another stride: every third patch in both directions, the
-    rest by the highest scores; "mass0.95", or another share: as few of the highest as hold this share of all scores,
-    and ``drop`` the most that goes; "cover": so that every patch, as much as it scores, has a similar one among them."""
+    """How the tokens to keep are picked, given their scores: one of :data:`PICKS`, such as "cover", or "window4" with the
+    number that it takes. docs/methods.md has what each keeps."""
     weigh: bool = False
     """A kept token counts in attention, from here to the next cut, as often as the tokens that it stands for: itself and
     the dropped ones of its picture that are most similar to it (as in ToMe, arXiv 2210.09461, section 3.2)."""
@@ -121,7 +118,7 @@ class Schedule:
         found = _native.parse_schedule(text)
         if found is None:
             raise OptionError(f"{text!r} is no schedule: it means none")
-        return Schedule([Cut(**cut) for cut in found["cuts"]], found["recall"], found["cells"])
+        return schedule_of(found)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and self._values() == other._values()
@@ -138,6 +135,11 @@ class Schedule:
     def __str__(self) -> str:
         text = self.spec().replace(",", ", ").replace(";", "; ")
         return text if type(self) is Schedule else f"{type(self).__name__} {text}"
+
+
+def schedule_of(found: dict[str, Any]) -> Schedule:
+    """Of what the native module has read."""
+    return Schedule([Cut(**cut) for cut in found["cuts"]], found["recall"], found["cells"])
 
 
 def _layer(value: object) -> str:

@@ -6,19 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from . import _native
 from .errors import OptionError
-from .presets import to_schedule
-from .reduce import Reducer, to_reducer
+from .presets import preset_or_schedule
+from .reduce import Reducer, reducer_of
 from .schedule import Schedule
-from .turbo import Turbo, to_turbo
+from .turbo import Turbo, turbo_of
 
 if TYPE_CHECKING:
     from .runner import Runner
 
 __all__ = ["Setting", "parse_settings"]
-
-
-_HALF = "share=0.5"
 
 
 @dataclass(frozen=True)
@@ -49,27 +47,13 @@ class Setting:
     def parse(cls, text: str) -> Setting:
         """From text: "off", a schedule ("k=2,drop=0.5", "recommended"), "turbo:share=0.5", "reduce:pool,window=2", or
         several of these joined by "+". Raises OptionError."""
-        fastv: Schedule | None = None
-        others: dict[str, str] = {}
-        parts = [part.strip() for part in text.split("+")]
-        seen: set[str] = set()
-        for part in parts:
-            kind, _, spec = part.partition(":")
-            kind = kind.strip().lower()
-            is_other = kind in ("turbo", "reduce")
-            name = kind if is_other else "a schedule"
-            if not part:
-                raise OptionError(f"{text!r}: there is nothing on one side of a '+'")
-            if name in seen:
-                raise OptionError(f"{text!r}: {name} is given twice")
-            seen.add(name)
-            if not is_other:
-                fastv = to_schedule(part)
-            elif kind == "reduce" and not spec.strip():
-                raise OptionError(f"{text!r}: reduce: needs the reducer's name behind the colon")
-            else:
-                others[kind] = spec.strip() or _HALF
-        return cls(" + ".join(parts), fastv, to_turbo(others.get("turbo")), to_reducer(others.get("reduce")))
+        found = _native.parse_setting(text)
+        return cls(
+            found["name"],
+            None if found["fastv"] is None else preset_or_schedule(found["fastv"]),
+            turbo_of(found["turbo"]),
+            reducer_of(found["reduce"]),
+        )
 
     def spec(self) -> str:
         """One text for all that mean the same; :meth:`parse` takes it."""

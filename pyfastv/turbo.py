@@ -10,7 +10,7 @@ from . import _native
 from ._checks import INT32_MAX, integer, real
 from .errors import OptionError
 
-__all__ = ["Turbo", "to_turbo"]
+__all__ = ["Turbo", "to_turbo", "turbo_of"]
 
 _FLAGS = ("once", "renumber")
 
@@ -54,7 +54,7 @@ class Turbo:
                 raise OptionError(f"{name} must be True or False; got {getattr(self, name)!r}")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        _parse(self.spec())  # ranges, and what holds between the fields
+        _native.parse_turbo(self.spec())  # ranges, and what holds between the fields
 
     def spec(self) -> str:
         """As in ``LLAMA_TURBO``; :meth:`parse` reads it."""
@@ -70,7 +70,7 @@ class Turbo:
     def parse(text: str) -> Turbo:
         """From text as in ``LLAMA_TURBO``: ``share=0.5`` or ``r=16``, ``alpha=0.1``, ``layers=2-20``, ``once``,
         ``renumber``, separated by commas. Raises OptionError."""
-        found = _parse(text)
+        found = _native.parse_turbo(text)
         if found is None:
             raise OptionError(f"{text!r} is no Turbo: it means none")
         return Turbo(**found)
@@ -85,14 +85,12 @@ def to_turbo(turbo: Turbo | str | None) -> Turbo | None:
         return turbo
     if not isinstance(turbo, str):
         raise OptionError(f"turbo must be a Turbo, text such as 'share=0.5', or None; got {turbo!r}")
-    return None if turbo.strip().lower() == "off" else Turbo.parse(turbo)
+    return turbo_of(_native.parse_turbo(turbo))
 
 
-def _parse(text: str) -> dict[str, Any] | None:
-    try:
-        return _native.parse_turbo(text)
-    except OptionError as error:
-        raise OptionError(f"turbo: {error}") from None
+def turbo_of(found: dict[str, Any] | None) -> Turbo | None:
+    """Of what the native module has read."""
+    return None if found is None else Turbo(**found)
 
 
 def _layers(value: object) -> tuple[int, int]:

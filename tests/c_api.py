@@ -21,7 +21,7 @@ os.environ["LLAMA_CPP_LIB_PATH"] = str(pyfastv.lib_path())
 
 from llama_cpp import llama_cpp as llama
 
-from pyfastv.bench.lowlevel.bindings import FastvParams, FastvReport, declare
+from pyfastv.bench.lowlevel.bindings import FastvParams, FastvReport, declare, report_of
 
 IMAGE, AUDIO = 0, 1
 OK, BAD_PARAMS, UNSUPPORTED, OUT_OF_MEMORY, FAILED, ABORTED = 0, -1, -2, -3, -4, -5
@@ -227,7 +227,7 @@ class Context:
         return np.ctypeslib.as_array(pointer, (self.model.n_vocab,)).copy() if pointer else None
 
     def report(self) -> FastvReport:
-        return fastv.pyfastv_get_report(self.pointer)
+        return report_of(fastv, self.pointer)
 
     def kept(self, cut: int = 0, *, seq: int = 0) -> list[int]:
         n = fastv.pyfastv_get_kept(self.pointer, seq, cut, None, 0)

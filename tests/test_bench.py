@@ -54,6 +54,30 @@ def test_schedules_are_those_of_everywhere(text: str, fastv: pyfastv.Schedule | 
     assert Setting.parse(text).fastv == fastv
 
 
+def test_a_preset_of_a_setting_is_of_its_class() -> None:
+    """What is shown of it begins with its name."""
+    assert type(Setting.parse("turbo + Recommended").fastv) is pyfastv.Recommended
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("k=2 +", '"k=2 +": there is nothing on one side of a "+"'),
+        ("k=2 + recommended", '"k=2 + recommended": a schedule is given twice'),
+        ("Turbo + turbo : r=3", '"Turbo + turbo : r=3": turbo is given twice'),
+        ("reduce: + k=2", '"reduce: + k=2": reduce: needs the reducer\'s name behind the colon'),
+        ("turbo:share=2", "turbo: share = 2 is out of range"),
+        ("reduce:pole", 'reduce: "pole" is no reducer'),
+        ("turbo + k=0", "k = 0 is out of range"),
+        ("off + k=2", '"off + k=2": a schedule is given twice'),
+    ],
+)
+def test_what_is_wrong_with_a_setting_is_told_with_its_part(text: str, says: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        Setting.parse(text)
+    assert str(caught.value).startswith(says)
+
+
 @pytest.mark.parametrize(
     "text",
     [

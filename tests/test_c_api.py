@@ -576,6 +576,26 @@ def test_params_out_of_range_name_value_and_limit(make, rows, cut, field, value,
 
 
 @pytest.mark.parametrize(
+    ("rule", "number", "says"),
+    [
+        ("pick=window4", 0, "window = 0 is out of range: a whole number, at least 1"),
+        ("pick=window4", 2.5, "window = 2.5"),
+        ("pick=grid3", 2.0**31, "stride = 2147483648"),
+        ("pick=grid3", float("nan"), "stride = nan"),
+        ("pick=mass0.5", 0, "mass = 0 is out of range: 0 < mass <= 1"),
+        ("pick=mass0.5", 1.01, "mass = 1.01"),
+        ("score=random7", -1, "seed = -1 is out of range: a whole number, at least 0"),
+        ("score=random7", 2.0**32, "seed = 4294967296"),
+    ],
+)
+def test_a_rule_s_number_out_of_range_names_value_and_limit(make, rule, number, says):
+    params = params_of(f"k=2,drop=0.5,{rule}")
+    setattr(params.cuts[0], f"{rule.partition('=')[0]}_number", number)
+    assert make().attach_params(params) == BAD_PARAMS
+    assert says in last_error()
+
+
+@pytest.mark.parametrize(
     ("field", "value"), [("recall", 1.1), ("recall", float("nan")), ("n_cells", -2), ("n_cuts", 0)]
 )
 def test_params_of_all_cuts_are_checked_too(make, rows, field, value):

@@ -7,13 +7,17 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import pyfastv
+from pyfastv import _native
 from pyfastv._capi import FastvParams, FastvReport, TurboParams
 from pyfastv.bench.lowlevel.bindings import MAX_CUTS, MAX_STAGES, FastvCut
 
-from c_api import _Grid
+from c_api import BAD_PARAMS, OK, Context, Model, _Grid, fastv, last_error
+from vision_api import _lib as turbo
 
 HEADERS = Path(__file__).resolve().parents[1] / "native" / "include"
 TWINS = {
@@ -59,3 +63,65 @@ def test_ctypes_and_c_agree(tmp_path: Path) -> None:
     for name, twin in TWINS.items():
         found |= {f"{name}.{field}": getattr(twin, field).offset for field, *_ in twin._fields_}
     assert found == expected
+
+
+def test_the_libraries_have_the_version_of_the_package() -> None:
+    assert fastv.pyfastv_version().decode() == pyfastv.__version__
+
+
+# every function that reads or writes them, with what it takes besides
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [
+        (FastvParams, lambda params: fastv.pyfastv_parse(b"k=2", 12, params)),
+        (FastvParams, lambda params: fastv.pyfastv_attach(None, params)),
+        (FastvParams, lambda params: fastv.pyfastv_default_params(params, params._obj.size)),
+        (FastvReport, lambda report: fastv.pyfastv_get_report(None, report)),
+        (TurboParams, lambda params: turbo.pyfastv_turbo_parse(b"share=0.5", params)),
+        (TurboParams, lambda params: turbo.pyfastv_turbo_attach(None, params)),
+        (TurboParams, lambda params: turbo.pyfastv_turbo_default_params(params, params._obj.size)),
+    ],
+    ids=["parse", "attach", "default", "report", "turbo-parse", "turbo-attach", "turbo-default"],
+)
+@pytest.mark.parametrize("off", [-1, 8])
+def test_a_size_that_is_not_known_is_refused_with_the_one_that_is(kind: Any, call: Any, off: int) -> None:
+    made = kind()
+    made.size = ctypes.sizeof(kind) + off
+    before = bytes(made)
+    assert call(ctypes.byref(made)) == BAD_PARAMS
+    said = last_error() if kind is not TurboParams else turbo.pyfastv_turbo_last_error().decode()
+    assert f"size = {made.size}, " in said
+    assert f"knows {ctypes.sizeof(kind)}:" in said
+    assert bytes(made) == before
+
+
+def test_a_report_that_was_shorter_is_filled_as_far_as_it_goes() -> None:
+    """As a program has it that was compiled with an earlier header."""
+    model = Model()
+    context = Context(model)
+    full = context.report()
+    assert full.kv_bytes_stock > 0
+    longer = (ctypes.c_uint8 * ctypes.sizeof(FastvReport))(*[0xAA] * ctypes.sizeof(FastvReport))
+    shorter = FastvReport.from_buffer(longer)
+    shorter.size = FastvReport.kv_bytes_used_stock.offset
+    assert fastv.pyfastv_get_report(context.pointer, ctypes.byref(shorter)) == OK
+    size = ctypes.sizeof(ctypes.c_size_t)
+    assert bytes(longer)[size : shorter.size] == bytes(full)[size : shorter.size]
+    assert set(bytes(longer)[shorter.size :]) == {0xAA}
+    context.close()
+    model.close()
+
+
+def test_rules_have_the_numbers_of_their_places() -> None:
+    for kind, names in (("score", _native.SCORES), ("pick", _native.PICKS)):
+        find, name = (getattr(fastv, f"pyfastv_{of}") for of in (f"find_{kind}", f"{kind}_name"))
+        assert [find(text.encode()) for text in names] == list(range(len(names)))
+        assert [name(row) for row in range(len(names))] == [text.encode() for text in names]
+        assert (name(-1), name(len(names)), find(b"best"), find(b"")) == (None, None, -1, -1)
+
+
+def test_rules_stay_where_they_are() -> None:
+    """Programs have their numbers compiled in; new ones come last."""
+    scores = ("last", "question-mean", "question-max", "all", "last-no-rope", "random", "none")
+    picks = ("top-k", "window", "uniform", "grid", "mass", "cover")
+    assert (_native.SCORES[: len(scores)], _native.PICKS[: len(picks)]) == (scores, picks)

@@ -310,4 +310,5 @@ def test_the_structures_are_those_of_the_libraries() -> None:
     assert libllama.pyfastv_parse(text, 12, ctypes.byref(params)) == 0
     cut = params.cuts[0]
     assert (params.n_cuts, params.recall, params.n_cells) == (1, 0.5, 77)
-    assert (cut.layer, cut.drop, cut.window, cut.seed, cut.weigh, cut.merge) == (3, 0.25, 5, 7, True, True)
+    assert (cut.layer, cut.drop, cut.pick_number, cut.score_number) == (3, 0.25, 5, 7)
+    assert (cut.weigh, cut.merge) == (True, True)

@@ -235,6 +235,10 @@ def test_presets_fit_models(preset: type[Schedule], n_layer: int) -> None:
     _native.check_schedule(made.spec(), n_layer)
 
 
+def test_python_has_a_class_for_every_preset() -> None:
+    assert tuple(PRESETS) == _native.PRESETS
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_s_name_is_its_schedule_in_both_languages(name: str) -> None:
     """And it takes fields, which differ from it."""

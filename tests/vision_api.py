@@ -24,7 +24,7 @@ I32 = ctypes.POINTER(ctypes.c_int32)
 _quiet = llama.llama_log_callback(lambda level, text, user_data: None)
 _lib = mtmd._libmtmd
 
-_lib.pyfastv_turbo_default_params.restype = TurboParams
+_lib.pyfastv_turbo_default_params.argtypes = [ctypes.POINTER(TurboParams), ctypes.c_size_t]
 _lib.pyfastv_turbo_parse.argtypes = [ctypes.c_char_p, ctypes.POINTER(TurboParams)]
 _lib.pyfastv_turbo_attach.argtypes = [ctypes.c_void_p, ctypes.POINTER(TurboParams)]
 _lib.pyfastv_turbo_last_error.restype = ctypes.c_char_p
@@ -43,7 +43,9 @@ def last_error() -> str:
 
 
 def default_params() -> TurboParams:
-    return _lib.pyfastv_turbo_default_params()
+    params = TurboParams()
+    assert _lib.pyfastv_turbo_default_params(ctypes.byref(params), ctypes.sizeof(params)) == 0
+    return params
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ using namespace py::literals;
 
 static py::dict build_info() {
     return py::dict(
-        "pyfastv"_a = PYFASTV_VERSION, "llama_cpp_python"_a = PYFASTV_PIN_VERSION, "llama_cpp"_a = PYFASTV_PIN_COMMIT,
+        "pyfastv"_a = pyfastv_version(), "llama_cpp_python"_a = PYFASTV_PIN_VERSION, "llama_cpp"_a = PYFASTV_PIN_COMMIT,
         "compiler"_a = PYFASTV_COMPILER, "build_type"_a = PYFASTV_BUILD_TYPE, "cpu_flags"_a = PYFASTV_CPU_FLAGS,
         "patches"_a = py::str(PYFASTV_PATCHES).attr("split")());
 }

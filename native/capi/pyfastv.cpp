@@ -1,14 +1,17 @@
 #include "pyfastv.h"
 
 #include "capi/caught.h"
+#include "capi/sizes.h"
 #include "decode/staged_decode.h"
 #include "schedule/schedule.h"
+#include "settings/rules.h"
 #include "settings/schedule.h"
 
 #include "llama-context.h"
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 
 namespace {
@@ -45,24 +48,59 @@ size_t copy_out(const llama_context * ctx, T * out, size_t cap, F && get) {
     });
 }
 
-} // namespace
+void check_size(const pyfastv_params & params) { pyfastv::check_size<pyfastv_params>("pyfastv_params", params.size); }
 
-struct pyfastv_params pyfastv_default_params(void) {
-    pyfastv_params res = {};
-    res.n_cuts = 1;
-    res.recall = 0.025f;
-    for (auto & cut : res.cuts) {
-        cut.layer  = 2;
-        cut.drop   = 0.5f;
-        cut.window = 4;
-        cut.stride = 3;
-        cut.mass   = 0.95f;
+// -1: none
+template <typename T, size_t N>
+int32_t find(const T (&rules)[N], const char * name) {
+    const auto found = std::find_if(rules, rules + N, [&](const T & rule) { return strcmp(rule.name, name) == 0; });
+    return found == rules + N ? -1 : (int32_t) (found - rules);
+}
+
+template <typename T, size_t N>
+const char * name_of(const T (&rules)[N], int32_t row) {
+    return row >= 0 && row < (int32_t) N ? rules[row].name : nullptr;
+}
+
+pyfastv_report report_of(const llama_context & ctx) {
+    if (ctx.fastv) {
+        return ctx.fastv->report();
+    }
+
+    pyfastv_report res = {};
+    if (ctx.get_memory()) {
+        const auto bytes = pyfastv::kv_bytes_of(*ctx.get_memory());
+
+        res.n_stages         = 1;
+        res.kv_bytes_used[0] = res.kv_bytes_used_stock = bytes.used;
+        res.kv_bytes[0]      = res.kv_bytes_stock      = bytes.allocated;
     }
     return res;
 }
 
+} // namespace
+
+const char * pyfastv_version(void) {
+    return PYFASTV_VERSION;
+}
+
+int32_t pyfastv_find_score(const char * name) { return find(pyfastv::score_rules, name); }
+int32_t pyfastv_find_pick (const char * name) { return find(pyfastv::pick_rules,  name); }
+
+const char * pyfastv_score_name(int32_t score) { return name_of(pyfastv::score_rules, score); }
+const char * pyfastv_pick_name (int32_t pick)  { return name_of(pyfastv::pick_rules,  pick); }
+
+enum pyfastv_status pyfastv_default_params(struct pyfastv_params * params, size_t size) {
+    return pyfastv::as_status(last_error, [&] {
+        pyfastv::check_size<pyfastv_params>("pyfastv_params", size);
+        *params = pyfastv::default_params();
+        return PYFASTV_OK;
+    });
+}
+
 enum pyfastv_status pyfastv_parse(const char * text, int32_t n_layer, struct pyfastv_params * params) {
     return pyfastv::as_status(last_error, [&] {
+        check_size(*params);
         const auto res = pyfastv::to_params(pyfastv::parse_schedule(text), n_layer);
         pyfastv::validate(res, n_layer);
         *params = res;
@@ -82,6 +120,7 @@ enum pyfastv_status pyfastv_attach(struct llama_context * ctx, const struct pyfa
     return pyfastv::as_status(last_error, [&] {
         try {
             if (params) {
+                check_size(*params);
                 pyfastv::staged_decode::attach(*ctx, *params);
             } else {
                 pyfastv::staged_decode::detach(*ctx);
@@ -153,21 +192,17 @@ void pyfastv_begin_media(struct llama_context * ctx, enum pyfastv_media media, c
     });
 }
 
-struct pyfastv_report pyfastv_get_report(const struct llama_context * ctx) {
-    return guarded(pyfastv_report {}, [&] {
-        if (ctx->fastv) {
-            return ctx->fastv->report();
+enum pyfastv_status pyfastv_get_report(const struct llama_context * ctx, struct pyfastv_report * report) {
+    return pyfastv::as_status(last_error, [&] {
+        const size_t size = report->size;
+        // shorter ones are those of earlier versions
+        if (size < sizeof(size) || size > sizeof(*report) || size % alignof(pyfastv_report) != 0) {
+            pyfastv::refuse_size("pyfastv_report", size, sizeof(*report));
         }
-
-        pyfastv_report res = {};
-        if (ctx->get_memory()) {
-            const auto bytes = pyfastv::kv_bytes_of(*ctx->get_memory());
-
-            res.n_stages         = 1;
-            res.kv_bytes_used[0] = res.kv_bytes_used_stock = bytes.used;
-            res.kv_bytes[0]      = res.kv_bytes_stock      = bytes.allocated;
-        }
-        return res;
+        auto res = report_of(*ctx);
+        res.size = size;
+        memcpy(report, &res, size);
+        return PYFASTV_OK;
     });
 }
 

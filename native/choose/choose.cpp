@@ -1,5 +1,7 @@
 #include "choose/choose.h"
 
+#include "settings/rules.h"
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -222,13 +224,13 @@ std::vector<int32_t> choose(const picture_scores & picture, const pyfastv_cut & 
     size_t n_kept = std::min(count_kept(picture.scores.size(), cut.drop), present.size());
     auto   order  = ranked; // the first n_kept of it stay
 
-    switch (cut.pick) {
-        case PYFASTV_PICK_TOP_K:   break;
-        case PYFASTV_PICK_WINDOW:  order = rank_by_window(picture, ranked, cut.window); break;
-        case PYFASTV_PICK_UNIFORM: order = spread(present, n_kept); break;
-        case PYFASTV_PICK_GRID:    order = rank_by_grid(picture, ranked, cut.stride, n_kept); break;
-        case PYFASTV_PICK_MASS:    n_kept = std::max(n_kept, count_mass(picture.scores, ranked, cut.mass)); break;
-        case PYFASTV_PICK_COVER:
+    switch (pick_rule_of(cut).how) {
+        case picks::top_k:   break;
+        case picks::window:  order = rank_by_window(picture, ranked, (size_t) cut.pick_number); break;
+        case picks::uniform: order = spread(present, n_kept); break;
+        case picks::grid:    order = rank_by_grid(picture, ranked, (size_t) cut.pick_number, n_kept); break;
+        case picks::mass:    n_kept = std::max(n_kept, count_mass(picture.scores, ranked, (float) cut.pick_number)); break;
+        case picks::cover:
             if (picture.similarity) {
                 order = pick_cover(picture, present, n_kept);
             }

@@ -22,7 +22,7 @@ struct picture_scores {
     std::vector<uint8_t>    present; // [n] 0: not to be chosen
     std::vector<patch_grid> grids;   // the slices, in order; their tokens sum to n
 
-    // PYFASTV_PICK_COVER: cosines of the hidden rows of the tokens that are present, as similarities() makes them
+    // pick=cover: cosines of the hidden rows of the tokens that are present, as similarities() makes them
     // (choose/similarity.h): [m, m], m of them; null: none
     const float * similarity = nullptr;
 };
@@ -31,7 +31,7 @@ struct picture_scores {
 // unless drop is 1.
 size_t count_kept(size_t n, float drop);
 
-// min(count_kept(all tokens, cut.drop), tokens present) of those present; for PYFASTV_PICK_MASS at least that many.
+// min(count_kept(all tokens, cut.drop), tokens present) of those present; for mass at least that many.
 //
 //   top-k    FastV's rule (ECCV 2024, section 4.1): the highest scores.
 //   window   Every window x window part of a grid keeps its share of the highest scores, so that no part of the picture
@@ -40,13 +40,13 @@ size_t count_kept(size_t n, float drop);
 //   uniform  Evenly spaced among those present, whatever the scores.
 //   grid     First the tokens at every stride-th column and row of a grid, starting at stride/2 (uniformly thinned if
 //            they are too many), then the highest scores (FEATHER, arXiv 2412.13180).
-//   mass     As few of the highest scores as hold the share cut.mass of the sum over those present (ZipVL, arXiv 2410.08584).
+//   mass     As few of the highest scores as hold the share `mass` of the sum over those present (ZipVL, arXiv 2410.08584).
 //   cover    The set S that makes sum_i score_i * max_{j in S} (1 + similarity_ij)/2 large, picked greedily: every token is
 //            represented by the most similar one in S, and counts as much as it scores. Facility location; the greedy set
 //            reaches 1 - 1/e of the best (Nemhauser, Wolsey and Fisher, 1978). Without similarity: top-k.
 std::vector<int32_t> choose(const picture_scores & picture, const pyfastv_cut & cut);
 
-// PYFASTV_SCORE_RANDOM: n numbers in [0, 1) from a seed, the same on every machine.
+// score=random: n numbers in [0, 1) from a seed, the same on every machine.
 std::vector<float> random_scores(size_t n, uint32_t seed);
 
 } // namespace pyfastv

@@ -211,7 +211,7 @@ stage staged_decode::stage_to_run(int s, stage::readers scored) const {
         const auto & cut = params.cuts[s];
 
         res.il1     = cut.layer;
-        res.no_rope = rule_of(cut.score).no_rope;
+        res.no_rope = score_rule_of(cut).no_rope;
         res.scored  = reads_attention(cut) ? scored : stage::readers::none;
     }
 
@@ -225,7 +225,7 @@ void staged_decode::reserve() {
 
     for (int s = 0; s < memory.n_stages(); ++s) {
         // rows that are read lie anywhere in a ubatch of several sequences
-        const bool all_rows = s + 1 < memory.n_stages() && (ctx.cparams.n_seq_max > 1 || every_row_votes(params.cuts[s].score));
+        const bool all_rows = s + 1 < memory.n_stages() && (ctx.cparams.n_seq_max > 1 || every_row_votes(params.cuts[s]));
 
         const scoped_value<stage> scope(ctx.cparams.stage, stage_to_run(s, all_rows ? stage::readers::all_rows : stage::readers::last_row));
 

@@ -29,7 +29,7 @@ std::vector<patch_grid> grids_of(const picture & picture) {
 
 size_t flow::first_voter(const pyfastv_cut & rule) const {
     size_t first = rows.size();
-    switch (rule_of(rule.score).who) {
+    switch (score_rule_of(rule).who) {
         case voters::all_rows:
             first = std::find_if(rows.begin(), rows.end(), [](const auto & row) { return row.visual(); }) - rows.begin();
             return first == rows.size() ? 0 : first;
@@ -60,16 +60,16 @@ std::vector<float> flow::token_scores(const pyfastv_cut & rule) const {
         }
     };
 
-    const bool text_only = rule_of(rule.score).who == voters::question;
+    const bool text_only = score_rule_of(rule).who == voters::question;
     size_t     n_voters  = 0;
 
     for (size_t i = first_voter(rule); i < rows.size(); ++i) {
         if (!(text_only && rows[i].audio)) {
-            add(rows[i], rule_of(rule.score).highest);
+            add(rows[i], score_rule_of(rule).highest);
             n_voters++;
         }
     }
-    if (every_row_votes(rule.score) && !rule_of(rule.score).highest) {
+    if (every_row_votes(rule) && !score_rule_of(rule).highest) {
         std::for_each(res.begin(), res.end(), [n_voters](float & score) { score /= std::max<size_t>(n_voters, 1); });
     }
 
@@ -120,11 +120,11 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n
         }
 
         auto input = scores_of(picture, cut, of_tokens);
-        if (rule.score == PYFASTV_SCORE_RANDOM) {
-            input.scores = random_scores(n, rule.seed);
+        if (score_rule_of(rule).drawn) {
+            input.scores = random_scores(n, (uint32_t) rule.score_number);
         }
         std::vector<int32_t> here; // tokens at the cut, the rows of the similarity
-        if (rule_of(rule.pick).compares || weighs) {
+        if (pick_rule_of(rule).compares || weighs) {
             for (int32_t i = 0; i < n; ++i) {
                 if (input.present[i]) {
                     here.push_back(first + i);

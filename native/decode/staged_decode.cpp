@@ -92,7 +92,7 @@ bool staged_decode::has_room_later(const llama_batch_allocr & balloc, bool visua
         const auto & kv  = memory.cache(s).base();
         const auto & cut = params.cuts[s - 1];
 
-        const auto at_most = [&](size_t n) { return cut.pick == PYFASTV_PICK_MASS ? n : count_kept(n, cut.drop); };
+        const auto at_most = [&](size_t n) { return pick_rule_of(cut).keeps_more ? n : count_kept(n, cut.drop); };
 
         // every sequence fills cells of its own
         size_t n = kv.get_cells(0).get_used();
@@ -212,10 +212,10 @@ int staged_decode::decode(llama_batch_allocr & balloc) {
 }
 
 bool staged_decode::every_row_is_read(bool visual) const {
-    const auto score = params.cuts[0].score;
+    const auto & cut = params.cuts[0];
 
-    // a picture's own rows vote in one rule only
-    return score == PYFASTV_SCORE_ALL || (!visual && every_row_votes(score));
+    // a picture's own rows vote where all do
+    return visual ? score_rule_of(cut).who == voters::all_rows : every_row_votes(cut);
 }
 
 void staged_decode::forget(const llama_ubatch & ubatch) noexcept {

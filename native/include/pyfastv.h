@@ -14,14 +14,16 @@
 // Usage:
 //
 //     struct llama_context * ctx = llama_init_from_model(model, llama_context_default_params());
-//     struct pyfastv_params params = pyfastv_default_params();
+//     struct pyfastv_params params;
+//     pyfastv_default_params(&params, sizeof(params));
 //     params.cuts[0].layer = 2;
 //     params.cuts[0].drop  = 0.5f;
 //     if (pyfastv_attach(ctx, &params) != PYFASTV_OK) {
 //         fprintf(stderr, "%s\n", pyfastv_last_error());   // says why, and what to change
 //     }
 //     // from here on llama.h and mtmd.h are used as always: decode the text, the picture, the question; read logits
-//     struct pyfastv_report report = pyfastv_get_report(ctx);
+//     struct pyfastv_report report = { .size = sizeof(report) };
+//     pyfastv_get_report(ctx, &report);
 //
 // Programs that know nothing of this header: with these libraries in place of the stock ones and
 // LLAMA_FASTV="k=2,drop=0.5" in the environment (pyfastv_parse() has the whole language) every context that can be given
@@ -34,6 +36,10 @@
 // which not all are read; of a draft that is verified all are) may bring some of them back. Removing the end of a
 // sequence up to a question takes the choice back that this question made. A context that was never attached runs
 // exactly the code of stock llama.cpp.
+//
+// Versions: structures that may grow begin with their size, as the program was compiled, and grow at their end only, so that
+// it goes on with later libraries. A size that a library does not know is PYFASTV_BAD_PARAMS, and nothing is read or written.
+// A later rule needs no field: a cut names rules by numbers that stay (pyfastv_find_score(), pyfastv_find_pick()).
 //
 // Thread safety: that of llama.h; a context is used by one thread at a time.
 
@@ -72,48 +78,26 @@ enum pyfastv_media {
     PYFASTV_MEDIA_AUDIO = 1, // embedding rows are kept, like text
 };
 
-// What ranks the visual tokens at a cut: attention at the last layer before it, averaged over the heads, of ...
-enum pyfastv_score {
-    PYFASTV_SCORE_LAST          = 0, // the last prompt token: FastV's rule
-    PYFASTV_SCORE_QUESTION_MEAN = 1, // the tokens behind the last picture, averaged
-    PYFASTV_SCORE_QUESTION_MAX  = 2, // the tokens behind the last picture, the highest
-    PYFASTV_SCORE_ALL           = 3, // all tokens from the picture on, averaged: the text of FastV's paper
-    PYFASTV_SCORE_LAST_NO_ROPE  = 4, // the last prompt token, queries and keys without RoPE (FEATHER, arXiv 2412.13180)
-    PYFASTV_SCORE_RANDOM        = 5, // no attention: a number drawn for each token from `seed`
-    PYFASTV_SCORE_NONE          = 6, // no attention: all the same
-};
-
-// How the tokens to keep are picked, given their scores. Of n tokens round(n*(1 - drop)) stay, half to even; at least 1
-// unless drop is 1.
-enum pyfastv_pick {
-    PYFASTV_PICK_TOP_K   = 0, // the highest scores: FastV's rule
-    PYFASTV_PICK_WINDOW  = 1, // the highest of every window of the patch grid, each its share
-    PYFASTV_PICK_UNIFORM = 2, // evenly spaced, whatever the scores
-    PYFASTV_PICK_GRID    = 3, // every stride-th patch in both directions, the rest by the highest scores (FEATHER)
-    PYFASTV_PICK_MASS    = 4, // as few as hold the share `mass` of all scores (ZipVL, arXiv 2410.08584); drop is the most to go
-    PYFASTV_PICK_COVER   = 5, // so that every patch, as much as it scores, has a similar one among them (facility location)
-};
-
 struct pyfastv_cut {
-    int32_t            layer;  // the first layer that does not see all: 1 <= layer < n_layer, ascending. FastV's K
-    float              drop;   // share of a picture's tokens that layers from here on do not see, of all that the picture
-                               // has, not of those that an earlier cut left: 0 <= drop <= 1, ascending. FastV's R
-    enum pyfastv_score score;
-    enum pyfastv_pick  pick;
-    int32_t            window; // PYFASTV_PICK_WINDOW: side of a window in patches, at least 1
-    int32_t            stride; // PYFASTV_PICK_GRID: at least 1
-    float              mass;   // PYFASTV_PICK_MASS: 0 < mass <= 1
-    uint32_t           seed;   // PYFASTV_SCORE_RANDOM
-    bool               weigh;  // a kept token counts in attention, from here to the next cut, as often as the tokens that it
-                               // stands for: itself and the dropped ones that are most similar to it. log(count) is added
-                               // to the logits of its key, as in ToMe (arXiv 2210.09461, section 3.2)
-    bool               merge;  // dropped rows are averaged into the kept row of the same picture that is nearest by cosine
+    int32_t layer;        // the first layer that does not see all: 1 <= layer < n_layer, ascending. FastV's K
+    float   drop;         // share of a picture's tokens that layers from here on do not see, of all that the picture has,
+                          // not of those that an earlier cut left: 0 <= drop <= 1, ascending. FastV's R. Of n tokens
+                          // round(n*(1 - drop)) stay, half to even; at least 1 unless drop is 1
+    int32_t score;        // what ranks the visual tokens: pyfastv_find_score(); 0 is "last", FastV's
+    int32_t pick;         // how the tokens to keep are picked, given their scores: pyfastv_find_pick(); 0 is "top-k", FastV's
+    double  score_number; // the number that stands behind the rule's name in text, as 7 of "random7"; and 4 of "window4" or
+    double  pick_number;  // 0.95 of "mass0.95". docs/methods.md has what each rule takes; those that take none do not read it
+    bool    weigh;        // a kept token counts in attention, from here to the next cut, as often as the tokens that it
+                          // stands for: itself and the dropped ones that are most similar to it. log(count) is added
+                          // to the logits of its key, as in ToMe (arXiv 2210.09461, section 3.2)
+    bool    merge;        // dropped rows are averaged into the kept row of the same picture that is nearest by cosine
 };
 
 #define PYFASTV_MAX_CUTS   8
 #define PYFASTV_MAX_STAGES (PYFASTV_MAX_CUTS + 1)
 
 struct pyfastv_params {
+    size_t             size;   // sizeof(struct pyfastv_params)
     int32_t            n_cuts; // 1 to PYFASTV_MAX_CUTS
     struct pyfastv_cut cuts[PYFASTV_MAX_CUTS];
 
@@ -123,6 +107,7 @@ struct pyfastv_params {
 
 // Counts and times since pyfastv_attach() or pyfastv_reset_report().
 struct pyfastv_report {
+    size_t  size;             // sizeof(struct pyfastv_report), set by the caller
     int32_t n_visual;         // visual tokens decoded
     int32_t n_recalled;       // tokens that a later question brought back (at any cut)
     int32_t n_pending;        // rows that wait at the first cut for somebody to read logits, of all sequences
@@ -141,14 +126,28 @@ struct pyfastv_report {
     size_t  kv_bytes_stock;      // and allocate
 };
 
-// One cut: layer = 2, drop = 0.5, last, top-k: the paper's main setting. recall = 0.025, n_cells = 0.
-PYFASTV_API struct pyfastv_params pyfastv_default_params(void);
+// The version of the library, as "0.1.0".
+PYFASTV_API const char * pyfastv_version(void);
 
-// Parameters from text, as in the environment variable LLAMA_FASTV. Cuts are separated by ";", the fields of a cut by ",":
+// Rules by their names in text, as "question-max" or "cover", without the number behind them; -1: there is none of this name.
+// docs/methods.md says what each does.
+PYFASTV_API int32_t pyfastv_find_score(const char * name);
+PYFASTV_API int32_t pyfastv_find_pick (const char * name);
+
+// The other way round, for lists of choices: names from 0 on, NULL behind the last.
+PYFASTV_API const char * pyfastv_score_name(int32_t score);
+PYFASTV_API const char * pyfastv_pick_name (int32_t pick);
+
+// One cut: layer = 2, drop = 0.5, last, top-k: the paper's main setting. recall = 0.025, n_cells = 0. size: sizeof(*params),
+// which is set, too. Returns PYFASTV_OK or PYFASTV_BAD_PARAMS.
+PYFASTV_API enum pyfastv_status pyfastv_default_params(struct pyfastv_params * params, size_t size);
+
+// Parameters from text, as in the environment variable LLAMA_FASTV. params->size is set by the caller. Cuts are separated by
+// ";", the fields of a cut by ",":
 //     k=2             the cut's layer; k=25% counts in layers of the model, rounded, for pyfastv_parse()'s n_layer
 //     drop=0.5
-//     score=last | question-mean | question-max | all | last-no-rope | random | random7 (a seed) | none
-//     pick=top-k | window4 | uniform | grid3 | mass0.95 | cover
+//     score=last      or another of pyfastv_score_name(), with a number behind it if it takes one: random7
+//     pick=top-k      or another of pyfastv_pick_name(), likewise: window4
 //     weigh           kept tokens count as often as those that they stand for
 //     merge           dropped rows are merged
 // and, in any cut, for all of them:
@@ -199,8 +198,9 @@ PYFASTV_API bool pyfastv_token_embedding(const struct llama_model * model, int32
 // follow each other, with nothing but text between them, are slices of one picture.
 PYFASTV_API void pyfastv_begin_media(struct llama_context * ctx, enum pyfastv_media media, const char * id, int32_t nx, int32_t ny);
 
-// For a context without stages only the sizes of the KV cache are filled, if it is a plain one.
-PYFASTV_API struct pyfastv_report pyfastv_get_report(const struct llama_context * ctx);
+// Fills in the first report->size bytes. For a context without stages only the sizes of the KV cache, if it is a plain one; the
+// rest is 0. Returns PYFASTV_OK or an error, after which nothing has changed.
+PYFASTV_API enum pyfastv_status pyfastv_get_report(const struct llama_context * ctx, struct pyfastv_report * report);
 PYFASTV_API void pyfastv_reset_report(struct llama_context * ctx);
 
 // What a sequence's visual tokens came to at a cut, counted over all its pictures in prompt order: ascending indices of

@@ -22,7 +22,8 @@
 // Usage:
 //
 //     struct mtmd_context * vision = mtmd_init_from_file(mmproj, model, mtmd_context_params_default());
-//     struct pyfastv_turbo_params params = pyfastv_turbo_default_params();
+//     struct pyfastv_turbo_params params;
+//     pyfastv_turbo_default_params(&params, sizeof(params));
 //     params.share = 0.5f;
 //     if (pyfastv_turbo_attach(vision, &params) != PYFASTV_OK) {
 //         fprintf(stderr, "%s\n", pyfastv_turbo_last_error());
@@ -54,6 +55,7 @@ struct mtmd_image_tokens;
 
 // Of the encoder's blocks those count that run: LLaVA takes its features before the last block, which does not.
 struct pyfastv_turbo_params {
+    size_t  size;        // sizeof(struct pyfastv_turbo_params)
     int32_t r;           // tokens merged away in each block of the range; 0: by share
     float   share;       // share of all tokens that is merged away, evenly spread over the range, 0 < share < 1; 0: by r
     float   alpha;       // weight of the semantic value, alpha >= 0; 0: by redundancy alone
@@ -63,10 +65,12 @@ struct pyfastv_turbo_params {
     bool    renumber;    // positions 0..n instead of places, for comparison
 };
 
-// share = 0.5, alpha = 0.05, blocks of the first half of the encoder
-PYFASTV_API struct pyfastv_turbo_params pyfastv_turbo_default_params(void);
+// share = 0.5, alpha = 0.05, blocks of the first half of the encoder. size: sizeof(*params), which is set, too. Returns
+// PYFASTV_OK or PYFASTV_BAD_PARAMS.
+PYFASTV_API enum pyfastv_status pyfastv_turbo_default_params(struct pyfastv_turbo_params * params, size_t size);
 
-// Parameters from text, as in the environment variable LLAMA_TURBO; fields separated by ",":
+// Parameters from text, as in the environment variable LLAMA_TURBO; params->size is set by the caller. Fields are separated by
+// ",":
 //     share=0.5 | r=16
 //     alpha=0.1
 //     layers=2-20     first and last block

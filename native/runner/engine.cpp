@@ -26,7 +26,8 @@ constexpr int64_t poll_interval_us = 10'000;
 //
 
 void engine::set_fastv(const std::string & spec) {
-    pyfastv_params params;
+    pyfastv_params params = {};
+    params.size = sizeof(params);
     if (pyfastv_parse(spec.c_str(), n_layer(), &params) != PYFASTV_OK) {
         throw error(error_kind::option, pyfastv_last_error());
     }
@@ -69,7 +70,7 @@ void engine::require_memory() const {
 }
 
 int32_t engine::check_cut(int32_t cut) const {
-    const int32_t n_cuts = pyfastv_get_report(ctx.get()).n_stages - 1;
+    const int32_t n_cuts = report_of(ctx.get()).n_stages - 1;
 
     if (cut < -n_cuts || cut >= n_cuts) {
         throw error(error_kind::option, "cut " + std::to_string(cut) + " is out of range: there are " + std::to_string(n_cuts));
@@ -265,12 +266,12 @@ void engine::prefill(const std::string & text, const std::vector<image> & images
 
 void engine::time_full(const std::function<void()> & decode) {
     const stopwatch watch;
-    const double    stage0_before = pyfastv_get_report(ctx.get()).t_stage0_ms;
+    const double    stage0_before = report_of(ctx.get()).t_stage0_ms;
 
     decode();
 
     // what ran through stage 0 is in pyfastv's own report
-    if (pyfastv_get_report(ctx.get()).t_stage0_ms == stage0_before) {
+    if (report_of(ctx.get()).t_stage0_ms == stage0_before) {
         counts.full_ms += watch.ms();
     }
 }
@@ -395,7 +396,7 @@ std::vector<slice_pixels> engine::pixels(const image & image) const {
 run_report engine::report() const {
     auto res = counts;
 
-    const auto stages = pyfastv_get_report(ctx.get());
+    const auto stages = report_of(ctx.get());
 
     res.stage0_ms       = stages.t_stage0_ms;
     res.choose_ms       = stages.t_choose_ms;

@@ -83,7 +83,8 @@ slots::~slots() {
 //
 
 void slots::set_fastv(const std::string & spec) {
-    pyfastv_params params;
+    pyfastv_params params = {};
+    params.size = sizeof(params);
     if (pyfastv_parse(spec.c_str(), n_layer(), &params) != PYFASTV_OK) {
         throw error(error_kind::option, pyfastv_last_error());
     }
@@ -113,7 +114,7 @@ void slots::attach(const pyfastv_params * params) {
 
     const auto status = pyfastv_attach(ctx.get(), params);
     lost_memory = status != PYFASTV_OK && !llama_get_memory(ctx.get());
-    n_cuts = std::max(0, pyfastv_get_report(ctx.get()).n_stages - 1);
+    n_cuts = std::max(0, report_of(ctx.get()).n_stages - 1);
     reset();
     if (status != PYFASTV_OK) {
         throw error(kind_of(status), pyfastv_last_error());
@@ -323,7 +324,7 @@ void slots::fail(slot & s, error reason, events & out) {
 run_report slots::report(const slot & s) const {
     auto res = s.counts;
 
-    const auto stages = pyfastv_get_report(ctx.get());
+    const auto stages = report_of(ctx.get());
 
     res.graphs_reused = llama_perf_context(ctx.get()).n_reused - s.n_reused_before;
 

@@ -5,6 +5,7 @@
 #include "runner/damage.h"
 #include "runner/errors.h"
 #include "runner/log.h"
+#include "runner/status.h"
 #include "runner/stopwatch.h"
 
 #include "ggml.h"
@@ -20,11 +21,11 @@ namespace {
 // What a computation adds to the times of the stages.
 class stage_times {
 public:
-    explicit stage_times(const llama_context * ctx) : ctx(ctx), before(pyfastv_get_report(ctx)) {}
+    explicit stage_times(const llama_context * ctx) : ctx(ctx), before(report_of(ctx)) {}
 
     void stop() {
         ms    = watch.ms();
-        after = pyfastv_get_report(ctx);
+        after = report_of(ctx);
     }
 
     // a request's share of it

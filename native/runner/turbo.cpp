@@ -14,7 +14,8 @@ void attach_turbo(mtmd_context * vision, const std::string & spec) {
         return;
     }
 
-    pyfastv_turbo_params params;
+    pyfastv_turbo_params params = {};
+    params.size = sizeof(params);
     if (pyfastv_turbo_parse(spec.c_str(), &params) != PYFASTV_OK) {
         throw error(error_kind::option, std::string("turbo: ") + pyfastv_turbo_last_error());
     }

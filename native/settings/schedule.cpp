@@ -6,10 +6,12 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
-#include <cstring>
+#include <iterator>
 #include <limits>
 #include <set>
 #include <stdexcept>
+#include <tuple>
+#include <utility>
 
 namespace pyfastv {
 namespace {
@@ -31,7 +33,7 @@ const std::vector<preset> presets = {
 };
 
 template <typename T, typename F>
-std::string joined(const std::vector<T> & items, F && name) {
+std::string joined(const T & items, F && name) {
     std::string res;
     for (const auto & item : items) {
         res += (res.empty() ? "" : ", ") + std::string(name(item));
@@ -61,51 +63,32 @@ void parse_layer(const std::string & text, cut_setting & cut) {
     cut.percent = percent;
 }
 
-void parse_score(const std::string & text, cut_setting & cut) {
-    const auto & rules = score_rules();
-    for (size_t i = 0; i < rules.size(); ++i) {
-        const std::string name = rules[i].name;
-        if (text != name && !(rules[i].takes_seed && text.rfind(name, 0) == 0)) {
-            continue;
-        }
-        const auto digits = text.substr(name.size());
-        const auto seed   = digits.empty() ? std::optional<int64_t>(0) : isdigit((unsigned char) digits[0]) ? whole_in(digits) : std::nullopt;
-        if (seed && *seed <= std::numeric_limits<uint32_t>::max()) {
-            cut.score = (pyfastv_score) i;
-            cut.seed  = (uint32_t) *seed;
-            return;
-        }
+std::optional<double> number_behind(const rule_number & number, const std::string & text) {
+    if (text.empty() && number.optional) {
+        return number.lowest;
     }
-    throw not_understood("score", text, "one of: " + joined(rules, [](const score_rule & r) { return r.shown; }));
+    if (number.kind == number_kind::share) {
+        return real_in(text);
+    }
+    const auto whole = number.kind == number_kind::none || text.empty() || !isdigit((unsigned char) text[0]) ? std::nullopt : whole_in(text);
+    return whole && *whole <= number.highest ? std::optional<double>((double) *whole) : std::nullopt;
 }
 
-void parse_pick(const std::string & text, cut_setting & cut) {
-    const auto & rules = pick_rules();
-    for (size_t i = 0; i < rules.size(); ++i) {
-        const std::string name = rules[i].name;
-        if (text.rfind(name, 0) != 0) {
-            continue;
-        }
-        const auto rest = text.substr(name.size());
-
-        std::optional<double> number;
-        switch (rules[i].number) {
-            case pick_number::none:  number = rest.empty() ? std::optional<double>(0) : std::nullopt; break;
-            case pick_number::share: number = real_in(rest); break;
-            case pick_number::whole:
-                if (const auto whole = rest.empty() || !isdigit((unsigned char) rest[0]) ? std::nullopt : whole_in(rest)) {
-                    number = *whole <= std::numeric_limits<int32_t>::max() ? std::optional<double>((double) *whole) : std::nullopt;
-                }
-                break;
-        }
+// a row, and the number behind its name
+template <typename T, size_t N>
+std::pair<int32_t, double> parse_rule(const std::string & key, const std::string & text, const T (&rules)[N]) {
+    for (size_t i = 0; i < N; ++i) {
+        const std::string name   = rules[i].name;
+        const auto        number = text.rfind(name, 0) == 0 ? number_behind(rules[i].number, text.substr(name.size())) : std::nullopt;
         if (number) {
-            cut.pick   = (pyfastv_pick) i;
-            cut.number = *number;
-            return;
+            return { (int32_t) i, *number };
         }
     }
-    throw not_understood("pick", text, "one of: " + joined(rules, [](const pick_rule & r) { return r.shown; }));
+    throw not_understood(key, text, "one of: " + joined(rules, [](const T & rule) { return rule.shown; }));
 }
+
+void parse_score(const std::string & text, cut_setting & cut) { std::tie(cut.score, cut.score_number) = parse_rule("score", text, score_rules); }
+void parse_pick (const std::string & text, cut_setting & cut) { std::tie(cut.pick,  cut.pick_number)  = parse_rule("pick",  text, pick_rules); }
 
 int32_t parse_cells(const std::string & text) {
     if (text == "auto") {
@@ -173,6 +156,7 @@ std::optional<schedule_setting> parse_preset(const std::string & text) {
     auto res    = parse_cuts(found->text);
     auto fields = fields_of(text);
     fields.erase(fields.begin());
+    res.preset = fields.empty() ? name : "";
     for (const auto & field : fields) {
         if (res.cuts.size() > 1 && !is_of_all(field)) {
             throw std::invalid_argument("\"" + field.text + "\": " + name + " has " + std::to_string(res.cuts.size()) +
@@ -207,52 +191,54 @@ void check_of_all(float recall, int32_t n_cells) {
     }
 }
 
-double number_of(const pyfastv_cut & cut) {
-    switch (cut.pick) {
-        case PYFASTV_PICK_WINDOW: return cut.window;
-        case PYFASTV_PICK_GRID:   return cut.stride;
-        case PYFASTV_PICK_MASS:   return cut.mass;
-        default:                  return 0;
+// of a rule that a program has named by its row
+template <typename T, size_t N>
+void check_rule(const std::string & key, int32_t row, double value, const T (&rules)[N]) {
+    if (row < 0 || row >= (int32_t) N) {
+        throw std::invalid_argument(key + " = " + std::to_string(row) + " is no rule; there are 0 to " + std::to_string(N - 1));
+    }
+    const auto & number = rules[row].number;
+    // written so that NaN fails
+    if (number.kind == number_kind::whole && !(value >= number.lowest && value <= number.highest && value == std::floor(value))) {
+        out_of_range(number.name, to_text(value), "a whole number, at least " + to_text(number.lowest));
+    }
+    if (number.kind == number_kind::share && !((float) value > number.lowest && (float) value <= number.highest)) {
+        out_of_range(number.name, to_text((float) value), to_text(number.lowest) + " < " + number.name + " <= " + to_text(number.highest));
     }
 }
 
-// of an enumeration that a program has set: what is there may be none of its values
-template <typename T>
-int value_of(const T & value) {
-    static_assert(sizeof(T) == sizeof(int));
-    int res;
-    memcpy(&res, &value, sizeof(res));
-    return res;
+std::string rule_text(const rule & rule, double number) {
+    switch (rule.number.kind) {
+        case number_kind::none:  return rule.name;
+        case number_kind::whole: return rule.name + std::to_string((int64_t) number);
+        case number_kind::share: return rule.name + to_text((float) number);
+    }
+    return rule.name;
 }
 
 pyfastv_cut to_cut(const cut_setting & from) {
-    auto res = pyfastv_default_params().cuts[0];
-    res.layer = from.layer;
-    res.drop  = (float) from.drop;
-    res.score = from.score;
-    res.seed  = from.seed;
-    res.pick  = from.pick;
-    res.weigh = from.weigh;
-    res.merge = from.merge;
-    switch (from.pick) {
-        case PYFASTV_PICK_WINDOW: res.window = (int32_t) from.number; break;
-        case PYFASTV_PICK_GRID:   res.stride = (int32_t) from.number; break;
-        case PYFASTV_PICK_MASS:   res.mass   = (float)   from.number; break;
-        default:                  break;
-    }
+    pyfastv_cut res = {};
+    res.layer        = from.layer;
+    res.drop         = (float) from.drop;
+    res.score        = from.score;
+    res.score_number = from.score_number;
+    res.pick         = from.pick;
+    res.pick_number  = from.pick_number;
+    res.weigh        = from.weigh;
+    res.merge        = from.merge;
     return res;
 }
 
 cut_setting to_setting(const pyfastv_cut & from) {
     cut_setting res;
-    res.layer  = from.layer;
-    res.drop   = from.drop;
-    res.score  = from.score;
-    res.seed   = rule_of(from.score).takes_seed ? from.seed : 0;
-    res.pick   = from.pick;
-    res.number = number_of(from);
-    res.weigh  = from.weigh;
-    res.merge  = from.merge;
+    res.layer        = from.layer;
+    res.drop         = from.drop;
+    res.score        = from.score;
+    res.score_number = from.score_number;
+    res.pick         = from.pick;
+    res.pick_number  = from.pick_number;
+    res.weigh        = from.weigh;
+    res.merge        = from.merge;
     return res;
 }
 
@@ -270,35 +256,40 @@ schedule_setting parse_schedule(const std::string & text) {
     return res;
 }
 
+std::vector<std::string> preset_names() {
+    std::vector<std::string> res;
+    std::transform(presets.begin(), presets.end(), std::back_inserter(res), [](const preset & p) { return p.name; });
+    return res;
+}
+
 cut_setting parse_cut(const std::string & layer, double drop, const std::string & score, const std::string & pick) {
     cut_setting res;
     parse_layer(layer, res);
     parse_score(score, res);
     parse_pick(pick, res);
     res.drop = drop;
-    check({ { res } });
+    check({ "", { res } });
     return res;
 }
 
 std::string layer_text(const cut_setting & cut) { return cut.percent ? to_text((float) *cut.percent) + "%" : std::to_string(cut.layer); }
 
-std::string score_text(const cut_setting & cut) {
-    const auto & rule = rule_of(cut.score);
-    return rule.name + (rule.takes_seed ? std::to_string(cut.seed) : "");
-}
+std::string score_text(const cut_setting & cut) { return rule_text(score_rules[cut.score], cut.score_number); }
+std::string pick_text (const cut_setting & cut) { return rule_text(pick_rules[cut.pick],   cut.pick_number); }
 
-std::string pick_text(const cut_setting & cut) {
-    const auto & rule = rule_of(cut.pick);
-    switch (rule.number) {
-        case pick_number::none:  return rule.name;
-        case pick_number::whole: return rule.name + std::to_string((int64_t) cut.number);
-        case pick_number::share: return rule.name + to_text((float) cut.number);
+pyfastv_params default_params() {
+    pyfastv_params res = {};
+    res.size   = sizeof(res);
+    res.n_cuts = 1;
+    res.recall = (float) schedule_setting().recall;
+    for (auto & cut : res.cuts) {
+        cut = to_cut({});
     }
-    return rule.name;
+    return res;
 }
 
 pyfastv_params to_params(const schedule_setting & schedule, int32_t n_layer) {
-    auto res = pyfastv_default_params();
+    auto res = default_params();
     res.n_cuts  = (int32_t) schedule.cuts.size();
     res.recall  = (float) schedule.recall;
     res.n_cells = schedule.n_cells;
@@ -343,27 +334,12 @@ void check(const schedule_setting & schedule) {
 }
 
 void validate_cut(const pyfastv_cut & cut) {
-    const int score = value_of(cut.score), pick = value_of(cut.pick);
-
     // written so that NaN fails
     if (!(cut.drop >= 0.0f && cut.drop <= 1.0f)) {
         out_of_range("drop", to_text(cut.drop), "0 <= drop <= 1");
     }
-    if (score < 0 || score >= (int) score_rules().size()) {
-        throw std::invalid_argument("score = " + std::to_string(score) + " is no pyfastv_score");
-    }
-    if (pick < 0 || pick >= (int) pick_rules().size()) {
-        throw std::invalid_argument("pick = " + std::to_string(pick) + " is no pyfastv_pick");
-    }
-    const auto &      rule   = rule_of(cut.pick);
-    const double      number = number_of(cut);
-    const std::string name   = rule.number_name;
-    if (rule.number == pick_number::whole && !(number >= 1)) {
-        out_of_range(name, to_text((float) number), "at least 1");
-    }
-    if (rule.number == pick_number::share && !(number > 0 && number <= 1)) {
-        out_of_range(name, to_text((float) number), "0 < " + name + " <= 1");
-    }
+    check_rule("score", cut.score, cut.score_number, score_rules);
+    check_rule("pick",  cut.pick,  cut.pick_number,  pick_rules);
 }
 
 void validate(const pyfastv_params & params, int32_t n_layer) {

@@ -16,15 +16,16 @@ struct cut_setting {
     int32_t               layer = 2;
     std::optional<double> percent; // of the layers, in place of a number
     double                drop  = 0.5;
-    pyfastv_score         score = PYFASTV_SCORE_LAST;
-    uint32_t              seed  = 0;
-    pyfastv_pick          pick  = PYFASTV_PICK_TOP_K;
-    double                number = 0; // behind the pick's name
+    int32_t               score = 0; // rows of settings/rules.h, and what is behind their names
+    double                score_number = 0;
+    int32_t               pick  = 0;
+    double                pick_number = 0;
     bool                  weigh = false;
     bool                  merge = false;
 };
 
 struct schedule_setting {
+    std::string              preset; // its name, if the text was nothing else
     std::vector<cut_setting> cuts;
     double                   recall  = 0.025;
     int32_t                  n_cells = 0; // -1: auto
@@ -32,6 +33,9 @@ struct schedule_setting {
 
 // Checked as far as that is possible without a model. "off" (is_off() in settings/text.h) is the caller's business.
 schedule_setting parse_schedule(const std::string & text);
+
+// by the names that parse_schedule() takes
+std::vector<std::string> preset_names();
 
 void check(const schedule_setting & schedule);
 
@@ -41,6 +45,8 @@ cut_setting parse_cut(const std::string & layer, double drop, const std::string 
 std::string layer_text(const cut_setting & cut); // "2", "25%"
 std::string score_text(const cut_setting & cut); // "random7"
 std::string pick_text (const cut_setting & cut); // "window4"
+
+pyfastv_params default_params();
 
 // for a model of so many layers; not validated
 pyfastv_params to_params(const schedule_setting & schedule, int32_t n_layer);

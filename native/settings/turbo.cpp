@@ -21,8 +21,18 @@ static void parse_layers(const std::string & text, pyfastv_turbo_params & params
     params.last_layer  = block(text.substr(dash + 1));
 }
 
+pyfastv_turbo_params default_turbo() {
+    pyfastv_turbo_params res = {};
+    res.size        = sizeof(res);
+    res.share       = 0.5f;
+    res.alpha       = 0.05f;
+    res.first_layer = -1;
+    res.last_layer  = -1;
+    return res;
+}
+
 pyfastv_turbo_params parse_turbo(const std::string & text) {
-    auto res = pyfastv_turbo_default_params();
+    auto res = default_turbo();
 
     std::set<std::string> seen;
     for (const auto & field : fields_of(text)) {

@@ -8,6 +8,8 @@
 // the value and the limit.
 namespace pyfastv {
 
+pyfastv_turbo_params default_turbo();
+
 pyfastv_turbo_params parse_turbo(const std::string & text);
 
 void validate(const pyfastv_turbo_params & params);

@@ -3,6 +3,7 @@
 #include "pyfastv_turbo.h"
 
 #include "capi/caught.h"
+#include "capi/sizes.h"
 #include "settings/text.h"
 #include "settings/turbo.h"
 #include "turbo/plan.h"
@@ -87,6 +88,8 @@ void attach(mtmd_context * ctx, const pyfastv_turbo_params & params) {
     clip_get_turbo(clip) = std::move(turbo);
 }
 
+void check_size(const pyfastv_turbo_params & params) { pyfastv::check_size<pyfastv_turbo_params>("pyfastv_turbo_params", params.size); }
+
 template <typename F>
 size_t copy_out(const mtmd_context * ctx, int32_t * out, size_t cap, F && get) {
     auto * clip = mtmd_get_vision(ctx);
@@ -101,17 +104,17 @@ size_t copy_out(const mtmd_context * ctx, int32_t * out, size_t cap, F && get) {
 
 } // namespace
 
-struct pyfastv_turbo_params pyfastv_turbo_default_params(void) {
-    pyfastv_turbo_params res = {};
-    res.share       = 0.5f;
-    res.alpha       = 0.05f;
-    res.first_layer = -1;
-    res.last_layer  = -1;
-    return res;
+enum pyfastv_status pyfastv_turbo_default_params(struct pyfastv_turbo_params * params, size_t size) {
+    return pyfastv::as_status(last_error, [&] {
+        pyfastv::check_size<pyfastv_turbo_params>("pyfastv_turbo_params", size);
+        *params = pyfastv::default_turbo();
+        return PYFASTV_OK;
+    });
 }
 
 enum pyfastv_status pyfastv_turbo_parse(const char * text, struct pyfastv_turbo_params * params) {
     return pyfastv::as_status(last_error, [&] {
+        check_size(*params);
         *params = pyfastv::parse_turbo(text);
         return PYFASTV_OK;
     });
@@ -133,6 +136,7 @@ enum pyfastv_status pyfastv_turbo_attach(struct mtmd_context * ctx, const struct
         return PYFASTV_OK;
     }
     return pyfastv::as_status(last_error, [&] {
+        check_size(*params);
         const auto reason = unsupported(ctx);
         if (!reason.empty()) {
             last_error = "this encoder's tokens cannot be merged: " + reason;
@@ -180,7 +184,7 @@ void pyfastv::turbo_from_environment(mtmd_context * ctx) {
     if (!text || !*text || pyfastv::is_off(text)) {
         return;
     }
-    pyfastv_turbo_params params;
+    auto params = pyfastv::default_turbo();
     if (pyfastv_turbo_parse(text, &params) != PYFASTV_OK || pyfastv_turbo_attach(ctx, &params) != PYFASTV_OK) {
         // a program may make several contexts
         static std::once_flag told;

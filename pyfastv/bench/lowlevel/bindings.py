@@ -18,27 +18,33 @@ MAX_CUTS = 8
 MAX_STAGES = MAX_CUTS + 1
 
 
+class Sized(ctypes.Structure):
+    """Its first field is its size."""
+
+    def __init__(self) -> None:
+        super().__init__(size=ctypes.sizeof(self))
+
+
 class FastvCut(ctypes.Structure):
     """struct pyfastv_cut of pyfastv.h."""
 
     _fields_ = [
         ("layer", ctypes.c_int32),
         ("drop", ctypes.c_float),
-        ("score", ctypes.c_int),
-        ("pick", ctypes.c_int),
-        ("window", ctypes.c_int32),
-        ("stride", ctypes.c_int32),
-        ("mass", ctypes.c_float),
-        ("seed", ctypes.c_uint32),
+        ("score", ctypes.c_int32),
+        ("pick", ctypes.c_int32),
+        ("score_number", ctypes.c_double),
+        ("pick_number", ctypes.c_double),
         ("weigh", ctypes.c_bool),
         ("merge", ctypes.c_bool),
     ]
 
 
-class FastvParams(ctypes.Structure):
+class FastvParams(Sized):
     """struct pyfastv_params of pyfastv.h."""
 
     _fields_ = [
+        ("size", ctypes.c_size_t),
         ("n_cuts", ctypes.c_int32),
         ("cuts", FastvCut * MAX_CUTS),
         ("recall", ctypes.c_float),
@@ -46,10 +52,11 @@ class FastvParams(ctypes.Structure):
     ]
 
 
-class FastvReport(ctypes.Structure):
+class FastvReport(Sized):
     """struct pyfastv_report of pyfastv.h."""
 
     _fields_ = [
+        ("size", ctypes.c_size_t),
         ("n_visual", ctypes.c_int32),
         ("n_recalled", ctypes.c_int32),
         ("n_pending", ctypes.c_int32),
@@ -76,15 +83,27 @@ def declare(library: Any) -> None:
     library.pyfastv_flush.argtypes = [pointer]
     library.pyfastv_begin_media.argtypes = [pointer, ctypes.c_int, ctypes.c_char_p, int32, int32]
     library.pyfastv_reset_report.argtypes = [pointer]
-    library.pyfastv_get_report.argtypes = [pointer]
-    library.pyfastv_get_report.restype = FastvReport
+    library.pyfastv_get_report.argtypes = [pointer, ctypes.POINTER(FastvReport)]
     library.pyfastv_get_kept.argtypes = [pointer, int32, int32, ctypes.POINTER(int32), size]
     library.pyfastv_get_scores.argtypes = [pointer, int32, int32, ctypes.POINTER(ctypes.c_float), size]
     library.pyfastv_get_kept.restype = library.pyfastv_get_scores.restype = size
     library.pyfastv_unsupported_reason.argtypes = [pointer]
     library.pyfastv_unsupported_layer.argtypes = [pointer, int32]
-    for function in ("last_error", "unsupported_reason", "unsupported_layer"):
+    library.pyfastv_default_params.argtypes = [ctypes.POINTER(FastvParams), size]
+    for kind in ("score", "pick"):
+        getattr(library, f"pyfastv_find_{kind}").argtypes = [ctypes.c_char_p]
+        getattr(library, f"pyfastv_{kind}_name").argtypes = [int32]
+    for function in (
+        *("version", "score_name", "pick_name"),
+        *("last_error", "unsupported_reason", "unsupported_layer"),
+    ):
         getattr(library, f"pyfastv_{function}").restype = ctypes.c_char_p
+
+
+def report_of(library: Any, context: Any) -> FastvReport:
+    report = FastvReport()
+    library.pyfastv_get_report(context, ctypes.byref(report))
+    return report
 
 
 def load_bindings(folder: Path, version: str | None = None) -> tuple[Any, Any]:

@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .bindings import EngineError, FastvParams, FastvReport, declare, foreign_libraries, load_bindings
+from .bindings import (
+    EngineError,
+    FastvParams,
+    FastvReport,
+    declare,
+    foreign_libraries,
+    load_bindings,
+    report_of,
+)
 from .requests import Stopwatch, peak_bytes, reset_peak
 
 __all__ = ["FLASH_ATTENTION", "Engine", "Options"]
@@ -373,6 +381,6 @@ class Engine:
     def _report(self) -> dict[str, Any]:
         """pyfastv's own account of the prompt."""
         assert self.fastv
-        report = self.fastv.pyfastv_get_report(self.context)
-        values = ((field[0], getattr(report, field[0])) for field in FastvReport._fields_)
+        report = report_of(self.fastv, self.context)
+        values = ((name, getattr(report, name)) for name, *_ in FastvReport._fields_ if name != "size")
         return {name: list(value) if isinstance(value, ctypes.Array) else value for name, value in values}

@@ -1,0 +1,30 @@
+#pragma once
+
+#include "settings/reducer.h"
+#include "settings/schedule.h"
+#include "settings/turbo.h"
+
+#include <optional>
+#include <string>
+
+// What is done to pictures, as one value. All throw std::invalid_argument that names what is wrong; of Turbo and reducers it
+// begins with "turbo: " or "reduce: ".
+namespace pyfastv {
+
+struct setting {
+    std::string                         name; // the text, trimmed: for tables
+    std::optional<schedule_setting>     fastv;
+    std::optional<pyfastv_turbo_params> turbo;
+    std::optional<reducer>              reduce;
+};
+
+// "off", a schedule, "turbo:share=0.5" ("turbo" alone: half of the tokens), "reduce:pool,window=2", or several of these joined
+// by "+". What is left out is off.
+setting parse_setting(const std::string & text);
+
+// each alone; nothing: "off", in any case
+std::optional<schedule_setting>     schedule_or_off(const std::string & text);
+std::optional<pyfastv_turbo_params> turbo_or_off   (const std::string & text);
+std::optional<reducer>              reducer_or_off (const std::string & text);
+
+} // namespace pyfastv
