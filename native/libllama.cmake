@@ -1,4 +1,4 @@
-# Our part of libllama. Included by third_party/patches into llama.cpp's src/CMakeLists.txt.
+# Our part of libllama.
 
 set(PYFASTV_SOURCES
     capi/pyfastv.cpp
@@ -13,6 +13,12 @@ set(PYFASTV_SOURCES
     decode/staged_decode.cpp
     grammar/left_recursion.cpp
     graph/stage_graph.cpp
+    llama/call_sites.cpp
+    llama/context.cpp
+    llama/ubatch.cpp
+    memory/cells.cpp
+    memory/iswa.cpp
+    memory/kv.cpp
     memory/sequence.cpp
     memory/sequence_state.cpp
     memory/stage_cache.cpp
@@ -32,5 +38,5 @@ list(TRANSFORM PYFASTV_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 
 target_sources(llama PRIVATE ${PYFASTV_SOURCES})
 # llama.cpp joins its model files into unity sources; ours keep their own anonymous namespaces
-set_source_files_properties(${PYFASTV_SOURCES} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+set_source_files_properties(${PYFASTV_SOURCES} TARGET_DIRECTORY llama PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 target_include_directories(llama PRIVATE ${CMAKE_CURRENT_LIST_DIR} PUBLIC ${CMAKE_CURRENT_LIST_DIR}/include)

@@ -8,12 +8,7 @@
 #include "settings/schedule.h"
 #include "settings/text.h"
 
-#include "llama-batch.h"
-#include "llama-context.h"
-#include "llama-impl.h"
-#include "llama-model.h"
-
-#include "ggml-backend.h"
+#include "llama/interfaces.h"
 
 #include <algorithm>
 #include <cmath>
@@ -26,20 +21,8 @@
 
 namespace pyfastv {
 
-staged_decode::staged_decode(llama_context & ctx, const pyfastv_params & params, staged_memory & memory) :
-    ctx(ctx), eval(ctx.cparams.cb_eval, ctx.cparams.cb_eval_user_data), params(params), memory(memory) {}
-
-const char * staged_decode::unsupported_output(const llama_context & ctx) {
-    const auto & inputs = ctx.cparams.embeddings_layer_inp;
-
-    if (ctx.cparams.embeddings || !ctx.sampling.samplers.empty()) {
-        return "the context outputs embeddings or samples in its graph, which this version does not do in stages";
-    }
-    if (ctx.cparams.embeddings_nextn || std::find(inputs.begin(), inputs.end(), true) != inputs.end()) {
-        return "the context outputs hidden rows for a draft model, which this version does not do in stages";
-    }
-    return nullptr;
-}
+staged_decode::staged_decode(context_access ctx, const pyfastv_params & params, staged_memory & memory) :
+    ctx(ctx), eval(ctx.eval_callback(), ctx.eval_callback_data()), params(params), memory(memory) {}
 
 static std::vector<int32_t> first_layers_of(const pyfastv_params & params) {
     std::vector<int32_t> res = { 0 };
@@ -71,47 +54,49 @@ static bool same_memory(const pyfastv_params & a, const pyfastv_params & b, uint
     return true;
 }
 
-static std::string next_layer(const llama_model & model, const pyfastv_cut & cut) {
-    for (int32_t il = cut.layer + 1; il < (int32_t) model.hparams.n_layer(); ++il) {
-        if (!unsupported_layer(model, il, reads_attention(cut))) {
+static std::string next_layer(context_access ctx, const pyfastv_cut & cut) {
+    for (int32_t il = cut.layer + 1; il < ctx.n_layer(); ++il) {
+        if (!unsupported_layer(ctx.model(), il, reads_attention(cut))) {
             return "; the next possible is layer " + std::to_string(il);
         }
     }
     return "";
 }
 
-static void refuse_cuts(const llama_model & model, const pyfastv_params & params) {
+static void refuse_cuts(context_access ctx, const pyfastv_params & params) {
     for (int32_t c = 0; c < params.n_cuts; ++c) {
-        if (const char * reason = unsupported_rule(model, params.cuts[c])) {
+        if (const char * reason = unsupported_rule(ctx.model(), params.cuts[c])) {
             throw unsupported(reason);
         }
-        if (const char * reason = unsupported_layer(model, params.cuts[c].layer, reads_attention(params.cuts[c]))) {
-            throw unsupported("a cut at layer " + std::to_string(params.cuts[c].layer) + " is not possible: " + reason + next_layer(model, params.cuts[c]));
+        if (const char * reason = unsupported_layer(ctx.model(), params.cuts[c].layer, reads_attention(params.cuts[c]))) {
+            throw unsupported("a cut at layer " + std::to_string(params.cuts[c].layer) + " is not possible: " + reason + next_layer(ctx, params.cuts[c]));
         }
     }
 }
 
-void staged_decode::attach(llama_context & ctx, const pyfastv_params & params) {
-    validate(params, ctx.model.hparams.n_layer());
+void staged_decode::attach(llama_context & context, const pyfastv_params & params) {
+    const context_access ctx(context);
 
-    if (const char * reason = unsupported_reason(ctx.model)) {
+    validate(params, ctx.n_layer());
+
+    if (const char * reason = unsupported_reason(ctx.model())) {
         throw unsupported(reason);
     }
-    if (!ctx.memory) {
+    if (!ctx.has_memory()) {
         throw unsupported("its memory is not a plain KV cache");
     }
-    refuse_cuts(ctx.model, params);
+    refuse_cuts(ctx, params);
 
-    const uint32_t n_ctx = ctx.cparams.n_ctx_seq;
+    const uint32_t n_ctx = ctx.n_ctx();
 
-    if (ctx.fastv && same_memory(ctx.fastv->params, params, n_ctx)) {
-        auto & memory = ctx.fastv->memory;
+    if (ctx.stages() && same_memory(ctx.stages()->params, params, n_ctx)) {
+        auto & memory = ctx.stages()->memory;
 
         memory.clear(false);
-        ctx.fastv.reset(new staged_decode(ctx, params, memory));
-        ctx.sched_need_reserve = true; // another rule may not be possible here
+        ctx.set_stages(staged_decode_ptr(new staged_decode(ctx, params, memory)));
+        ctx.forget_reservation(); // another rule may not be possible here
         try {
-            ctx.sched_reserve();
+            ctx.reserve();
         } catch (...) {
             make_plain(ctx, memory.cache(0).layout());
             throw;
@@ -119,20 +104,19 @@ void staged_decode::attach(llama_context & ctx, const pyfastv_params & params) {
         return;
     }
 
-    if (ctx.cparams.n_seq_max != 1 && !ctx.cparams.kv_unified) {
-        throw unsupported("the context has n_seq_max = " + std::to_string(ctx.cparams.n_seq_max) +
+    if (ctx.n_seq_max() != 1 && !ctx.unified()) {
+        throw unsupported("the context has n_seq_max = " + std::to_string(ctx.n_seq_max()) +
                 " and a KV cache for each sequence; stages need one for all (kv_unified)");
     }
-    if (const char * reason = unsupported_output(ctx)) {
+    if (const char * reason = ctx.unsupported_output()) {
         throw unsupported(reason);
     }
 
-    const auto layout = ctx.fastv ? ctx.fastv->memory.cache(0).layout() : stage_cache::layout_of(*ctx.memory);
+    const auto layout = ctx.stages() ? ctx.stages()->memory.cache(0).layout() : ctx.layout();
 
     // the old cache goes first: two at a time may not fit
-    ctx.synchronize();
-    ctx.fastv.reset();
-    ctx.memory.reset();
+    ctx.set_stages(nullptr);
+    ctx.set_memory(nullptr);
 
     try {
         auto first = first_layers_of(params);
@@ -142,26 +126,28 @@ void staged_decode::attach(llama_context & ctx, const pyfastv_params & params) {
             const int32_t  end     = s + 1 < first.size() ? first[s + 1] : stage::all;
             const uint32_t n_cells = s == 0 ? n_ctx : n_cells_of(params, s - 1, n_ctx);
 
-            caches.push_back(std::make_unique<stage_cache>(ctx.model, ctx.cparams, layout, first[s], end, n_cells));
+            caches.push_back(ctx.make_cache(layout, first[s], end, n_cells));
         }
 
-        auto memory = std::make_unique<staged_memory>(std::move(first), std::move(caches), ctx.model.hparams.n_embd);
+        auto memory = std::make_unique<staged_memory>(std::move(first), std::move(caches), ctx.n_embd());
 
-        ctx.fastv.reset(new staged_decode(ctx, params, *memory));
-        ctx.memory = std::move(memory);
+        ctx.set_stages(staged_decode_ptr(new staged_decode(ctx, params, *memory)));
+        ctx.set_memory(std::move(memory));
 
-        ctx.sched_need_reserve = true;
-        ctx.sched_reserve();
+        ctx.forget_reservation();
+        ctx.reserve();
     } catch (...) {
         make_plain(ctx, layout);
         throw;
     }
 }
 
-void staged_decode::attach_from_env(llama_context & ctx, const llama_context_params & made_with) {
+void staged_decode::attach_from_env(llama_context & context, const llama_context_params & made_with) {
+    const context_access ctx(context);
+
     const char * text = getenv("LLAMA_FASTV");
 
-    if (!text || !*text || is_off(text) || !ctx.memory) {
+    if (!text || !*text || is_off(text) || !ctx.has_memory()) {
         return;
     }
     // drafts for another context: what they cost is not a picture's
@@ -169,11 +155,11 @@ void staged_decode::attach_from_env(llama_context & ctx, const llama_context_par
         return;
     }
     try {
-        const auto params = to_params(parse_schedule(text), ctx.model.hparams.n_layer());
-        attach(ctx, params);
+        const auto params = to_params(parse_schedule(text), ctx.n_layer());
+        attach(context, params);
         LLAMA_LOG_INFO("LLAMA_FASTV: %s\n", to_text(params).c_str());
     } catch (const std::exception & err) {
-        if (!ctx.memory) {
+        if (!ctx.has_memory()) {
             throw; // this context cannot be used
         }
         // a program may make several contexts
@@ -182,25 +168,25 @@ void staged_decode::attach_from_env(llama_context & ctx, const llama_context_par
     }
 }
 
-void staged_decode::detach(llama_context & ctx) {
-    if (!ctx.fastv) {
-        return;
+void staged_decode::detach(llama_context & context) {
+    const context_access ctx(context);
+
+    if (ctx.stages()) {
+        make_plain(ctx, ctx.stages()->memory.cache(0).layout());
     }
-    make_plain(ctx, ctx.fastv->memory.cache(0).layout());
 }
 
 void staged_decode::allow_position_gaps(llama_context & ctx) {
-    ctx.balloc->gaps = true;
+    context_access(ctx).allow_gaps();
 }
 
-void staged_decode::make_plain(llama_context & ctx, cache_layout layout) {
-    ctx.synchronize();
-    ctx.fastv.reset();
-    ctx.memory.reset();
-    ctx.memory = stage_cache(ctx.model, ctx.cparams, layout, 0, stage::all, ctx.cparams.n_ctx_seq).release();
+void staged_decode::make_plain(context_access ctx, cache_layout layout) {
+    ctx.set_stages(nullptr);
+    ctx.set_memory(nullptr);
+    ctx.set_memory(ctx.make_cache(layout, 0, stage::all, ctx.n_ctx())->release());
 
-    ctx.sched_need_reserve = true;
-    ctx.sched_reserve();
+    ctx.forget_reservation();
+    ctx.reserve();
 }
 
 stage staged_decode::stage_to_run(int s, stage::readers scored) const {
@@ -219,25 +205,15 @@ stage staged_decode::stage_to_run(int s, stage::readers scored) const {
 }
 
 void staged_decode::reserve() {
-    const auto     mctx      = memory.init_full();
-    const uint32_t n_tokens  = std::min(ctx.cparams.n_ctx, ctx.cparams.n_ubatch);
-    const uint32_t n_outputs = std::min(n_tokens, ctx.cparams.n_outputs_max);
+    const auto mctx = memory.init_full();
 
     for (int s = 0; s < memory.n_stages(); ++s) {
         // rows that are read lie anywhere in a ubatch of several sequences
-        const bool all_rows = s + 1 < memory.n_stages() && (ctx.cparams.n_seq_max > 1 || every_row_votes(params.cuts[s].score));
+        const bool all_rows = s + 1 < memory.n_stages() && (ctx.n_seq_max() > 1 || every_row_votes(params.cuts[s].score));
 
-        const scoped_value<stage> scope(ctx.cparams.stage, stage_to_run(s, all_rows ? stage::readers::all_rows : stage::readers::last_row));
-
-        if (!ctx.graph_reserve(n_tokens, 1, n_outputs, mctx.get())) {
-            throw std::runtime_error("failed to allocate the compute buffers of a stage");
-        }
+        ctx.reserve_stage(stage_to_run(s, all_rows ? stage::readers::all_rows : stage::readers::last_row), *mctx);
     }
-
-    // the context compares its buffers with this when it is freed
-    for (size_t i = 0; i < ctx.backend_ptrs.size(); ++i) {
-        ctx.backend_buf_exp_size[i] = ggml_backend_sched_get_buffer_size(ctx.sched.get(), ctx.backend_ptrs[i]);
-    }
+    ctx.note_buffer_sizes();
 }
 
 } // namespace pyfastv

@@ -2,7 +2,7 @@
 
 #include "capi/caught.h"
 
-#include "llama-impl.h"
+#include "llama/interfaces.h"
 
 #include <new>
 #include <string>

@@ -9,15 +9,12 @@
 #include "products/products.h"
 #include "settings/rules.h"
 
-#include "llama-context.h"
-#include "llama-impl.h"
-#include "llama-model.h"
+#include "llama/interfaces.h"
+#include "llama/ubatch.h"
 
-#include "ggml-backend.h"
 #include "ggml.h"
 
 #include <algorithm>
-#include <limits>
 #include <map>
 #include <new>
 #include <utility>
@@ -34,26 +31,6 @@ static pyfastv_status to_status(ggml_status status) {
     return PYFASTV_FAILED;
 }
 
-namespace {
-
-// A shift of positions that is stopped half-way cannot be repeated.
-class uninterrupted {
-public:
-    uninterrupted(llama_context & ctx, ggml_abort_callback callback, void * data) : ctx(ctx), callback(callback), data(data) {
-        ctx.set_abort_callback(nullptr, nullptr);
-    }
-    ~uninterrupted() { ctx.set_abort_callback(callback, data); }
-
-    uninterrupted(const uninterrupted &) = delete;
-
-private:
-    llama_context &     ctx;
-    ggml_abort_callback callback;
-    void *              data;
-};
-
-} // namespace
-
 void staged_decode::flush_if_read() noexcept {
     if (n_outputs == 0) {
         return;
@@ -67,7 +44,7 @@ void staged_decode::flush_if_read() noexcept {
     }
     // stock's readers return null for outputs that are not there
     LLAMA_LOG_ERROR("%s: the later layers could not be run; the outputs of this batch cannot be read\n", __func__);
-    std::fill_n(ctx.logits.data, ctx.logits.size, std::numeric_limits<float>::quiet_NaN());
+    ctx.spoil_logits();
 }
 
 pyfastv_status staged_decode::flush_read() {
@@ -94,9 +71,9 @@ pyfastv_status staged_decode::flush() {
 pyfastv_status staged_decode::flush(const std::vector<llama_seq_id> & seq_ids) {
     {
         // adapters may have been set, positions shifted, and a reservation have failed, since the rows were decoded
-        const uninterrupted scope(ctx, ctx.abort_callback, ctx.abort_callback_data);
-        ctx.sched_reserve();
-        ctx.memory_update(false);
+        const context_access::uninterrupted scope(ctx);
+        ctx.reserve();
+        ctx.update_memory();
     }
 
     std::vector<flow> flows;
@@ -162,7 +139,7 @@ pyfastv_status staged_decode::fly(std::vector<flow> & flows) {
 }
 
 pyfastv_status staged_decode::run_later(std::vector<flow> & flows) {
-    const int64_t n_embd = ctx.model.hparams.n_embd;
+    const int64_t n_embd = ctx.n_embd();
 
     // batch indices of the outputs, in the order in which they are read
     std::vector<int32_t> outputs;
@@ -186,7 +163,7 @@ pyfastv_status staged_decode::run_later(std::vector<flow> & flows) {
                 const bool asks = can_recall(flow.seq_id, *flow.seq) && std::any_of(flow.seq->pending.begin(), flow.seq->pending.end(),
                         [](const staged_row & row) { return row.asks; });
 
-                flow.choose(s - 1, params.cuts[s - 1], asks ? params.recall : 0.0f, n_embd, ctx.backend_cpu);
+                flow.choose(s - 1, params.cuts[s - 1], asks ? params.recall : 0.0f, n_embd, ctx.backend_cpu());
                 n_kept[s] += flow.n_kept;
             }
         }
@@ -199,11 +176,7 @@ pyfastv_status staged_decode::run_later(std::vector<flow> & flows) {
         }
     }
 
-    std::fill(ctx.output_ids.begin(), ctx.output_ids.end(), -1);
-    for (size_t i = 0; i < outputs.size(); ++i) {
-        ctx.output_ids[outputs[i]] = (int32_t) i;
-    }
-    ctx.n_outputs = (int32_t) outputs.size();
+    ctx.set_outputs(outputs);
 
     for (int s = 1; s < memory.n_stages(); ++s) {
         counts.n_visual_entered[s] += n_kept[s];
@@ -226,8 +199,7 @@ pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, 
         return PYFASTV_FAILED;
     }
 
-    const bool    last    = s + 1 == memory.n_stages();
-    const int64_t n_vocab = ctx.model.vocab.n_tokens();
+    const bool last = s + 1 == memory.n_stages();
 
     // does the next choice read this row's attention?
     std::map<const flow *, size_t> first_read;
@@ -255,8 +227,7 @@ pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, 
             std::fill_n(ubatch.output, ubatch.n_tokens, 0);
         }
 
-        const scoped_value<bool>     causal(ctx.cparams.causal_attn, rows[0].second->causal);
-        const scoped_value<uint32_t> scope(ctx.n_outputs, n_out);
+        const context_access::later_rows scope(ctx, rows[0].second->causal, n_out);
 
         llm_graph_result * res = nullptr;
 
@@ -274,7 +245,7 @@ pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, 
             for (const auto & [flow, row] : rows) {
                 if (row->output >= 0) {
                     const auto rank = std::lower_bound(outputs.begin(), outputs.end(), row->output) - outputs.begin();
-                    ggml_backend_tensor_get(res->get_logits(), ctx.logits.data + rank*n_vocab, n_read++*n_vocab*sizeof(float), n_vocab*sizeof(float));
+                    ctx.read_logits(*res, n_read++, (int32_t) rank);
                 }
             }
         } else {
@@ -295,14 +266,14 @@ pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, 
     }
 
     // the tokens were counted by llama_decode()
-    ctx.t_p_eval_us += ggml_time_us() - t0;
+    ctx.count_time(ggml_time_us() - t0);
 
     return PYFASTV_OK;
 }
 
 std::vector<llama_ubatch> staged_decode::make_ubatches(const std::vector<flow> & flows) const {
-    const uint32_t n_pos  = ctx.model.hparams.n_pos_per_embd();
-    const int64_t  n_embd = ctx.model.hparams.n_embd;
+    const uint32_t n_pos  = ctx.n_pos_per_embd();
+    const int64_t  n_embd = ctx.n_embd();
 
     const bool drops = std::any_of(params.cuts, params.cuts + params.n_cuts, [](const auto & cut) { return cut.drop > 0.0f; });
 
@@ -325,57 +296,16 @@ std::vector<llama_ubatch> staged_decode::make_ubatches(const std::vector<flow> &
 
     for (size_t i0 = 0; i0 < rows.size(); ) {
         size_t i1 = i0 + 1;
-        while (i1 < rows.size() && i1 - i0 < ctx.cparams.n_ubatch && together(*rows[i0].second, *rows[i1].second)) {
+        while (i1 < rows.size() && i1 - i0 < ctx.n_ubatch() && together(*rows[i0].second, *rows[i1].second)) {
             i1++;
         }
 
-        const auto n = (uint32_t) (i1 - i0);
-
-        auto data = std::make_shared<llama_ubatch::data_t>();
-
-        data->pos.resize(n*n_pos);
-        data->output.resize(n);
-        data->embd.reserve(n*n_embd);
-        data->n_seq_id.assign(n, 1);
-        data->seq_id_data.resize(n);
-        data->seq_idx.assign(LLAMA_MAX_SEQ, -1);
-
-        for (uint32_t i = 0; i < n; ++i) {
-            const auto & [seq_id, row] = rows[i0 + i];
-
-            for (uint32_t j = 0; j < n_pos; ++j) {
-                data->pos[j*n + i] = row->pos[j];
-            }
-            data->output[i] = row->output >= 0;
-            data->embd.insert(data->embd.end(), row->hidden.get(), row->hidden.get() + n_embd);
-            data->seq_id_data[i] = seq_id;
-            data->seq_id.push_back(&data->seq_id_data[i]);
-            data->batch_idxs.push_back((int32_t) i);
-
-            if (data->seq_idx[seq_id] < 0) {
-                data->seq_idx[seq_id] = (int32_t) data->seq_id_unq.size();
-                data->seq_id_unq.push_back(seq_id);
-            }
+        std::vector<ubatch_row> members;
+        for (size_t i = i0; i < i1; ++i) {
+            const auto & [seq_id, row] = rows[i];
+            members.push_back({ seq_id, row->pos.data(), row->hidden.get(), row->output >= 0 });
         }
-
-        llama_ubatch ubatch = {
-            /*.b_equal_seqs =*/ false,
-            /*.n_tokens     =*/ n,
-            /*.n_seq_tokens =*/ 1,
-            /*.n_seqs       =*/ n,
-            /*.n_seqs_unq   =*/ (uint32_t) data->seq_id_unq.size(),
-            /*.n_pos        =*/ n_pos,
-            /*.token        =*/ nullptr,
-            /*.embd         =*/ data->embd.data(),
-            /*.pos          =*/ data->pos.data(),
-            /*.n_seq_id     =*/ data->n_seq_id.data(),
-            /*.seq_id       =*/ data->seq_id.data(),
-            /*.seq_id_unq   =*/ data->seq_id_unq.data(),
-            /*.seq_idx      =*/ data->seq_idx.data(),
-            /*.output       =*/ data->output.data(),
-            /*.data         =*/ data,
-        };
-        ubatches.push_back(std::move(ubatch));
+        ubatches.push_back(make_ubatch(members, n_pos, n_embd));
 
         i0 = i1;
     }

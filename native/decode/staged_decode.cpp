@@ -11,12 +11,8 @@
 #include "schedule/schedule.h"
 #include "settings/rules.h"
 
-#include "llama-batch.h"
-#include "llama-context.h"
-#include "llama-impl.h"
-#include "llama-model.h"
-
-#include "ggml-backend.h"
+#include "llama/interfaces.h"
+#include "llama/ubatch.h"
 
 #include <algorithm>
 #include <iterator>
@@ -28,8 +24,7 @@
 namespace pyfastv {
 
 bool staged_decode::can_recall(llama_seq_id seq_id, const sequence & seq) const {
-    // what a sliding window has forgotten cannot be seen by a row that comes back
-    return params.recall > 0.0f && !memory.cache(0).forgets() && memory.remembers(seq_id) && seq.has_dropped(memory.n_stages()) &&
+    return params.recall > 0.0f && memory.cache(0).can_recall() && memory.remembers(seq_id) && seq.has_dropped(memory.n_stages()) &&
             std::any_of(params.cuts, params.cuts + params.n_cuts, reads_attention);
 }
 
@@ -89,13 +84,13 @@ bool staged_decode::has_room_later(const llama_batch_allocr & balloc, bool visua
     const auto n_rows = rows_by_sequence(balloc.get_batch());
 
     for (int s = 1; s < memory.n_stages(); ++s) {
-        const auto & kv  = memory.cache(s).base();
+        const auto & cache = memory.cache(s);
         const auto & cut = params.cuts[s - 1];
 
         const auto at_most = [&](size_t n) { return cut.pick == PYFASTV_PICK_MASS ? n : count_kept(n, cut.drop); };
 
         // every sequence fills cells of its own
-        size_t n = kv.get_cells(0).get_used();
+        size_t n = cache.n_cells_used();
 
         for (const auto & [seq_id, rows] : n_rows) {
             n += visual ? at_most(rows.all) : rows.all;
@@ -117,9 +112,9 @@ bool staged_decode::has_room_later(const llama_batch_allocr & balloc, bool visua
             }
         }
 
-        if (n > kv.get_size()) {
+        if (n > cache.n_cells()) {
             LLAMA_LOG_WARN("%s: no room in the KV cache of the layers from %d on: %zu cells are needed, there are %u\n",
-                    __func__, cut.layer, n, kv.get_size());
+                    __func__, cut.layer, n, cache.n_cells());
             return false;
         }
     }
@@ -143,7 +138,7 @@ size_t staged_decode::most_recalled(const sequence & seq, int s) const {
 }
 
 int staged_decode::decode(llama_batch_allocr & balloc) {
-    if (const char * reason = unsupported_output(ctx)) {
+    if (const char * reason = ctx.unsupported_output()) {
         LLAMA_LOG_ERROR("%s: %s\n", __func__, reason);
         return -1;
     }
@@ -155,7 +150,7 @@ int staged_decode::decode(llama_batch_allocr & balloc) {
     std::vector<llama_ubatch>         ubatches;
     std::vector<std::vector<int8_t>>  outputs; // of every ubatch
 
-    for (auto ubatch = balloc.split_simple(ctx.cparams.n_ubatch); ubatch.n_tokens > 0; ubatch = balloc.split_simple(ctx.cparams.n_ubatch)) {
+    for (auto ubatch = balloc.split_simple(ctx.n_ubatch()); ubatch.n_tokens > 0; ubatch = balloc.split_simple(ctx.n_ubatch())) {
         outputs.emplace_back(ubatch.output, ubatch.output + ubatch.n_tokens);
         // stage 0 has no outputs
         std::fill_n(ubatch.output, ubatch.n_tokens, 0);
@@ -171,7 +166,7 @@ int staged_decode::decode(llama_batch_allocr & balloc) {
 
     const uint32_t n_outputs_all = balloc.get_n_outputs();
 
-    if (ctx.output_reserve(n_outputs_all) < n_outputs_all) {
+    if (!ctx.reserve_outputs(n_outputs_all)) {
         LLAMA_LOG_ERROR("%s: could not reserve space for batch with %u outputs\n", __func__, n_outputs_all);
         return -2;
     }
@@ -249,7 +244,7 @@ void staged_decode::read_rows(const stage_output & output, const llama_ubatch & 
         for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
             if (std::count(ubatch.seq_id[i], ubatch.seq_id[i] + ubatch.n_seq_id[i], seq_id)) {
                 position pos = {};
-                for (uint32_t j = 0; j < std::min<uint32_t>(ctx.model.hparams.n_pos_per_embd(), pos.size()); ++j) {
+                for (uint32_t j = 0; j < std::min<uint32_t>(ctx.n_pos_per_embd(), pos.size()); ++j) {
                     pos[j] = ubatch.pos[j*ubatch.n_tokens + i];
                 }
                 if (ubatch.token) {
@@ -280,9 +275,9 @@ void staged_decode::read_rows(const stage_output & output, const llama_ubatch & 
             staged_row row;
             row.pos    = places[m];
             row.ubatch = number;
-            row.output = outputs[i] ? ubatch.data->batch_idxs[i] : -1;
+            row.output = outputs[i] ? batch_index(ubatch, i) : -1;
             row.token  = visual ? token + (int32_t) m : -1;
-            row.causal = ctx.cparams.causal_attn;
+            row.causal = ctx.causal();
             row.audio  = ubatch.embd && !visual;
             row.asks   = asking.count(seq_id) > 0;
             row.hidden = output.hidden(i);
@@ -303,16 +298,8 @@ void staged_decode::read_rows(const stage_output & output, const llama_ubatch & 
 }
 
 ggml_status staged_decode::run(stage layers, const llama_ubatch & ubatch, llama_memory_context_i & mctx, llm_graph_result *& res) {
-    const scoped_value<stage> scope(ctx.cparams.stage, layers);
-
     eval.begin();
-    const scoped_value<ggml_backend_sched_eval_callback> callback(ctx.cparams.cb_eval, eval.callback());
-    const scoped_value<void *>                           data(ctx.cparams.cb_eval_user_data, &eval);
-
-    ggml_status status = GGML_STATUS_FAILED;
-
-    res = ctx.process_ubatch(ubatch, LLM_GRAPH_TYPE_DEFAULT, &mctx, status);
-    ggml_backend_sched_synchronize(ctx.sched.get());
+    const auto status = ctx.run(layers, ubatch, mctx, eval.callback(), &eval, res);
 
     return status == GGML_STATUS_SUCCESS && eval.said() ? GGML_STATUS_ABORTED : status;
 }
@@ -343,24 +330,24 @@ pyfastv_report staged_decode::report() const {
     for (const auto & [id, seq] : memory.sequences) {
         seq.collect_archive(hidden, similarities);
     }
-    res.archive_bytes = hidden.size()*ctx.model.hparams.n_embd*sizeof(float);
+    res.archive_bytes = hidden.size()*ctx.n_embd()*sizeof(float);
     for (const auto * matrix : similarities) {
         res.similarity_bytes += matrix->cosines.size()*sizeof(float);
     }
 
-    const auto & stage0 = memory.cache(0).base();
+    const auto & stage0 = memory.cache(0);
 
     for (int s = 0; s < memory.n_stages(); ++s) {
-        const auto bytes = kv_bytes_of(memory.cache(s).memory());
+        const auto & cache = memory.cache(s);
+        const auto   bytes = cache.bytes();
 
         res.first_layer[s]   = memory.first_layers()[s];
         res.kv_bytes_used[s] = bytes.used;
         res.kv_bytes[s]      = bytes.allocated;
 
         // every layer would have the cells of stage 0
-        const auto & kv = memory.cache(s).base();
-        res.kv_bytes_stock      += bytes.allocated + bytes.cell*(stage0.get_size() - kv.get_size());
-        res.kv_bytes_used_stock += bytes.used      + bytes.cell*stage0.get_cells(0).get_used() - bytes.cell*kv.get_cells(0).get_used();
+        res.kv_bytes_stock      += bytes.allocated + bytes.cell*(stage0.n_cells() - cache.n_cells());
+        res.kv_bytes_used_stock += bytes.used      + bytes.cell*stage0.n_cells_used() - bytes.cell*cache.n_cells_used();
     }
 
     return res;

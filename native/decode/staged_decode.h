@@ -2,7 +2,8 @@
 
 #include "pyfastv.h"
 
-#include "graph/stage.h"
+#include "llama/call_sites.h"
+#include "llama/context.h"
 #include "memory/staged_memory.h"
 #include "stop/eval_stop.h"
 
@@ -73,12 +74,9 @@ public:
     std::vector<pyfastv_grid> grids(llama_seq_id seq_id) const;
 
 private:
-    // why its outputs cannot come from stages; null if they can. It may change between calls.
-    static const char * unsupported_output(const llama_context & ctx);
+    static void make_plain(context_access ctx, cache_layout layout);
 
-    static void make_plain(llama_context & ctx, cache_layout layout);
-
-    staged_decode(llama_context & ctx, const pyfastv_params & params, staged_memory & memory);
+    staged_decode(context_access ctx, const pyfastv_params & params, staged_memory & memory);
 
     // stage s as it runs when rows wait; `scored`: whose attention is read, if the rule at its end reads any
     stage stage_to_run(int s, stage::readers scored) const;
@@ -112,7 +110,7 @@ private:
     // the rows of all sequences as ubatches for a later stage
     std::vector<llama_ubatch> make_ubatches(const std::vector<flow> & flows) const;
 
-    llama_context  & ctx;
+    context_access   ctx;
     eval_stop        eval; // of ctx
     pyfastv_params   params;
     staged_memory  & memory; // owned by the context

@@ -18,13 +18,13 @@ const std::vector<encoder_rule> encoders = {
     { "mlp", place_table::grid, use::look_up, optional, optional, never, false, true, 1, "", 1, 1, 1, {}, {
         { "mm.0.weight", "S h" }, { "mm.0.bias", "h", use::add },
         { "mm.2.weight", "h w" }, { "mm.2.bias", "w", use::add },
-    } },
+    }, blocks_run::but_last },
     { "mlp_norm", place_table::grid, use::look_up, optional, optional, never, false, true, 1, "", 1, 1, 1, {}, {
         { "mm.0.weight", "S h" },           { "mm.0.bias", "h", use::add },
         { "mm.1.weight", "h", use::add },   { "mm.1.bias", "h", use::add },
         { "mm.3.weight", "h w" },           { "mm.3.bias", "w", use::add },
         { "mm.4.weight", "w", use::add },   { "mm.4.bias", "w", use::add },
-    } },
+    }, blocks_run::but_last },
 
     // models/qwen2vl.cpp
     { "qwen2vl_merger", place_table::none, use::add, never, never, never, true, true, 4, merge_size, 2, 2, 2, {}, {
@@ -56,12 +56,12 @@ const std::vector<encoder_rule> encoders = {
     { "janus_pro", place_table::grid, use::add, ignored, optional, optional, false, false, 1, "", 1, 1, 1, {}, {
         { "mm.0.weight", "E h" }, { "mm.0.bias", "h", use::add },
         { "mm.1.weight", "h w" }, { "mm.1.bias", "w", use::add },
-    } },
+    }, blocks_run::all },
     { "phi4", place_table::square, use::add, ignored, optional, optional, false, false, 1, "", 1, 1, 1,
       { "clip.vision.image_min_pixels", "clip.vision.image_max_pixels" }, {
         { "mm.0.weight", "E h" }, { "mm.0.bias", "h", use::add },
         { "mm.2.weight", "h w" }, { "mm.2.bias", "w", use::add },
-    } },
+    }, blocks_run::all },
     { "idefics3", place_table::grid, use::add, ignored, optional, optional, false, true, 1, scale_factor, 1, 2, 64, {}, {
         { "mm.model.fc.weight", "E*M*M w" },
     } },
@@ -106,6 +106,16 @@ const encoder_rule * find_encoder(const std::string & projector) {
         }
     }
     return nullptr;
+}
+
+std::vector<std::string> encoders_that_merge() {
+    std::vector<std::string> res;
+    for (const auto & encoder : encoders) {
+        if (encoder.merges()) {
+            res.push_back(encoder.projector);
+        }
+    }
+    return res;
 }
 
 const std::vector<tensor_rule> & layer_rules() {

@@ -34,6 +34,10 @@ enum class place_table {
 
 enum class presence { never, ignored, optional, required };
 
+// Which blocks run, of an encoder whose tokens may be merged between them (Turbo); unknown: they may not, because something
+// behind the blocks needs the whole grid.
+enum class blocks_run { unknown, all, but_last };
+
 // What llama.cpp's graph of an encoder takes for granted.
 struct encoder_rule {
     std::string projector;               // clip.projector_type
@@ -50,10 +54,16 @@ struct encoder_rule {
     int         merge_min, merge_max;
     std::vector<std::string> keys;       // that pictures need, besides those of every encoder
     std::vector<tensor_rule> tensors;    // beside those of the layers
+    blocks_run blocks = blocks_run::unknown; // but_last: up to the layer whose features are read, if the header has one
+
+    bool merges() const { return blocks != blocks_run::unknown; }
 };
 
 // null: not in the table
 const encoder_rule * find_encoder(const std::string & projector);
+
+// the projectors of encoders whose tokens may be merged
+std::vector<std::string> encoders_that_merge();
 
 // Of every layer, without "v.blk.N.".
 const std::vector<tensor_rule> & layer_rules();

@@ -1,6 +1,7 @@
 #include "graph/stage_graph.h"
 
-#include "graph/stage.h"
+#include "decode/scopes.h"
+#include "llama/call_sites.h"
 #include "memory/staged_memory.h"
 #include "schedule/schedule.h"
 
@@ -16,6 +17,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
+#include <utility>
 #include <vector>
 
 namespace pyfastv {
@@ -84,21 +87,16 @@ void add_weights(llm_graph_input_attn_kv_iswa & input, const staged_memory::weig
 }
 
 // one attention input for each stage that the graph runs
-template <typename Input, typename Context>
-class graph_input_attn_staged : public Input {
+template <typename Input>
+class graph_input_staged final : public Input {
 public:
-    graph_input_attn_staged(const llm_graph_context & graph, const staged_memory_context & mctx, const make_attn_inp<Input, Context> & make_inp) :
-        Input(graph.hparams, graph.cparams, nullptr), mctx(&mctx), parts(mctx.n_stages()) {
-        for (size_t s = 0; s < parts.size(); ++s) {
-            if (const auto * part = mctx.part(s)) {
-                parts[s] = make_inp(static_cast<const Context *>(part));
-            }
-        }
-    }
+    using parts_t = std::vector<std::unique_ptr<Input>>;
 
-    Input * at(int il) override {
-        return parts[mctx->stage_of(il)].get();
-    }
+    // a part that is null does not run
+    graph_input_staged(const llm_graph_context & graph, const staged_memory_context & mctx, parts_t parts) :
+        Input(graph.hparams, graph.cparams, nullptr), mctx(&mctx), parts(std::move(parts)) {}
+
+    Input * at(int il) const { return parts[mctx->stage_of(il)].get(); }
 
     void set_input(const llama_ubatch * ubatch) override {
         for (size_t s = 0; s < parts.size(); ++s) {
@@ -113,7 +111,7 @@ public:
 
     bool can_reuse(const llm_graph_params & params) override {
         const auto * next = staged_memory_context::from(params.mctx);
-        if (!next || next->n_stages() != (int) parts.size()) {
+        if (!next || next->n_stages() != (int) parts.size() || !(params.cparams.stage == this->cparams.stage)) {
             return false;
         }
         for (size_t s = 0; s < parts.size(); ++s) {
@@ -140,7 +138,7 @@ public:
 private:
     const staged_memory_context * mctx;
 
-    std::vector<std::unique_ptr<Input>> parts;
+    parts_t parts;
 };
 
 template <typename T>
@@ -269,24 +267,40 @@ ggml_tensor * skip_attn(const llm_graph_context & graph, ggml_tensor * wo, ggml_
     return ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, n_out, q_cur->ne[2]);
 }
 
-template <typename Input, typename Context>
-static std::unique_ptr<Input> build_staged_input(const llm_graph_context & graph, const make_attn_inp<Input, Context> & make_inp) {
+template <typename Input>
+Input * staged_input(const llm_graph_context & graph, Input * (llm_graph_context::*build)() const) {
     const auto * mctx = staged_memory_context::from(graph.mctx);
     if (!mctx) {
         return nullptr;
     }
 
-    return std::make_unique<graph_input_attn_staged<Input, Context>>(graph, *mctx, make_inp);
+    // the builder's own function builds that of each stage, for the stage's memory alone
+    auto & inputs = graph.res->inputs;
+    typename graph_input_staged<Input>::parts_t parts(mctx->n_stages());
+    for (size_t s = 0; s < parts.size(); ++s) {
+        if (const auto * part = mctx->part(s)) {
+            const scoped_value<const llama_memory_context_i *> scope(const_cast<llm_graph_context &>(graph).mctx, part);
+
+            Input * input = (graph.*build)();
+            GGML_ASSERT(inputs.back().get() == input);
+            inputs.back().release();
+            inputs.pop_back();
+            parts[s].reset(input);
+        }
+    }
+    return static_cast<Input *>(graph.res->add_input(std::make_unique<graph_input_staged<Input>>(graph, *mctx, std::move(parts))));
 }
 
-std::unique_ptr<llm_graph_input_attn_kv> build_attn_inp(const llm_graph_context & graph,
-        const make_attn_inp<llm_graph_input_attn_kv, llama_kv_cache_context> & make_inp) {
-    return build_staged_input(graph, make_inp);
+template <typename Input>
+Input * input_at(Input * input, int il) {
+    auto * staged = dynamic_cast<graph_input_staged<Input> *>(input);
+    return staged ? staged->at(il) : input;
 }
 
-std::unique_ptr<llm_graph_input_attn_kv_iswa> build_attn_inp_iswa(const llm_graph_context & graph,
-        const make_attn_inp<llm_graph_input_attn_kv_iswa, llama_kv_cache_iswa_context> & make_inp) {
-    return build_staged_input(graph, make_inp);
-}
+template llm_graph_input_attn_kv * staged_input(const llm_graph_context &, llm_graph_input_attn_kv * (llm_graph_context::*)() const);
+template llm_graph_input_attn_kv * input_at(llm_graph_input_attn_kv *, int);
+
+template llm_graph_input_attn_kv_iswa * staged_input(const llm_graph_context &, llm_graph_input_attn_kv_iswa * (llm_graph_context::*)() const);
+template llm_graph_input_attn_kv_iswa * input_at(llm_graph_input_attn_kv_iswa *, int);
 
 } // namespace pyfastv

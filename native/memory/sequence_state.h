@@ -2,7 +2,7 @@
 
 #include "memory/sequence.h"
 
-#include "llama-io.h"
+#include "llama/interfaces.h"
 
 #include <cstdint>
 #include <stdexcept>

@@ -1,7 +1,5 @@
 #include "memory/staged_memory.h"
 
-#include "llama-batch.h"
-
 #include <algorithm>
 #include <cmath>
 #include <iterator>
@@ -94,7 +92,7 @@ void staged_memory::clear(bool data) {
 const staged_memory::weights_of_sequences & staged_memory::weights(int s) const {
     // what is outside a window loses its cell without anybody being told
     const auto known = weights_.find(s);
-    if (known != weights_.end() && in_flight.empty() && !caches[s]->forgets()) {
+    if (known != weights_.end() && in_flight.empty() && caches[s]->forgets_after() == 0) {
         return known->second;
     }
 
@@ -149,7 +147,7 @@ void staged_memory::forget_later(llama_seq_id seq_id, llama_pos p0, const std::v
 llama_pos staged_memory::later_window_from(llama_seq_id seq_id) const {
     llama_pos res = 0;
     for (int s = 1; s < n_stages(); ++s) {
-        res = std::max(res, caches[s]->window_from(seq_id));
+        res = std::max(res, caches[s]->removable_from(seq_id));
     }
     return res;
 }
@@ -158,11 +156,11 @@ llama_pos staged_memory::removable_from(llama_seq_id seq_id) const {
     const llama_pos later = later_window_from(seq_id);
     const auto      it    = sequences.find(seq_id);
 
-    return std::max(caches[0]->window_from(seq_id), it == sequences.end() ? later : it->second.removable_from(later));
+    return std::max(caches[0]->removable_from(seq_id), it == sequences.end() ? later : it->second.removable_from(later));
 }
 
 bool staged_memory::can_remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
-    const llama_pos first = caches[0]->base().seq_pos_min(seq_id);
+    const llama_pos first = caches[0]->first_position(seq_id);
     const llama_pos last  = seq_pos_max(seq_id);
 
     // nothing, all, or a part in the middle
@@ -177,7 +175,7 @@ bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
 
     const auto concerned = [&](llama_seq_id id) { return seq_id < 0 || id == seq_id; };
 
-    for (llama_seq_id id = 0; id < (llama_seq_id) caches[0]->base().get_n_seq_max(); ++id) {
+    for (llama_seq_id id = 0; id < (llama_seq_id) caches[0]->n_seq_max(); ++id) {
         if (concerned(id) && !can_remove(id, p0, p1)) {
             return false;
         }
@@ -272,7 +270,7 @@ llama_pos staged_memory::seq_pos_min(llama_seq_id seq_id) const {
         return min;
     }
     // a cache that was made to forget nothing is taken for one without windows
-    return std::max(min, from - 1 - (caches[0]->forgets() ? caches[0]->window() : 0));
+    return std::max(min, from - 1 - caches[0]->forgets_after());
 }
 
 llama_pos staged_memory::seq_pos_max(llama_seq_id seq_id) const {

@@ -3,7 +3,7 @@
 #include "memory/sequence.h"
 #include "memory/stage_cache.h"
 
-#include "llama-memory.h"
+#include "llama/interfaces.h"
 
 #include <map>
 #include <memory>
@@ -97,7 +97,7 @@ public:
     bool remembers(llama_seq_id seq_id) const { return removable_from(seq_id) == 0; }
 
 private:
-    // stage_cache::window_from() of the later stages
+    // stage_cache::removable_from() of the later stages
     llama_pos later_window_from(llama_seq_id seq_id) const;
 
     // the first position, beyond 0, from which on a sequence can be removed

@@ -2,9 +2,8 @@
 
 #include "memory/sequence_state.h"
 #include "memory/staged_memory.h"
-#include "memory/state_limits.h"
 
-#include "llama-io.h"
+#include "llama/call_sites.h"
 
 #include <algorithm>
 #include <cstring>
@@ -125,7 +124,7 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
             const auto n = read<uint32_t>(io);
             for (uint32_t i = 0; i < n; ++i) {
                 const auto id = read<llama_seq_id>(io);
-                if (id < 0 || id >= (llama_seq_id) caches[0]->base().get_n_seq_max()) {
+                if (id < 0 || id >= (llama_seq_id) caches[0]->n_seq_max()) {
                     throw std::runtime_error("this state is broken: it has a sequence " + std::to_string(id));
                 }
                 sequences[id] = read_sequence(io, n_embd, n_stages(), n_ubatches);

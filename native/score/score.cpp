@@ -1,6 +1,7 @@
 #include "score/score.h"
 
 #include "graph/stage_graph.h"
+#include "llama/call_sites.h"
 #include "memory/staged_memory.h"
 #include "schedule/schedule.h"
 
@@ -29,14 +30,12 @@ constexpr const char * scores_name = "pyfastv_scores";
 // how far to turn back: minus the positions of the cells, and of the last rows of the ubatch
 class graph_input_turn_back : public llm_graph_input_i {
 public:
-    graph_input_turn_back(const llama_kv_cache & kv, ggml_tensor * cells, ggml_tensor * rows) : kv(kv), cells(cells), rows(rows) {}
+    graph_input_turn_back(const stage_cache & cache, ggml_tensor * cells, ggml_tensor * rows) : cache(cache), cells(cells), rows(rows) {}
 
     void set_input(const llama_ubatch * ubatch) override {
-        const auto & source = kv.get_cells(0);
-
-        std::vector<int32_t> of_cells(cells->ne[0]);
-        for (size_t i = 0; i < of_cells.size(); ++i) {
-            of_cells[i] = source.is_empty(i) ? 0 : -source.pos_get(i);
+        auto of_cells = cache.positions(cells->ne[0]);
+        for (auto & pos : of_cells) {
+            pos = -pos;
         }
         ggml_backend_tensor_set(cells, of_cells.data(), 0, ggml_nbytes(cells));
 
@@ -48,7 +47,7 @@ public:
     }
 
 private:
-    const llama_kv_cache & kv;
+    const stage_cache & cache;
 
     ggml_tensor * cells; // I32 [n_kv]
     ggml_tensor * rows;  // I32 [n_rows]
@@ -93,7 +92,7 @@ void turn_back(const llm_graph_context & graph, ggml_tensor *& q, ggml_tensor *&
 
     const auto * mctx = staged_memory_context::from(graph.mctx);
 
-    graph.res->add_input(std::make_unique<graph_input_turn_back>(mctx->stages().cache(mctx->stage_of(il)).base(), cells, rows));
+    graph.res->add_input(std::make_unique<graph_input_turn_back>(mctx->stages().cache(mctx->stage_of(il)), cells, rows));
 
     q = turned(graph, q, rows, il);
     k = turned(graph, k, cells, il);
@@ -125,6 +124,8 @@ ggml_tensor * rows_of(ggml_context * ctx, ggml_tensor * x, int64_t first, int64_
 }
 
 } // namespace
+
+uint32_t max_score_nodes() { return 1024; }
 
 std::vector<const ggml_tensor *> scores_in(ggml_cgraph * gf) {
     std::vector<const ggml_tensor *> res;

@@ -22,9 +22,6 @@ namespace pyfastv {
 void add_scores(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * kq_b,
         ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale, int il);
 
-// How many tensors add_scores() makes at most.
-constexpr uint32_t max_score_nodes = 1024;
-
 // What add_scores() left in a graph: blocks of rows, in order, each F32 [n_kv, rows of the block]. Empty: nothing.
 std::vector<const ggml_tensor *> scores_in(ggml_cgraph * gf);
 

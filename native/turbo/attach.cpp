@@ -3,10 +3,12 @@
 #include "pyfastv_turbo.h"
 
 #include "capi/caught.h"
+#include "files/encoders.h"
 #include "settings/text.h"
 #include "settings/turbo.h"
 #include "turbo/plan.h"
 #include "turbo/turbo.h"
+#include "vision/call_sites.h"
 
 #include "clip.h"
 #include "clip-impl.h"
@@ -23,12 +25,26 @@ namespace {
 
 thread_local std::string last_error;
 
-// blocks that run: clip_graph_llava and build_vit
-int32_t n_blocks_of(const clip_hparams & hparams, projector_type projector) {
-    if (projector != PROJECTOR_TYPE_MLP && projector != PROJECTOR_TYPE_MLP_NORM) {
+// null: nothing is known of it
+const pyfastv::encoder_rule * rule_of(const clip_ctx * clip) {
+    return pyfastv::find_encoder(PROJECTOR_TYPE_NAMES[clip_get_projector_type(clip)]);
+}
+
+int32_t n_blocks_of(const clip_hparams & hparams, pyfastv::blocks_run blocks) {
+    if (blocks == pyfastv::blocks_run::all) {
         return hparams.n_layer;
     }
     return hparams.feature_layers.empty() ? hparams.n_layer - 1 : hparams.feature_layers[0];
+}
+
+std::string list_of_merging() {
+    const auto names = pyfastv::encoders_that_merge();
+
+    std::string res = names[0];
+    for (size_t i = 1; i < names.size(); ++i) {
+        res += (i + 1 < names.size() ? ", " : " and ") + names[i];
+    }
+    return res;
 }
 
 // empty: none
@@ -37,23 +53,16 @@ std::string unsupported(const mtmd_context * ctx) {
     if (!clip) {
         return "the mmproj file has no vision encoder";
     }
-    const auto   projector = clip_get_projector_type(clip);
-    const auto & hparams   = *clip_get_hparams(clip);
+    const auto * rule    = rule_of(clip);
+    const auto & hparams = *clip_get_hparams(clip);
 
-    switch (projector) {
-        case PROJECTOR_TYPE_MLP:
-        case PROJECTOR_TYPE_MLP_NORM:
-        case PROJECTOR_TYPE_JANUS_PRO:
-        case PROJECTOR_TYPE_PHI4:
-            break;
-        default:
-            return "the projector " + PROJECTOR_TYPE_NAMES[projector] + " needs the encoder's whole grid; Turbo merges for mlp, mlp_norm, " +
-                PROJECTOR_TYPE_NAMES[PROJECTOR_TYPE_JANUS_PRO] + " and " + PROJECTOR_TYPE_NAMES[PROJECTOR_TYPE_PHI4];
+    if (!rule || !rule->merges()) {
+        return "the projector " + PROJECTOR_TYPE_NAMES[clip_get_projector_type(clip)] + " needs the encoder's whole grid; Turbo merges for " + list_of_merging();
     }
     if (hparams.feature_layers.size() > 1) {
         return "the features of " + std::to_string(hparams.feature_layers.size()) + " layers are joined, which needs the same tokens in all";
     }
-    if (n_blocks_of(hparams, projector) < 1) {
+    if (n_blocks_of(hparams, rule->blocks) < 1) {
         return "the encoder has no blocks";
     }
     if (mtmd_decode_use_mrope(ctx)) {
@@ -66,20 +75,20 @@ void attach(mtmd_context * ctx, const pyfastv_turbo_params & params) {
     pyfastv::validate(params);
 
     auto *       clip    = mtmd_get_vision(ctx);
+    const auto & rule    = *rule_of(clip);
     const auto & hparams = *clip_get_hparams(clip);
 
     auto turbo = std::make_unique<pyfastv::turbo>();
     turbo->params   = params;
-    turbo->n_blocks = n_blocks_of(hparams, clip_get_projector_type(clip));
-    turbo->cls      = clip_get_model(clip).class_embedding && clip_get_projector_type(clip) != PROJECTOR_TYPE_JANUS_PRO &&
-                      clip_get_projector_type(clip) != PROJECTOR_TYPE_PHI4;
+    turbo->n_blocks = n_blocks_of(hparams, rule.blocks);
+    turbo->cls      = clip_get_model(clip).class_embedding && rule.cls != pyfastv::presence::ignored;
 
     const auto    range  = pyfastv::merging_blocks(params, turbo->n_blocks);
     const int32_t side   = hparams.image_size/hparams.patch_size;
     const int64_t merged = (int64_t) params.r*(range.last - range.first + 1);
 
-    // PHI4's pictures have the number of patches that they need
-    if (clip_get_projector_type(clip) != PROJECTOR_TYPE_PHI4 && merged >= side*side) {
+    // other pictures have the number of patches that they need
+    if (rule.places == pyfastv::place_table::grid && merged >= side*side) {
         throw std::invalid_argument("r = " + std::to_string(params.r) + " in each of " + std::to_string(range.last - range.first + 1) +
                 " blocks leaves nothing of " + std::to_string(side*side) + " tokens");
     }
@@ -175,10 +184,10 @@ const char * pyfastv_turbo_last_error(void) {
     return last_error.c_str();
 }
 
-void pyfastv::turbo_from_environment(mtmd_context * ctx) {
+mtmd_context * pyfastv::turbo_from_environment(mtmd_context * ctx) {
     const char * text = getenv("LLAMA_TURBO");
     if (!text || !*text || pyfastv::is_off(text)) {
-        return;
+        return ctx;
     }
     pyfastv_turbo_params params;
     if (pyfastv_turbo_parse(text, &params) != PYFASTV_OK || pyfastv_turbo_attach(ctx, &params) != PYFASTV_OK) {
@@ -186,4 +195,5 @@ void pyfastv::turbo_from_environment(mtmd_context * ctx) {
         static std::once_flag told;
         std::call_once(told, [&] { fprintf(stderr, "LLAMA_TURBO=%s: nothing is merged: %s\n", text, last_error.c_str()); });
     }
+    return ctx;
 }

@@ -1,6 +1,7 @@
 #include "turbo/turbo.h"
 
 #include "turbo/plan.h"
+#include "vision/call_sites.h"
 
 #include "ggml-backend.h"
 

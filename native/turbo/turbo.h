@@ -5,14 +5,9 @@
 #include "ggml.h"
 
 #include <cstdint>
-#include <memory>
-#include <string>
 #include <vector>
 
-struct clip_ctx;
-struct clip_model;
 struct mtmd_context;
-struct mtmd_image_tokens;
 
 namespace pyfastv {
 
@@ -54,22 +49,7 @@ struct turbo {
     void read_outputs();
 };
 
-//
-// call sites, in third_party/patches
-//
-
-// at the end of mtmd_init_from_file(): LLAMA_TURBO
-void turbo_from_environment(mtmd_context * ctx);
-
-// in mtmd_helper_decode_image_chunk(): the positions of a picture whose tokens are fewer than its positions; false, and a
-// line in the log, if they are not known
+// the positions of a picture whose tokens are fewer than its positions; false, and a line in the log, if they are not known
 bool turbo_positions(const mtmd_context * ctx, int32_t n_tokens, int32_t first, int32_t * positions);
 
 } // namespace pyfastv
-
-// defined in clip.cpp and mtmd.cpp by third_party/patches
-std::unique_ptr<pyfastv::turbo> & clip_get_turbo(clip_ctx * ctx);
-const clip_model &                clip_get_model(const clip_ctx * ctx);
-int32_t                           clip_get_failure(const clip_ctx * ctx); // mtmd_encode_chunk()'s value after one of clip_encode()
-clip_ctx *                        mtmd_get_vision(const mtmd_context * ctx);
-int32_t                           mtmd_image_tokens_get_n_patches(const mtmd_image_tokens * image_tokens);
