@@ -9,30 +9,30 @@ set(PYFASTV_SOURCES
     decode/caught.cpp
     decode/flow.cpp
     decode/flush.cpp
-    decode/stage_output.cpp
+    llama/stage_output.cpp
     decode/staged_decode.cpp
-    grammar/left_recursion.cpp
-    graph/stage_graph.cpp
+    llama/left_recursion.cpp
+    llama/stage_graph.cpp
     llama/call_sites.cpp
     llama/context.cpp
     llama/ubatch.cpp
-    memory/cells.cpp
-    memory/iswa.cpp
-    memory/kv.cpp
+    llama/memory/cells.cpp
+    llama/memory/iswa.cpp
+    llama/memory/kv.cpp
     memory/sequence.cpp
     memory/sequence_state.cpp
-    memory/stage_cache.cpp
+    llama/memory/stage_cache.cpp
     memory/staged_memory.cpp
     memory/state.cpp
     products/products.cpp
     regex/matcher.cpp
     regex/parse.cpp
     regex/split.cpp
-    schedule/schedule.cpp
+    llama/supported.cpp
     settings/rules.cpp
     settings/schedule.cpp
     settings/text.cpp
-    score/score.cpp
+    llama/scores.cpp
 )
 list(TRANSFORM PYFASTV_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 

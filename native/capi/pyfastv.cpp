@@ -3,7 +3,7 @@
 #include "capi/caught.h"
 #include "decode/staged_decode.h"
 #include "llama/context.h"
-#include "schedule/schedule.h"
+#include "llama/supported.h"
 #include "settings/schedule.h"
 
 #include <algorithm>

@@ -3,7 +3,7 @@
 #include "decode/scopes.h"
 #include "decode/staged_decode.h"
 
-#include "schedule/schedule.h"
+#include "llama/supported.h"
 #include "settings/rules.h"
 #include "settings/schedule.h"
 #include "settings/text.h"

@@ -3,7 +3,7 @@
 #include "decode/caught.h"
 #include "decode/flow.h"
 #include "decode/scopes.h"
-#include "decode/stage_output.h"
+#include "llama/stage_output.h"
 #include "decode/staged_decode.h"
 
 #include "products/products.h"

@@ -7,8 +7,8 @@
 #include "decode/caught.h"
 #include "decode/flow.h"
 #include "decode/scopes.h"
-#include "decode/stage_output.h"
-#include "schedule/schedule.h"
+#include "llama/stage_output.h"
+#include "llama/supported.h"
 #include "settings/rules.h"
 
 #include "llama/interfaces.h"

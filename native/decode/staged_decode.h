@@ -22,7 +22,7 @@ class  llm_graph_result;
 namespace pyfastv {
 
 struct flow;         // decode/flow.h
-class  stage_output; // decode/stage_output.h
+class  stage_output; // llama/stage_output.h
 
 // The decode of a context that has stages.
 //

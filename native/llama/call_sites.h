@@ -1,6 +1,6 @@
 #pragma once
 
-#include "graph/stage.h"
+#include "llama/stage.h"
 
 #include "llama.h"
 
@@ -68,7 +68,7 @@ void flush_if_read(staged_decode & stages) noexcept;
 //
 
 // model.build_arch_graph(params) for the stage in params.cparams. Null if the stage ended before the last layer: then the graph
-// in params.res is complete. Throws unsupported (schedule/schedule.h) if the model cannot be run in stages.
+// in params.res is complete. Throws unsupported (llama/supported.h) if the model cannot be run in stages.
 std::unique_ptr<llm_graph_context> build_arch_graph(const llama_model & model, const llm_graph_params & params);
 
 // in cb()
@@ -87,7 +87,7 @@ template <typename Input>
 Input * input_at(Input * input, int il);
 
 // in build_attn_mha(): beside the attention of the last layer of a stage that ends early, what the rows that are read pay to
-// every KV cell (score/score.h)
+// every KV cell (llama/scores.h)
 void add_scores(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * kq_b,
         ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale, int il);
 

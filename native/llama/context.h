@@ -2,7 +2,7 @@
 
 #include "decode/scopes.h"
 #include "llama/call_sites.h"
-#include "memory/stage_cache.h"
+#include "llama/memory/stage_cache.h"
 
 #include "ggml-backend.h"
 

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "memory/sequence.h"
-#include "memory/stage_cache.h"
+#include "llama/memory/stage_cache.h"
 
 #include "llama/interfaces.h"
 

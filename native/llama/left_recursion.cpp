@@ -1,4 +1,4 @@
-#include "grammar/left_recursion.h"
+#include "llama/left_recursion.h"
 
 #include <cstdint>
 #include <vector>

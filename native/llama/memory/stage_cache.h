@@ -18,8 +18,8 @@ namespace pyfastv {
 // forms are the logits that scores need; recurrent layers beside attention (hybrid), which run on the rows that enter, in
 // order, so that no row is added in the middle, and which go back only to what was kept of their state.
 enum class memory_kind {
-    kv,   // memory/kv.cpp: llama_kv_cache
-    iswa, // memory/iswa.cpp: llama_kv_cache_iswa, of models with sliding windows
+    kv,   // llama/memory/kv.cpp: llama_kv_cache
+    iswa, // llama/memory/iswa.cpp: llama_kv_cache_iswa, of models with sliding windows
 };
 
 // How the memory of a context was made; those of the stages are made alike.

@@ -1,4 +1,4 @@
-#include "memory/cells.h"
+#include "llama/memory/cells.h"
 
 #include <stdexcept>
 

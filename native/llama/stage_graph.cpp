@@ -1,9 +1,9 @@
-#include "graph/stage_graph.h"
+#include "llama/stage_graph.h"
 
 #include "decode/scopes.h"
 #include "llama/call_sites.h"
 #include "memory/staged_memory.h"
-#include "schedule/schedule.h"
+#include "llama/supported.h"
 
 #include "llama-cparams.h"
 #include "llama-graph.h"

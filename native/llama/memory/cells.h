@@ -1,6 +1,6 @@
 #pragma once
 
-#include "memory/stage_cache.h"
+#include "llama/memory/stage_cache.h"
 
 #include "llama-kv-cache.h"
 

@@ -1,4 +1,4 @@
-#include "schedule/schedule.h"
+#include "llama/supported.h"
 
 #include "llama-arch.h"
 #include "llama-model.h"

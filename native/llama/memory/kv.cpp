@@ -1,7 +1,7 @@
 // the memory of a stage: llama_kv_cache
 
-#include "memory/cells.h"
-#include "memory/kinds.h"
+#include "llama/memory/cells.h"
+#include "llama/memory/kinds.h"
 
 #include "llama-cparams.h"
 #include "llama-kv-cache.h"

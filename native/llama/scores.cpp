@@ -1,9 +1,9 @@
-#include "score/score.h"
+#include "llama/scores.h"
 
-#include "graph/stage_graph.h"
+#include "llama/stage_graph.h"
 #include "llama/call_sites.h"
 #include "memory/staged_memory.h"
-#include "schedule/schedule.h"
+#include "llama/supported.h"
 
 #include "llama-cparams.h"
 #include "llama-graph.h"

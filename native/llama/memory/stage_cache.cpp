@@ -1,7 +1,7 @@
-#include "memory/stage_cache.h"
+#include "llama/memory/stage_cache.h"
 
-#include "memory/kinds.h"
-#include "schedule/schedule.h"
+#include "llama/memory/kinds.h"
+#include "llama/supported.h"
 
 #include "llama-model.h"
 

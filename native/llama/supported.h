@@ -15,7 +15,7 @@ struct unsupported : std::runtime_error {
 };
 
 // Why a model cannot be run in stages, from its header alone; nullptr if nothing there speaks against it.
-// Building the graphs (graph/stage_graph.h) is the second, final check.
+// Building the graphs (llama/stage_graph.h) is the second, final check.
 const char * unsupported_reason(const llama_model & model);
 
 // Why a cut cannot be at this layer; nullptr if it can. A cut that reads no attention can be at more layers.

@@ -1,7 +1,7 @@
-#include "decode/stage_output.h"
+#include "llama/stage_output.h"
 
-#include "graph/stage_graph.h"
-#include "score/score.h"
+#include "llama/stage_graph.h"
+#include "llama/scores.h"
 
 #include "llama-graph.h"
 

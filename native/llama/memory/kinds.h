@@ -1,12 +1,12 @@
 #pragma once
 
-#include "memory/stage_cache.h"
+#include "llama/memory/stage_cache.h"
 
 #include <functional>
 #include <memory>
 #include <optional>
 
-// What memory/stage_cache.cpp asks of the file of each kind.
+// What llama/memory/stage_cache.cpp asks of the file of each kind.
 namespace pyfastv {
 
 // the layers of a part, and what it is made with

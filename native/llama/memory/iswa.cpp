@@ -1,8 +1,8 @@
 // the memory of a stage: llama_kv_cache_iswa, a cache for layers that see everything ("base"), and one for those with sliding
 // windows ("swa")
 
-#include "memory/cells.h"
-#include "memory/kinds.h"
+#include "llama/memory/cells.h"
+#include "llama/memory/kinds.h"
 
 #include "llama-cparams.h"
 #include "llama-kv-cache-iswa.h"
