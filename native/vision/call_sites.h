@@ -1,8 +1,8 @@
 #pragma once
 
 #include "stop/eval_stop.h"
-#include "turbo/turbo.h"
-#include "turbo/turbo_graph.h"
+#include "vision/turbo/turbo.h"
+#include "vision/turbo/turbo_graph.h"
 
 #include "mtmd.h"
 
@@ -34,7 +34,7 @@ struct encoder_state {
     eval_stop                       eval;
 };
 
-// before an mmproj file is read: throws std::runtime_error if llama.cpp would abort on it (files/mmproj.h)
+// before an mmproj file is read: throws std::runtime_error if llama.cpp would abort on it (vision/mmproj.h)
 void check_mmproj(const std::string & path);
 
 // at the end of clip_graph's constructor: what adds the merging to this graph; null: nothing is merged

@@ -1,7 +1,7 @@
-#include "turbo/turbo_graph.h"
+#include "vision/turbo/turbo_graph.h"
 
-#include "turbo/plan.h"
-#include "turbo/turbo.h"
+#include "vision/turbo/plan.h"
+#include "vision/turbo/turbo.h"
 
 #include <algorithm>
 

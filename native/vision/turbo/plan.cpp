@@ -1,4 +1,4 @@
-#include "turbo/plan.h"
+#include "vision/turbo/plan.h"
 
 #include <algorithm>
 #include <cmath>

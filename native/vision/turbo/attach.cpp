@@ -3,11 +3,11 @@
 #include "pyfastv_turbo.h"
 
 #include "capi/caught.h"
-#include "files/encoders.h"
+#include "vision/encoders.h"
 #include "settings/text.h"
 #include "settings/turbo.h"
-#include "turbo/plan.h"
-#include "turbo/turbo.h"
+#include "vision/turbo/plan.h"
+#include "vision/turbo/turbo.h"
 #include "vision/call_sites.h"
 
 #include "clip.h"

@@ -1,7 +1,7 @@
-// A row an encoder: native/files/encoders.h says what the columns mean. Where they come from: clip_model_loader of llama.cpp's
+// A row an encoder: native/vision/encoders.h says what the columns mean. Where they come from: clip_model_loader of llama.cpp's
 // tools/mtmd/clip.cpp, and the graph in tools/mtmd/models.
 
-#include "files/encoders.h"
+#include "vision/encoders.h"
 
 namespace pyfastv {
 namespace {

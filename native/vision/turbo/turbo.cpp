@@ -1,6 +1,6 @@
-#include "turbo/turbo.h"
+#include "vision/turbo/turbo.h"
 
-#include "turbo/plan.h"
+#include "vision/turbo/plan.h"
 #include "vision/call_sites.h"
 
 #include "ggml-backend.h"

@@ -1,6 +1,6 @@
-#include "files/mmproj.h"
+#include "vision/mmproj.h"
 
-#include "files/encoder_check.h"
+#include "vision/encoder_check.h"
 #include "files/header.h"
 
 namespace pyfastv {

@@ -1,6 +1,6 @@
-#include "files/encoder_check.h"
+#include "vision/encoder_check.h"
 
-#include "files/encoders.h"
+#include "vision/encoders.h"
 
 #include <algorithm>
 #include <cmath>
