@@ -5,12 +5,12 @@ set(PYFASTV_SOURCES
     choose/choose.cpp
     choose/grid.cpp
     choose/similarity.cpp
-    decode/attach.cpp
-    decode/caught.cpp
-    decode/flow.cpp
-    decode/flush.cpp
+    stages/attach.cpp
+    stages/caught.cpp
+    stages/flow.cpp
+    stages/flush.cpp
     llama/stage_output.cpp
-    decode/staged_decode.cpp
+    stages/staged_decode.cpp
     llama/left_recursion.cpp
     llama/stage_graph.cpp
     llama/call_sites.cpp
@@ -19,11 +19,11 @@ set(PYFASTV_SOURCES
     llama/memory/cells.cpp
     llama/memory/iswa.cpp
     llama/memory/kv.cpp
-    memory/sequence.cpp
-    memory/sequence_state.cpp
+    stages/sequence.cpp
+    stages/sequence_state.cpp
     llama/memory/stage_cache.cpp
-    memory/staged_memory.cpp
-    memory/state.cpp
+    stages/staged_memory.cpp
+    stages/state.cpp
     products/products.cpp
     regex/matcher.cpp
     regex/parse.cpp

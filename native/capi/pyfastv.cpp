@@ -1,7 +1,7 @@
 #include "pyfastv.h"
 
 #include "capi/caught.h"
-#include "decode/staged_decode.h"
+#include "stages/staged_decode.h"
 #include "llama/context.h"
 #include "llama/supported.h"
 #include "settings/schedule.h"

@@ -1,7 +1,7 @@
 #include "llama/call_sites.h"
 
-#include "decode/caught.h"
-#include "decode/staged_decode.h"
+#include "stages/caught.h"
+#include "stages/staged_decode.h"
 #include "llama/context.h"
 
 namespace pyfastv {

@@ -1,6 +1,6 @@
 #include "llama/context.h"
 
-#include "decode/scopes.h"
+#include "stages/scopes.h"
 
 #include "llama-batch.h"
 #include "llama-context.h"

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "decode/scopes.h"
+#include "stages/scopes.h"
 #include "llama/call_sites.h"
 #include "llama/memory/stage_cache.h"
 

@@ -2,7 +2,7 @@
 
 #include "llama/stage_graph.h"
 #include "llama/call_sites.h"
-#include "memory/staged_memory.h"
+#include "stages/staged_memory.h"
 #include "llama/supported.h"
 
 #include "llama-cparams.h"

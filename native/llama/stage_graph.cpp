@@ -1,8 +1,8 @@
 #include "llama/stage_graph.h"
 
-#include "decode/scopes.h"
+#include "stages/scopes.h"
 #include "llama/call_sites.h"
-#include "memory/staged_memory.h"
+#include "stages/staged_memory.h"
 #include "llama/supported.h"
 
 #include "llama-cparams.h"

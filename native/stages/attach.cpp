@@ -1,7 +1,7 @@
 // staged_decode: giving a context stages, and taking them away
 
-#include "decode/scopes.h"
-#include "decode/staged_decode.h"
+#include "stages/scopes.h"
+#include "stages/staged_decode.h"
 
 #include "llama/supported.h"
 #include "settings/rules.h"

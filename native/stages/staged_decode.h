@@ -4,7 +4,7 @@
 
 #include "llama/call_sites.h"
 #include "llama/context.h"
-#include "memory/staged_memory.h"
+#include "stages/staged_memory.h"
 #include "stop/eval_stop.h"
 
 #include "ggml.h"
@@ -21,7 +21,7 @@ class  llm_graph_result;
 
 namespace pyfastv {
 
-struct flow;         // decode/flow.h
+struct flow;         // stages/flow.h
 class  stage_output; // llama/stage_output.h
 
 // The decode of a context that has stages.

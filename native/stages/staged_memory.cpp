@@ -1,4 +1,4 @@
-#include "memory/staged_memory.h"
+#include "stages/staged_memory.h"
 
 #include <algorithm>
 #include <cmath>

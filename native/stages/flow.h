@@ -3,7 +3,7 @@
 #include "pyfastv.h"
 
 #include "choose/choose.h"
-#include "memory/sequence.h"
+#include "stages/sequence.h"
 
 #include "ggml-backend.h"
 

@@ -1,4 +1,4 @@
-#include "decode/caught.h"
+#include "stages/caught.h"
 
 #include "capi/caught.h"
 

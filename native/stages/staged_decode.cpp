@@ -1,12 +1,12 @@
 // staged_decode: stage 0
 
-#include "decode/staged_decode.h"
+#include "stages/staged_decode.h"
 
 #include "choose/choose.h"
 #include "choose/similarity.h"
-#include "decode/caught.h"
-#include "decode/flow.h"
-#include "decode/scopes.h"
+#include "stages/caught.h"
+#include "stages/flow.h"
+#include "stages/scopes.h"
 #include "llama/stage_output.h"
 #include "llama/supported.h"
 #include "settings/rules.h"

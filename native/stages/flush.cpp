@@ -1,10 +1,10 @@
 // staged_decode: the later layers
 
-#include "decode/caught.h"
-#include "decode/flow.h"
-#include "decode/scopes.h"
+#include "stages/caught.h"
+#include "stages/flow.h"
+#include "stages/scopes.h"
 #include "llama/stage_output.h"
-#include "decode/staged_decode.h"
+#include "stages/staged_decode.h"
 
 #include "products/products.h"
 #include "settings/rules.h"

@@ -1,4 +1,4 @@
-#include "memory/sequence.h"
+#include "stages/sequence.h"
 
 #include <algorithm>
 #include <iterator>

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "memory/sequence.h"
+#include "stages/sequence.h"
 
 #include "llama/interfaces.h"
 

@@ -1,7 +1,7 @@
 // staged_memory: saving and loading
 
-#include "memory/sequence_state.h"
-#include "memory/staged_memory.h"
+#include "stages/sequence_state.h"
+#include "stages/staged_memory.h"
 
 #include "llama/call_sites.h"
 

@@ -1,4 +1,4 @@
-#include "memory/sequence_state.h"
+#include "stages/sequence_state.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include "decode/flow.h"
+#include "stages/flow.h"
 
 #include "choose/grid.h"
 #include "choose/similarity.h"
