@@ -1,36 +1,42 @@
-# Our part of libllama. Included by third_party/patches into llama.cpp's src/CMakeLists.txt.
+# Our part of libllama.
 
 set(PYFASTV_SOURCES
     capi/pyfastv.cpp
     choose/choose.cpp
     choose/grid.cpp
     choose/similarity.cpp
-    decode/attach.cpp
-    decode/caught.cpp
-    decode/flow.cpp
-    decode/flush.cpp
-    decode/stage_output.cpp
-    decode/staged_decode.cpp
-    grammar/left_recursion.cpp
-    graph/stage_graph.cpp
-    memory/sequence.cpp
-    memory/sequence_state.cpp
-    memory/stage_cache.cpp
-    memory/staged_memory.cpp
-    memory/state.cpp
+    stages/attach.cpp
+    stages/caught.cpp
+    stages/flow.cpp
+    stages/flush.cpp
+    llama/stage_output.cpp
+    stages/staged_decode.cpp
+    llama/left_recursion.cpp
+    llama/stage_graph.cpp
+    llama/call_sites.cpp
+    llama/context.cpp
+    llama/ubatch.cpp
+    llama/memory/cells.cpp
+    llama/memory/iswa.cpp
+    llama/memory/kv.cpp
+    stages/sequence.cpp
+    stages/sequence_state.cpp
+    llama/memory/stage_cache.cpp
+    stages/staged_memory.cpp
+    stages/state.cpp
     products/products.cpp
     regex/matcher.cpp
     regex/parse.cpp
     regex/split.cpp
-    schedule/schedule.cpp
+    llama/supported.cpp
     settings/schedule.cpp
     settings/text.cpp
-    score/score.cpp
+    llama/scores.cpp
 )
 list(TRANSFORM PYFASTV_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 
 target_sources(llama PRIVATE ${PYFASTV_SOURCES})
 # llama.cpp joins its model files into unity sources; ours keep their own anonymous namespaces
-set_source_files_properties(${PYFASTV_SOURCES} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
-set_source_files_properties(${CMAKE_CURRENT_LIST_DIR}/capi/pyfastv.cpp PROPERTIES COMPILE_DEFINITIONS PYFASTV_VERSION="${PYFASTV_VERSION}")
+set_source_files_properties(${PYFASTV_SOURCES} TARGET_DIRECTORY llama PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+set_source_files_properties(${CMAKE_CURRENT_LIST_DIR}/capi/pyfastv.cpp TARGET_DIRECTORY llama PROPERTIES COMPILE_DEFINITIONS PYFASTV_VERSION="${PYFASTV_VERSION}")
 target_include_directories(llama PRIVATE ${CMAKE_CURRENT_LIST_DIR} PUBLIC ${CMAKE_CURRENT_LIST_DIR}/include)

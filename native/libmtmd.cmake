@@ -1,24 +1,25 @@
-# Our part of libmtmd. Included by third_party/patches into llama.cpp's tools/mtmd/CMakeLists.txt.
+# Our part of libmtmd.
 
 set(PYFASTV_MTMD_SOURCES
-    files/encoder_check.cpp
-    files/encoders.cpp
+    vision/encoder_check.cpp
+    vision/encoders.cpp
     files/header.cpp
     files/limits.cpp
-    files/mmproj.cpp
+    vision/mmproj.cpp
     files/numbers.cpp
     settings/text.cpp
     settings/turbo.cpp
-    turbo/attach.cpp
-    turbo/plan.cpp
-    turbo/turbo.cpp
-    turbo/turbo_graph.cpp
+    vision/turbo/attach.cpp
+    vision/turbo/plan.cpp
+    vision/turbo/turbo.cpp
+    vision/turbo/turbo_graph.cpp
+    vision/call_sites.cpp
 )
 list(TRANSFORM PYFASTV_MTMD_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 
 # as libllama's; libmtmd has none
 if (CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
-    set_source_files_properties(${PYFASTV_MTMD_SOURCES} PROPERTIES COMPILE_OPTIONS "-Wall;-Wextra;-Wpedantic;-Wextra-semi")
+    set_source_files_properties(${PYFASTV_MTMD_SOURCES} TARGET_DIRECTORY mtmd PROPERTIES COMPILE_OPTIONS "-Wall;-Wextra;-Wpedantic;-Wextra-semi")
 endif()
 
 target_sources(mtmd PRIVATE ${PYFASTV_MTMD_SOURCES})

@@ -113,7 +113,7 @@ def use(context: Context) -> None:
 
 
 class Layout:
-    """Where things are in what is pyfastv's of a sequence's state, which is its end: native/memory/sequence_state.cpp."""
+    """Where things are in what is pyfastv's of a sequence's state, which is its end: native/stages/sequence_state.cpp."""
 
     def __init__(self, state: bytes) -> None:
         self.state = state

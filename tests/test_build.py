@@ -123,7 +123,7 @@ def configure_fails(tmp_path: Path, tree: Path, message: str) -> None:
 def test_a_tree_without_our_patches_does_not_build(tmp_path: Path) -> None:
     tree = copied_tree(tmp_path)
     context = tree / "src" / "llama-context.cpp"
-    context.write_text(context.read_text().replace("fastv->takes", ""))
+    context.write_text(context.read_text().replace("pyfastv::takes", ""))
     configure_fails(tmp_path, tree, "our patches are not applied")
 
 

@@ -223,7 +223,7 @@ def test_every_key_that_llama_cpp_reads_has_its_type_in_the_table() -> None:
         r"get_(bool|i32|u32|f32|string)\((?:string_format\()?(KEY_\w+)", (LLAMA_CPP / "clip.cpp").read_text()
     )
     expected = {(names[key].replace("%s", "%"), types[kind]) for kind, key in read_by}
-    table = (Path(__file__).parents[1] / "native" / "files" / "mmproj.cpp").read_text()
+    table = (Path(__file__).parents[1] / "native" / "vision" / "mmproj.cpp").read_text()
     written = set(re.findall(r'\{ "([\w.%]+)",\s+GGUF_TYPE_(\w+)', table))
     for key, type in [*written]:
         written |= {(key.replace("%", modality), type) for modality in ("vision", "audio", "gen.audio")}

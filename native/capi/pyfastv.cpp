@@ -2,19 +2,19 @@
 
 #include "capi/caught.h"
 #include "capi/sizes.h"
-#include "decode/staged_decode.h"
-#include "schedule/schedule.h"
+#include "llama/context.h"
+#include "llama/supported.h"
 #include "settings/rules.h"
 #include "settings/schedule.h"
-
-#include "llama-context.h"
-#include "llama-model.h"
+#include "stages/staged_decode.h"
 
 #include <algorithm>
 #include <cstring>
 #include <string>
 
 namespace {
+
+using pyfastv::context_access;
 
 thread_local std::string last_error;
 
@@ -38,10 +38,11 @@ pyfastv_status fail(pyfastv_status status, const std::string & message) {
 template <typename T, typename F>
 size_t copy_out(const llama_context * ctx, T * out, size_t cap, F && get) {
     return guarded((size_t) 0, [&]() -> size_t {
-        if (!ctx->fastv) {
+        const auto * stages = context_access::stages_of(*ctx);
+        if (!stages) {
             return 0;
         }
-        const std::vector<T> values = get(*ctx->fastv);
+        const std::vector<T> values = get(*stages);
 
         std::copy_n(values.begin(), std::min(values.size(), cap), out);
         return values.size();
@@ -63,13 +64,13 @@ const char * name_of(const T (&rules)[N], int32_t row) {
 }
 
 pyfastv_report report_of(const llama_context & ctx) {
-    if (ctx.fastv) {
-        return ctx.fastv->report();
+    if (const auto * stages = context_access::stages_of(ctx)) {
+        return stages->report();
     }
 
     pyfastv_report res = {};
-    if (ctx.get_memory()) {
-        const auto bytes = pyfastv::kv_bytes_of(*ctx.get_memory());
+    if (const auto * memory = context_access::memory_of(ctx)) {
+        const auto bytes = pyfastv::kv_bytes_of(*memory);
 
         res.n_stages         = 1;
         res.kv_bytes_used[0] = res.kv_bytes_used_stock = bytes.used;
@@ -129,7 +130,7 @@ enum pyfastv_status pyfastv_attach(struct llama_context * ctx, const struct pyfa
         } catch (const std::invalid_argument & err) {
             return fail(PYFASTV_BAD_PARAMS, err.what());
         } catch (const pyfastv::unsupported & err) {
-            return fail(PYFASTV_UNSUPPORTED, ctx->get_model().arch_name() + " cannot be run in stages: " + err.what());
+            return fail(PYFASTV_UNSUPPORTED, pyfastv::arch_name_of(*ctx) + " cannot be run in stages: " + err.what());
         } catch (const pyfastv::error &) {
             throw;
         } catch (const std::exception & err) {
@@ -148,11 +149,12 @@ static const char * reason_of(pyfastv_status status) {
 }
 
 enum pyfastv_status pyfastv_flush(struct llama_context * ctx) {
-    if (!ctx->fastv) {
+    auto * stages = context_access::stages_of(*ctx);
+    if (!stages) {
         return PYFASTV_OK;
     }
     return pyfastv::as_status(last_error, [&] {
-        const auto status = ctx->fastv->flush();
+        const auto status = stages->flush();
         return status == PYFASTV_OK ? status : fail(status, reason_of(status));
     });
 }
@@ -162,31 +164,13 @@ void pyfastv_allow_position_gaps(struct llama_context * ctx) {
 }
 
 bool pyfastv_token_embedding(const struct llama_model * model, int32_t token, float * out) {
-    const auto * table = model->tok_embd;
-    if (!table || token < 0 || token >= table->ne[1]) {
-        return false;
-    }
-
-    return guarded(false, [&] {
-        std::vector<uint8_t> row(ggml_row_size(table->type, table->ne[0]));
-        ggml_backend_tensor_get(table, row.data(), token*table->nb[1], row.size());
-
-        if (table->type == GGML_TYPE_F32) {
-            std::copy_n(row.data(), row.size(), reinterpret_cast<uint8_t *>(out));
-            return true;
-        }
-        const auto to_float = ggml_get_type_traits(table->type)->to_float;
-        if (to_float) {
-            to_float(row.data(), out, table->ne[0]);
-        }
-        return to_float != nullptr;
-    });
+    return guarded(false, [&] { return pyfastv::token_embedding(*model, token, out); });
 }
 
 void pyfastv_begin_media(struct llama_context * ctx, enum pyfastv_media media, const char * id, int32_t nx, int32_t ny) {
     pyfastv::as_status(last_error, [&] {
-        if (ctx->fastv) {
-            ctx->fastv->begin_media(media, id, nx, ny);
+        if (auto * stages = context_access::stages_of(*ctx)) {
+            stages->begin_media(media, id, nx, ny);
         }
         return PYFASTV_OK;
     });
@@ -207,8 +191,8 @@ enum pyfastv_status pyfastv_get_report(const struct llama_context * ctx, struct 
 }
 
 void pyfastv_reset_report(struct llama_context * ctx) {
-    if (ctx->fastv) {
-        ctx->fastv->reset_report();
+    if (auto * stages = context_access::stages_of(*ctx)) {
+        stages->reset_report();
     }
 }
 

@@ -1,7 +1,7 @@
 #include "runner/model_file.h"
 
 #include "files/header.h"
-#include "files/mmproj.h"
+#include "vision/mmproj.h"
 #include "files/model.h"
 #include "runner/errors.h"
 

@@ -1,0 +1,44 @@
+#include "llama/memory/stage_cache.h"
+
+#include "llama/memory/kinds.h"
+#include "llama/supported.h"
+
+#include "llama-model.h"
+
+#include <algorithm>
+
+namespace pyfastv {
+
+std::unique_ptr<stage_cache> stage_cache::make(const llama_model & model, const llama_cparams & cparams, cache_layout layout,
+        int32_t il0, int32_t il1, uint32_t n_cells) {
+    // as llama_model::create_memory() does for layers that only predict further tokens
+    il1 = std::min<int32_t>(il1, model.hparams.n_layer());
+
+    const part_of_model part = { model, cparams, [il0, il1](int32_t il) { return il0 <= il && il < il1; }, n_cells };
+
+    switch (layout.kind) {
+        case memory_kind::kv:   return make_kv  (part, layout);
+        case memory_kind::iswa: return make_iswa(part, layout);
+    }
+    return nullptr;
+}
+
+cache_layout stage_cache::layout_of(const llama_memory_i & memory) {
+    for (const auto layout_of_kind : { layout_of_kv, layout_of_iswa }) {
+        if (const auto layout = layout_of_kind(memory)) {
+            return *layout;
+        }
+    }
+    throw unsupported("its memory is not a plain KV cache");
+}
+
+kv_bytes kv_bytes_of(const llama_memory_i & memory) {
+    for (const auto bytes_of_kind : { bytes_of_kv, bytes_of_iswa }) {
+        if (const auto bytes = bytes_of_kind(memory)) {
+            return *bytes;
+        }
+    }
+    return {};
+}
+
+} // namespace pyfastv

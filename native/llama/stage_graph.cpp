@@ -1,0 +1,306 @@
+#include "llama/stage_graph.h"
+
+#include "stages/scopes.h"
+#include "llama/call_sites.h"
+#include "stages/staged_memory.h"
+#include "llama/supported.h"
+
+#include "llama-cparams.h"
+#include "llama-graph.h"
+#include "llama-hparams.h"
+#include "llama-kv-cache-iswa.h"
+#include "llama-kv-cache.h"
+#include "llama-model.h"
+
+#include "ggml-backend.h"
+#include "ggml.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+namespace pyfastv {
+namespace {
+
+// thrown through the builder at the end of a stage, caught in build_arch_graph()
+struct stage_end {};
+
+// one graph is built at a time on a thread
+thread_local bool                began = false; // did the builder announce the boundary at which the stage begins?
+thread_local const llama_model * model_built = nullptr;
+
+// the rows that enter a stage
+class graph_input_rows : public llm_graph_input_i {
+public:
+    explicit graph_input_rows(ggml_tensor * rows) : rows(rows) {}
+
+    void set_input(const llama_ubatch * ubatch) override {
+        ggml_backend_tensor_set(rows, ubatch->embd, 0, ggml_nbytes(rows));
+    }
+
+    bool can_reuse(const llm_graph_params & params) override {
+        return rows->ne[1] == (int64_t) params.ubatch.n_tokens;
+    }
+
+private:
+    ggml_tensor * rows; // F32 [n_embd, n_tokens]
+};
+
+using cell_list = std::vector<staged_memory::cell_weight> staged_memory::cell_weights::*;
+
+// adds to the mask, F32 or F16 [n_kv, n_tokens], in the rows of each sequence; what is masked stays so
+void add_weights(ggml_tensor * mask, const staged_memory::weights_of_sequences & weights, cell_list list, const llama_ubatch & ubatch) {
+    if (!mask || !mask->buffer || weights.empty()) {
+        return;
+    }
+    // llama.cpp fills masks in place, too
+    GGML_ASSERT(ggml_backend_buffer_is_host(mask->buffer));
+
+    for (int64_t row = 0; row < ubatch.n_tokens; ++row) {
+        const auto of_sequence = weights.find(ubatch.seq_id[row][0]);
+        if (of_sequence == weights.end()) {
+            continue;
+        }
+        for (const auto & [cell, log_size] : of_sequence->second.*list) {
+            if (cell >= mask->ne[0]) {
+                continue;
+            }
+            if (mask->type == GGML_TYPE_F16) {
+                auto & value = ((ggml_fp16_t *) mask->data)[row*mask->ne[0] + cell];
+                value = ggml_fp32_to_fp16(ggml_fp16_to_fp32(value) + log_size);
+            } else {
+                ((float *) mask->data)[row*mask->ne[0] + cell] += log_size;
+            }
+        }
+    }
+}
+
+void add_weights(llm_graph_input_attn_kv & input, const staged_memory::weights_of_sequences & weights, const llama_ubatch & ubatch) {
+    add_weights(input.self_kq_mask, weights, &staged_memory::cell_weights::all, ubatch);
+}
+
+void add_weights(llm_graph_input_attn_kv_iswa & input, const staged_memory::weights_of_sequences & weights, const llama_ubatch & ubatch) {
+    add_weights(input.self_kq_mask,     weights, &staged_memory::cell_weights::all,     ubatch);
+    add_weights(input.self_kq_mask_swa, weights, &staged_memory::cell_weights::windows, ubatch);
+}
+
+// one attention input for each stage that the graph runs
+template <typename Input>
+class graph_input_staged final : public Input {
+public:
+    using parts_t = std::vector<std::unique_ptr<Input>>;
+
+    // a part that is null does not run
+    graph_input_staged(const llm_graph_context & graph, const staged_memory_context & mctx, parts_t parts) :
+        Input(graph.hparams, graph.cparams, nullptr), mctx(&mctx), parts(std::move(parts)) {}
+
+    Input * at(int il) const { return parts[mctx->stage_of(il)].get(); }
+
+    void set_input(const llama_ubatch * ubatch) override {
+        for (size_t s = 0; s < parts.size(); ++s) {
+            if (parts[s]) {
+                parts[s]->set_input(ubatch);
+                if (s > 0) {
+                    add_weights(*parts[s], mctx->stages().weights((int) s), *ubatch);
+                }
+            }
+        }
+    }
+
+    bool can_reuse(const llm_graph_params & params) override {
+        const auto * next = staged_memory_context::from(params.mctx);
+        if (!next || next->n_stages() != (int) parts.size() || !(params.cparams.stage == this->cparams.stage)) {
+            return false;
+        }
+        for (size_t s = 0; s < parts.size(); ++s) {
+            if (!next->part(s) != !parts[s]) {
+                return false;
+            }
+        }
+
+        mctx = next;
+
+        auto of_part = params;
+        bool res     = true;
+
+        for (size_t s = 0; s < parts.size(); ++s) {
+            if (parts[s]) {
+                of_part.mctx = mctx->part(s);
+                res &= parts[s]->can_reuse(of_part);
+            }
+        }
+
+        return res;
+    }
+
+private:
+    const staged_memory_context * mctx;
+
+    parts_t parts;
+};
+
+template <typename T>
+void drop_inputs(llm_graph_result & res) {
+    auto & inputs = res.inputs;
+    inputs.erase(std::remove_if(inputs.begin(), inputs.end(), [](const llm_graph_input_ptr & input) {
+        return dynamic_cast<T *>(input.get()) != nullptr;
+    }), inputs.end());
+}
+
+bool in_graph(ggml_cgraph * gf, const ggml_tensor * tensor) {
+    return tensor && ggml_graph_get_tensor(gf, tensor->name) == tensor;
+}
+
+// Inputs are filled whether the shortened graph uses them or not, so each needs memory.
+void allocate_inputs(llm_graph_result & res, const ggml_tensor * tokens, const ggml_tensor * embd) {
+    ggml_context * ctx = res.get_ctx();
+
+    for (ggml_tensor * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t)) {
+        if ((t->flags & GGML_TENSOR_FLAG_INPUT) && t != tokens && t != embd && ggml_nelements(t) > 0) {
+            ggml_build_forward_expand(res.get_gf(), t);
+        }
+    }
+}
+
+void begin_stage(const llm_graph_context & graph, ggml_tensor * cur) {
+    if (cur->type != GGML_TYPE_F32 || !ggml_is_contiguous(cur) ||
+            cur->ne[0] != graph.n_embd || cur->ne[1] != graph.n_tokens || ggml_nelements(cur) != graph.n_embd*graph.n_tokens) {
+        throw unsupported("the stream between its layers is not one row of n_embd numbers for each token");
+    }
+
+    ggml_graph_clear(graph.gf);
+
+    cur->op        = GGML_OP_NONE;
+    cur->view_src  = nullptr;
+    cur->view_offs = 0;
+    std::fill(std::begin(cur->src), std::end(cur->src), nullptr);
+    ggml_set_input(cur);
+
+    drop_inputs<llm_graph_input_embd>(*graph.res);
+    graph.res->add_input(std::make_unique<graph_input_rows>(cur));
+
+    began = true;
+}
+
+[[noreturn]] void end_stage(const llm_graph_context & graph, ggml_tensor * cur) {
+    ggml_set_name(cur, rows_name);
+    ggml_set_output(cur);
+    ggml_build_forward_expand(graph.gf, cur);
+
+    // the rows of a stage that ends early are all read, whichever of them are outputs
+    drop_inputs<llm_graph_input_out_ids>(*graph.res);
+
+    throw stage_end {};
+}
+
+} // namespace
+
+std::unique_ptr<llm_graph_context> build_arch_graph(const llama_model & model, const llm_graph_params & params) {
+    const auto & stage = params.cparams.stage;
+
+    if (!stage.partial()) {
+        return model.build_arch_graph(params);
+    }
+
+    began       = stage.il0 == 0;
+    model_built = &model;
+
+    std::unique_ptr<llm_graph_context> graph;
+    bool ended = false;
+
+    try {
+        graph = model.build_arch_graph(params);
+    } catch (const stage_end &) {
+        ended = true;
+    }
+
+    if (!began || ended != stage.ends_early()) {
+        throw unsupported("its graph builder does not announce the outputs of its layers");
+    }
+
+    auto & res = *params.res;
+
+    // t_inp_embd is what was selected of the two inputs, named "embd"; the leafs behind it carry these names
+    const ggml_tensor * tokens = res.t_inp_tokens;
+    const ggml_tensor * embd   = ggml_get_tensor(res.get_ctx(), "inp_embd");
+
+    if (stage.il0 > 0 && (in_graph(res.get_gf(), tokens) || in_graph(res.get_gf(), embd))) {
+        throw unsupported("its later layers read the token embeddings again");
+    }
+
+    if (stage.il0 > 0) {
+        allocate_inputs(res, tokens, embd);
+    } else {
+        allocate_inputs(res, nullptr, nullptr);
+    }
+
+    return graph;
+}
+
+const llama_model & model_of_graph() {
+    return *model_built;
+}
+
+void on_tensor(const llm_graph_context & graph, ggml_tensor * cur, const char * name, int il) {
+    const auto & stage = graph.cparams.stage;
+
+    if (!stage.partial() || strcmp(name, "l_out") != 0) {
+        return;
+    }
+    if (stage.il0 > 0 && il == stage.il0 - 1) {
+        begin_stage(graph, cur);
+    }
+    if (stage.ends_early() && il == stage.il1 - 1) {
+        end_stage(graph, cur);
+    }
+}
+
+ggml_tensor * skip_attn(const llm_graph_context & graph, ggml_tensor * wo, ggml_tensor * q_cur, int il) {
+    if (graph.cparams.stage.runs(il)) {
+        return nullptr;
+    }
+
+    const int64_t n_out = wo ? wo->ne[1] : graph.hparams.n_embd_head_v(il)*graph.hparams.n_head(il);
+
+    return ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, n_out, q_cur->ne[2]);
+}
+
+template <typename Input>
+Input * staged_input(const llm_graph_context & graph, Input * (llm_graph_context::*build)() const) {
+    const auto * mctx = staged_memory_context::from(graph.mctx);
+    if (!mctx) {
+        return nullptr;
+    }
+
+    // the builder's own function builds that of each stage, for the stage's memory alone
+    auto & inputs = graph.res->inputs;
+    typename graph_input_staged<Input>::parts_t parts(mctx->n_stages());
+    for (size_t s = 0; s < parts.size(); ++s) {
+        if (const auto * part = mctx->part(s)) {
+            const scoped_value<const llama_memory_context_i *> scope(const_cast<llm_graph_context &>(graph).mctx, part);
+
+            Input * input = (graph.*build)();
+            GGML_ASSERT(inputs.back().get() == input);
+            inputs.back().release();
+            inputs.pop_back();
+            parts[s].reset(input);
+        }
+    }
+    return static_cast<Input *>(graph.res->add_input(std::make_unique<graph_input_staged<Input>>(graph, *mctx, std::move(parts))));
+}
+
+template <typename Input>
+Input * input_at(Input * input, int il) {
+    auto * staged = dynamic_cast<graph_input_staged<Input> *>(input);
+    return staged ? staged->at(il) : input;
+}
+
+template llm_graph_input_attn_kv * staged_input(const llm_graph_context &, llm_graph_input_attn_kv * (llm_graph_context::*)() const);
+template llm_graph_input_attn_kv * input_at(llm_graph_input_attn_kv *, int);
+
+template llm_graph_input_attn_kv_iswa * staged_input(const llm_graph_context &, llm_graph_input_attn_kv_iswa * (llm_graph_context::*)() const);
+template llm_graph_input_attn_kv_iswa * input_at(llm_graph_input_attn_kv_iswa *, int);
+
+} // namespace pyfastv

@@ -1,0 +1,77 @@
+#include "llama/supported.h"
+
+#include "llama-arch.h"
+#include "llama-model.h"
+
+#include <algorithm>
+
+namespace pyfastv {
+
+const char * unsupported_reason(const llama_model & model) {
+    const auto & hparams = model.hparams;
+
+    if (llm_arch_is_recurrent(model.arch) || llm_arch_is_hybrid(model.arch)) {
+        return "its memory is recurrent: there is no KV cache of single tokens to leave tokens out of";
+    }
+    if (llama_model_has_encoder(&model)) {
+        return "it is an encoder-decoder model";
+    }
+    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE && hparams.swa_type != LLAMA_SWA_TYPE_STANDARD) {
+        return "its attention windows are not of the usual sliding kind";
+    }
+    if (hparams.is_mla()) {
+        return "it uses multi-head latent attention, whose cache holds no keys to score with";
+    }
+    if (hparams.ple_n_heads > 0 || hparams.n_embd_per_layer > 0) {
+        return "it feeds token ids into later layers (per-layer embeddings)";
+    }
+    if (hparams.n_layer_kv_from_start >= 0 && hparams.n_layer_kv_from_start < (int32_t) hparams.n_layer()) {
+        return "its later layers share the KV caches of earlier ones";
+    }
+    if (model.arch == LLM_ARCH_COGVLM) {
+        return "its layers have other weights for visual tokens than for text, and use one of them for a whole batch";
+    }
+    if (model.arch == LLM_ARCH_GROK) {
+        return "it squashes its attention logits in a way that the scores do not follow";
+    }
+    if (hparams.n_layer() < 2) {
+        return "it has fewer than 2 layers";
+    }
+
+    return nullptr;
+}
+
+const char * unsupported_layer(const llama_model & model, int32_t layer, bool reads_attention) {
+    const auto & hparams = model.hparams;
+
+    if (layer < 1 || layer >= (int32_t) hparams.n_layer()) {
+        return "it is outside the model";
+    }
+
+    // after the outputs of the first layers (deepstack) or of listed ones
+    int32_t last_fed = (int32_t) hparams.n_deepstack_layers - 1;
+    if (hparams.n_deepstack_layers > 0) {
+        for (int32_t il = 0; il < (int32_t) hparams.n_layer(); ++il) {
+            if (hparams.deepstack_mapping_arr[il] >= 0) {
+                last_fed = std::max(last_fed, il);
+            }
+        }
+    }
+    if (layer <= last_fed + 1 && last_fed >= 0) {
+        return "the model adds visual features to layers up to there (deepstack)";
+    }
+    if (reads_attention && hparams.is_swa(layer - 1)) {
+        return "the layer before it sees only a sliding window, which gives no scores";
+    }
+
+    return nullptr;
+}
+
+const char * unsupported_rule(const llama_model & model, const pyfastv_cut & cut) {
+    if (cut.weigh && model.hparams.f_max_alibi_bias > 0.0f) {
+        return "its attention (ALiBi) scales what weigh adds to it";
+    }
+    return nullptr;
+}
+
+} // namespace pyfastv

@@ -1,0 +1,27 @@
+#pragma once
+
+#include "pyfastv.h"
+
+#include <cstdint>
+#include <stdexcept>
+
+struct llama_model;
+
+namespace pyfastv {
+
+// this model or context cannot be run in stages; what() completes "because ..."
+struct unsupported : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// Why a model cannot be run in stages, from its header alone; nullptr if nothing there speaks against it.
+// Building the graphs (llama/stage_graph.h) is the second, final check.
+const char * unsupported_reason(const llama_model & model);
+
+// Why a cut cannot be at this layer; nullptr if it can. A cut that reads no attention can be at more layers.
+const char * unsupported_layer(const llama_model & model, int32_t layer, bool reads_attention);
+
+// Why a rule is not possible with this model; nullptr if it is.
+const char * unsupported_rule(const llama_model & model, const pyfastv_cut & cut);
+
+} // namespace pyfastv

@@ -1,0 +1,24 @@
+#pragma once
+
+#include "llama/interfaces.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace pyfastv {
+
+// a hidden row that enters a stage; nothing of it is owned
+struct ubatch_row {
+    llama_seq_id      seq_id;
+    const llama_pos * pos;    // [n_pos]
+    const float *     hidden; // [n_embd]
+    bool              output;
+};
+
+// a ubatch that owns its numbers
+llama_ubatch make_ubatch(const std::vector<ubatch_row> & rows, uint32_t n_pos, int64_t n_embd);
+
+// of row i of a ubatch that was split off a batch
+int32_t batch_index(const llama_ubatch & ubatch, uint32_t i);
+
+} // namespace pyfastv

@@ -1,0 +1,131 @@
+#pragma once
+
+#include "pyfastv.h"
+
+#include "llama/call_sites.h"
+#include "llama/context.h"
+#include "stages/staged_memory.h"
+#include "stop/eval_stop.h"
+
+#include "ggml.h"
+
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+struct llama_context;
+class  llama_batch_allocr;
+class  llm_graph_result;
+
+namespace pyfastv {
+
+struct flow;         // stages/flow.h
+class  stage_output; // llama/stage_output.h
+
+// The decode of a context that has stages.
+//
+// Batches without anything to wait for run as one full graph over the memories of all stages: llama.cpp's own decode,
+// at its speed. From the first visual row of a sequence on, decode() runs stage 0 only and leaves the rows in the
+// sequence's `pending`. flush() chooses among the visual rows and runs the later layers on those chosen and on the text
+// rows; it goes from cut to cut. A question behind pictures that were chosen from waits as well: it may recall.
+class staged_decode {
+public:
+    // Replaces the memory of the context. Throws std::invalid_argument for params out of range, unsupported if the
+    // context cannot have stages, std::runtime_error when memory runs out; the context then has a plain memory again.
+    static void attach(llama_context & ctx, const pyfastv_params & params);
+
+    // call site at the end of llama_context's constructor: attach() by the environment variable LLAMA_FASTV, for programs
+    // that know nothing of pyfastv; not to a context that drafts for another. What is wrong with it is one line on stderr,
+    // and nothing is pruned.
+    static void attach_from_env(llama_context & ctx, const llama_context_params & made_with);
+
+    // Gives the context a plain memory again.
+    static void detach(llama_context & ctx);
+
+    // pyfastv_allow_position_gaps(), of any context
+    static void allow_position_gaps(llama_context & ctx);
+
+    // call site at the end of llama_context::sched_reserve: build every graph once, for its largest ubatch. That finds
+    // models that cannot be run in stages, and allocates, so that flush() does not have to.
+    void reserve();
+
+    // call sites in llama_context::decode, after the batch was checked and before slots are looked for
+    bool takes(const llama_batch_allocr & balloc);
+    // llama_decode()'s return values. Of a ubatch that fails, and if it throws, nothing stays.
+    int  decode(llama_batch_allocr & balloc);
+
+    // call site in llama_context::output_reorder, which every reading of outputs passes. What fails is in the log.
+    void flush_if_read() noexcept;
+
+    // Every sequence that waits. Unless it returns PYFASTV_OK, and if it throws, the rows still wait, and it can be called
+    // again.
+    pyfastv_status flush();
+
+    void begin_media(pyfastv_media media, const char * id, int32_t nx, int32_t ny);
+
+    pyfastv_report report() const;
+    void           reset_report();
+
+    std::vector<int32_t> kept  (llama_seq_id seq_id, int32_t cut) const;
+    std::vector<float>   scores(llama_seq_id seq_id, int32_t cut) const;
+
+    std::vector<pyfastv_grid> grids(llama_seq_id seq_id) const;
+
+private:
+    static void make_plain(context_access ctx, cache_layout layout);
+
+    staged_decode(context_access ctx, const pyfastv_params & params, staged_memory & memory);
+
+    // stage s as it runs when rows wait; `scored`: whose attention is read, if the rule at its end reads any
+    stage stage_to_run(int s, stage::readers scored) const;
+
+    // does the first choice read the attention of every row of such a batch?
+    bool every_row_is_read(bool visual) const;
+
+    bool can_recall(llama_seq_id seq_id, const sequence & seq) const;
+
+    bool has_room_later(const llama_batch_allocr & balloc, bool visual) const;
+
+    // how many tokens of a sequence a question may bring back to stage s
+    size_t most_recalled(const sequence & seq, int s) const;
+
+    // one ubatch through the layers of one stage; its slots were found by staged_memory::init_stage()
+    ggml_status run(stage layers, const llama_ubatch & ubatch, llama_memory_context_i & mctx, llm_graph_result *& res);
+
+    // everything from the positions of the ubatch on, in its sequences
+    void forget(const llama_ubatch & ubatch) noexcept;
+
+    // what stage 0 left in its graph, to the sequences of the ubatch
+    void read_rows(const stage_output & output, const llama_ubatch & ubatch, const std::vector<int8_t> & outputs,
+            bool visual, const std::set<llama_seq_id> & asking);
+
+    pyfastv_status flush(const std::vector<llama_seq_id> & seq_ids);
+    pyfastv_status flush_read();                   // the sequences whose outputs were asked for
+    pyfastv_status fly(std::vector<flow> & flows); // through the later layers, which forget them if that fails
+    pyfastv_status run_later(std::vector<flow> & flows);
+    pyfastv_status run_later_stage(int s, std::vector<flow> & flows, const std::vector<int32_t> & outputs);
+
+    // the rows of all sequences as ubatches for a later stage
+    std::vector<llama_ubatch> make_ubatches(const std::vector<flow> & flows) const;
+
+    context_access   ctx;
+    eval_stop        eval; // of ctx
+    pyfastv_params   params;
+    staged_memory  & memory; // owned by the context
+
+    // the media chunk that embedding rows belong to
+    pyfastv_media media = PYFASTV_MEDIA_IMAGE;
+    std::string   media_id;
+    int32_t       media_nx = 0;
+    int32_t       media_ny = 0;
+    bool          media_begins = true; // with the next embedding row
+
+    int32_t n_ubatches = 0; // run through stage 0
+    int32_t n_outputs  = 0; // outputs of the last batch that wait
+
+    pyfastv_report counts = {};
+};
+
+} // namespace pyfastv

@@ -1,0 +1,67 @@
+#include "vision/call_sites.h"
+
+#include "pyfastv.h"
+
+#include "clip.h"
+
+namespace pyfastv {
+
+std::unique_ptr<turbo_graph> begin_graph(encoder_state & state, ggml_context * ctx0, ggml_cgraph * gf, int32_t n_patches) {
+    state.eval.begin(); // what fails before it is computed was not stopped
+    return state.turbo ? std::make_unique<turbo_graph>(*state.turbo, ctx0, gf, n_patches) : nullptr;
+}
+
+int32_t count_tokens(const encoder_state & state, int32_t n) {
+    return state.turbo ? state.turbo->count(n) : n;
+}
+
+ggml_status compute(encoder_state & state, ggml_backend_sched_t sched, ggml_cgraph * gf) {
+    if (state.turbo) {
+        state.turbo->set_inputs();
+    }
+    if (state.eval.callback()) {
+        ggml_backend_sched_set_eval_callback(sched, state.eval.callback(), &state.eval);
+    }
+    state.eval.begin();
+
+    const auto status = ggml_backend_sched_graph_compute(sched, gf);
+    if (status != GGML_STATUS_SUCCESS) {
+        return status;
+    }
+    if (state.eval.said()) {
+        return GGML_STATUS_ABORTED;
+    }
+    if (state.turbo) {
+        state.turbo->read_outputs();
+    }
+    return GGML_STATUS_SUCCESS;
+}
+
+int32_t encode_failure(clip_ctx * ctx) {
+    auto & eval = clip_get_state(ctx).eval;
+
+    const bool stopped = eval.said();
+    eval.begin();
+    return stopped ? PYFASTV_ENCODE_STOPPED : 1;
+}
+
+bool begin_chunk(const mtmd_context * ctx, llama_context * lctx, const mtmd_input_chunk * chunk, llama_pos n_past, llama_pos * positions) {
+    const auto * image    = mtmd_input_chunk_get_tokens_image(chunk); // null for audio
+    const auto   n_tokens = (int32_t) mtmd_input_chunk_get_n_tokens(chunk);
+
+    if (image && !mtmd_decode_use_mrope(ctx) && mtmd_input_chunk_get_n_pos(chunk) != n_tokens) {
+        if (!turbo_positions(ctx, n_tokens, n_past, positions)) {
+            return false;
+        }
+        pyfastv_allow_position_gaps(lctx);
+    }
+
+    int32_t nx = 0, ny = 0;
+    if (image) {
+        mtmd_image_tokens_get_shape(ctx, image, &nx, &ny);
+    }
+    pyfastv_begin_media(lctx, image ? PYFASTV_MEDIA_IMAGE : PYFASTV_MEDIA_AUDIO, mtmd_input_chunk_get_id(chunk), nx, ny);
+    return true;
+}
+
+} // namespace pyfastv

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace pyfastv {
+
+// What may be done with a tensor, which says what types it can have.
+enum class tensor_use {
+    multiply,  // the left side of a product: any type of weights
+    add,       // added to or multiplied with f32 element by element, or concatenated to it: f32
+    convolve,  // f32 or f16
+    transpose, // f32, f16 or bf16
+    look_up,   // rows are taken: any type of weights
+};
+
+// A tensor's shape in terms of the header. `dims`: rows first; numbers, products and alternatives ("3", "E*M*M", "D|A") of
+//   E width, H heads, D head, A all heads, K all heads of keys and values, P patch, M patches that are merged a side,
+//   S numbers of a patch that enter the projector (of several layers, if the header says so), V the header's projection_dim;
+// lower case: whatever it is in the first tensor that has it.
+struct tensor_rule {
+    std::string name;
+    std::string dims;
+    tensor_use  use      = tensor_use::multiply;
+    bool        required = true;
+};
+
+enum class place_table {
+    none,   // positions are not looked up
+    grid,   // a row for every patch of a picture of image_size, and for CLS if there is one
+    square, // stretched to the picture: any square number of rows
+    bucket, // 70 x 70 rows for a picture of any size
+};
+
+enum class presence { never, ignored, optional, required };
+
+// Which blocks run, of an encoder whose tokens may be merged between them (Turbo); unknown: they may not, because something
+// behind the blocks needs the whole grid.
+enum class blocks_run { unknown, all, but_last };
+
+// What llama.cpp's graph of an encoder takes for granted.
+struct encoder_rule {
+    std::string projector;               // clip.projector_type
+    place_table places;
+    tensor_use  places_use;
+    presence    cls;
+    presence    patch_bias;
+    presence    fused_attention;         // one matrix for queries, keys and values in place of three
+    bool        attention_bias;          // required
+    bool        old_names;               // files whose ffn_up and ffn_down are swapped are read, too
+    int         head_multiple;           // of the head's size: rotated in pairs, in two directions
+    std::string merge_key;               // of M; empty: 1
+    int         merge_default;
+    int         merge_min, merge_max;
+    std::vector<std::string> keys;       // that pictures need, besides those of every encoder
+    std::vector<tensor_rule> tensors;    // beside those of the layers
+    blocks_run blocks = blocks_run::unknown; // but_last: up to the layer whose features are read, if the header has one
+
+    bool merges() const { return blocks != blocks_run::unknown; }
+};
+
+// null: not in the table
+const encoder_rule * find_encoder(const std::string & projector);
+
+// the projectors of encoders whose tokens may be merged
+std::vector<std::string> encoders_that_merge();
+
+// Of every layer, without "v.blk.N.".
+const std::vector<tensor_rule> & layer_rules();
+
+} // namespace pyfastv

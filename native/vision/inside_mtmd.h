@@ -1,0 +1,48 @@
+// At the end of mtmd.cpp, which includes this: functions that need what mtmd.cpp keeps to itself, mtmd_context and
+// mtmd_image_tokens.
+
+void pyfastv::set_merged(const clip_ctx * ctx, mtmd_image_tokens & image_tokens, const clip_image_f32 & img) {
+    if (const auto & turbo = clip_get_turbo(ctx)) {
+        const int patch_size = clip_get_hparams(ctx)->patch_size;
+        image_tokens.image_idx = (img.nx() / patch_size) * (img.ny() / patch_size);
+        image_tokens.pos       = turbo->params.renumber ? image_tokens.pos : MTMD_POS_TYPE_MERGED;
+    }
+}
+
+clip_ctx * mtmd_get_vision(const mtmd_context * ctx) {
+    return ctx->ctx_v;
+}
+
+int32_t mtmd_image_tokens_get_n_patches(const mtmd_image_tokens * image_tokens) {
+    const bool merged = image_tokens->pos != MTMD_POS_TYPE_HUNYUANVL && image_tokens->image_idx > 0;
+    return merged ? image_tokens->image_idx : image_tokens->n_tokens();
+}
+
+// what the tokens cover in raster order, in patches or pixels; resampled tokens have no places
+void mtmd_image_tokens_get_shape(const mtmd_context * ctx, const mtmd_image_tokens * image_tokens, int32_t * nx, int32_t * ny) {
+    const auto & entries = image_tokens->batch_f32.entries;
+    const bool   counted = image_tokens->ny > 1 || ctx->proj_type_v() == PROJECTOR_TYPE_MINICPMV || clip_get_turbo(ctx->ctx_v) || entries.empty();
+
+    *nx = counted ? image_tokens->nx : entries[0].nx();
+    *ny = counted ? image_tokens->ny : entries[0].ny();
+}
+
+// what the encoder sees of entry i, F32 [ny, nx, 3], which is (value/255 - mean)/std; null: no such entry
+MTMD_API const float * mtmd_image_tokens_get_pixels(const mtmd_context * ctx, const mtmd_image_tokens * image_tokens, size_t i,
+        int32_t * nx, int32_t * ny, const float ** mean, const float ** std) {
+    const auto & entries = image_tokens->batch_f32.entries;
+    if (i >= entries.size() || entries[i].is_placeholder()) {
+        return nullptr;
+    }
+    const auto * hparams = clip_get_hparams(ctx->ctx_v);
+    *nx   = entries[i].nx();
+    *ny   = entries[i].ny();
+    *mean = hparams->image_mean;
+    *std  = hparams->image_std;
+    return entries[i].get_ro_buf().data();
+}
+
+// of the next encodings
+MTMD_API void mtmd_set_n_threads(mtmd_context * ctx, int n_threads) {
+    ctx->n_threads = n_threads;
+}
