@@ -3,6 +3,8 @@
 set(PYFASTV_SOURCES
     capi/pyfastv.cpp
     choose/choose.cpp
+    choose/cover.cpp
+    choose/greedy.cpp
     choose/grid.cpp
     choose/similarity.cpp
     decode/attach.cpp
@@ -18,6 +20,7 @@ set(PYFASTV_SOURCES
     memory/stage_cache.cpp
     memory/staged_memory.cpp
     memory/state.cpp
+    products/parallel.cpp
     products/products.cpp
     regex/matcher.cpp
     regex/parse.cpp

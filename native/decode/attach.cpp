@@ -199,16 +199,16 @@ void staged_decode::make_plain(llama_context & ctx, cache_layout layout) {
     ctx.sched_reserve();
 }
 
-stage staged_decode::stage_to_run(int s, stage::readers scored) const {
+stage staged_decode::stage_to_run(int s, int32_t n_scored) const {
     stage res;
     res.il0 = memory.first_layers()[s];
 
     if (s + 1 < memory.n_stages()) {
         const auto & cut = params.cuts[s];
 
-        res.il1     = cut.layer;
-        res.no_rope = rule_of(cut.score).no_rope;
-        res.scored  = reads_attention(cut) ? scored : stage::readers::none;
+        res.il1      = cut.layer;
+        res.no_rope  = rule_of(cut.score).no_rope;
+        res.n_scored = reads_attention(cut) ? n_scored : 0;
     }
 
     return res;
@@ -223,7 +223,7 @@ void staged_decode::reserve() {
         // rows that are read lie anywhere in a ubatch of several sequences
         const bool all_rows = s + 1 < memory.n_stages() && (ctx.cparams.n_seq_max > 1 || every_row_votes(params.cuts[s].score));
 
-        const scoped_value<stage> scope(ctx.cparams.stage, stage_to_run(s, all_rows ? stage::readers::all_rows : stage::readers::last_row));
+        const scoped_value<stage> scope(ctx.cparams.stage, stage_to_run(s, all_rows ? stage::all : 1));
 
         if (!ctx.graph_reserve(n_tokens, 1, n_outputs, mctx.get())) {
             throw std::runtime_error("failed to allocate the compute buffers of a stage");
