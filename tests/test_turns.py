@@ -296,9 +296,7 @@ def test_removing_the_end_of_the_first_question_takes_the_choice_back(make, spec
     assert context.remove(AT_QUESTION + n_left, -1)
     assert not any(kept(context))
     assert context.report().n_pending == N + n_left
-    n_read = 1 + (
-        n_left if "question" in spec else 0
-    )  # whose attention to the picture is kept: of its last row, and voters
+    n_read = 1 + n_left * ("question" in spec)  # rows whose attention is kept: the picture's last, and voters
     assert context.report().archive_bytes == 4 * ((N + n_left) * random_gguf.WIDTH + n_read * N)
 
     see(fresh)
