@@ -3,6 +3,8 @@
 set(PYFASTV_SOURCES
     capi/pyfastv.cpp
     choose/choose.cpp
+    choose/cover.cpp
+    choose/greedy.cpp
     choose/grid.cpp
     choose/similarity.cpp
     stages/attach.cpp
@@ -24,6 +26,7 @@ set(PYFASTV_SOURCES
     llama/memory/stage_cache.cpp
     stages/staged_memory.cpp
     stages/state.cpp
+    products/parallel.cpp
     products/products.cpp
     regex/matcher.cpp
     regex/parse.cpp

@@ -52,7 +52,9 @@ def choose(
     grids: Sequence[tuple[int, int]] | None = None,  # (nx, ny) of every slice; None: one row
     present: NDArray[np.bool_] | None = None,  # [n] False: not to be chosen; None: all
     similarity: NDArray[np.float32]
-    | None = None,  # [m, m] for pick=cover: cosines of the m tokens that are present
+    | None = None,  # [m, m] for pick=cover: cosines of the m tokens that are present, or:
+    hidden: NDArray[np.float32] | None = None,  # [n, width] rows that these are computed from
+    n_threads: int = 1,
 ) -> NDArray[np.int32]:
     """Ascending indices of the visual tokens kept: native/choose/choose.h. Raises OptionError."""
 

@@ -3,10 +3,14 @@
 #include "build_info.h"
 
 #include "choose/choose.h"
+#include "choose/similarity.h"
+#include "products/parallel.h"
 #include "pyfastv.h"
+#include "reduce/reduce.h"
 #include "runner/errors.h"
 #include "runner/log.h"
 #include "runner/model_file.h"
+#include "runner/options.h"
 #include "settings/schedule.h"
 
 #include "ggml-backend.h"
@@ -21,6 +25,8 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -175,7 +181,7 @@ static pyfastv::picture_scores make_picture(const scores_array & scores, const s
         if (similarity->ndim() != 2 || similarity->shape(0) != m || similarity->shape(1) != m) {
             throw std::invalid_argument("similarity must be a matrix with " + std::to_string(m) + " rows and columns, one for each token that is present");
         }
-        picture.similarity = similarity->data();
+        picture.similarity = { { (size_t) m, similarity->data() } };
     }
     if (!grids) {
         picture.grids = { { (int32_t) n, 1 } };
@@ -196,9 +202,44 @@ static pyfastv::picture_scores make_picture(const scores_array & scores, const s
     return picture;
 }
 
+// hidden: [n, n_embd], a row for every token of the picture
+static pyfastv::similarity_matrix similarity_of(const pyfastv::picture_scores & picture, const scores_array & hidden, ggml_backend_t backend) {
+    std::vector<std::shared_ptr<const float>> rows;
+    for (size_t i = 0; i < picture.present.size(); ++i) {
+        if (picture.present[i]) {
+            rows.emplace_back(hidden.data(i, 0), [](const float *) {});
+        }
+    }
+    return pyfastv::similarities(rows, hidden.shape(1), backend, nullptr);
+}
+
 static py::array_t<int32_t> choose(const scores_array & scores, const std::string & cut, const std::optional<grid_list> & grids,
-        const std::optional<present_array> & present, const std::optional<scores_array> & similarity) {
-    const auto kept = pyfastv::option_checked([&] { return pyfastv::choose(make_picture(scores, grids, present, similarity), parse_cut(cut)); });
+        const std::optional<present_array> & present, const std::optional<scores_array> & similarity,
+        const std::optional<scores_array> & hidden, int64_t n_threads) {
+    auto       picture = make_picture(scores, grids, present, similarity);
+    const auto rule    = parse_cut(cut);
+
+    if (hidden && (hidden->ndim() != 2 || hidden->shape(0) != scores.size() || hidden->shape(1) == 0)) {
+        throw std::invalid_argument("hidden must be a matrix with " + std::to_string(scores.size()) + " rows, one for each token");
+    }
+    if (hidden && similarity) {
+        throw std::invalid_argument("hidden and similarity cannot both be given: one is computed from the other");
+    }
+    pyfastv::check_whole("n_threads", n_threads, 1, GGML_MAX_N_THREADS);
+
+    const auto kept = [&] {
+        const native_scope scope;
+
+        const auto backend = pyfastv::make_cpu_backend((int32_t) n_threads);
+        picture.run = [&](size_t n, const std::function<void(size_t)> & f) { pyfastv::in_parallel(n, backend.get(), f); };
+
+        pyfastv::similarity_matrix matrix;
+        if (hidden) {
+            matrix             = similarity_of(picture, *hidden, backend.get());
+            picture.similarity = matrix.view();
+        }
+        return pyfastv::choose(picture, rule);
+    }();
     return py::array_t<int32_t>(kept.size(), kept.data());
 }
 
@@ -215,7 +256,11 @@ void bind_info(py::module_ & m) {
     m.def("backends", &backends, guarded);
     m.def("model_info", &model_info, "model_path"_a, guarded);
     m.def("vision_info", &vision_info, "mmproj_path"_a, guarded);
-    m.def("choose", &choose, "scores"_a, "cut"_a, py::kw_only(), "grids"_a = py::none(), "present"_a = py::none(),
-          "similarity"_a = py::none());
+    m.def("choose", [](const scores_array & scores, const std::string & cut, const std::optional<grid_list> & grids,
+            const std::optional<present_array> & present, const std::optional<scores_array> & similarity,
+            const std::optional<scores_array> & hidden, int64_t n_threads) {
+        return pyfastv::option_checked([&] { return choose(scores, cut, grids, present, similarity, hidden, n_threads); });
+    }, "scores"_a, "cut"_a, py::kw_only(), "grids"_a = py::none(), "present"_a = py::none(), "similarity"_a = py::none(),
+          "hidden"_a = py::none(), "n_threads"_a = 1);
     m.def("random_scores", &random_scores, "n"_a, "seed"_a);
 }

@@ -1,5 +1,6 @@
 #include "choose/choose.h"
 
+#include "choose/cover.h"
 #include "settings/rules.h"
 
 #include <algorithm>
@@ -146,77 +147,6 @@ static size_t count_mass(const std::vector<float> & scores, const std::vector<in
     return n;
 }
 
-// the first n_kept picks of the greedy cover; similarity: [m, m], m tokens in `present`
-static std::vector<int32_t> pick_cover(const picture_scores & picture, const std::vector<int32_t> & present, size_t n_kept) {
-    const size_t m = present.size();
-
-    std::vector<float> weight(m);
-    std::transform(present.begin(), present.end(), weight.begin(), [&](int32_t i) { return std::max(0.0f, picture.scores[i]); });
-    if (std::all_of(weight.begin(), weight.end(), [](float w) { return w == 0.0f; })) {
-        weight.assign(m, 1.0f);
-    }
-
-    std::vector<float> covered(m, -1.0f); // [m] similarity to the most similar one in the set
-
-    // twice sum_i weight_i*(what j would add to the cover of i); in parts, which the compiler may keep in vectors
-    const auto gain_of = [&](size_t j) {
-        const float * row = picture.similarity + j*m;
-
-        double gain = 0.0;
-        for (size_t i0 = 0; i0 < m; i0 += 64) {
-            std::array<float, 8> sums = {};
-
-            const size_t i1 = std::min(i0 + 64, m);
-            size_t i = i0;
-            for (; i + sums.size() <= i1; i += sums.size()) {
-                for (size_t k = 0; k < sums.size(); ++k) {
-                    sums[k] += weight[i + k]*std::max(0.0f, row[i + k] - covered[i + k]);
-                }
-            }
-            for (; i < i1; ++i) {
-                sums[0] += weight[i]*std::max(0.0f, row[i] - covered[i]);
-            }
-            gain += std::accumulate(sums.begin(), sums.end(), 0.0);
-        }
-        return gain;
-    };
-
-    // A gain only falls as the set grows, so one computed earlier is an upper bound; the heap holds the highest first.
-    struct bound {
-        double gain;
-        size_t token;
-        size_t round; // in which it was computed
-    };
-    const auto lower = [](const bound & a, const bound & b) { return a.gain != b.gain ? a.gain < b.gain : a.token > b.token; };
-
-    std::vector<bound> heap;
-    for (size_t j = 0; j < m; ++j) {
-        heap.push_back({ gain_of(j), j, 0 });
-    }
-    std::make_heap(heap.begin(), heap.end(), lower);
-
-    std::vector<int32_t> picked;
-    while (picked.size() < n_kept) {
-        std::pop_heap(heap.begin(), heap.end(), lower);
-        auto & best = heap.back();
-
-        if (best.round < picked.size()) {
-            best.gain  = gain_of(best.token);
-            best.round = picked.size();
-            std::push_heap(heap.begin(), heap.end(), lower);
-            continue;
-        }
-
-        const float * row = picture.similarity + best.token*m;
-        for (size_t i = 0; i < m; ++i) {
-            covered[i] = std::max(covered[i], row[i]);
-        }
-        picked.push_back(present[best.token]);
-        heap.pop_back();
-    }
-    return picked;
-}
-
 std::vector<int32_t> choose(const picture_scores & picture, const pyfastv_cut & cut) {
     const auto present = present_of(picture);
     const auto ranked  = rank_by_score(picture.scores, present);
@@ -231,7 +161,7 @@ std::vector<int32_t> choose(const picture_scores & picture, const pyfastv_cut & 
         case picks::grid:    order = rank_by_grid(picture, ranked, (size_t) cut.pick_number, n_kept); break;
         case picks::mass:    n_kept = std::max(n_kept, count_mass(picture.scores, ranked, (float) cut.pick_number)); break;
         case picks::cover:
-            if (picture.similarity) {
+            if (!picture.similarity.empty()) {
                 order = pick_cover(picture, present, n_kept);
             }
             break;

@@ -2,6 +2,8 @@
 
 #include "pyfastv.h"
 
+#include "choose/greedy.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -16,6 +18,12 @@ struct patch_grid {
     int32_t ny;
 };
 
+// Cosines of the tokens of a part of a picture (choose/parts.h).
+struct similar_part {
+    size_t        n;
+    const float * cosines; // [n, n]
+};
+
 // All tokens of one picture, those that an earlier cut dropped included.
 struct picture_scores {
     std::vector<float>      scores;  // [n]
@@ -23,8 +31,10 @@ struct picture_scores {
     std::vector<patch_grid> grids;   // the slices, in order; their tokens sum to n
 
     // pick=cover: cosines of the hidden rows of the tokens that are present, as similarities() makes them
-    // (choose/similarity.h): [m, m], m of them; null: none
-    const float * similarity = nullptr;
+    // (choose/similarity.h): the parts, in order; empty: none
+    std::vector<similar_part> similarity;
+
+    for_all run = one_by_one; // work on parts
 };
 
 // How many of the n tokens of a picture stay when the share `drop` leaves: round-half-even of n*(1 - drop), at least 1
@@ -43,7 +53,8 @@ size_t count_kept(size_t n, float drop);
 //   mass     As few of the highest scores as hold the share `mass` of the sum over those present (ZipVL, arXiv 2410.08584).
 //   cover    The set S that makes sum_i score_i * max_{j in S} (1 + similarity_ij)/2 large, picked greedily: every token is
 //            represented by the most similar one in S, and counts as much as it scores. Facility location; the greedy set
-//            reaches 1 - 1/e of the best (Nemhauser, Wolsey and Fisher, 1978). Without similarity: top-k.
+//            reaches 1 - 1/e of the best (Nemhauser, Wolsey and Fisher, 1978). Tokens of different parts (more than
+//            most_compared tokens) have a similarity of -1: nothing represents them. Without similarity: top-k.
 std::vector<int32_t> choose(const picture_scores & picture, const pyfastv_cut & cut);
 
 // score=random: n numbers in [0, 1) from a seed, the same on every machine.

@@ -114,7 +114,9 @@ struct pyfastv_report {
     double  t_stage0_ms;      // layers before the first cut, of the rows that waited
     double  t_choose_ms;      // choosing
     double  t_later_ms;       // the later layers, of the rows that waited
-    size_t  archive_bytes;    // hidden rows kept for rows that wait, for recall and for taking a choice back
+    size_t  archive_bytes;    // of hidden rows kept for rows that wait, for recall and for taking a choice back, and of the
+                              // attention that rows paid to visual tokens, kept for the same; some hundred bytes a
+                              // visual token of what is known about it are not counted
     size_t  similarity_bytes; // of their cosines, kept for the next choice (pick=cover, weigh)
 
     int32_t n_stages;         // n_cuts + 1; 1 for a context without stages, whose KV cache then counts as stage 0

@@ -139,7 +139,7 @@ void add_scores(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * 
         ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale, int il) {
     const auto & stage = graph.cparams.stage;
 
-    if (!stage.ends_early() || il != stage.il1 - 1 || stage.scored == stage::readers::none) {
+    if (!stage.ends_early() || il != stage.il1 - 1 || stage.n_scored == 0) {
         return;
     }
     if (kq_b) {
@@ -149,7 +149,7 @@ void add_scores(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * 
     ggml_context * ctx = graph.ctx0;
 
     const int64_t n_tokens = q->ne[1];
-    const int64_t n_rows   = stage.scored == stage::readers::all_rows ? n_tokens : 1;
+    const int64_t n_rows   = std::min<int64_t>(stage.n_scored, n_tokens);
     const int64_t n_block  = std::max(min_rows_in_block, (n_rows + max_blocks - 1)/max_blocks);
 
     q = rows_of(ctx, q, n_tokens - n_rows, n_rows);

@@ -9,8 +9,8 @@ struct llm_graph_context;
 
 namespace pyfastv {
 
-// Beside the attention of the last layer of a stage that ends early: how much attention the last row of the ubatch, or
-// every row (stage::scored), pays to every KV cell, softmax over the cells, mean over the heads. Flash attention,
+// Beside the attention of the last layer of a stage that ends early: how much attention the last rows of the ubatch
+// (stage::n_scored) pay to every KV cell, softmax over the cells, mean over the heads. Flash attention,
 // which never has these rows in memory, stays on for the attention itself.
 // Called for every layer; adds nothing for the others.
 //   q       [n_embd_head, n_tokens, n_head,    1]

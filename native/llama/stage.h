@@ -9,21 +9,19 @@ namespace pyfastv {
 struct stage {
     static constexpr int32_t all = INT32_MAX;
 
-    // of a stage that ends early: whose attention at its last layer is read
-    enum class readers { none, last_row, all_rows };
-
     int32_t il0 = 0;
     int32_t il1 = all;
 
-    readers scored  = readers::none;
-    bool    no_rope = false; // attention without rotary positions
+    int32_t n_scored = 0;     // of a stage that ends early: the attention of so many rows of the ubatch, the last ones, is read
+                              // at its last layer; `all`: of every row
+    bool    no_rope  = false; // attention without rotary positions
 
     bool partial()        const { return il0 > 0 || il1 != all; }
     bool ends_early()     const { return il1 != all; }
     bool runs(int32_t il) const { return il0 <= il && il < il1; }
 
     bool operator==(const stage & other) const {
-        return il0 == other.il0 && il1 == other.il1 && scored == other.scored && no_rope == other.no_rope;
+        return il0 == other.il0 && il1 == other.il1 && n_scored == other.n_scored && no_rope == other.no_rope;
     }
 };
 

@@ -8,15 +8,12 @@
 #include "ggml-backend.h"
 #include "ggml.h"
 
+#include <utility>
+
 namespace pyfastv {
 
-stage_output::stage_output(llm_graph_result & graph, int64_t n_rows) : n_rows(n_rows) {
-    const ggml_tensor * t_rows = ggml_graph_get_tensor(graph.get_gf(), rows_name);
-
-    n_embd = t_rows->ne[0];
-    rows   = std::make_shared<std::vector<float>>(n_embd*n_rows);
-    ggml_backend_tensor_get(t_rows, rows->data(), 0, ggml_nbytes(t_rows));
-
+stage_output::stage_output(llm_graph_result & graph, int64_t n_rows, ledger_ptr archive) :
+    rows(ggml_graph_get_tensor(graph.get_gf(), rows_name)), n_rows(n_rows), archive(std::move(archive)) {
     const auto blocks = scores_in(graph.get_gf());
     for (const auto * block : blocks) {
         n_kv      = block->ne[0];
@@ -32,22 +29,35 @@ stage_output::stage_output(llm_graph_result & graph, int64_t n_rows) : n_rows(n_
 }
 
 hidden_row stage_output::hidden(int64_t row) const {
-    return hidden_row(rows, rows->data() + row*n_embd);
+    const size_t bytes = rows->ne[0]*sizeof(float);
+
+    return new_hidden_row(rows->ne[0], archive, [&](float * to) { ggml_backend_tensor_get(rows, to, row*bytes, bytes); });
 }
 
-std::vector<float> stage_output::scores(int64_t row, const std::vector<visual_token> & tokens, const stage_cache::cells & cells) const {
+counted_floats stage_output::scores(int64_t row, const std::vector<int64_t> & cell_of) const {
+    counted_floats res(archive);
+
     const int64_t scored = row - (n_rows - n_scored);
     if (scored < 0) {
-        return {};
+        return res;
     }
+    res.resize(cell_of.size(), 0.0f);
 
-    std::vector<float> res(tokens.size(), 0.0f);
-
-    for (size_t t = 0; t < tokens.size(); ++t) {
-        const auto cell = tokens[t].gone ? cells.end() : cells.find(cell_key(tokens[t].pos));
-        if (cell != cells.end() && cell->second < n_kv) {
-            res[t] = attention[scored*n_kv + cell->second];
+    const float * paid = attention.data() + scored*n_kv;
+    for (size_t t = 0; t < cell_of.size(); ++t) {
+        if (cell_of[t] >= 0 && cell_of[t] < n_kv) {
+            res[t] = paid[cell_of[t]];
         }
+    }
+    return res;
+}
+
+std::vector<int64_t> cells_of_tokens(const std::vector<visual_token> & tokens, const stage_cache::cells & cells) {
+    std::vector<int64_t> res;
+    res.reserve(tokens.size());
+    for (const auto & token : tokens) {
+        const auto cell = token.gone ? cells.end() : cells.find(cell_key(token.pos));
+        res.push_back(cell == cells.end() ? -1 : (int64_t) cell->second);
     }
     return res;
 }

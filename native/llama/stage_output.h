@@ -4,34 +4,40 @@
 #include "llama/memory/stage_cache.h"
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 class llm_graph_result;
+struct ggml_tensor;
 
 namespace pyfastv {
 
 // What a stage that ends early left in its graph: a hidden row for every row of the ubatch, and for the last ones, if
-// attention was read, what each paid to every KV cell.
+// attention was read, what each paid to every KV cell. It is there until the next graph is computed.
 class stage_output {
 public:
-    stage_output(llm_graph_result & graph, int64_t n_rows);
+    // archive: who counts the rows and scores that are given out
+    stage_output(llm_graph_result & graph, int64_t n_rows, ledger_ptr archive);
 
     bool has_scores() const { return n_scored > 0; }
 
+    // with memory of its own: the others of the ubatch may go
     hidden_row hidden(int64_t row) const;
 
-    // by token; empty if it was not read for this row. cells: of the stage
-    std::vector<float> scores(int64_t row, const std::vector<visual_token> & tokens, const stage_cache::cells & cells) const;
+    // by token; empty if it was not read for this row. cell_of: cells_of_tokens() in the stage
+    counted_floats scores(int64_t row, const std::vector<int64_t> & cell_of) const;
 
 private:
+    const ggml_tensor * rows; // F32 [n_embd, n_rows]
+
     int64_t n_rows;
-    int64_t n_embd;
     int64_t n_kv     = 0;
     int64_t n_scored = 0; // rows
 
-    std::shared_ptr<std::vector<float>> rows;       // [n_rows, n_embd]
-    std::vector<float>                  attention;  // [n_scored, n_kv]
+    std::vector<float> attention; // [n_scored, n_kv]
+    ledger_ptr         archive;
 };
+
+// [token] its cell; -1: it has none
+std::vector<int64_t> cells_of_tokens(const std::vector<visual_token> & tokens, const stage_cache::cells & cells);
 
 } // namespace pyfastv

@@ -1,8 +1,11 @@
 #include "reduce/methods.h"
 
+#include "choose/parts.h"
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 namespace pyfastv {
 namespace {
@@ -19,23 +22,29 @@ struct merging {
 
 // merges r <= n/2 tokens of even rank into tokens of odd rank
 merging round(const merging & in, int64_t d, int64_t r, ggml_backend_t backend) {
-    const int64_t n_even = (in.n() + 1)/2, n_odd = in.n()/2;
+    const int64_t n_even = (in.n() + 1)/2;
 
-    const auto unit = unit_rows(in.values.data(), in.n(), d);
-
-    std::vector<float> even, odd;
-    for (int64_t i = 0; i < in.n(); ++i) {
-        auto & side = i%2 ? odd : even;
-        side.insert(side.end(), unit.begin() + i*d, unit.begin() + (i + 1)*d);
-    }
-    const auto cosines = row_products(even.data(), n_even, odd.data(), n_odd, d, backend); // [n_even, n_odd]
-
-    std::vector<int64_t> partner(n_even), order(n_even);
+    std::vector<int64_t> partner(n_even), order(n_even); // partner: counted among those of odd rank
     std::vector<float>   best(n_even);
-    for (int64_t e = 0; e < n_even; ++e) {
-        const float * row = cosines.data() + e*n_odd;
-        partner[e] = std::max_element(row, row + n_odd) - row;
-        best[e]    = row[partner[e]];
+
+    const auto first = parts_of(in.n());
+    for (size_t p = 0; p + 1 < first.size(); ++p) {
+        std::vector<float> even, odd;
+        const auto unit = unit_rows(in.values.data() + first[p]*d, first[p + 1] - first[p], d);
+        for (size_t i = first[p]; i < first[p + 1]; ++i) {
+            auto & side = i%2 ? odd : even;
+            const auto row = unit.begin() + (i - first[p])*d;
+            side.insert(side.end(), row, row + d);
+        }
+        const int64_t n_even_here = even.size()/d, n_odd_here = odd.size()/d;
+        const auto    cosines     = row_products(even.data(), n_even_here, odd.data(), n_odd_here, d, backend); // [even, odd]
+
+        for (int64_t e = 0; e < n_even_here; ++e) {
+            const float * row     = cosines.data() + e*n_odd_here;
+            const float * highest = std::max_element(row, row + n_odd_here);
+            partner[(first[p] + 1)/2 + e] = first[p]/2 + (highest - row);
+            best   [(first[p] + 1)/2 + e] = *highest;
+        }
     }
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return best[a] > best[b]; });
@@ -46,45 +55,44 @@ merging round(const merging & in, int64_t d, int64_t r, ggml_backend_t backend) 
         into[2*order[k]] = 2*partner[order[k]] + 1;
     }
 
-    struct group {
-        std::vector<double> sum;
-        int64_t heaviest; // in `in`
-        int32_t size = 0;
-        std::vector<int32_t> members;
+    std::vector<std::vector<int64_t>> groups(in.n()); // what goes into each, ascending
+    for (int64_t i = 0; i < in.n(); ++i) {
+        groups[into[i]].push_back(i);
+    }
+    const auto heaviest_of = [&](int64_t i) {
+        const auto lighter = [&](int64_t a, int64_t b) { return in.size[a] < in.size[b]; };
+        return *std::max_element(groups[i].begin(), groups[i].end(), lighter); // of equal ones the first
     };
-    std::vector<group> groups(in.n());
-    for (int64_t i = 0; i < in.n(); ++i) {
-        auto & to = groups[into[i]];
-        if (to.size == 0) {
-            to.sum.assign(d, 0);
-            to.heaviest = i;
-        }
-        for (int64_t k = 0; k < d; ++k) {
-            to.sum[k] += (double) in.values[i*d + k]*in.size[i];
-        }
-        to.heaviest = in.size[i] > in.size[to.heaviest] ? i : to.heaviest;
-        to.size    += in.size[i];
-        to.members.insert(to.members.end(), in.members[i].begin(), in.members[i].end());
-    }
 
-    std::vector<int64_t> alive;
+    std::vector<std::pair<int64_t, int64_t>> alive; // heaviest, group
     for (int64_t i = 0; i < in.n(); ++i) {
-        if (groups[i].size > 0) {
-            alive.push_back(i);
+        if (!groups[i].empty()) {
+            alive.emplace_back(heaviest_of(i), i);
         }
     }
-    std::sort(alive.begin(), alive.end(), [&](int64_t a, int64_t b) { return in.place[groups[a].heaviest] < in.place[groups[b].heaviest]; });
+    std::sort(alive.begin(), alive.end(), [&](const auto & a, const auto & b) { return in.place[a.first] < in.place[b.first]; });
 
     merging res;
     res.values.reserve(alive.size()*d);
-    for (const int64_t i : alive) {
-        const auto & from = groups[i];
-        for (int64_t k = 0; k < d; ++k) {
-            res.values.push_back((float) (from.sum[k]/from.size));
+
+    std::vector<double> sum(d);
+    for (const auto & [heaviest, i] : alive) {
+        std::fill(sum.begin(), sum.end(), 0.0);
+        int32_t              size = 0;
+        std::vector<int32_t> members;
+        for (const int64_t from : groups[i]) {
+            for (int64_t k = 0; k < d; ++k) {
+                sum[k] += (double) in.values[from*d + k]*in.size[from];
+            }
+            size += in.size[from];
+            members.insert(members.end(), in.members[from].begin(), in.members[from].end());
         }
-        res.size.push_back(from.size);
-        res.place.push_back(in.place[from.heaviest]);
-        res.members.push_back(from.members);
+        for (int64_t k = 0; k < d; ++k) {
+            res.values.push_back((float) (sum[k]/size));
+        }
+        res.size.push_back(size);
+        res.place.push_back(in.place[heaviest]);
+        res.members.push_back(std::move(members));
     }
     return res;
 }

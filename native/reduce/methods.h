@@ -10,8 +10,8 @@
 namespace pyfastv {
 
 std::vector<int32_t> pick_stride  (int64_t n, size_t m);
-std::vector<int32_t> pick_divprune(const std::vector<float> & cosines, int64_t n, size_t m);
-std::vector<int32_t> pick_cdpruner(const std::vector<float> & cosines, const std::vector<float> & relevance, size_t m);
+std::vector<int32_t> pick_divprune(const visual_embeddings & in, size_t m, ggml_backend_t backend);
+std::vector<int32_t> pick_cdpruner(const visual_embeddings & in, size_t m, ggml_backend_t backend);
 
 // [n] cosine to the question
 std::vector<float> relevance_of(const visual_embeddings & in);

@@ -174,8 +174,8 @@ reduced_embeddings reduce(const reducer & how, const visual_embeddings & in, ggm
         case reduce_method::pllava:   return pool_frames(in, how.frames, how.window);
         case reduce_method::merge:    return merge(in, m, how.scale, backend);
         case reduce_method::stride:   return take(in, pick_stride(n, m));
-        case reduce_method::divprune: return take(in, pick_divprune(cosines(in.values, n, in.d, backend), n, m));
-        case reduce_method::cdpruner: return take(in, pick_cdpruner(cosines(in.values, n, in.d, backend), relevance_of(in), m));
+        case reduce_method::divprune: return take(in, pick_divprune(in, m, backend));
+        case reduce_method::cdpruner: return take(in, pick_cdpruner(in, m, backend));
         case reduce_method::vidcom2:  return take(in, pick_vidcom2(in, m));
         case reduce_method::evs:      return take(in, pick_evs(in, how.drop));
     }

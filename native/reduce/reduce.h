@@ -47,6 +47,9 @@ size_t count_reduced(const reducer & how, const std::vector<patch_grid> & slices
 // `backend`: a CPU for the matrix products. Throws std::invalid_argument where the slices do not fit the method or a
 // question is missing, std::bad_alloc.
 //
+// What compares tokens (merge, divprune, cdpruner) compares more than most_compared of them within parts (choose/parts.h):
+// two tokens of different parts are never merged, and count as unlike as can be.
+//
 //   pool      Average over windows of window x window patches, smaller at the right and lower edge; by keep: over nx x ny
 //             windows as equal as can be, as many as are near keep, and not more, with sides near the picture's.
 //   stride    Evenly spaced tokens.

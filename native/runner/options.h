@@ -99,7 +99,7 @@ struct run_report {
 
     size_t kv_bytes_used_stock      = 0; // what stock llama.cpp would use
     size_t kv_bytes_allocated_stock = 0;
-    size_t archive_bytes            = 0; // of rows kept for recall and for choosing again
+    size_t archive_bytes            = 0; // of rows, scores and cosines kept for recall and for choosing again
 };
 
 } // namespace pyfastv

@@ -189,16 +189,16 @@ void staged_decode::make_plain(context_access ctx, cache_layout layout) {
     ctx.reserve();
 }
 
-stage staged_decode::stage_to_run(int s, stage::readers scored) const {
+stage staged_decode::stage_to_run(int s, int32_t n_scored) const {
     stage res;
     res.il0 = memory.first_layers()[s];
 
     if (s + 1 < memory.n_stages()) {
         const auto & cut = params.cuts[s];
 
-        res.il1     = cut.layer;
-        res.no_rope = score_rule_of(cut).no_rope;
-        res.scored  = reads_attention(cut) ? scored : stage::readers::none;
+        res.il1      = cut.layer;
+        res.no_rope  = score_rule_of(cut).no_rope;
+        res.n_scored = reads_attention(cut) ? n_scored : 0;
     }
 
     return res;
@@ -211,7 +211,7 @@ void staged_decode::reserve() {
         // rows that are read lie anywhere in a ubatch of several sequences
         const bool all_rows = s + 1 < memory.n_stages() && (ctx.n_seq_max() > 1 || every_row_votes(params.cuts[s]));
 
-        ctx.reserve_stage(stage_to_run(s, all_rows ? stage::readers::all_rows : stage::readers::last_row), *mctx);
+        ctx.reserve_stage(stage_to_run(s, all_rows ? stage::all : 1), *mctx);
     }
     ctx.note_buffer_sizes();
 }

@@ -1,14 +1,17 @@
 #include "stages/flow.h"
 
 #include "choose/grid.h"
+#include "choose/parts.h"
 #include "choose/similarity.h"
+#include "products/parallel.h"
+#include "products/products.h"
 #include "settings/rules.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <functional>
 #include <iterator>
+#include <map>
 #include <utility>
 
 namespace pyfastv {
@@ -84,7 +87,7 @@ std::vector<float> flow::token_scores(const pyfastv_cut & rule) const {
     return res;
 }
 
-void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n_embd, ggml_backend_t backend) {
+void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, const tools & with) {
     const auto of_tokens = token_scores(rule);
 
     std::vector<uint8_t> arrives(tokens.size(), 0); // with these rows
@@ -130,10 +133,12 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n
                     here.push_back(first + i);
                 }
             }
-            input.similarity = similarity_of(picture, cut, here, n_embd, backend);
+            input.similarity = similarity_of(picture, cut, here, with);
         }
         std::transform(input.scores.begin(), input.scores.end(), input.present.begin(), scores[cut].begin() + first,
                 [](float score, uint8_t present) { return present ? score : 0.0f; });
+
+        input.run = [&](size_t n, const std::function<void(size_t)> & f) { in_parallel(n, with.backend, f); };
 
         const auto chosen = pyfastv::choose(input, rule);
 
@@ -149,21 +154,21 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n
     }
 
     if (rule.merge) {
-        merge(is_new, enters, n_embd);
+        merge(is_new, enters, with);
     }
     enter(cut, rule, enters, std::move(back));
 }
 
-const float * flow::similarity_of(picture & picture, int32_t cut, const std::vector<int32_t> & here, int64_t n_embd, ggml_backend_t backend) const {
+std::vector<similar_part> flow::similarity_of(picture & picture, int32_t cut, const std::vector<int32_t> & here, const tools & with) const {
     std::vector<hidden_row> hidden;
     std::transform(here.begin(), here.end(), std::back_inserter(hidden), [&](int32_t token) { return tokens[token].hidden[cut]; });
 
     picture.similarity.resize(std::max<size_t>(picture.similarity.size(), cut + 1));
     auto & matrix = picture.similarity[cut];
-    if (!matrix || matrix->rows != hidden) {
-        matrix = std::make_shared<similarity_matrix>(similarities(std::move(hidden), n_embd, backend));
+    if (!matrix || !matrix->is_of(hidden)) {
+        matrix = std::make_shared<similarity_matrix>(similarities(hidden, with.n_embd, with.backend, with.similarities));
     }
-    return matrix->cosines.data();
+    return matrix->view();
 }
 
 picture_scores flow::scores_of(const picture & picture, int32_t cut, const std::vector<float> & of_tokens) const {
@@ -180,16 +185,18 @@ picture_scores flow::scores_of(const picture & picture, int32_t cut, const std::
     return res;
 }
 
-void flow::merge(const std::vector<uint8_t> & is_new, const std::vector<uint8_t> & enters, int64_t n_embd) {
+void flow::merge(const std::vector<uint8_t> & is_new, const std::vector<uint8_t> & enters, const tools & with) {
     for (const auto & picture : pictures) {
-        std::vector<size_t> kept, dropped;
+        std::vector<size_t>  visual;
+        std::vector<uint8_t> is_kept;
         for (size_t i = 0; i < rows.size(); ++i) {
             const int32_t token = rows[i].token;
             if (token >= picture.first && token < picture.first + picture.n_tokens() && is_new[token]) {
-                (enters[token] ? kept : dropped).push_back(i);
+                visual.push_back(i);
+                is_kept.push_back(enters[token]);
             }
         }
-        merge_rows(rows, kept, dropped, n_embd);
+        merge_rows(rows, visual, is_kept, with);
     }
 }
 
@@ -218,31 +225,35 @@ size_t recall_budget(size_t n, float recall) {
     return (size_t) std::nearbyint(std::round((double) recall*n*1e6)/1e6); // the default rounding mode is half to even
 }
 
-void flow::weigh(int32_t cut, const std::vector<int32_t> & here, const float * similarity, const std::vector<uint8_t> & enters) {
+void flow::weigh(int32_t cut, const std::vector<int32_t> & here, const std::vector<similar_part> & similarity, const std::vector<uint8_t> & enters) {
     for (const int32_t index : here) {
         if (enters[index]) {
             tokens[index].size.resize(cut);
             tokens[index].size.push_back(tokens[index].size_in(cut));
         }
     }
-    for (size_t i = 0; i < here.size(); ++i) {
-        auto & token = tokens[here[i]];
-        if (enters[here[i]]) {
-            continue;
-        }
-        const float * row = similarity + i*here.size();
+    const int32_t * first = here.data(); // of the part
+    for (const auto & part : similarity) {
+        for (size_t i = 0; i < part.n; ++i) {
+            auto & token = tokens[first[i]];
+            if (enters[first[i]]) {
+                continue;
+            }
+            const float * row = part.cosines + i*part.n;
 
-        token.owner = -1;
-        float highest = 0.0f;
-        for (size_t j = 0; j < here.size(); ++j) {
-            if (enters[here[j]] && (token.owner < 0 || row[j] > highest)) {
-                token.owner = here[j];
-                highest     = row[j];
+            token.owner = -1;
+            float highest = 0.0f;
+            for (size_t j = 0; j < part.n; ++j) {
+                if (enters[first[j]] && (token.owner < 0 || row[j] > highest)) {
+                    token.owner = first[j];
+                    highest     = row[j];
+                }
+            }
+            if (token.owner >= 0) {
+                tokens[token.owner].size[cut] += token.size_in(cut);
             }
         }
-        if (token.owner >= 0) {
-            tokens[token.owner].size[cut] += token.size_in(cut);
-        }
+        first += part.n;
     }
 }
 
@@ -282,67 +293,78 @@ void flow::recall_tokens(const picture & picture, const std::vector<int32_t> & c
     }
 }
 
-// in parts, which the compiler may keep in vectors
-static float dot(const float * a, const float * b, int64_t n) {
-    std::array<float, 16> sums = {};
+// [number of dropped] the kept row that is nearest by cosine, counted among the kept
+static std::vector<size_t> nearest_of(const std::vector<staged_row> & rows, const std::vector<size_t> & kept, const std::vector<size_t> & dropped,
+        const flow::tools & with) {
+    constexpr size_t block = 1024; // dropped rows at a time
 
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        for (int64_t j = 0; j < 16; ++j) {
-            sums[j] += a[i + j]*b[i + j];
+    const auto together = [&](const size_t * first, size_t n) {
+        std::vector<float> res;
+        res.reserve(n*with.n_embd);
+        for (size_t i = 0; i < n; ++i) {
+            const float * row = rows[first[i]].hidden.get();
+            res.insert(res.end(), row, row + with.n_embd);
         }
-    }
-    float res = 0.0f;
-    for (; i < n; ++i) {
-        res += a[i]*b[i];
-    }
-    for (const float sum : sums) {
-        res += sum;
+        return res;
+    };
+
+    const auto unit = unit_rows(together(kept.data(), kept.size()).data(), kept.size(), with.n_embd);
+
+    std::vector<size_t> res;
+    for (size_t i = 0; i < dropped.size(); i += block) {
+        const size_t n = std::min(block, dropped.size() - i);
+
+        // the length of the dropped row is the same for all
+        const auto products = row_products(together(dropped.data() + i, n).data(), n, unit.data(), kept.size(), with.n_embd, with.backend);
+        for (size_t r = 0; r < n; ++r) {
+            const float * row = products.data() + r*kept.size();
+            res.push_back(std::max_element(row, row + kept.size()) - row);
+        }
     }
     return res;
 }
 
-void merge_rows(std::vector<staged_row> & rows, const std::vector<size_t> & kept, const std::vector<size_t> & dropped, int64_t n_embd) {
-    if (kept.empty() || dropped.empty()) {
-        return;
-    }
+void merge_rows(std::vector<staged_row> & rows, const std::vector<size_t> & visual, const std::vector<uint8_t> & is_kept, const flow::tools & with) {
+    std::map<size_t, std::vector<size_t>> members; // dropped rows, by the kept one that they go into
 
-    const auto inverse_norm = [&](const float * row) {
-        const float square = dot(row, row, n_embd);
-        return square > 0.0f ? 1.0f/std::sqrt(square) : 0.0f;
-    };
-
-    std::vector<float> scale(kept.size());
-    std::transform(kept.begin(), kept.end(), scale.begin(), [&](size_t i) { return inverse_norm(rows[i].hidden.get()); });
-
-    std::vector<std::vector<size_t>> members(kept.size());
-    for (const size_t i : dropped) {
-        size_t nearest = 0;
-        float  highest = -2.0f*std::sqrt(dot(rows[i].hidden.get(), rows[i].hidden.get(), n_embd)) - 1.0f;
-        for (size_t k = 0; k < kept.size(); ++k) {
-            // the length of the dropped row is the same for all
-            const float cosine = dot(rows[i].hidden.get(), rows[kept[k]].hidden.get(), n_embd)*scale[k];
-            if (cosine > highest) {
-                highest = cosine;
-                nearest = k;
+    const auto part_of = [&](size_t begin, size_t end, bool is) {
+        std::vector<size_t> res;
+        for (size_t i = begin; i < end; ++i) {
+            if ((is_kept[i] != 0) == is) {
+                res.push_back(visual[i]);
             }
         }
-        members[nearest].push_back(i);
-    }
+        return res;
+    };
 
-    for (size_t k = 0; k < kept.size(); ++k) {
-        if (members[k].empty()) {
+    const auto first = parts_of(visual.size());
+    for (size_t p = 0; p + 1 < first.size(); ++p) {
+        const auto dropped = part_of(first[p], first[p + 1], false);
+
+        auto kept = part_of(first[p], first[p + 1], true);
+        if (kept.empty()) {
+            kept = part_of(0, visual.size(), true);
+        }
+        if (kept.empty() || dropped.empty()) {
             continue;
         }
-        const float * own  = rows[kept[k]].hidden.get();
-        auto          mean = std::make_shared<std::vector<float>>(own, own + n_embd);
-
-        for (const size_t i : members[k]) {
-            std::transform(mean->begin(), mean->end(), rows[i].hidden.get(), mean->begin(), std::plus<float>());
+        const auto nearest = nearest_of(rows, kept, dropped, with);
+        for (size_t i = 0; i < dropped.size(); ++i) {
+            members[kept[nearest[i]]].push_back(dropped[i]);
         }
-        std::for_each(mean->begin(), mean->end(), [n = members[k].size() + 1](float & value) { value /= n; });
+    }
 
-        rows[kept[k]].hidden = hidden_row(mean, mean->data());
+    for (const auto & member : members) {
+        auto &       own    = rows[member.first];
+        const auto & others = member.second;
+
+        own.hidden = new_hidden_row(with.n_embd, with.archive, [&](float * mean) {
+            std::copy_n(own.hidden.get(), with.n_embd, mean);
+            for (const size_t i : others) {
+                std::transform(mean, mean + with.n_embd, rows[i].hidden.get(), mean, std::plus<float>());
+            }
+            std::for_each_n(mean, with.n_embd, [&](float & value) { value /= others.size() + 1; });
+        });
     }
 }
 

@@ -28,9 +28,16 @@ struct flow {
 
     flow(llama_seq_id seq_id, const sequence & seq);
 
-    // Makes the choice at a cut: `rows` become those that enter the stage behind it. `n_embd`: width of a row.
-    // `backend`: a CPU for matrix products.
-    void choose(int32_t cut, const pyfastv_cut & rule, float recall, int64_t n_embd, ggml_backend_t backend);
+    // what choosing works with
+    struct tools {
+        int64_t        n_embd;       // width of a row
+        ggml_backend_t backend;      // a CPU
+        ledger_ptr     archive;      // who counts rows
+        ledger_ptr     similarities; // and cosines
+    };
+
+    // Makes the choice at a cut: `rows` become those that enter the stage behind it.
+    void choose(int32_t cut, const pyfastv_cut & rule, float recall, const tools & with);
 
     // index of the first row whose scores a choice by this rule reads; it reads those of all behind
     size_t first_read(const pyfastv_cut & rule) const;
@@ -42,19 +49,19 @@ private:
     std::vector<float> token_scores(const pyfastv_cut & rule) const;
 
     // of the rows at a cut of some tokens of a picture: what it has, or computed now and kept there
-    const float * similarity_of(picture & picture, int32_t cut, const std::vector<int32_t> & here, int64_t n_embd, ggml_backend_t backend) const;
+    std::vector<similar_part> similarity_of(picture & picture, int32_t cut, const std::vector<int32_t> & here, const tools & with) const;
 
     // all tokens of a picture, with what they scored
     picture_scores scores_of(const picture & picture, int32_t cut, const std::vector<float> & of_tokens) const;
 
     // averages the new rows that do not enter into those that do
-    void merge(const std::vector<uint8_t> & is_new, const std::vector<uint8_t> & enters, int64_t n_embd);
+    void merge(const std::vector<uint8_t> & is_new, const std::vector<uint8_t> & enters, const tools & with);
 
     // `rows` become those that come back and those that enter
     void enter(int32_t cut, const pyfastv_cut & rule, const std::vector<uint8_t> & enters, std::vector<staged_row> back);
 
     // weighs those that enter behind the cut by those that do not; here: a picture's tokens at the cut, the rows of similarity
-    void weigh(int32_t cut, const std::vector<int32_t> & here, const float * similarity, const std::vector<uint8_t> & enters);
+    void weigh(int32_t cut, const std::vector<int32_t> & here, const std::vector<similar_part> & similarity, const std::vector<uint8_t> & enters);
 
     // tokens of the picture that are at the cut and not among `rows`, chosen now: those that come back
     void recall_tokens(const picture & picture, const std::vector<int32_t> & chosen, int32_t cut, const std::vector<uint8_t> & arrives,
@@ -67,8 +74,9 @@ size_t recall_budget(size_t n, float recall);
 // the patch grids of the slices of a picture, as choose() takes them
 std::vector<patch_grid> grids_of(const picture & picture);
 
-// Every dropped row is averaged into the kept one that is nearest by cosine; of equal ones into the first.
-// kept, dropped: indices into rows, ascending. n_embd: width of a row.
-void merge_rows(std::vector<staged_row> & rows, const std::vector<size_t> & kept, const std::vector<size_t> & dropped, int64_t n_embd);
+// Every dropped row is averaged into the kept one that is nearest by cosine; of equal ones into the first. Of more than
+// most_compared rows into the nearest of its part (choose/parts.h), or, if none of that is kept, of all.
+// visual: indices into rows, ascending; is_kept: of each of these
+void merge_rows(std::vector<staged_row> & rows, const std::vector<size_t> & visual, const std::vector<uint8_t> & is_kept, const flow::tools & with);
 
 } // namespace pyfastv

@@ -139,7 +139,7 @@ pyfastv_status staged_decode::fly(std::vector<flow> & flows) {
 }
 
 pyfastv_status staged_decode::run_later(std::vector<flow> & flows) {
-    const int64_t n_embd = ctx.n_embd();
+    const flow::tools tools = { ctx.n_embd(), ctx.backend_cpu(), memory.archive, memory.similarities };
 
     // batch indices of the outputs, in the order in which they are read
     std::vector<int32_t> outputs;
@@ -163,7 +163,7 @@ pyfastv_status staged_decode::run_later(std::vector<flow> & flows) {
                 const bool asks = can_recall(flow.seq_id, *flow.seq) && std::any_of(flow.seq->pending.begin(), flow.seq->pending.end(),
                         [](const staged_row & row) { return row.asks; });
 
-                flow.choose(s - 1, params.cuts[s - 1], asks ? params.recall : 0.0f, n_embd, ctx.backend_cpu());
+                flow.choose(s - 1, params.cuts[s - 1], asks ? params.recall : 0.0f, tools);
                 n_kept[s] += flow.n_kept;
             }
         }
@@ -231,11 +231,10 @@ pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, 
 
         llm_graph_result * res = nullptr;
 
-        // the last row of a ubatch is cheaper to read than all
-        const auto n_read = std::count_if(rows.begin(), rows.end(), is_read);
-        const auto scored = n_read == 0 ? stage::readers::none : n_read == 1 && is_read(rows.back()) ? stage::readers::last_row : stage::readers::all_rows;
+        // from the first that is read on: a row that is scored costs as much as its attention
+        const auto n_scored = (int32_t) (rows.end() - std::find_if(rows.begin(), rows.end(), is_read));
 
-        const auto status = run(stage_to_run(s, scored), ubatch, *mctx, res);
+        const auto status = run(stage_to_run(s, n_scored), ubatch, *mctx, res);
         if (status != GGML_STATUS_SUCCESS) {
             return to_status(status);
         }
@@ -249,16 +248,16 @@ pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, 
                 }
             }
         } else {
-            const stage_output output(*res, ubatch.n_tokens);
+            const stage_output output(*res, ubatch.n_tokens, memory.archive);
 
-            std::map<llama_seq_id, stage_cache::cells> cells;
+            std::map<const flow *, std::vector<int64_t>> cell_of;
             for (size_t i = 0; i < rows.size(); ++i) {
                 const auto & [flow, row] = rows[i];
-                if (output.has_scores() && !cells.count(flow->seq_id)) {
-                    cells[flow->seq_id] = memory.cache(s).cells_of(flow->seq_id);
+                if (output.has_scores() && !cell_of.count(flow)) {
+                    cell_of[flow] = cells_of_tokens(flow->tokens, memory.cache(s).cells_of(flow->seq_id));
                 }
                 row->hidden = output.hidden(i);
-                row->scores = is_read(rows[i]) ? output.scores(i, flow->tokens, cells[flow->seq_id]) : std::vector<float> {};
+                row->scores = is_read(rows[i]) ? output.scores(i, cell_of[flow]) : counted_floats {};
             }
         }
 

@@ -274,27 +274,4 @@ void sequence::append(sequence other) {
     move_to(turns,    other.turns);
 }
 
-void sequence::collect_archive(std::unordered_set<const float *> & rows, std::unordered_set<const similarity_matrix *> & similarities) const {
-    for (const auto & row : pending) {
-        rows.insert(row.hidden.get());
-    }
-    for (const auto & turn : turns) {
-        for (const auto & row : turn.rows) {
-            rows.insert(row.hidden.get());
-        }
-    }
-    for (const auto & token : tokens) {
-        for (const auto & hidden : token.hidden) {
-            rows.insert(hidden.get());
-        }
-    }
-    for (const auto & picture : pictures) {
-        for (const auto & matrix : picture.similarity) {
-            if (matrix) {
-                similarities.insert(matrix.get());
-            }
-        }
-    }
-}
-
 } // namespace pyfastv

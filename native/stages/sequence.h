@@ -1,12 +1,13 @@
 #pragma once
 
+#include "choose/ledger.h"
+
 #include "llama.h"
 
 #include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <unordered_set>
 #include <vector>
 
 // What a context with stages remembers of one sequence, beside its KV cells: its visual tokens, the rows that wait, and
@@ -22,8 +23,16 @@ using position = std::array<llama_pos, 4>;
 // of any context: what is read from outside is held to it
 constexpr bool is_possible(llama_pos pos) { return 0 <= pos && pos < 1 << 30; }
 
-// F32 [n_embd] at the end of a stage; a part of a block that rows of one ubatch share
+// F32 [n_embd] at the end of a stage. Each has memory of its own, so that what is dropped frees it.
 using hidden_row = std::shared_ptr<const float>;
+
+// fill(float * to) writes its n_embd numbers; archive: who counts them
+template <typename F>
+hidden_row new_hidden_row(int64_t n_embd, const ledger_ptr & archive, F && fill) {
+    const auto block = std::make_shared<counted_floats>(n_embd, 0.0f, archive);
+    fill(block->data());
+    return hidden_row(block, block->data());
+}
 
 // One row that has been through stage 0.
 struct staged_row {
@@ -38,7 +47,7 @@ struct staged_row {
     bool       asks;   // part of a question: rows of text of which not all are read. Generated tokens are read, the draft of several, too
     hidden_row hidden;
 
-    std::vector<float> scores; // attention paid to sequence::tokens, as many as there were; empty: not read
+    counted_floats scores; // attention paid to sequence::tokens, as many as there were; empty: not read
 
     bool visual()   const { return token >= 0; }
     bool recalled() const { return ubatch == no_ubatch; }
@@ -128,9 +137,6 @@ struct sequence {
 
     // Takes over all of another sequence, behind its own.
     void append(sequence other);
-
-    // adds its hidden rows and similarities to those that are known
-    void collect_archive(std::unordered_set<const float *> & rows, std::unordered_set<const similarity_matrix *> & similarities) const;
 
 private:
     template <typename F> void for_each_position(F && f);

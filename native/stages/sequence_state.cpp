@@ -32,7 +32,8 @@ public:
     }
 
 private:
-    void put(const std::vector<float> & values) {
+    template <typename A>
+    void put(const std::vector<float, A> & values) {
         write_all(io, values, [&](float value) { write(io, value); });
     }
 
@@ -76,8 +77,8 @@ private:
 
 class reader {
 public:
-    reader(llama_io_read_i & io, int64_t n_embd, int32_t n_stages, int32_t & n_ubatches) :
-        io(io), n_embd(n_embd), n_stages(n_stages), n_ubatches(n_ubatches) {}
+    reader(llama_io_read_i & io, int64_t n_embd, int32_t n_stages, int32_t & n_ubatches, const ledger_ptr & archive) :
+        io(io), n_embd(n_embd), n_stages(n_stages), n_ubatches(n_ubatches), archive(archive) {}
 
     sequence get() {
         sequence seq;
@@ -189,9 +190,7 @@ private:
         }
         require(index >= 0 && index <= (int32_t) known.size());
         if (index == (int32_t) known.size()) {
-            const auto block = std::make_shared<std::vector<float>>(n_embd);
-            io.read(block->data(), n_embd*sizeof(float));
-            known.emplace_back(block, block->data());
+            known.push_back(new_hidden_row(n_embd, archive, [&](float * to) { io.read(to, n_embd*sizeof(float)); }));
         }
         return known[index];
     }
@@ -218,7 +217,8 @@ private:
         res.audio  = read<uint8_t>(io) != 0;
         res.asks   = read<uint8_t>(io) != 0;
         res.hidden = get_hidden();
-        res.scores = get_floats();
+        res.scores = read_all<float>(io, [&] { return read<float>(io); }, counting_allocator<float>(archive));
+        res.scores.shrink_to_fit();
         return res;
     }
 
@@ -226,6 +226,7 @@ private:
     const int64_t     n_embd;
     const int32_t     n_stages;
     int32_t         & n_ubatches; // of the memory
+    const ledger_ptr  archive;
 
     std::vector<hidden_row>    known;
     std::map<int32_t, int32_t> ubatches;
@@ -237,8 +238,8 @@ void write_sequence(llama_io_write_i & io, const sequence & seq, int64_t n_embd)
     writer(io, n_embd).put(seq);
 }
 
-sequence read_sequence(llama_io_read_i & io, int64_t n_embd, int32_t n_stages, int32_t & n_ubatches) {
-    return reader(io, n_embd, n_stages, n_ubatches).get();
+sequence read_sequence(llama_io_read_i & io, int64_t n_embd, int32_t n_stages, int32_t & n_ubatches, const ledger_ptr & archive) {
+    return reader(io, n_embd, n_stages, n_ubatches, archive).get();
 }
 
 } // namespace pyfastv

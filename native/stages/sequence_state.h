@@ -27,8 +27,8 @@ T read(llama_io_read_i & io) {
     return value;
 }
 
-template <typename T, typename F>
-void write_all(llama_io_write_i & io, const std::vector<T> & values, F && write_one) {
+template <typename T, typename A, typename F>
+void write_all(llama_io_write_i & io, const std::vector<T, A> & values, F && write_one) {
     write(io, (uint32_t) values.size());
     for (const auto & value : values) {
         write_one(value);
@@ -36,15 +36,15 @@ void write_all(llama_io_write_i & io, const std::vector<T> & values, F && write_
 }
 
 // A count is a claim: memory is taken as the entries come.
-template <typename T, typename F>
-std::vector<T> read_all(llama_io_read_i & io, F && read_one) {
+template <typename T, typename F, typename A = std::allocator<T>>
+std::vector<T, A> read_all(llama_io_read_i & io, F && read_one, const A & allocator = {}) {
     constexpr uint32_t most = 1u << 24;
 
     const auto n = read<uint32_t>(io);
     if (n > most) {
         throw std::runtime_error("this state is broken: it claims " + std::to_string(n) + " entries of a list");
     }
-    std::vector<T> res;
+    std::vector<T, A> res(allocator);
     for (uint32_t i = 0; i < n; ++i) {
         res.push_back(read_one());
     }
@@ -55,7 +55,7 @@ std::vector<T> read_all(llama_io_read_i & io, F && read_one) {
 void write_sequence(llama_io_write_i & io, const sequence & seq, int64_t n_embd);
 
 // Throws std::runtime_error if something in it leads outside of it. n_ubatches: numbers that were given to ubatches; those of
-// the state get numbers of their own.
-sequence read_sequence(llama_io_read_i & io, int64_t n_embd, int32_t n_stages, int32_t & n_ubatches);
+// the state get numbers of their own. archive: who counts its rows and scores.
+sequence read_sequence(llama_io_read_i & io, int64_t n_embd, int32_t n_stages, int32_t & n_ubatches, const ledger_ptr & archive);
 
 } // namespace pyfastv

@@ -3,7 +3,6 @@
 #include "stages/staged_decode.h"
 
 #include "choose/choose.h"
-#include "choose/similarity.h"
 #include "stages/caught.h"
 #include "stages/flow.h"
 #include "stages/scopes.h"
@@ -18,7 +17,6 @@
 #include <iterator>
 #include <map>
 #include <set>
-#include <unordered_set>
 #include <utility>
 
 namespace pyfastv {
@@ -189,11 +187,11 @@ int staged_decode::decode(llama_batch_allocr & balloc) {
 
         on_exit take_back([&] { forget(ubatch); });
 
-        const auto status = run(stage_to_run(0, all_rows ? stage::readers::all_rows : stage::readers::last_row), ubatch, *mctx, res);
+        const auto status = run(stage_to_run(0, all_rows ? stage::all : 1), ubatch, *mctx, res);
         if (status != GGML_STATUS_SUCCESS) {
             return to_decode_result(status);
         }
-        read_rows(stage_output(*res, ubatch.n_tokens), ubatch, outputs[u], visual, asking);
+        read_rows(stage_output(*res, ubatch.n_tokens, memory.archive), ubatch, outputs[u], visual, asking);
 
         take_back.dismiss();
         mctx->next();
@@ -267,7 +265,8 @@ void staged_decode::read_rows(const stage_output & output, const llama_ubatch & 
             token = seq.add_tokens(places, more ? extent::more : slice ? extent::slice : extent::picture, media_id, media_nx, media_ny);
         }
 
-        const auto cells = output.has_scores() && !seq.tokens.empty() ? memory.cache(0).cells_of(seq_id) : stage_cache::cells {};
+        const auto cells   = output.has_scores() && !seq.tokens.empty() ? memory.cache(0).cells_of(seq_id) : stage_cache::cells {};
+        const auto cell_of = cells_of_tokens(seq.tokens, cells);
 
         for (size_t m = 0; m < members.size(); ++m) {
             const uint32_t i = members[m];
@@ -282,7 +281,7 @@ void staged_decode::read_rows(const stage_output & output, const llama_ubatch & 
             row.asks   = asking.count(seq_id) > 0;
             row.hidden = output.hidden(i);
             if (every_row_is_read(visual) || m + 1 == members.size()) {
-                row.scores = output.scores(i, seq.tokens, cells);
+                row.scores = output.scores(i, cell_of);
             }
 
             if (visual) {
@@ -324,16 +323,8 @@ pyfastv_report staged_decode::report() const {
     res.n_stages            = memory.n_stages();
     res.n_visual_entered[0] = res.n_visual;
 
-    // copies of a sequence share them
-    std::unordered_set<const float *>             hidden;
-    std::unordered_set<const similarity_matrix *> similarities;
-    for (const auto & [id, seq] : memory.sequences) {
-        seq.collect_archive(hidden, similarities);
-    }
-    res.archive_bytes = hidden.size()*ctx.n_embd()*sizeof(float);
-    for (const auto * matrix : similarities) {
-        res.similarity_bytes += matrix->cosines.size()*sizeof(float);
-    }
+    res.archive_bytes    = memory.archive->bytes();
+    res.similarity_bytes = memory.similarities->bytes();
 
     const auto & stage0 = memory.cache(0);
 

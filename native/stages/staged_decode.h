@@ -78,8 +78,9 @@ private:
 
     staged_decode(context_access ctx, const pyfastv_params & params, staged_memory & memory);
 
-    // stage s as it runs when rows wait; `scored`: whose attention is read, if the rule at its end reads any
-    stage stage_to_run(int s, stage::readers scored) const;
+    // stage s as it runs when rows wait; n_scored: of how many rows, the last ones of the ubatch, attention is read, if the
+    // rule at its end reads any
+    stage stage_to_run(int s, int32_t n_scored) const;
 
     // does the first choice read the attention of every row of such a batch?
     bool every_row_is_read(bool visual) const;

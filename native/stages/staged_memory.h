@@ -65,6 +65,10 @@ public:
 
     int32_t n_ubatches = 0; // that were given a number
 
+    // what `sequences` keep, copies that share it counted once
+    const ledger_ptr archive      = std::make_shared<ledger>(); // hidden rows, and the attention that rows paid
+    const ledger_ptr similarities = std::make_shared<ledger>();
+
     // What is added to the attention logits of KV cells in a stage: the log of the number of tokens that one stands for.
     // Sequences that share a cell may weigh it differently.
     struct cell_weight {

@@ -119,7 +119,7 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
         }
 
         if (seq_id >= 0) {
-            sequences[seq_id] = read_sequence(io, n_embd, n_stages(), n_ubatches);
+            sequences[seq_id] = read_sequence(io, n_embd, n_stages(), n_ubatches, archive);
         } else {
             const auto n = read<uint32_t>(io);
             for (uint32_t i = 0; i < n; ++i) {
@@ -127,7 +127,7 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
                 if (id < 0 || id >= (llama_seq_id) caches[0]->n_seq_max()) {
                     throw std::runtime_error("this state is broken: it has a sequence " + std::to_string(id));
                 }
-                sequences[id] = read_sequence(io, n_embd, n_stages(), n_ubatches);
+                sequences[id] = read_sequence(io, n_embd, n_stages(), n_ubatches, archive);
             }
         }
 
