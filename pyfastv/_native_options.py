@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ._checks import integer
 from .encoder_type import Encoder, check_encoder_type, resolve
 from .errors import ModelError, OptionError
+from .images import Frame, Picture, load_image
 from .models import bundled_mmproj, bundled_model
 from .options import Sampling
 
@@ -24,6 +26,7 @@ __all__ = [
     "content_id",
     "engine_options",
     "model_files",
+    "native_pictures",
     "sampling_options",
     "seed_of",
 ]
@@ -59,7 +62,7 @@ def engine_options(
     encoder_type: str,
     verbose: bool,
 ) -> tuple[dict[str, Any], Encoder | None]:
-    """Keywords of both native classes, checked, and the encoder that they name. Raises OptionError, ModelError."""
+    """Keywords of the native engine, checked, and the encoder that they name. Raises OptionError, ModelError."""
     if flash_attn not in _FLASH_ATTENTION:
         raise OptionError(f"flash_attn must be 'auto', True or False; got {flash_attn!r}")
     options = {
@@ -103,6 +106,19 @@ def sampling_options(sampling: Sampling, seed: int | None) -> dict[str, Any]:
         "seed": next((one for one in (sampling.seed, seed) if one is not None), _RANDOM_SEED),
         "grammar": sampling.grammar,
     }
+
+
+def native_pictures(
+    pictures: Sequence[Picture], max_pixels: int
+) -> tuple[list[NDArray[np.uint8]], list[str], list[int]]:
+    """Of a prompt: pixels, ids, and the numbers of those that are frames of a video, else 0. Raises ImageError."""
+    images = [load_image(picture, max_pixels=max_pixels) for picture in pictures]
+    ids, frames = [], []
+    for picture, image in zip(pictures, images, strict=True):
+        is_frame = isinstance(picture, Frame)
+        ids.append(picture.video if is_frame else content_id(image))
+        frames.append(picture.number if is_frame else 0)
+    return images, ids, frames
 
 
 def content_id(image: NDArray[np.uint8]) -> str:

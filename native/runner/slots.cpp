@@ -19,6 +19,9 @@
 
 namespace pyfastv {
 
+constexpr int64_t poll_interval_us = 10'000;
+constexpr size_t  n_remembered     = 16; // ends of requests, for each slot
+
 static std::vector<std::vector<slot_event::seen_slice>> pictures_of(const std::vector<prompt_piece> & pieces) {
     std::vector<std::vector<slot_event::seen_slice>> res;
 
@@ -35,28 +38,30 @@ static std::vector<std::vector<slot_event::seen_slice>> pictures_of(const std::v
     return res;
 }
 
-slots::slots(const engine_options & options_in, int64_t n_slots) :
+slots::slots(const engine_options & options_in) :
         options(options_in), media_marker(random_marker()), encoded(options_in.encoder_cache_bytes) {
     check_options(options);
     options.n_threads = threads_of(options);
 
-    const auto most = std::min<int64_t>({ (int64_t) llama_max_parallel_sequences(), options.n_batch, options.n_ubatch });
+    const int64_t n_slots = options.n_slots;
+    const auto    most    = std::min<int64_t>({ (int64_t) llama_max_parallel_sequences(), options.n_batch, options.n_ubatch });
     if (n_slots < 1 || n_slots > most) {
         throw error(error_kind::option, "slots = " + std::to_string(n_slots) + ": there can be 1 to " + std::to_string(most) +
                 " (llama.cpp's sequences, and no more than n_batch and n_ubatch)");
     }
 
-    stop  = [this] { return stop_working.load(std::memory_order_relaxed); };
+    stop  = [this] { return stop_requested(); };
     model = load_model(options);
     vocab = llama_model_get_vocab(model.get());
 
     const int64_t n_ctx = options.n_ctx ? (int64_t) options.n_ctx : llama_model_n_ctx_train(model.get());
     if (n_ctx*n_slots > max_n_ctx) {
-        throw error(error_kind::option, std::to_string(n_slots) + " slots of n_ctx = " + std::to_string(n_ctx) +
+        throw error(error_kind::option, n_slots == 1 ? "n_ctx = " + std::to_string(n_ctx) + ": it can be 1 to " + std::to_string(max_n_ctx) :
+                std::to_string(n_slots) + " slots of n_ctx = " + std::to_string(n_ctx) +
                 " tokens are more than the " + std::to_string(max_n_ctx) + " that a context can have");
     }
     n_ctx_slot = (int32_t) n_ctx;
-    ctx = make_context(model.get(), options, { (uint32_t) (n_ctx*n_slots), (uint32_t) n_slots }, stop);
+    ctx = make_context(model.get(), options, { (uint32_t) (options.n_ctx*n_slots), (uint32_t) n_slots }, stop);
     if (options.mmproj_path) {
         vision = load_vision(model.get(), options, media_marker, stop);
     }
@@ -79,7 +84,38 @@ slots::~slots() {
 }
 
 //
-// FastV
+// turns
+//
+
+slots::turn::turn(const slots & of) : of(of) {
+    std::unique_lock<std::mutex> lock(of.turns);
+    of.turn_ended.wait(lock, [&] { return !of.taken; });
+    of.taken = true;
+}
+
+slots::turn::~turn() {
+    const std::lock_guard<std::mutex> lock(of.turns);
+    of.taken = false;
+    of.turn_ended.notify_all();
+}
+
+bool slots::stop_requested() {
+    if (stop_working.load(std::memory_order_relaxed)) {
+        return true;
+    }
+    if (was_stopped || !options.interrupt) {
+        return was_stopped;
+    }
+    const int64_t now = ggml_time_us();
+    if (now - t_last_poll_us >= poll_interval_us) {
+        t_last_poll_us = now;
+        was_stopped    = options.interrupt();
+    }
+    return was_stopped;
+}
+
+//
+// settings
 //
 
 void slots::set_fastv(const std::string & spec) {
@@ -94,9 +130,28 @@ void slots::clear_fastv() {
     attach(nullptr);
 }
 
+void slots::set_turbo(const std::string & spec) {
+    const turn mine(*this);
+
+    gate->with(spec, [] {});
+    check_idle();
+    in_force.turbo = spec;
+    forget();
+}
+
+void slots::set_reducer(const std::string & spec) {
+    if (!spec.empty()) {
+        parse_reducer_for(model.get(), spec);
+    }
+    const turn mine(*this);
+    in_force.reducer = spec;
+}
+
 void slots::check_idle() const {
-    if (!idle()) {
-        throw error(error_kind::option, "settings can be changed when no request runs; " + std::to_string(n_slots() - n_idle()) + " do");
+    const auto n = std::count_if(all.begin(), all.end(), [](const slot & s) { return !s.idle() && !s.request.opened; });
+
+    if (n > 0) {
+        throw error(error_kind::option, "settings can be changed when no request runs; " + std::to_string(n) + " do");
     }
 }
 
@@ -107,6 +162,8 @@ void slots::require_memory() const {
 }
 
 void slots::attach(const pyfastv_params * params) {
+    const turn mine(*this);
+
     check_idle();
     require_memory();
     const log_scope log(options.verbose);
@@ -114,7 +171,7 @@ void slots::attach(const pyfastv_params * params) {
     const auto status = pyfastv_attach(ctx.get(), params);
     lost_memory = status != PYFASTV_OK && !llama_get_memory(ctx.get());
     n_cuts = std::max(0, pyfastv_get_report(ctx.get()).n_stages - 1);
-    reset();
+    forget();
     if (status != PYFASTV_OK) {
         throw error(kind_of(status), pyfastv_last_error());
     }
@@ -131,19 +188,19 @@ void slots::check(const picture_options & pictures) const {
     }
 }
 
-slot_request slots::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-        const sampling_options & sampling, int64_t n_probs) const {
-    const log_scope log(options.verbose);
-
+slot_sampling slots::make_sampling(const sampling_options & sampling, int64_t n_probs) const {
     check_whole("n_probs", n_probs, 0, n_vocab());
 
-    slot_request res;
-    res.sampler     = make_sampler(vocab, sampling, n_ctx_slot);
-    res.has_grammar = sampling.grammar.has_value();
-    res.max_tokens  = (int32_t) sampling.max_tokens;
-    res.n_probs     = (int32_t) n_probs;
+    return { make_sampler(vocab, sampling, n_ctx_slot), sampling.grammar.has_value(), (int32_t) sampling.max_tokens, (int32_t) n_probs };
+}
 
-    auto & wanted = res.wanted;
+slot_request slots::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
+        int64_t reserve) const {
+    check_whole("reserve", reserve, 0, INT32_MAX);
+
+    slot_request res;
+    auto &       wanted = res.wanted;
+
     const auto tokenized = [&] {
         wanted = tokenize(model.get(), vision.get(), pictures.turbo, media_marker, text, images, add_bos, n_ctx_slot);
     };
@@ -159,10 +216,11 @@ slot_request slots::prepare(const std::string & text, const std::vector<image> &
     if (wanted.n_tokens == 0) {
         throw error(error_kind::option, "the prompt is empty");
     }
-    if (wanted.n_tokens + 1 > n_ctx_slot) {
+    if (wanted.n_tokens + reserve > n_ctx_slot) {
         error err(error_kind::context_length, "the prompt has " + std::to_string(wanted.n_tokens) + " tokens (" +
-                std::to_string(wanted.n_visual) + " of them visual) and 1 more has to fit behind it, but n_ctx is " +
-                std::to_string(n_ctx_slot) + " for each request: use a larger n_ctx, fewer pictures or a shorter prompt");
+                std::to_string(wanted.n_visual) + " of them visual) and " + std::to_string(reserve) + " more " +
+                (reserve == 1 ? "has" : "have") + " to fit behind it, but n_ctx is " + std::to_string(n_ctx_slot) +
+                (n_slots() > 1 ? " for each request" : "") + ": use a larger n_ctx, fewer pictures or a shorter prompt");
         err.n_tokens = wanted.n_tokens;
         err.n_ctx    = n_ctx_slot;
         throw err;
@@ -172,9 +230,21 @@ slot_request slots::prepare(const std::string & text, const std::vector<image> &
             check_fits_ubatch(vision.get(), ctx.get(), piece);
         }
     }
-    if (wanted.pieces.back().visual()) {
+    return res;
+}
+
+slot_request slots::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
+        const sampling_options & sampling, int64_t n_probs) const {
+    const log_scope log(options.verbose);
+
+    auto how = make_sampling(sampling, n_probs);
+    auto res = prepare(text, images, add_bos, pictures, 1);
+
+    if (res.wanted.pieces.back().visual()) {
         throw error(error_kind::option, "the prompt ends with a picture: nothing behind it asks for an answer");
     }
+    res.sampling = std::move(how);
+
     return res;
 }
 
@@ -184,6 +254,12 @@ int64_t slots::start(slot_request request) {
     if (request.wanted.pieces.empty()) {
         throw error(error_kind::option, "this request was started already");
     }
+    const turn mine(*this);
+
+    return give_slot(std::move(request));
+}
+
+int64_t slots::give_slot(slot_request request) {
     require_memory();
     if (n_idle() == 0) {
         throw error(error_kind::option, "all " + std::to_string(n_slots()) + " slots are busy");
@@ -197,10 +273,13 @@ int64_t slots::start(slot_request request) {
     s.id         = s.last_used = ++n_requests;
     s.waits      = false;
     s.t_start_us = t0;
+    s.finish     = nullptr;
+    s.logits.clear();
+    s.untold.clear();
     s.forget_picture();
 
     s.counts = {};
-    s.counts.prompt_tokens = request.wanted.n_tokens;
+    s.counts.prompt_tokens  = request.wanted.n_tokens;
     s.counts.visual_tokens  = request.wanted.n_visual;
     s.counts.encoded_tokens = request.wanted.n_encoded;
     s.counts.patches        = request.wanted.n_patches;
@@ -228,34 +307,58 @@ void slots::end_cancelled(events & out) {
     }
     for (const auto id : ids) {
         if (slot * s = find(id)) {
-            finish(*s, { s->id }, "cancelled", out);
+            finish(*s, event_of(*s), "cancelled", out);
         }
     }
 }
 
 std::vector<slot_event> slots::step() {
     const log_scope log(options.verbose);
-
-    start_workers((int32_t) options.n_threads);
+    const turn      mine(*this);
 
     events out;
+    computed.clear();
+    for_started = true;
+    try {
+        step(out);
+    } catch (...) {
+        for_started = false;
+        throw;
+    }
+    for_started = false;
+    tell(out);
+
+    return out;
+}
+
+void slots::step(events & out) {
+    start_workers((int32_t) options.n_threads);
+
+    was_stopped = false;
     out.reserve(3*all.size()); // more than there can be: none is lost when memory runs out
     end_cancelled(out);
     generate(out);
     prefill(out);
     end_cancelled(out);
-
-    return out;
 }
 
 void slots::reset() {
+    const turn mine(*this);
+    forget();
+}
+
+void slots::forget() {
     llama_memory_clear(llama_get_memory(ctx.get()), false);
 
     for (auto & s : all) {
-        slot_event nobody;
+        auto nobody = event_of(s);
         clear(s);
         end(s, nobody);
+        s.finish = nullptr;
+        s.untold.clear();
     }
+    lately_ended.clear();
+
     const std::lock_guard<std::mutex> lock(mutex);
     cancelled.clear();
 }
@@ -278,21 +381,35 @@ slot * slots::find(int64_t id) {
 // ends
 //
 
+slot_event slots::event_of(const slot & s) const {
+    slot_event res;
+    res.id     = s.id;
+    res.opened = s.request.opened;
+    return res;
+}
+
 void slots::end(slot & s, slot_event & event) {
-    if (!s.idle()) {
+    if (!s.idle() && !event.opened) {
         // a request ends, whether or not there is memory to say what it did
         error_of([&] {
             event.report = report(s);
             for (int32_t cut = 0; cut < n_cuts; ++cut) {
                 event.kept.push_back(kept(s, cut));
             }
-            event.grids.resize(pyfastv_get_grids(ctx.get(), s.seq_id, nullptr, 0));
-            pyfastv_get_grids(ctx.get(), s.seq_id, event.grids.data(), event.grids.size());
+            event.grids    = grids(s);
             event.pictures = pictures_of(s.evaluated);
         });
     }
 
+    if (!s.idle() && event.opened) {
+        error_of([&] { lately_ended[s.id] = { report(s), event.finish }; });
+        if (lately_ended.size() > n_remembered*all.size()) {
+            lately_ended.erase(lately_ended.begin());
+        }
+    }
+
     s.now     = slot::state::idle;
+    s.finish  = event.finish;
     s.request = {};
     s.forget_picture();
 
@@ -309,8 +426,7 @@ void slots::finish(slot & s, slot_event event, const char * reason, events & out
 }
 
 void slots::fail(slot & s, error reason, events & out) {
-    slot_event event;
-    event.id      = s.id;
+    auto event = event_of(s);
     event.failure = std::move(reason);
     end(s, event);
     out.push_back(std::move(event));
@@ -335,7 +451,7 @@ run_report slots::report(const slot & s) const {
     }
     res.kv_bytes_used_stock      = stages.kv_bytes_used_stock;
     res.kv_bytes_allocated_stock = stages.kv_bytes_stock;
-    res.archive_bytes            = stages.archive_bytes;
+    res.archive_bytes            = stages.archive_bytes + stages.similarity_bytes;
 
     return res;
 }

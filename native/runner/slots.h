@@ -2,6 +2,7 @@
 
 #include "runner/encoder_cache.h"
 #include "runner/options.h"
+#include "runner/pixels.h"
 #include "runner/prompt.h"
 #include "runner/slot.h"
 #include "runner/turbo.h"
@@ -12,9 +13,12 @@
 #include "pyfastv.h"
 
 #include <atomic>
+#include <condition_variable>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -22,30 +26,36 @@
 
 namespace pyfastv {
 
-// One model, its vision encoder, and one context that several requests share: each has a slot, a sequence of a unified
-// KV cache. step() runs a batch with a token of every slot that generates, and then a bounded piece of the prompts of
-// those that start. A slot keeps what it holds after its request; a request whose prompt begins in the same way goes on
-// from there, or from a copy of it.
+// One model, its vision encoder, and one context that requests share: each has a slot, a sequence of a unified KV cache. A
+// slot keeps what it holds after its request; a request whose prompt begins in the same way goes on from there, or from a
+// copy of it.
 //
-// Uses llama.h, mtmd.h and pyfastv.h only. Throws error (runner/errors.h) from everything but step(), whose errors are
-// events of the requests that they end. Used by one thread at a time, save for
-// prepare() and cancel().
+// Requests are computed in one of two ways. prepare(), start() and step() are for one thread that computes for all: a step
+// is a batch with a token of every slot that generates, and then a bounded piece of the prompts of those that start.
+// open(), read(), begin() and next() are for threads that wait each for its own request: one of them computes for all that wait, and
+// what nobody waits for stays where it is.
+//
+// Uses llama.h, mtmd.h and pyfastv.h only. Throws error (runner/errors.h), and interrupted where options.interrupt said stop;
+// afterwards the slots are usable. What goes wrong with one request ends that one. Any thread may call any function.
 class slots {
 public:
-    // options.n_ctx: tokens of each slot. 1 <= n_slots <= llama_max_parallel_sequences(). options.interrupt is not used.
-    slots(const engine_options & options, int64_t n_slots);
+    explicit slots(const engine_options & options);
     ~slots();
 
     slots(const slots &) = delete;
 
-    // The schedule of all requests that are started from now on; empties the context. error(option) unless idle().
+    // The schedule of all requests from now on; empties the context. error(option) if a request is computed.
     void set_fastv(const std::string & spec); // the language of pyfastv_parse()
     void clear_fastv();
+
+    // What open(), pixels() and embed() do to pictures from now on; empties the context.
+    void set_turbo  (const std::string & spec); // the language of pyfastv_turbo_parse(); empty: nothing
+    void set_reducer(const std::string & spec); // the language of parse_reducer() (settings/reducer.h); the context stays
 
     // Are these settings right for this model?
     void check(const picture_options & pictures) const;
 
-    // A request that can be started: tokens, prepared pictures, samplers. Any thread; one with pictures waits while the
+    // A request that can be started: tokens, prepared pictures, samplers. One with pictures waits while the
     // encoder runs with another Turbo. All that is wrong with a request is found here, save for a picture that is too large
     // for a ubatch when reduced. n_probs: how many of the likeliest tokens each event names; 0: none.
     slot_request prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
@@ -57,19 +67,62 @@ public:
     // Whatever happened since the last call. No computation is longer than a batch of n_ubatch rows or a picture.
     std::vector<slot_event> step();
 
-    // Any thread: the request ends with the next step, its own computation at once. Unknown numbers are ignored.
+    // Give a prompt, with one marker() for each picture, a slot, and return the request's number. `reserve` tokens have to fit
+    // behind it. Where all slots are taken, it ends the oldest opened request that nobody waits for. pictures: none: as set.
+    int64_t open(const std::string & text, const std::vector<image> & images, bool add_bos, int64_t reserve,
+            const std::optional<picture_options> & pictures);
+
+    // Read it, and wait. progress(done, all) counts prompt tokens. An exception ends the request, error(closed) says that it
+    // was cancelled.
+    using progress_fn = std::function<void(int64_t done, int64_t all)>;
+
+    void read(int64_t id, const progress_fn & progress);
+
+    // How an opened request goes on.
+    void begin(int64_t id, const sampling_options & sampling);
+
+    // The next token and its bytes, none when finished; why_finished(): "stop", "length", "cancelled", or null.
+    std::optional<std::pair<llama_token, std::string>> next(int64_t id);
+    const char * why_finished(int64_t id) const;
+
+    // Evaluate one token behind what an opened request holds.
+    void feed(int64_t id, llama_token token);
+
+    // F32 [n_vocab] of the last token that was evaluated for an opened request. error(option) if another one was computed
+    // since it was begun.
+    std::vector<float> logits(int64_t id);
+
+    // The request ends with the next step, its own computation at once. Unknown numbers are ignored.
     void cancel(int64_t id);
 
     // Forget the context and every request.
     void reset();
 
+    // what the vision encoder sees of a picture, slice by slice; evaluates nothing
+    std::vector<slice_pixels> pixels(const image & image) const;
+    // What the encoder and the projector make of a picture: each slice, in order. The context stays.
+    std::vector<encoded_slice> embed(const image & picture);
+
     bool    idle()   const;
     int32_t n_idle() const;
+
+    int64_t newest() const { return n_requests; } // the number of the last request
+
+    run_report report(int64_t id) const; // of a request that runs, or has ended lately
+
+    // Of a request, running or ended, whose slot no other has taken.
+
+    std::vector<int32_t>      kept  (int64_t id, int32_t cut) const; // at a cut; negative ones count from the last
+    std::vector<float>        scores(int64_t id, int32_t cut) const;
+    std::vector<pyfastv_grid> grids (int64_t id) const;
+    // in its pictures, one entry a token that entered: the patch, of its slice, whose position it has
+    std::vector<int32_t>      places(int64_t id) const;
 
     int32_t n_slots() const { return (int32_t) all.size(); }
     int32_t n_ctx()   const { return n_ctx_slot; }
     int32_t n_vocab() const { return llama_vocab_n_tokens(vocab); }
     int32_t n_layer() const { return llama_model_n_layer(model.get()); }
+    int32_t n_embd_inp() const { return llama_model_n_embd_inp(model.get()); }
 
     const std::string & marker() const { return media_marker; }
     const char *        chat_template() const { return llama_model_chat_template(model.get(), nullptr); }
@@ -85,6 +138,34 @@ private:
         bool                      reads;
     };
     using events = std::vector<slot_event>;
+
+    // One thread at a time has the slots.
+    class turn {
+    public:
+        explicit turn(const slots & of);
+        ~turn();
+        turn(const turn &) = delete;
+
+    private:
+        const slots & of;
+    };
+
+    slot_request  prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
+            int64_t reserve) const;
+    slot_sampling make_sampling(const sampling_options & sampling, int64_t n_probs) const;
+    int64_t       give_slot(slot_request request);
+
+    // opened requests (slots_open.cpp)
+
+    slot_event wait(int64_t id, const progress_fn & progress);
+    bool       all_have_come() const; // those who took part in the last computation
+    void       supersede();           // the oldest that nobody waits for, if no slot is idle
+    std::vector<float> logits_of(const slot & s);
+    slot &       at(int64_t id);      // error(closed) if its slot is another's
+    const slot & at(int64_t id) const;
+
+    void step(events & out);
+    void tell(events & out); // moves what happened to opened requests to their slots
 
     // what slots hold (slots_reuse.cpp)
 
@@ -111,6 +192,7 @@ private:
     int32_t decode(const std::vector<part> & parts);
     int32_t decode_visual(slot & s, const prompt_piece & piece);
     void    no_room(slot & s, events & out);                    // waits, or ends
+    void    end_with_picture(slot & s, events & out);           // its prompt does: no logits, but all layers are run
 
     // Brings the picture that is next to its rows, by one run of the encoder at most; true: they are there.
     bool fetch(slot & s);
@@ -122,29 +204,36 @@ private:
     // of every part, null where nothing is read; empty if the later layers could not be run
     std::vector<const float *> read_logits(const std::vector<part> & parts);
 
-    // ends of requests
+    // ends of requests (slots_sample.cpp)
 
+    void        answer(slot & s, const float * logits, events & out); // its prompt was read, or a token of its own
     void        sample(slot & s, const float * logits, events & out);
     llama_token pick  (slot & s, const float * logits) const; // none: the grammar allows no token
+    bool        has_all(const slot & s) const;                // tokens that it can have
     void        add_probs(slot_event & event, const float * logits, int32_t n) const;
+
+    slot_event event_of(const slot & s) const;
 
     void finish(slot & s, slot_event event, const char * reason, events & out);
     void fail  (slot & s, error reason, events & out);
     void end   (slot & s, slot_event & event);
     void end_cancelled(events & out);
 
-    run_report report(const slot & s) const;
+    run_report           report(const slot & s) const;
 
     std::vector<int32_t> kept(const slot & s, int32_t cut) const;
+    std::vector<pyfastv_grid> grids(const slot & s) const;
     std::vector<int32_t> entered(const slot & s) const; // [visual token] how many cuts it passed
+    int32_t              check_cut(int32_t cut) const;
 
     void attach(const pyfastv_params * params);
     void check_idle() const;
     void require_memory() const;
+    void forget();
 
     slot * find(int64_t id);
 
-    // the slots in this state, by the age of their requests
+    // the slots in this state that are computed now, by the age of their requests
     std::vector<slot *> in(slot::state state);
 
     // f(), during which cancelling the request of this slot stops the computation
@@ -152,9 +241,12 @@ private:
 
     bool is_cancelled(const slot & s);
 
+    // polls options.interrupt, at most every few milliseconds
+    bool stop_requested();
+
     engine_options options;
     std::string    media_marker;
-    interrupt_fn   stop;
+    interrupt_fn   stop; // stop_requested()
 
     llama_model_ptr     model;
     const llama_vocab * vocab = nullptr;
@@ -167,15 +259,32 @@ private:
     encoder_cache               encoded;
     std::unique_ptr<turbo_gate> gate;    // of vision
     ggml_backend_ptr            backend; // for matrix products of the reducers; null until one is needed
+    picture_options             in_force; // of open()
 
-    std::vector<slot> all;
-    int64_t           n_requests    = 0;
-    bool              text_was_last = false; // of the pieces of prompts
+    struct ended {
+        run_report   report;
+        const char * finish;
+    };
+
+    std::vector<slot>        all;
+    std::map<int64_t, ended> lately_ended; // opened requests, whose slots may be another's by now
+    int64_t                  n_requests    = 0;
+    bool                     text_was_last = false;   // of the pieces of prompts
+    const slot *             decoded_last  = nullptr; // alone, and read: its logits are the context's last
 
     std::mutex        mutex; // of the following
     std::set<int64_t> cancelled;
     int64_t           working_id = 0;
     std::atomic<bool> stop_working { false };
+    int64_t           t_last_poll_us = 0;
+    bool              was_stopped    = false; // by options.interrupt
+
+    mutable std::mutex              turns; // of the following
+    mutable std::condition_variable turn_ended;
+    mutable bool                    taken = false;
+    std::set<int64_t>               waited_for; // opened requests
+    std::set<int64_t>               computed;   // those of them that the computation is for
+    bool                            for_started = false; // it is for the others
 };
 
 } // namespace pyfastv

@@ -179,6 +179,7 @@ bool slots::take_over(slot & s) {
 bool slots::evict() {
     slot * oldest  = nullptr; // of the idle ones
     slot * waiting = nullptr; // the youngest of those that wait for cells themselves: it begins again
+    slot * left    = nullptr; // the oldest opened one that nobody waits for: it ends
 
     for (auto & s : all) {
         if (s.n_tokens == 0) {
@@ -190,8 +191,15 @@ bool slots::evict() {
         if (s.waits && (!waiting || s.id > waiting->id)) {
             waiting = &s;
         }
+        if (s.request.opened && computed.count(s.id) == 0 && !s.waits && (!left || s.id < left->id)) {
+            left = &s;
+        }
     }
-    if (slot * s = oldest ? oldest : waiting) {
+    if (slot * s = oldest ? oldest : waiting ? waiting : left) {
+        if (s == left) {
+            auto nobody = event_of(*s);
+            end(*s, nobody);
+        }
         clear(*s);
         s->forget_picture();
         s->counts.cached_tokens = 0;

@@ -2,15 +2,16 @@
 
 #include "runner/slots.h"
 
+#include "guard/workers.h"
 #include "runner/damage.h"
 #include "runner/errors.h"
 #include "runner/log.h"
+#include "runner/status.h"
 #include "runner/stopwatch.h"
 
 #include "ggml.h"
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -44,6 +45,14 @@ private:
     pyfastv_report        after = {};
     double                ms    = 0;
 };
+
+bool has_nan(const float * values, size_t n) {
+    bool res = false;
+    for (size_t i = 0; i < n; ++i) {
+        res |= values[i] != values[i];
+    }
+    return res;
+}
 
 int64_t n_visual(const std::vector<prompt_piece> & pieces) {
     int64_t res = 0;
@@ -80,7 +89,7 @@ bool slots::is_cancelled(const slot & s) {
 std::vector<slot *> slots::in(slot::state state) {
     std::vector<slot *> res;
     for (auto & s : all) {
-        if (s.now == state) {
+        if (s.now == state && (s.request.opened ? computed.count(s.id) > 0 : for_started)) {
             res.push_back(&s);
         }
     }
@@ -96,6 +105,10 @@ std::vector<slot *> slots::in(slot::state state) {
 void slots::generate(events & out) {
     std::vector<part> parts;
     for (slot * s : in(slot::state::generating)) {
+        if (has_all(*s)) {
+            finish(*s, event_of(*s), "length", out);
+            continue;
+        }
         prompt_piece piece;
         piece.token = s->sampled;
         parts.push_back({ s, { piece }, true });
@@ -181,24 +194,37 @@ void slots::run(const std::vector<part> & parts, events & out) {
         for (const auto & part : parts) {
             keep(*part.s, part.s->evaluated.size());
         }
+        if (was_stopped) {
+            return; // by who computes, not by who asked
+        }
         if (!alone) {
             for (const auto & part : parts) {
                 run({ part }, out);
             }
-        } else if (is_cancelled(*parts[0].s)) {
-            // ends with this step
-        } else if (thrown) {
-            clear(*parts[0].s);
-            fail(*parts[0].s, *thrown, out);
-        } else if (result == 1) {
-            no_room(*parts[0].s, out);
-        } else {
-            clear(*parts[0].s);
-            fail(*parts[0].s, log.failure(error_kind::decode, "the model could not be evaluated",
-                    result == 0 ? "the later layers failed, or computed NaN" : "llama_decode returned " + std::to_string(result)), out);
+            return;
         }
+        auto & s = *parts[0].s;
+        if (is_cancelled(s)) {
+            return; // ends with this step
+        }
+        if (!thrown && result == 1) {
+            no_room(s, out);
+            return;
+        }
+        auto reason = thrown;
+        const float * computed_last = !reason && result == 0 && log.reason("").empty() ? llama_get_logits_ith(ctx.get(), -1) : nullptr;
+        if (computed_last) {
+            reason = error_of([&] { check_numbers(computed_last, n_vocab(), "the language model", options); });
+        }
+        if (!reason) {
+            reason = log.failure(error_kind::decode, "the model could not be evaluated",
+                    result == 0 ? "the later layers failed" : "llama_decode returned " + std::to_string(result));
+        }
+        clear(s);
+        fail(s, *reason, out);
         return;
     }
+    decoded_last = alone && parts[0].reads ? parts[0].s : nullptr;
 
     size_t n_rows = 0;
     for (const auto & part : parts) {
@@ -228,7 +254,11 @@ void slots::run(const std::vector<part> & parts, events & out) {
             s.questions.push_back({ s.n_past, n_visual(s.evaluated) });
         }
         if (parts[i].reads) {
-            sample(s, logits[i], out);
+            if (of_prompt) {
+                check_numbers(logits[i], n_vocab(), "the language model", options);
+            }
+            s.logits.clear();
+            answer(s, logits[i], out);
         }
     };
     for (size_t i = 0; i < parts.size(); ++i) {
@@ -259,6 +289,8 @@ int32_t slots::decode(const std::vector<part> & parts) {
     }
     std::vector<int32_t> n_seq_id(tokens.size(), 1);
 
+    decoded_last = nullptr;
+
     llama_batch batch = {};
     batch.n_tokens = tokens.size();
     batch.token    = tokens.data();
@@ -285,7 +317,7 @@ std::vector<const float *> slots::read_logits(const std::vector<part> & parts) {
         res.push_back(part.reads ? llama_get_logits_ith(ctx.get(), row) : nullptr);
 
         // the later layers run when the first is read; if they fail, all are NaN
-        if (part.reads && (!res.back() || std::any_of(res.back(), res.back() + n_vocab(), [](float l) { return std::isnan(l); }))) {
+        if (part.reads && (!res.back() || has_nan(res.back(), n_vocab()))) {
             return {};
         }
     }
@@ -294,7 +326,14 @@ std::vector<const float *> slots::read_logits(const std::vector<part> & parts) {
 
 void slots::no_room(slot & s, events & out) {
     if (s.now == slot::state::generating) {
-        finish(s, { s.id }, "length", out);
+        finish(s, event_of(s), "length", out);
+        return;
+    }
+    if (s.now == slot::state::ready) {
+        error err(error_kind::context_length, "the context of " + std::to_string(n_ctx_slot) + " tokens is full");
+        err.n_tokens = s.n_tokens;
+        err.n_ctx    = n_ctx_slot;
+        fail(s, err, out);
         return;
     }
     const bool others_end = std::any_of(all.begin(), all.end(), [&](const slot & other) {
@@ -331,13 +370,16 @@ bool slots::prefill_picture(events & out) {
         if (!take_over(s) && fetch(s)) {
             result = decode_visual(s, s.next_piece());
         }
+        if (result == 0 && s.evaluated.size() == s.request.wanted.pieces.size()) {
+            end_with_picture(s, out);
+        }
     });
     if (thrown) {
         keep(s, s.evaluated.size());
         fail(s, *thrown, out);
         return true;
     }
-    if (result == 0 || is_cancelled(s)) {
+    if (result == 0 || was_stopped || is_cancelled(s)) {
         return true;
     }
     if (result == 1) {
@@ -346,6 +388,17 @@ bool slots::prefill_picture(events & out) {
         fail(s, log.failure(error_kind::decode, "the picture could not be evaluated", "llama_decode returned " + std::to_string(result)), out);
     }
     return true;
+}
+
+void slots::end_with_picture(slot & s, events & out) {
+    pyfastv_status status = PYFASTV_OK;
+    working(s, [&] { status = pyfastv_flush(ctx.get()); });
+
+    if (status == PYFASTV_OK) {
+        answer(s, nullptr, out);
+    } else if (!was_stopped && !is_cancelled(s)) {
+        throw error(kind_of(status), std::string("the later layers failed: ") + pyfastv_last_error());
+    }
 }
 
 bool slots::fetch(slot & s) {
@@ -393,6 +446,8 @@ const encoded_slice * slots::encode(slot & s, const prompt_piece & piece, bool &
     }
     may_run = false;
 
+    start_workers((int32_t) options.n_threads);
+
     const log_scope log(options.verbose);
     const stopwatch watch;
 
@@ -420,6 +475,7 @@ int32_t slots::decode_visual(slot & s, const prompt_piece & piece) {
                                             : s.reduced.rows(s.evaluated.size());
 
     check_fits_ubatch(vision.get(), ctx.get(), piece);
+    decoded_last = nullptr;
 
     stage_times times(ctx.get());
     int32_t     result = 0;
@@ -442,7 +498,7 @@ int32_t slots::decode_visual(slot & s, const prompt_piece & piece) {
     s.evaluated.back().places = rows.places;
 
     s.picture = {};
-    if (!s.reduced.has(s.evaluated.size())) {
+    if (s.reduced.ends_with(s.evaluated.size() - 1)) { // there may be text between its slices
         s.reduced = {};
     }
     return 0;

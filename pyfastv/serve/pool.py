@@ -12,15 +12,15 @@ from .._checks import integer, utf8
 from .._native_options import (
     MAX_N_CTX,
     PathLike,
-    content_id,
     engine_options,
     model_files,
+    native_pictures,
     sampling_options,
     seed_of,
 )
 from ..chat import ChatTemplate, Prompt
 from ..errors import ModelError, OptionError, printable
-from ..images import MAX_PIXELS, load_image
+from ..images import MAX_PIXELS
 from ..options import Sampling
 from ..presets import Recommended, to_schedule
 from ..reduce import Reducer, to_reducer
@@ -125,7 +125,7 @@ class Pool:
             verbose=verbose,
         )
         """The vision encoder's file that was loaded, and its type; None: there is none."""
-        self._slots = _native.Slots(**options, **context, progress=progress)
+        self._slots = _native.Engine(**options, **context, progress=progress)
         self.fastv = schedule
         """The schedule of requests that bring none; None: off."""
         self.n_slots = self._slots.n_slots
@@ -237,13 +237,14 @@ class Pool:
                 raise ModelError(
                     f"{self.name} was loaded without a vision encoder: pass its mmproj_path to Pool"
                 )
-            images = [load_image(picture, max_pixels=self._max_pixels) for picture in prompt.pictures]
+            images, ids, frames = native_pictures(prompt.pictures, self._max_pixels)
             image_decode_ms = (time.perf_counter() - begin) * 1000.0
             request = self._slots.prepare(
                 prompt.text,
                 images,
-                [content_id(image) for image in images],
+                ids,
                 prompt.add_bos,
+                frames=frames,
                 **sampling_options(sampling, self._seed),
                 n_probs=n_probs,
                 turbo=_spec(merging),
