@@ -4,7 +4,7 @@
 
 #include "runner/errors.h"
 #include "runner/forks.h"
-#include "runner/slots.h"
+#include "runner/engine.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
@@ -22,7 +22,7 @@ namespace py = pybind11;
 using namespace py::literals;
 using pyfastv::error;
 using pyfastv::error_kind;
-using pyfastv::slots;
+using pyfastv::engine;
 
 namespace {
 
@@ -96,7 +96,7 @@ public:
 
         options.interrupt = [main] { return PyThread_get_thread_ident() == main && !kept(check_signals); };
 
-        native([&] { impl = std::make_unique<slots>(options); });
+        native([&] { impl = std::make_unique<engine>(options); });
     }
 
     ~py_engine() {
@@ -105,7 +105,7 @@ public:
         }
     }
 
-    slots & get() {
+    engine & get() {
         refuse_inherited(made, "runner");
         if (!impl) {
             throw error(error_kind::closed, "the runner is closed");
@@ -125,21 +125,21 @@ public:
     bool closed() const { return !impl || made.inherited(); }
 
 private:
-    std::unique_ptr<slots> impl;
+    std::unique_ptr<engine> impl;
     pyfastv::inheritable   made;
 };
 
-// f(slots) without the GIL
+// f(engine) without the GIL
 template <typename F>
 auto run(py_engine & self, F && f) {
     auto & impl = self.get();
     return native([&] { return f(impl); });
 }
 
-// f(slots, number of a request)
+// f(engine, number of a request)
 template <typename F>
 auto run(py_engine & self, const request_number & request, F && f) {
-    return run(self, [&](slots & s) { return f(s, request.value_or(s.newest())); });
+    return run(self, [&](engine & e) { return f(e, request.value_or(e.newest())); });
 }
 
 //
@@ -159,8 +159,8 @@ std::unique_ptr<py_request> prepare(py_engine & self, const std::string & prompt
 
     const pyfastv::picture_options pictures = { std::move(turbo), std::move(reducer) };
 
-    return run(self, [&](slots & s) {
-        return std::make_unique<py_request>(py_request { s.prepare(prompt, images, add_bos, pictures, options, n_probs) });
+    return run(self, [&](engine & e) {
+        return std::make_unique<py_request>(py_request { e.prepare(prompt, images, add_bos, pictures, options, n_probs) });
     });
 }
 
@@ -209,7 +209,7 @@ py::dict event_dict(const pyfastv::slot_event & event) {
 
 py::list step(py_engine & self) {
     py::list res;
-    for (const auto & event : run(self, [](slots & s) { return s.step(); })) {
+    for (const auto & event : run(self, [](engine & e) { return e.step(); })) {
         res.append(event_dict(event));
     }
     return res;
@@ -228,7 +228,7 @@ int64_t prefill(py_engine & self, const std::string & prompt, const std::vector<
     if (turbo || reducer) {
         pictures = { turbo.value_or(""), reducer.value_or("") };
     }
-    slots::progress_fn report;
+    engine::progress_fn report;
     if (!progress.is_none()) {
         report = [&](int64_t done, int64_t all) {
             const py::gil_scoped_acquire gil;
@@ -236,17 +236,17 @@ int64_t prefill(py_engine & self, const std::string & prompt, const std::vector<
         };
     }
 
-    const auto number = run(self, [&](slots & s) { return s.open(prompt, images, add_bos, reserve, pictures); });
+    const auto number = run(self, [&](engine & e) { return e.open(prompt, images, add_bos, reserve, pictures); });
     if (!started.is_none()) {
         started(number);
     }
-    run(self, [&](slots & s) { s.read(number, report); });
+    run(self, [&](engine & e) { e.read(number, report); });
 
     return number;
 }
 
 py::object next(py_engine & self, const request_number & request) {
-    const auto token = run(self, request, [](slots & s, int64_t id) { return s.next(id); });
+    const auto token = run(self, request, [](engine & e, int64_t id) { return e.next(id); });
     if (!token) {
         return py::none();
     }
@@ -256,7 +256,7 @@ py::object next(py_engine & self, const request_number & request) {
 // [slice] F32 [n, d]
 py::list embed(py_engine & self, const rgb_array & array, const std::string & id) {
     const auto images = to_images({ array }, { id }, {});
-    const auto slices = run(self, [&](slots & s) { return s.embed(images[0]); });
+    const auto slices = run(self, [&](engine & e) { return e.embed(images[0]); });
     const auto d      = (py::ssize_t) self.get().n_embd_inp();
 
     py::list res;
@@ -273,7 +273,7 @@ py::list pixels(py_engine & self, const rgb_array & picture) {
     const auto images = to_images({ picture }, { "" }, {});
 
     py::list res;
-    for (const auto & slice : run(self, [&](slots & s) { return s.pixels(images[0]); })) {
+    for (const auto & slice : run(self, [&](engine & e) { return e.pixels(images[0]); })) {
         res.append(py::array_t<uint8_t>({ slice.height, slice.width, 3 }, slice.rgb.data()));
     }
     return res;
@@ -290,67 +290,67 @@ void bind_engine(py::module_ & m) {
         }), py::kw_only(), "progress"_a = py::none())
         .def("close", &py_engine::close)
         .def_property_readonly("closed", &py_engine::closed)
-        .def_property_readonly("media_marker",  guarded<py_engine>(&slots::marker))
-        .def_property_readonly("n_slots",       guarded<py_engine>(&slots::n_slots))
-        .def_property_readonly("n_idle",        guarded<py_engine>(&slots::n_idle))
-        .def_property_readonly("idle",          guarded<py_engine>(&slots::idle))
-        .def_property_readonly("n_ctx",         guarded<py_engine>(&slots::n_ctx))
-        .def_property_readonly("n_layer",       guarded<py_engine>(&slots::n_layer))
-        .def_property_readonly("chat_template", guarded<py_engine>(&slots::chat_template))
-        .def_property_readonly("bos_token",     guarded<py_engine>(&slots::bos_token))
-        .def_property_readonly("eos_token",     guarded<py_engine>(&slots::eos_token))
-        .def_property_readonly("description",   guarded<py_engine>(&slots::description))
+        .def_property_readonly("media_marker",  guarded<py_engine>(&engine::marker))
+        .def_property_readonly("n_slots",       guarded<py_engine>(&engine::n_slots))
+        .def_property_readonly("n_idle",        guarded<py_engine>(&engine::n_idle))
+        .def_property_readonly("idle",          guarded<py_engine>(&engine::idle))
+        .def_property_readonly("n_ctx",         guarded<py_engine>(&engine::n_ctx))
+        .def_property_readonly("n_layer",       guarded<py_engine>(&engine::n_layer))
+        .def_property_readonly("chat_template", guarded<py_engine>(&engine::chat_template))
+        .def_property_readonly("bos_token",     guarded<py_engine>(&engine::bos_token))
+        .def_property_readonly("eos_token",     guarded<py_engine>(&engine::eos_token))
+        .def_property_readonly("description",   guarded<py_engine>(&engine::description))
         .def_property_readonly("finish_reason", [](py_engine & self) {
-            return run(self, std::nullopt, [](slots & s, int64_t id) { return s.why_finished(id); });
+            return run(self, std::nullopt, [](engine & e, int64_t id) { return e.why_finished(id); });
         })
-        .def("set_fastv",   [](py_engine & self, const std::string & spec) { run(self, [&](slots & s) { s.set_fastv(spec); }); }, "spec"_a)
-        .def("clear_fastv", [](py_engine & self) { run(self, [](slots & s) { s.clear_fastv(); }); })
-        .def("set_turbo",   [](py_engine & self, const std::string & spec) { run(self, [&](slots & s) { s.set_turbo(spec); }); }, "spec"_a)
-        .def("clear_turbo", [](py_engine & self) { run(self, [](slots & s) { s.set_turbo(""); }); })
-        .def("set_reducer",   [](py_engine & self, const std::string & spec) { run(self, [&](slots & s) { s.set_reducer(spec); }); }, "spec"_a)
-        .def("clear_reducer", [](py_engine & self) { run(self, [](slots & s) { s.set_reducer(""); }); })
+        .def("set_fastv",   [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_fastv(spec); }); }, "spec"_a)
+        .def("clear_fastv", [](py_engine & self) { run(self, [](engine & e) { e.clear_fastv(); }); })
+        .def("set_turbo",   [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_turbo(spec); }); }, "spec"_a)
+        .def("clear_turbo", [](py_engine & self) { run(self, [](engine & e) { e.set_turbo(""); }); })
+        .def("set_reducer",   [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_reducer(spec); }); }, "spec"_a)
+        .def("clear_reducer", [](py_engine & self) { run(self, [](engine & e) { e.set_reducer(""); }); })
         .def("check",       [](py_engine & self, const std::string & turbo, const std::string & reducer) {
-            run(self, [&](slots & s) { s.check({ turbo, reducer }); });
+            run(self, [&](engine & e) { e.check({ turbo, reducer }); });
         }, "turbo"_a, "reducer"_a)
         .def("prepare",     &prepare, "prompt"_a, "images"_a, "image_ids"_a, "add_bos"_a, py::kw_only(),
              "frames"_a = std::vector<int32_t>(), "n_probs"_a = 0, "turbo"_a = "", "reducer"_a = "")
         .def("start",       [](py_engine & self, py_request & request) {
-            return run(self, [&](slots & s) { return s.start(std::exchange(request.impl, {})); });
+            return run(self, [&](engine & e) { return e.start(std::exchange(request.impl, {})); });
         }, "request"_a)
         .def("step",        &step)
         .def("prefill",     &prefill, "prompt"_a, "images"_a, "image_ids"_a, "progress"_a, "add_bos"_a, "reserve"_a,
              "frames"_a = std::vector<int32_t>(), "turbo"_a = py::none(), "reducer"_a = py::none(), "started"_a = py::none())
         .def("start",       [](py_engine & self, const request_number & request, const py::kwargs & sampling) {
             const auto options = to_sampling_options(sampling);
-            run(self, request, [&](slots & s, int64_t id) { s.begin(id, options); });
+            run(self, request, [&](engine & e, int64_t id) { e.begin(id, options); });
         }, "request"_a = py::none())
         .def("next",        &next, "request"_a = py::none())
         .def("feed",        [](py_engine & self, int32_t token, const request_number & request) {
-            run(self, request, [&](slots & s, int64_t id) { s.feed(id, token); });
+            run(self, request, [&](engine & e, int64_t id) { e.feed(id, token); });
         }, "token"_a, "request"_a = py::none())
         .def("logits",      [](py_engine & self, const request_number & request) {
-            return to_array(run(self, request, [](slots & s, int64_t id) { return s.logits(id); }));
+            return to_array(run(self, request, [](engine & e, int64_t id) { return e.logits(id); }));
         }, "request"_a = py::none())
         .def("reason",      [](py_engine & self, const request_number & request) {
-            return run(self, request, [](slots & s, int64_t id) { return s.why_finished(id); });
+            return run(self, request, [](engine & e, int64_t id) { return e.why_finished(id); });
         }, "request"_a = py::none())
         .def("report",      [](py_engine & self, const request_number & request) {
-            return to_dict(run(self, request, [](slots & s, int64_t id) { return s.report(id); }));
+            return to_dict(run(self, request, [](engine & e, int64_t id) { return e.report(id); }));
         }, "request"_a = py::none())
         .def("kept",        [](py_engine & self, int32_t cut, const request_number & request) {
-            return to_array(run(self, request, [&](slots & s, int64_t id) { return s.kept(id, cut); }));
+            return to_array(run(self, request, [&](engine & e, int64_t id) { return e.kept(id, cut); }));
         }, "cut"_a, "request"_a = py::none())
         .def("scores",      [](py_engine & self, int32_t cut, const request_number & request) {
-            return to_array(run(self, request, [&](slots & s, int64_t id) { return s.scores(id, cut); }));
+            return to_array(run(self, request, [&](engine & e, int64_t id) { return e.scores(id, cut); }));
         }, "cut"_a, "request"_a = py::none())
         .def("grids",       [](py_engine & self, const request_number & request) {
-            return to_grids(run(self, request, [](slots & s, int64_t id) { return s.grids(id); }));
+            return to_grids(run(self, request, [](engine & e, int64_t id) { return e.grids(id); }));
         }, "request"_a = py::none())
         .def("places",      [](py_engine & self, const request_number & request) {
-            return to_array(run(self, request, [](slots & s, int64_t id) { return s.places(id); }));
+            return to_array(run(self, request, [](engine & e, int64_t id) { return e.places(id); }));
         }, "request"_a = py::none())
         .def("embed",       &embed, "image"_a, "image_id"_a)
         .def("pixels",      &pixels, "picture"_a)
         .def("cancel",      [](py_engine & self, int64_t id) { self.get().cancel(id); }, "id"_a)
-        .def("reset",       [](py_engine & self) { run(self, [](slots & s) { s.reset(); }); });
+        .def("reset",       [](py_engine & self) { run(self, [](engine & e) { e.reset(); }); });
 }

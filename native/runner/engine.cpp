@@ -1,4 +1,4 @@
-#include "runner/slots.h"
+#include "runner/engine.h"
 
 #include "guard/workers.h"
 #include "runner/errors.h"
@@ -38,7 +38,7 @@ static std::vector<std::vector<slot_event::seen_slice>> pictures_of(const std::v
     return res;
 }
 
-slots::slots(const engine_options & options_in) :
+engine::engine(const engine_options & options_in) :
         options(options_in), media_marker(random_marker()), encoded(options_in.encoder_cache_bytes) {
     check_options(options);
     options.n_threads = threads_of(options);
@@ -72,7 +72,7 @@ slots::slots(const engine_options & options_in) :
     }
 }
 
-slots::~slots() {
+engine::~engine() {
     vision.reset();
     ctx.reset();
     model.reset();
@@ -87,19 +87,19 @@ slots::~slots() {
 // turns
 //
 
-slots::turn::turn(const slots & of) : of(of) {
+engine::turn::turn(const engine & of) : of(of) {
     std::unique_lock<std::mutex> lock(of.turns);
     of.turn_ended.wait(lock, [&] { return !of.taken; });
     of.taken = true;
 }
 
-slots::turn::~turn() {
+engine::turn::~turn() {
     const std::lock_guard<std::mutex> lock(of.turns);
     of.taken = false;
     of.turn_ended.notify_all();
 }
 
-bool slots::stop_requested() {
+bool engine::stop_requested() {
     if (stop_working.load(std::memory_order_relaxed)) {
         return true;
     }
@@ -118,7 +118,7 @@ bool slots::stop_requested() {
 // settings
 //
 
-void slots::set_fastv(const std::string & spec) {
+void engine::set_fastv(const std::string & spec) {
     pyfastv_params params;
     if (pyfastv_parse(spec.c_str(), n_layer(), &params) != PYFASTV_OK) {
         throw error(error_kind::option, pyfastv_last_error());
@@ -126,11 +126,11 @@ void slots::set_fastv(const std::string & spec) {
     attach(&params);
 }
 
-void slots::clear_fastv() {
+void engine::clear_fastv() {
     attach(nullptr);
 }
 
-void slots::set_turbo(const std::string & spec) {
+void engine::set_turbo(const std::string & spec) {
     const turn mine(*this);
 
     gate->with(spec, [] {});
@@ -139,7 +139,7 @@ void slots::set_turbo(const std::string & spec) {
     forget();
 }
 
-void slots::set_reducer(const std::string & spec) {
+void engine::set_reducer(const std::string & spec) {
     if (!spec.empty()) {
         parse_reducer_for(model.get(), spec);
     }
@@ -147,7 +147,7 @@ void slots::set_reducer(const std::string & spec) {
     in_force.reducer = spec;
 }
 
-void slots::check_idle() const {
+void engine::check_idle() const {
     const auto n = std::count_if(all.begin(), all.end(), [](const slot & s) { return !s.idle() && !s.request.opened; });
 
     if (n > 0) {
@@ -155,13 +155,13 @@ void slots::check_idle() const {
     }
 }
 
-void slots::require_memory() const {
+void engine::require_memory() const {
     if (lost_memory) {
         throw error(error_kind::out_of_memory, "the context lost its KV cache when memory ran out: load the model again");
     }
 }
 
-void slots::attach(const pyfastv_params * params) {
+void engine::attach(const pyfastv_params * params) {
     const turn mine(*this);
 
     check_idle();
@@ -181,20 +181,20 @@ void slots::attach(const pyfastv_params * params) {
 // requests
 //
 
-void slots::check(const picture_options & pictures) const {
+void engine::check(const picture_options & pictures) const {
     gate->with(pictures.turbo, [] {});
     if (!pictures.reducer.empty()) {
         parse_reducer_for(model.get(), pictures.reducer);
     }
 }
 
-slot_sampling slots::make_sampling(const sampling_options & sampling, int64_t n_probs) const {
+slot_sampling engine::make_sampling(const sampling_options & sampling, int64_t n_probs) const {
     check_whole("n_probs", n_probs, 0, n_vocab());
 
     return { make_sampler(vocab, sampling, n_ctx_slot), sampling.grammar.has_value(), (int32_t) sampling.max_tokens, (int32_t) n_probs };
 }
 
-slot_request slots::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
+slot_request engine::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
         int64_t reserve) const {
     check_whole("reserve", reserve, 0, INT32_MAX);
 
@@ -233,7 +233,7 @@ slot_request slots::prepare(const std::string & text, const std::vector<image> &
     return res;
 }
 
-slot_request slots::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
+slot_request engine::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
         const sampling_options & sampling, int64_t n_probs) const {
     const log_scope log(options.verbose);
 
@@ -248,7 +248,7 @@ slot_request slots::prepare(const std::string & text, const std::vector<image> &
     return res;
 }
 
-int64_t slots::start(slot_request request) {
+int64_t engine::start(slot_request request) {
     const log_scope log(options.verbose);
 
     if (request.wanted.pieces.empty()) {
@@ -259,7 +259,7 @@ int64_t slots::start(slot_request request) {
     return give_slot(std::move(request));
 }
 
-int64_t slots::give_slot(slot_request request) {
+int64_t engine::give_slot(slot_request request) {
     require_memory();
     if (n_idle() == 0) {
         throw error(error_kind::option, "all " + std::to_string(n_slots()) + " slots are busy");
@@ -290,7 +290,7 @@ int64_t slots::give_slot(slot_request request) {
     return s.id;
 }
 
-void slots::cancel(int64_t id) {
+void engine::cancel(int64_t id) {
     const std::lock_guard<std::mutex> lock(mutex);
 
     cancelled.insert(id);
@@ -299,7 +299,7 @@ void slots::cancel(int64_t id) {
     }
 }
 
-void slots::end_cancelled(events & out) {
+void engine::end_cancelled(events & out) {
     std::set<int64_t> ids;
     {
         const std::lock_guard<std::mutex> lock(mutex);
@@ -312,7 +312,7 @@ void slots::end_cancelled(events & out) {
     }
 }
 
-std::vector<slot_event> slots::step() {
+std::vector<slot_event> engine::step() {
     const log_scope log(options.verbose);
     const turn      mine(*this);
 
@@ -331,7 +331,7 @@ std::vector<slot_event> slots::step() {
     return out;
 }
 
-void slots::step(events & out) {
+void engine::step(events & out) {
     start_workers((int32_t) options.n_threads);
 
     was_stopped = false;
@@ -342,12 +342,12 @@ void slots::step(events & out) {
     end_cancelled(out);
 }
 
-void slots::reset() {
+void engine::reset() {
     const turn mine(*this);
     forget();
 }
 
-void slots::forget() {
+void engine::forget() {
     llama_memory_clear(llama_get_memory(ctx.get()), false);
 
     for (auto & s : all) {
@@ -363,15 +363,15 @@ void slots::forget() {
     cancelled.clear();
 }
 
-bool slots::idle() const {
+bool engine::idle() const {
     return n_idle() == n_slots();
 }
 
-int32_t slots::n_idle() const {
+int32_t engine::n_idle() const {
     return (int32_t) std::count_if(all.begin(), all.end(), [](const slot & s) { return s.idle(); });
 }
 
-slot * slots::find(int64_t id) {
+slot * engine::find(int64_t id) {
     const auto it = std::find_if(all.begin(), all.end(), [id](const slot & s) { return !s.idle() && s.id == id; });
 
     return it == all.end() ? nullptr : &*it;
@@ -381,14 +381,14 @@ slot * slots::find(int64_t id) {
 // ends
 //
 
-slot_event slots::event_of(const slot & s) const {
+slot_event engine::event_of(const slot & s) const {
     slot_event res;
     res.id     = s.id;
     res.opened = s.request.opened;
     return res;
 }
 
-void slots::end(slot & s, slot_event & event) {
+void engine::end(slot & s, slot_event & event) {
     if (!s.idle() && !event.opened) {
         // a request ends, whether or not there is memory to say what it did
         error_of([&] {
@@ -419,13 +419,13 @@ void slots::end(slot & s, slot_event & event) {
     }
 }
 
-void slots::finish(slot & s, slot_event event, const char * reason, events & out) {
+void engine::finish(slot & s, slot_event event, const char * reason, events & out) {
     event.finish = reason;
     end(s, event);
     out.push_back(std::move(event));
 }
 
-void slots::fail(slot & s, error reason, events & out) {
+void engine::fail(slot & s, error reason, events & out) {
     auto event = event_of(s);
     event.failure = std::move(reason);
     end(s, event);
@@ -436,7 +436,7 @@ void slots::fail(slot & s, error reason, events & out) {
 // what there is to know
 //
 
-run_report slots::report(const slot & s) const {
+run_report engine::report(const slot & s) const {
     auto res = s.counts;
 
     const auto stages = pyfastv_get_report(ctx.get());
@@ -456,13 +456,13 @@ run_report slots::report(const slot & s) const {
     return res;
 }
 
-std::vector<int32_t> slots::kept(const slot & s, int32_t cut) const {
+std::vector<int32_t> engine::kept(const slot & s, int32_t cut) const {
     std::vector<int32_t> res(pyfastv_get_kept(ctx.get(), s.seq_id, cut, nullptr, 0));
     pyfastv_get_kept(ctx.get(), s.seq_id, cut, res.data(), res.size());
     return res;
 }
 
-std::vector<int32_t> slots::entered(const slot & s) const {
+std::vector<int32_t> engine::entered(const slot & s) const {
     std::vector<int32_t> res;
     for (int32_t cut = 0; cut < n_cuts; ++cut) {
         for (const auto token : kept(s, cut)) {

@@ -1,6 +1,6 @@
-// slots: what a step computes
+// engine: what a step computes
 
-#include "runner/slots.h"
+#include "runner/engine.h"
 
 #include "guard/workers.h"
 #include "runner/damage.h"
@@ -65,7 +65,7 @@ int64_t n_visual(const std::vector<prompt_piece> & pieces) {
 } // namespace
 
 template <typename F>
-void slots::working(const slot & s, F && f) {
+void engine::working(const slot & s, F && f) {
     const auto set = [this](int64_t id) {
         const std::lock_guard<std::mutex> lock(mutex);
         working_id   = id;
@@ -81,12 +81,12 @@ void slots::working(const slot & s, F && f) {
     set(0);
 }
 
-bool slots::is_cancelled(const slot & s) {
+bool engine::is_cancelled(const slot & s) {
     const std::lock_guard<std::mutex> lock(mutex);
     return cancelled.count(s.id) > 0;
 }
 
-std::vector<slot *> slots::in(slot::state state) {
+std::vector<slot *> engine::in(slot::state state) {
     std::vector<slot *> res;
     for (auto & s : all) {
         if (s.now == state && (s.request.opened ? computed.count(s.id) > 0 : for_started)) {
@@ -102,7 +102,7 @@ std::vector<slot *> slots::in(slot::state state) {
 // text
 //
 
-void slots::generate(events & out) {
+void engine::generate(events & out) {
     std::vector<part> parts;
     for (slot * s : in(slot::state::generating)) {
         if (has_all(*s)) {
@@ -118,7 +118,7 @@ void slots::generate(events & out) {
     }
 }
 
-void slots::prefill(events & out) {
+void engine::prefill(events & out) {
     // in turn, so that neither a row of questions nor a row of pictures keeps others waiting
     if (text_was_last) {
         text_was_last = !prefill_picture(out) && prefill_text(out);
@@ -127,7 +127,7 @@ void slots::prefill(events & out) {
     }
 }
 
-bool slots::prefill_text(events & out) {
+bool engine::prefill_text(events & out) {
     std::vector<part> parts;
     size_t            room = llama_n_ubatch(ctx.get());
 
@@ -153,7 +153,7 @@ bool slots::prefill_text(events & out) {
     return !parts.empty();
 }
 
-void slots::run(const std::vector<part> & parts, events & out) {
+void engine::run(const std::vector<part> & parts, events & out) {
     const log_scope log(options.verbose);
     const stopwatch watch;
 
@@ -269,7 +269,7 @@ void slots::run(const std::vector<part> & parts, events & out) {
     }
 }
 
-int32_t slots::decode(const std::vector<part> & parts) {
+int32_t engine::decode(const std::vector<part> & parts) {
     std::vector<llama_token>    tokens;
     std::vector<llama_pos>      pos;
     std::vector<llama_seq_id>   seq_ids;
@@ -308,7 +308,7 @@ int32_t slots::decode(const std::vector<part> & parts) {
     return result;
 }
 
-std::vector<const float *> slots::read_logits(const std::vector<part> & parts) {
+std::vector<const float *> engine::read_logits(const std::vector<part> & parts) {
     std::vector<const float *> res;
 
     int32_t row = -1;
@@ -324,7 +324,7 @@ std::vector<const float *> slots::read_logits(const std::vector<part> & parts) {
     return res;
 }
 
-void slots::no_room(slot & s, events & out) {
+void engine::no_room(slot & s, events & out) {
     if (s.now == slot::state::generating) {
         finish(s, event_of(s), "length", out);
         return;
@@ -354,7 +354,7 @@ void slots::no_room(slot & s, events & out) {
 // pictures
 //
 
-bool slots::prefill_picture(events & out) {
+bool engine::prefill_picture(events & out) {
     const auto starting = in(slot::state::starting);
 
     const auto it = std::find_if(starting.begin(), starting.end(), [](const slot * s) { return !s->waits && s->next_piece().visual(); });
@@ -390,7 +390,7 @@ bool slots::prefill_picture(events & out) {
     return true;
 }
 
-void slots::end_with_picture(slot & s, events & out) {
+void engine::end_with_picture(slot & s, events & out) {
     pyfastv_status status = PYFASTV_OK;
     working(s, [&] { status = pyfastv_flush(ctx.get()); });
 
@@ -401,7 +401,7 @@ void slots::end_with_picture(slot & s, events & out) {
     }
 }
 
-bool slots::fetch(slot & s) {
+bool engine::fetch(slot & s) {
     auto &       wanted  = s.request.wanted;
     const size_t next    = s.evaluated.size();
     bool         may_run = true;
@@ -436,7 +436,7 @@ bool slots::fetch(slot & s) {
     return s.reduced.done();
 }
 
-const encoded_slice * slots::encode(slot & s, const prompt_piece & piece, bool & may_run) {
+const encoded_slice * engine::encode(slot & s, const prompt_piece & piece, bool & may_run) {
     if (const auto * known = encoded.find(piece.encoder_key())) {
         s.counts.pictures_from_cache += piece.slice == 0;
         return known;
@@ -470,7 +470,7 @@ const encoded_slice * slots::encode(slot & s, const prompt_piece & piece, bool &
     return res;
 }
 
-int32_t slots::decode_visual(slot & s, const prompt_piece & piece) {
+int32_t engine::decode_visual(slot & s, const prompt_piece & piece) {
     const auto rows = piece.reducer.empty() ? visual_rows { s.picture.values, s.picture.places, { piece.n_tokens, 1 } }
                                             : s.reduced.rows(s.evaluated.size());
 

@@ -1,6 +1,6 @@
-// slots: what is made of logits, and how requests end
+// engine: what is made of logits, and how requests end
 
-#include "runner/slots.h"
+#include "runner/engine.h"
 
 #include "runner/errors.h"
 #include "runner/stopwatch.h"
@@ -13,7 +13,7 @@
 
 namespace pyfastv {
 
-void slots::answer(slot & s, const float * logits, events & out) {
+void engine::answer(slot & s, const float * logits, events & out) {
     if (s.now != slot::state::ready && !(s.now == slot::state::starting && s.request.opened)) {
         sample(s, logits, out);
         return;
@@ -27,7 +27,7 @@ void slots::answer(slot & s, const float * logits, events & out) {
     out.push_back(std::move(event));
 }
 
-llama_token slots::pick(slot & s, const float * logits) const {
+llama_token engine::pick(slot & s, const float * logits) const {
     const auto & how = s.request.sampling;
 
     std::vector<llama_token_data> candidates(n_vocab());
@@ -53,7 +53,7 @@ llama_token slots::pick(slot & s, const float * logits) const {
     return token;
 }
 
-void slots::sample(slot & s, const float * logits, events & out) {
+void engine::sample(slot & s, const float * logits, events & out) {
     const stopwatch watch;
 
     auto         event = event_of(s);
@@ -98,13 +98,13 @@ void slots::sample(slot & s, const float * logits, events & out) {
     }
 }
 
-bool slots::has_all(const slot & s) const {
+bool engine::has_all(const slot & s) const {
     const int32_t max_tokens = s.request.sampling.max_tokens;
 
     return (max_tokens >= 0 && s.counts.generated_tokens >= max_tokens) || s.n_tokens >= n_ctx_slot;
 }
 
-void slots::add_probs(slot_event & event, const float * logits, int32_t n) const {
+void engine::add_probs(slot_event & event, const float * logits, int32_t n) const {
     const float highest = *std::max_element(logits, logits + n_vocab());
 
     double sum = 0;

@@ -36,13 +36,13 @@ namespace pyfastv {
 // what nobody waits for stays where it is.
 //
 // Uses llama.h, mtmd.h and pyfastv.h only. Throws error (runner/errors.h), and interrupted where options.interrupt said stop;
-// afterwards the slots are usable. What goes wrong with one request ends that one. Any thread may call any function.
-class slots {
+// afterwards the engine is usable. What goes wrong with one request ends that one. Any thread may call any function.
+class engine {
 public:
-    explicit slots(const engine_options & options);
-    ~slots();
+    explicit engine(const engine_options & options);
+    ~engine();
 
-    slots(const slots &) = delete;
+    engine(const engine &) = delete;
 
     // The schedule of all requests from now on; empties the context. error(option) if a request is computed.
     void set_fastv(const std::string & spec); // the language of pyfastv_parse()
@@ -139,15 +139,15 @@ private:
     };
     using events = std::vector<slot_event>;
 
-    // One thread at a time has the slots.
+    // One thread at a time has the engine.
     class turn {
     public:
-        explicit turn(const slots & of);
+        explicit turn(const engine & of);
         ~turn();
         turn(const turn &) = delete;
 
     private:
-        const slots & of;
+        const engine & of;
     };
 
     slot_request  prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
@@ -155,7 +155,7 @@ private:
     slot_sampling make_sampling(const sampling_options & sampling, int64_t n_probs) const;
     int64_t       give_slot(slot_request request);
 
-    // opened requests (slots_open.cpp)
+    // opened requests (engine_open.cpp)
 
     slot_event wait(int64_t id, const progress_fn & progress);
     bool       all_have_come() const; // those who took part in the last computation
@@ -167,7 +167,7 @@ private:
     void step(events & out);
     void tell(events & out); // moves what happened to opened requests to their slots
 
-    // what slots hold (slots_reuse.cpp)
+    // what slots hold (engine_reuse.cpp)
 
     size_t n_common(const slot & s, const prompt & wanted) const; // pieces, never all of the prompt
     bool   can_copy(const slot & from, size_t n) const;
@@ -181,7 +181,7 @@ private:
     bool   evict();                         // what the idle slot holds that was not used for longest; false: there is nothing
     void   advance(slot & s, const std::vector<prompt_piece> & pieces, llama_pos n_past);
 
-    // computing (slots_step.cpp)
+    // computing (engine_step.cpp)
 
     void generate(events & out);
     void prefill (events & out);
@@ -204,7 +204,7 @@ private:
     // of every part, null where nothing is read; empty if the later layers could not be run
     std::vector<const float *> read_logits(const std::vector<part> & parts);
 
-    // ends of requests (slots_sample.cpp)
+    // ends of requests (engine_sample.cpp)
 
     void        answer(slot & s, const float * logits, events & out); // its prompt was read, or a token of its own
     void        sample(slot & s, const float * logits, events & out);

@@ -1,6 +1,6 @@
-// slots: requests that threads wait for, each for its own
+// engine: requests that threads wait for, each for its own
 
-#include "runner/slots.h"
+#include "runner/engine.h"
 
 #include "guard/workers.h"
 #include "runner/errors.h"
@@ -35,11 +35,11 @@ error ended_by_a_later_one() {
 
 } // namespace
 
-slot & slots::at(int64_t id) {
+slot & engine::at(int64_t id) {
     return const_cast<slot &>(std::as_const(*this).at(id));
 }
 
-const slot & slots::at(int64_t id) const {
+const slot & engine::at(int64_t id) const {
     const auto it = std::find_if(all.begin(), all.end(), [id](const slot & s) { return s.id == id; });
     if (it == all.end()) {
         throw ended_by_a_later_one();
@@ -51,7 +51,7 @@ const slot & slots::at(int64_t id) const {
 // waiting
 //
 
-slot_event slots::wait(int64_t id, const progress_fn & progress) {
+slot_event engine::wait(int64_t id, const progress_fn & progress) {
     std::unique_lock<std::mutex> lock(turns);
 
     struct waiter {
@@ -131,14 +131,14 @@ slot_event slots::wait(int64_t id, const progress_fn & progress) {
     }
 }
 
-bool slots::all_have_come() const {
+bool engine::all_have_come() const {
     return std::all_of(computed.begin(), computed.end(), [this](int64_t id) {
         const auto it = std::find_if(all.begin(), all.end(), [id](const slot & s) { return s.id == id; });
         return it == all.end() || it->now != slot::state::generating || waited_for.count(id) > 0;
     });
 }
 
-void slots::tell(events & out) {
+void engine::tell(events & out) {
     const auto opened = std::stable_partition(out.begin(), out.end(), [](const slot_event & event) { return !event.opened; });
     for (auto it = opened; it != out.end(); ++it) {
         at(it->id).untold.push_back(std::move(*it));
@@ -150,7 +150,7 @@ void slots::tell(events & out) {
 // what they ask for
 //
 
-void slots::supersede() {
+void engine::supersede() {
     events cancelled_now;
     end_cancelled(cancelled_now);
     if (n_idle() > 0) {
@@ -170,7 +170,7 @@ void slots::supersede() {
     }
 }
 
-int64_t slots::open(const std::string & text, const std::vector<image> & images, bool add_bos, int64_t reserve,
+int64_t engine::open(const std::string & text, const std::vector<image> & images, bool add_bos, int64_t reserve,
         const std::optional<picture_options> & pictures) {
     const log_scope log(options.verbose);
 
@@ -184,7 +184,7 @@ int64_t slots::open(const std::string & text, const std::vector<image> & images,
     return give_slot(std::move(request));
 }
 
-void slots::read(int64_t id, const progress_fn & progress) {
+void engine::read(int64_t id, const progress_fn & progress) {
     const log_scope log(options.verbose);
 
     try {
@@ -205,7 +205,7 @@ void slots::read(int64_t id, const progress_fn & progress) {
     }
 }
 
-void slots::begin(int64_t id, const sampling_options & sampling) {
+void engine::begin(int64_t id, const sampling_options & sampling) {
     const log_scope log(options.verbose);
 
     auto       how = make_sampling(sampling, 0);
@@ -224,7 +224,7 @@ void slots::begin(int64_t id, const sampling_options & sampling) {
     s.counts.generate_ms      = 0;
 }
 
-std::optional<std::pair<llama_token, std::string>> slots::next(int64_t id) {
+std::optional<std::pair<llama_token, std::string>> engine::next(int64_t id) {
     const log_scope log(options.verbose);
 
     std::optional<slot_event> event;
@@ -252,14 +252,14 @@ std::optional<std::pair<llama_token, std::string>> slots::next(int64_t id) {
     return std::make_pair(event->token, std::move(event->bytes));
 }
 
-const char * slots::why_finished(int64_t id) const {
+const char * engine::why_finished(int64_t id) const {
     const turn mine(*this);
     const auto it = lately_ended.find(id);
 
     return it == lately_ended.end() ? at(id).finish : it->second.finish;
 }
 
-void slots::feed(int64_t id, llama_token token) {
+void engine::feed(int64_t id, llama_token token) {
     const log_scope log(options.verbose);
 
     if (token < 0 || token >= n_vocab()) {
@@ -292,12 +292,12 @@ void slots::feed(int64_t id, llama_token token) {
     }
 }
 
-std::vector<float> slots::logits(int64_t id) {
+std::vector<float> engine::logits(int64_t id) {
     const turn mine(*this);
     return logits_of(at(id));
 }
 
-std::vector<float> slots::logits_of(const slot & s) {
+std::vector<float> engine::logits_of(const slot & s) {
     if (!s.logits.empty()) {
         return s.logits;
     }
@@ -313,7 +313,7 @@ std::vector<float> slots::logits_of(const slot & s) {
 // pictures
 //
 
-std::vector<slice_pixels> slots::pixels(const image & image) const {
+std::vector<slice_pixels> engine::pixels(const image & image) const {
     const log_scope log(options.verbose);
 
     std::vector<slice_pixels> res;
@@ -330,7 +330,7 @@ std::vector<slice_pixels> slots::pixels(const image & image) const {
     return res;
 }
 
-std::vector<encoded_slice> slots::embed(const image & picture) {
+std::vector<encoded_slice> engine::embed(const image & picture) {
     const log_scope log(options.verbose);
 
     prompt wanted;
@@ -360,26 +360,26 @@ std::vector<encoded_slice> slots::embed(const image & picture) {
 // what there is to know
 //
 
-run_report slots::report(int64_t id) const {
+run_report engine::report(int64_t id) const {
     const turn mine(*this);
     const auto it = lately_ended.find(id);
 
     return it == lately_ended.end() ? report(at(id)) : it->second.report;
 }
 
-int32_t slots::check_cut(int32_t cut) const {
+int32_t engine::check_cut(int32_t cut) const {
     if (cut < -n_cuts || cut >= n_cuts) {
         throw error(error_kind::option, "cut " + std::to_string(cut) + " is out of range: there are " + std::to_string(n_cuts));
     }
     return cut < 0 ? cut + n_cuts : cut;
 }
 
-std::vector<int32_t> slots::kept(int64_t id, int32_t cut) const {
+std::vector<int32_t> engine::kept(int64_t id, int32_t cut) const {
     const turn mine(*this);
     return kept(at(id), check_cut(cut));
 }
 
-std::vector<float> slots::scores(int64_t id, int32_t cut) const {
+std::vector<float> engine::scores(int64_t id, int32_t cut) const {
     const turn    mine(*this);
     const int32_t seq_id = at(id).seq_id;
 
@@ -389,18 +389,18 @@ std::vector<float> slots::scores(int64_t id, int32_t cut) const {
     return res;
 }
 
-std::vector<pyfastv_grid> slots::grids(int64_t id) const {
+std::vector<pyfastv_grid> engine::grids(int64_t id) const {
     const turn mine(*this);
     return grids(at(id));
 }
 
-std::vector<pyfastv_grid> slots::grids(const slot & s) const {
+std::vector<pyfastv_grid> engine::grids(const slot & s) const {
     std::vector<pyfastv_grid> res(pyfastv_get_grids(ctx.get(), s.seq_id, nullptr, 0));
     pyfastv_get_grids(ctx.get(), s.seq_id, res.data(), res.size());
     return res;
 }
 
-std::vector<int32_t> slots::places(int64_t id) const {
+std::vector<int32_t> engine::places(int64_t id) const {
     const turn mine(*this);
 
     std::vector<int32_t> res;
