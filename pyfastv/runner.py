@@ -9,10 +9,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from . import _native, completion
-from ._checks import integer, utf8
+from ._checks import integer
 from ._desk import Desk, InThread, Place
 from ._native_options import (
-    MAX_N_CTX,
     PathLike,
     engine_options,
     model_files,
@@ -115,25 +114,23 @@ class Runner:
         schedule, merging = to_schedule(fastv), to_turbo(turbo)
         self._reduce = to_reducer(reduce)
         self._model_path, self._mmproj_path = model_files(model_path, mmproj_path)
-        context: dict[str, Any] = {
-            "n_slots": integer("n_slots", n_slots, 1, 2**31 - 1),
-            "n_ctx": integer("n_ctx", n_ctx, 0, MAX_N_CTX),
-            "type_k": utf8("type_k", type_k),
-            "type_v": utf8("type_v", type_v),
-        }
         options, self._encoder = engine_options(
             self._model_path,
             self._mmproj_path,
+            n_slots=integer("n_slots", n_slots, 1, 2**31 - 1),
+            n_ctx=n_ctx,
             n_batch=n_batch,
             n_ubatch=n_ubatch,
             n_threads=n_threads,
             n_gpu_layers=n_gpu_layers,
             flash_attn=flash_attn,
+            type_k=type_k,
+            type_v=type_v,
             encoder_cache_mb=encoder_cache_mb,
             encoder_type=encoder_type,
             verbose=verbose,
         )
-        self._engine = _native.Engine(**options, **context, progress=progress)
+        self._engine = _native.Engine(**options, progress=progress)
         self._desk = Desk(n_slots, self._engine.cancel)
         self._lock = self._desk.lock
         self._fastv: Schedule | None = None  # of requests that bring none

@@ -64,6 +64,16 @@ def test_a_request_without_a_slot_ends_the_stream_that_nobody_reads(two: Runner)
     streams[1].close()
 
 
+def test_conversations_with_a_slot_each_keep_what_they_hold(two: Runner) -> None:
+    with two.session() as first, two.session() as second:
+        for session, example in ((first, CLOCK), (second, EXAMPLES[3])):
+            session.ask(example.question, example.picture)
+        for session in (first, second):
+            report = session.ask("Background color?").report
+            assert report.cached_tokens > 576
+            assert report.pictures_encoded == report.pictures_from_cache == 0
+
+
 def test_each_of_eight_threads_gets_its_answer(two: Runner) -> None:
     """More than there are slots, some with a schedule of their own."""
     asked = [(example, None if i % 3 == 2 else "k=2,drop=0.5") for i, example in enumerate(EXAMPLES * 2)][:8]

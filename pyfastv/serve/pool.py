@@ -8,9 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _native
-from .._checks import integer, utf8
+from .._checks import integer
 from .._native_options import (
-    MAX_N_CTX,
     PathLike,
     engine_options,
     model_files,
@@ -106,26 +105,24 @@ class Pool:
         self.has_vision = mmproj is not None
         if n_ctx is None:
             n_ctx = min(_native.model_info(model)["n_ctx_train"], _DEFAULT_N_CTX)
-        context: dict[str, Any] = {
-            "n_slots": integer("slots", slots, 1, 2**31 - 1),
-            "n_ctx": integer("n_ctx", n_ctx, 1, MAX_N_CTX),
-            "type_k": utf8("type_k", type_k),
-            "type_v": utf8("type_v", type_v),
-        }
         options, self.encoder = engine_options(
             model,
             mmproj,
+            n_slots=integer("slots", slots, 1, 2**31 - 1),
+            n_ctx=integer("n_ctx", n_ctx, 1),
             n_batch=n_batch,
             n_ubatch=n_ubatch,
             n_threads=n_threads,
             n_gpu_layers=n_gpu_layers,
             flash_attn=flash_attn,
+            type_k=type_k,
+            type_v=type_v,
             encoder_cache_mb=encoder_cache_mb,
             encoder_type=encoder_type,
             verbose=verbose,
         )
         """The vision encoder's file that was loaded, and its type; None: there is none."""
-        self._slots = _native.Engine(**options, **context, progress=progress)
+        self._slots = _native.Engine(**options, progress=progress)
         self.fastv = schedule
         """The schedule of requests that bring none; None: off."""
         self.n_slots = self._slots.n_slots
