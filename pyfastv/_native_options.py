@@ -116,9 +116,12 @@ def native_pictures(
     images = [load_image(picture, max_pixels=max_pixels) for picture in pictures]
     ids, frames = [], []
     for picture, image in zip(pictures, images, strict=True):
-        is_frame = isinstance(picture, Frame)
-        ids.append(picture.video if is_frame else content_id(image))
-        frames.append(picture.number if is_frame else 0)
+        if isinstance(picture, Frame):
+            ids.append(picture.video)
+            frames.append(picture.number)
+        else:
+            ids.append(content_id(image))
+            frames.append(0)
     return images, ids, frames
 
 

@@ -204,7 +204,7 @@ def test_errors_come_to_who_awaits(one: Runner) -> None:
 
 
 def test_a_grammar_that_leaves_no_token_ends_a_runners_answer(one: Runner) -> None:
-    answer = one.ask(None, "Hello", grammar='root ::= ""')
+    answer = one.ask(None, "Hello", grammar=r"root ::= [^\x00-\U0010FFFF]")
     assert (answer.text, answer.finish_reason) == ("", "stop")
 
 
