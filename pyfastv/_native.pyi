@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 _Path: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]  # of any bytes, as os.fsencode() takes it
 
 def n_forks() -> int:
-    """Forks between the first process that made an Engine, Slots or called this, and this one: a child has one more than
-    its parent. An Engine or Slots that a child inherits raises ClosedError, is closed, and is not freed there."""
+    """Forks between the first process that made an Engine or called this, and this one: a child has one more than
+    its parent. An Engine that a child inherits raises ClosedError, is closed, and is not freed there."""
 
 def system_info() -> str:
     """llama.cpp's own line of compiled-in features (``CPU : AVX2 = 1 | ...``)."""
@@ -134,8 +134,54 @@ def vision_info(mmproj_path: _Path) -> dict[str, Any]:
     """An mmproj's header: ``projector``, ``image_size`` (pixels), ``patch_size``, ``n_layer``, ``visual_tokens`` (None
     where their number depends on the picture)."""
 
+class EngineOptions:
+    """The keywords of :class:`Engine`, each with its default."""
+
+    def __init__(self, **options: Any) -> None: ...  # TypeError: there is none of this name
+    model_path: _Path
+    mmproj_path: _Path | None  # None: text only
+    n_slots: int  # requests at once
+    n_ctx: int  # tokens of each; 0: from the model
+    n_batch: int
+    n_ubatch: int  # most rows of prompts between two tokens of requests that generate
+    n_threads: int  # 0: one for each core
+    n_gpu_layers: int  # -1: all
+    flash_attn: str  # "auto", "on", "off"
+    type_k: str  # ggml type name: "f16", "f32", "q8_0", ...
+    type_v: str
+    encoder_cache_bytes: int  # of encoder outputs kept for pictures that come again; 0: none
+    verbose: bool
+
+class SamplingOptions:
+    """The keywords of :meth:`Engine.start` and :meth:`Engine.prepare`, each with its default."""
+
+    def __init__(self, **options: Any) -> None: ...  # TypeError: there is none of this name
+    max_tokens: int  # -1: until the context is full
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repeat_penalty: float
+    repeat_last_n: int
+    frequency_penalty: float
+    presence_penalty: float
+    seed: int  # 0..2**32-1; 2**32-1: random
+    grammar: str | None  # GBNF
+
+class EngineRequest:
+    """What :meth:`Engine.prepare` gives to :meth:`Engine.start`, once."""
+
 class Engine:
-    """One model, its vision encoder and one context. Not thread-safe; every call releases the GIL while it computes.
+    """One model, its vision encoder and one context that ``n_slots`` requests share, each with a part of it.
+
+    A slot keeps what it holds after its request: one whose prompt begins in the same way, pictures included, goes on
+    from there, or from a copy. Any thread may call any method; all release the GIL while they compute or wait.
+
+    Requests are computed in one of two ways: :meth:`prepare`, :meth:`start` and :meth:`step` are for one thread that
+    computes for all; :meth:`prefill`, :meth:`start` and :meth:`next` for threads that wait each for its own. Where a
+    ``request`` can be given it is the number of one, running or ended, whose slot no other has taken (else ClosedError);
+    None: the newest.
 
     Raises the classes of :mod:`pyfastv.errors`; numbers out of range: OptionError; what ggml aborts for: ModelError while
     loading, DecodeError, OutOfMemoryError."""
@@ -143,19 +189,8 @@ class Engine:
     def __init__(
         self,
         *,
-        model_path: _Path,
-        mmproj_path: _Path | None,
-        n_ctx: int,  # 0: from the model
-        n_batch: int,
-        n_ubatch: int,
-        n_threads: int,  # 0: one for each core
-        n_gpu_layers: int,  # -1: all
-        flash_attn: str,  # "auto", "on", "off"
-        type_k: str,  # ggml type name: "f16", "f32", "q8_0", ...
-        type_v: str,
-        encoder_cache_bytes: int,  # of encoder outputs kept for pictures that come again; 0: none
-        verbose: bool,
-        progress: Callable[[float], object] | None,  # 0..1 while loading; an exception in it aborts
+        progress: Callable[[float], object] | None = None,  # 0..1 while loading; an exception in it aborts
+        **options: Any,  # of EngineOptions
     ) -> None: ...
     def close(self) -> None: ...
     @property
@@ -163,135 +198,6 @@ class Engine:
     @property
     def media_marker(self) -> str:
         """Stands for one picture in a prompt; random for each engine, so that no text can forge it."""
-    @property
-    def n_ctx(self) -> int: ...
-    @property
-    def n_layer(self) -> int: ...
-    @property
-    def chat_template(self) -> str | None: ...
-    @property
-    def bos_token(self) -> str: ...
-    @property
-    def eos_token(self) -> str: ...
-    @property
-    def description(self) -> str: ...
-    def set_fastv(self, spec: str) -> None:  # the language of pyfastv_parse() (native/include/pyfastv.h)
-        """Give the context stages (clears it). Raises OptionError, UnsupportedModelError, OutOfMemoryError."""
-    def clear_fastv(self) -> None:
-        """Back to stock llama.cpp (clears the context)."""
-    def set_turbo(
-        self, spec: str
-    ) -> None:  # the language of pyfastv_turbo_parse() (native/include/pyfastv_turbo.h)
-        """Merge tokens in the vision encoder (clears the context). Raises OptionError, UnsupportedModelError."""
-    def clear_turbo(self) -> None:
-        """Merge nothing (clears the context)."""
-    def set_reducer(self, spec: str) -> None:  # the language of parse_reducer() (native/reduce/spec.h)
-        """From the next prefill() on. Raises OptionError, UnsupportedModelError."""
-    def clear_reducer(self) -> None:
-        """Every visual token enters the language model."""
-    def prefill(
-        self,
-        prompt: str,  # one media_marker for each picture
-        images: Sequence[NDArray[np.uint8]],  # each [height, width, 3], C-contiguous
-        image_ids: Sequence[str],  # a hash of each one's pixels and size: the same picture has the same id
-        progress: Callable[[int, int], object] | None,  # (prompt tokens done, prompt tokens)
-        add_bos: bool,  # add BOS if the model's vocabulary asks for it
-        reserve: int,  # tokens that have to fit behind the prompt, else ContextLengthError
-        frames: Sequence[int] = (),  # of each image its number in its video, 0 for pictures; empty: all 0
-    ) -> None:
-        """Tokenise, encode and decode; afterwards logits() and start() work.
-
-        What the context holds of the prompt's beginning, pictures included, is not evaluated again. A question that
-        follows the same picture in place of an earlier one chooses anew; one that follows in the same conversation
-        recalls. The encoder's output for a picture comes from the cache if it is there."""
-    def embed(self, image: NDArray[np.uint8], image_id: str) -> list[NDArray[np.float32]]:
-        """What the encoder and the projector make of a picture: [n, d] for each slice. The context stays."""
-    def places(self) -> NDArray[np.int32]:
-        """Of every visual token in the context the patch, counted in its slice, whose position it has."""
-    def logits(self) -> NDArray[np.float32]:
-        """[n_vocab], of the last evaluated token."""
-    def feed(self, token: int) -> None:
-        """Evaluate one token (for tests and benchmarks; generation uses start() and next())."""
-    def start(
-        self,
-        *,
-        max_tokens: int,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        typical_p: float,
-        repeat_penalty: float,
-        repeat_last_n: int,
-        frequency_penalty: float,
-        presence_penalty: float,
-        seed: int,  # 0..2**32-1; 2**32-1: random
-        grammar: str | None,  # GBNF
-    ) -> None: ...
-    def next(self) -> tuple[int, bytes] | None:
-        """The next token and its bytes (a piece of UTF-8, possibly cut inside a character); None when finished."""
-    @property
-    def finish_reason(self) -> str | None:
-        """Once next() returned None: "stop" (end-of-generation token) or "length" (max_tokens or context full)."""
-    def kept(self, cut: int) -> NDArray[np.int32]:
-        """Ascending indices, over all pictures of the context, of the visual tokens that are in the stage behind a cut
-        (0 is the first; negative counts from the end), recalled ones included."""
-    def scores(self, cut: int) -> NDArray[np.float32]:
-        """Score of every visual token in the last choice at a cut."""
-    def grids(self) -> list[list[tuple[int, int]]]:
-        """(nx, ny) of the slices of every picture in the context."""
-    def pixels(self, picture: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-        """What the vision encoder sees of a picture, slice by slice: each [height, width, 3]. Evaluates nothing."""
-    def reset(self) -> None:
-        """Forget the context (not the model)."""
-    def report(self) -> dict[str, Any]:
-        """Of the last prefill() and the generation after it: ``visual_tokens`` (that entered the language model),
-        ``encoded_tokens`` (that the encoder makes), ``patches`` (that it would make without Turbo), ``prompt_tokens``,
-        ``cached_tokens``, ``generated_tokens``,
-        ``encode_ms``, ``reduce_ms``, ``full_ms`` (prompt rows that ran through every layer at once),
-        ``stage0_ms``, ``choose_ms``, ``later_ms``, ``generate_ms``, ``first_token_ms`` (from the start of prefill() to
-        the first sampled token), ``graphs_reused``, ``pictures_encoded``, ``pictures_from_cache``,
-        ``recalled_tokens`` (visual tokens that the question brought back),
-        and of the whole context, lists with one entry a stage: ``first_layers``, ``visual_tokens_in_stage`` (of the
-        prompt's visual tokens, those in the stage's KV cache), ``kv_bytes_used``, ``kv_bytes_allocated``;
-        ``kv_bytes_used_stock`` and ``kv_bytes_allocated_stock`` (what stock llama.cpp would have), ``archive_bytes``."""
-
-class SlotRequest:
-    """What :meth:`Slots.prepare` gives to :meth:`Slots.start`, once."""
-
-class Slots:
-    """One model, its vision encoder and one context that ``n_slots`` requests share, each with a part of it.
-
-    A slot keeps what it holds after its request: one whose prompt begins in the same way, pictures included, goes on
-    from there, or from a copy. Used by one thread at a time, save for :meth:`prepare` and :meth:`cancel`; every call
-    releases the GIL while it computes.
-
-    Raises the classes of :mod:`pyfastv.errors`."""
-
-    def __init__(
-        self,
-        *,
-        model_path: _Path,
-        mmproj_path: _Path | None,
-        n_slots: int,
-        n_ctx: int,  # of each slot; 0: from the model
-        n_batch: int,
-        n_ubatch: int,  # most rows of prompts between two tokens of those that generate
-        n_threads: int,
-        n_gpu_layers: int,
-        flash_attn: str,
-        type_k: str,
-        type_v: str,
-        encoder_cache_bytes: int,
-        verbose: bool,
-        progress: Callable[[float], object] | None,
-    ) -> None:
-        """As for :class:`Engine`."""
-    def close(self) -> None: ...
-    @property
-    def closed(self) -> bool: ...
-    @property
-    def media_marker(self) -> str: ...
     @property
     def n_slots(self) -> int: ...
     @property
@@ -312,55 +218,118 @@ class Slots:
     def eos_token(self) -> str: ...
     @property
     def description(self) -> str: ...
-    def set_fastv(self, spec: str) -> None:
-        """As :meth:`Engine.set_fastv`, for all requests from now on. OptionError unless idle."""
+    def set_fastv(self, spec: str) -> None:  # the language of pyfastv_parse() (native/include/pyfastv.h)
+        """Give the context stages (clears it). Raises OptionError (so it does while requests of :meth:`step` run),
+        UnsupportedModelError, OutOfMemoryError."""
     def clear_fastv(self) -> None:
-        """OptionError unless idle."""
+        """Back to stock llama.cpp (clears the context). OptionError while requests of :meth:`step` run."""
+    def set_turbo(
+        self, spec: str
+    ) -> None:  # the language of pyfastv_turbo_parse() (native/include/pyfastv_turbo.h)
+        """Merge tokens in the vision encoder, for :meth:`embed`, :meth:`pixels`, and :meth:`prefill` where it is not told
+        (clears the context). Raises OptionError, UnsupportedModelError."""
+    def clear_turbo(self) -> None:
+        """Merge nothing (clears the context)."""
+    def set_reducer(self, spec: str) -> None:  # the language of parse_reducer() (native/reduce/spec.h)
+        """Where :meth:`prefill` is not told. Raises OptionError, UnsupportedModelError."""
+    def clear_reducer(self) -> None:
+        """Every visual token enters the language model."""
     def check(self, turbo: str, reducer: str) -> None:
-        """Are these settings of :meth:`prepare` right for the model? Raises OptionError, UnsupportedModelError."""
+        """Are these settings of a request right for the model? Raises OptionError, UnsupportedModelError."""
     def prepare(
         self,
-        prompt: str,
-        images: Sequence[NDArray[np.uint8]],
-        image_ids: Sequence[str],
-        add_bos: bool,
+        prompt: str,  # one media_marker for each picture
+        images: Sequence[NDArray[np.uint8]],  # each [height, width, 3], C-contiguous
+        image_ids: Sequence[str],  # a hash of each one's pixels and size: the same picture has the same id
+        add_bos: bool,  # add BOS if the model's vocabulary asks for it
         *,
-        max_tokens: int,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        typical_p: float,
-        repeat_penalty: float,
-        repeat_last_n: int,
-        frequency_penalty: float,
-        presence_penalty: float,
-        seed: int,
-        grammar: str | None,
-        n_probs: int,  # how many of the likeliest tokens the events name; 0: none
+        frames: Sequence[int] = (),  # of each image its number in its video, 0 for pictures; empty: all 0
+        n_probs: int = 0,  # how many of the likeliest tokens the events name; 0: none
         turbo: str = "",  # the language of pyfastv_turbo_parse(); empty: none
         reducer: str = "",  # the language of parse_reducer() (native/reduce/spec.h); empty: none
-    ) -> SlotRequest:
-        """Tokens, prepared pictures and samplers of a request, from any thread. Arguments as of :class:`Engine`.
+        **sampling: Any,  # of SamplingOptions
+    ) -> EngineRequest:
+        """Tokens, prepared pictures and samplers of a request.
 
         One with pictures waits while the encoder runs with another Turbo. Raises ContextLengthError, ImageError,
         OptionError (a bad grammar, for one), UnsupportedModelError: all that is wrong with it."""
-    def start(self, request: SlotRequest) -> int:
-        """Give a request an idle slot; its number. :meth:`step` computes. OptionError: none is idle; started already."""
+    @overload
+    def start(self, request: EngineRequest) -> int:
+        """Give a prepared request an idle slot; its number. :meth:`step` computes. OptionError: none is idle; started
+        already."""
+    @overload
+    def start(self, request: int | None = None, **sampling: Any) -> None:  # of SamplingOptions
+        """How a request of :meth:`prefill` goes on."""
     def step(self) -> list[dict[str, Any]]:
-        """One token of every request that generates, then a piece of a prompt: at most n_ubatch rows of text, or a
-        picture through the encoder or the first layers. Raises nothing that one request alone has caused.
+        """One token of every prepared request that generates, then a piece of a prompt: at most n_ubatch rows of text, or
+        a picture through the encoder or the first layers. Raises nothing that one request alone has caused.
 
         Returns what happened, one dict each: ``id``; ``token`` (None: only an end) and its ``bytes``; with n_probs
         ``logprob`` (natural log of the softmax of the raw logits) and ``top`` (list of (token, bytes, logprob)); and of
         a request that has ended ``finish`` ("stop", "length", "cancelled") or ``error`` (an exception), ``report`` as
-        :meth:`Engine.report` (of the KV cache: all slots), ``kept`` (a list of :meth:`Engine.kept` of every cut),
-        ``grids`` as :meth:`Engine.grids`, and ``pictures``: of each its slices, (patches, places): (nx, ny) of the grids
+        :meth:`report` (of the KV cache: all slots), ``kept`` (a list of :meth:`kept` of every cut),
+        ``grids`` as :meth:`grids`, and ``pictures``: of each its slices, (patches, places): (nx, ny) of the grids
         that the encoder sees, and of every visual token the patch whose position it has."""
+    def prefill(
+        self,
+        prompt: str,  # this and what follows: as of prepare()
+        images: Sequence[NDArray[np.uint8]],
+        image_ids: Sequence[str],
+        progress: Callable[[int, int], object] | None,  # (prompt tokens done, prompt tokens)
+        add_bos: bool,
+        reserve: int,  # tokens that have to fit behind the prompt, else ContextLengthError
+        frames: Sequence[int] = (),
+        turbo: str | None = None,  # empty: none; None: as set
+        reducer: str | None = None,
+        started: Callable[[int], object] | None = None,  # called with the number, before anything is computed
+    ) -> int:
+        """Tokenise, encode and decode; afterwards logits() and start() work. The request's number.
+
+        What a slot holds of the prompt's beginning, pictures included, is not evaluated again. A question that
+        follows the same picture in place of an earlier one chooses anew; one that follows in the same conversation
+        recalls. The encoder's output for a picture comes from the cache if it is there. Where all slots are taken, the
+        oldest request that no thread waits for is ended. ClosedError: it was cancelled."""
+    def next(self, request: int | None = None) -> tuple[int, bytes] | None:
+        """The next token and its bytes (a piece of UTF-8, possibly cut inside a character); None when finished."""
+    @property
+    def finish_reason(self) -> str | None:
+        """:meth:`reason` of the newest request."""
+    def reason(self, request: int | None = None) -> str | None:
+        """Once next() returned None: "stop" (end-of-generation token), "length" (max_tokens or context full) or
+        "cancelled"."""
+    def feed(self, token: int, request: int | None = None) -> None:
+        """Evaluate one token (for tests and benchmarks; generation uses start() and next())."""
+    def logits(self, request: int | None = None) -> NDArray[np.float32]:
+        """[n_vocab], of the last evaluated token. OptionError: another request was computed since."""
     def cancel(self, id: int) -> None:
-        """From any thread: the request ends with the next step. An unknown number is ignored."""
+        """The request ends with the next step, its computation at once. An unknown number is ignored."""
     def reset(self) -> None:
-        """Forget the context and every request."""
+        """Forget the context and every request (not the model)."""
+    def embed(self, image: NDArray[np.uint8], image_id: str) -> list[NDArray[np.float32]]:
+        """What the encoder and the projector make of a picture: [n, d] for each slice. The context stays."""
+    def pixels(self, picture: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        """What the vision encoder sees of a picture, slice by slice: each [height, width, 3]. Evaluates nothing."""
+    def places(self, request: int | None = None) -> NDArray[np.int32]:
+        """Of every visual token in the slot the patch, counted in its slice, whose position it has."""
+    def kept(self, cut: int, request: int | None = None) -> NDArray[np.int32]:
+        """Ascending indices, over all pictures of the slot, of the visual tokens that are in the stage behind a cut
+        (0 is the first; negative counts from the end), recalled ones included."""
+    def scores(self, cut: int, request: int | None = None) -> NDArray[np.float32]:
+        """Score of every visual token in the last choice at a cut."""
+    def grids(self, request: int | None = None) -> list[list[tuple[int, int]]]:
+        """(nx, ny) of the slices of every picture in the slot."""
+    def report(self, request: int | None = None) -> dict[str, Any]:
+        """Of a request: ``visual_tokens`` (that entered the language model),
+        ``encoded_tokens`` (that the encoder makes), ``patches`` (that it would make without Turbo), ``prompt_tokens``,
+        ``cached_tokens``, ``generated_tokens``,
+        ``encode_ms``, ``reduce_ms``, ``full_ms`` (prompt rows that ran through every layer at once),
+        ``stage0_ms``, ``choose_ms``, ``later_ms``, ``generate_ms``, ``first_token_ms`` (from its start to
+        the first sampled token), ``graphs_reused``, ``pictures_encoded``, ``pictures_from_cache``,
+        ``recalled_tokens`` (visual tokens that the question brought back),
+        and of the whole context, lists with one entry a stage: ``first_layers``, ``visual_tokens_in_stage`` (of the
+        prompt's visual tokens, those in the stage's KV cache), ``kv_bytes_used``, ``kv_bytes_allocated``;
+        ``kv_bytes_used_stock`` and ``kv_bytes_allocated_stock`` (what stock llama.cpp would have), ``archive_bytes``
+        (hidden rows and their similarities, kept for later questions)."""
 
 def regex_split(text: str, expression: str) -> list[int] | None:
     """Lengths of the expression's matches in a text and of what lies between, in order: native/regex/split.h, as

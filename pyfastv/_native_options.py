@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ._checks import integer
+from ._checks import integer, utf8
 from .encoder_type import Encoder, check_encoder_type, resolve
 from .errors import ModelError, OptionError
+from .images import Frame, Picture, load_image
 from .models import bundled_mmproj, bundled_model
 from .options import Sampling
 
@@ -24,6 +27,7 @@ __all__ = [
     "content_id",
     "engine_options",
     "model_files",
+    "native_pictures",
     "sampling_options",
     "seed_of",
 ]
@@ -50,26 +54,34 @@ def engine_options(
     model: Path,
     mmproj: Path | None,
     *,
+    n_slots: int,
+    n_ctx: int,
     n_batch: int,
     n_ubatch: int,
     n_threads: int | None,
     n_gpu_layers: int,
     flash_attn: bool | str,
+    type_k: str,
+    type_v: str,
     encoder_cache_mb: int,
     encoder_type: str,
     verbose: bool,
 ) -> tuple[dict[str, Any], Encoder | None]:
-    """Keywords of both native classes, checked, and the encoder that they name. Raises OptionError, ModelError."""
+    """Keywords of the native engine, checked, and the encoder that they name. Raises OptionError, ModelError."""
     if flash_attn not in _FLASH_ATTENTION:
         raise OptionError(f"flash_attn must be 'auto', True or False; got {flash_attn!r}")
     options = {
         "model_path": str(model),
         "mmproj_path": None,
+        "n_slots": n_slots,
+        "n_ctx": integer("n_ctx", n_ctx, 0, MAX_N_CTX),
         "n_batch": integer("n_batch", n_batch, 1),
         "n_ubatch": integer("n_ubatch", n_ubatch, 1),
         "n_threads": 0 if n_threads is None else integer("n_threads", n_threads, 1, MAX_THREADS),
         "n_gpu_layers": integer("n_gpu_layers", n_gpu_layers, -1),
         "flash_attn": _FLASH_ATTENTION[flash_attn],
+        "type_k": utf8("type_k", type_k),
+        "type_v": utf8("type_v", type_v),
         "encoder_cache_bytes": integer("encoder_cache_mb", encoder_cache_mb, 0) * 2**20,
         "verbose": bool(verbose),
     }
@@ -89,20 +101,28 @@ def seed_of(seed: int | None) -> int | None:
 
 def sampling_options(sampling: Sampling, seed: int | None) -> dict[str, Any]:
     """Keywords of the native start() and prepare(). ``seed``: where the sampling has none; None: a random one."""
-    return {
-        "max_tokens": -1 if sampling.max_tokens is None else sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
-        "typical_p": sampling.typical_p,
-        "repeat_penalty": sampling.repeat_penalty,
-        "repeat_last_n": sampling.repeat_last_n,
-        "frequency_penalty": sampling.frequency_penalty,
-        "presence_penalty": sampling.presence_penalty,
-        "seed": next((one for one in (sampling.seed, seed) if one is not None), _RANDOM_SEED),
-        "grammar": sampling.grammar,
-    }
+    values = {field.name: getattr(sampling, field.name) for field in fields(sampling) if field.name != "stop"}
+    if values["max_tokens"] is None:
+        values["max_tokens"] = -1
+    if values["seed"] is None:
+        values["seed"] = _RANDOM_SEED if seed is None else seed
+    return values
+
+
+def native_pictures(
+    pictures: Sequence[Picture], max_pixels: int
+) -> tuple[list[NDArray[np.uint8]], list[str], list[int]]:
+    """Of a prompt: pixels, ids, and the numbers of those that are frames of a video, else 0. Raises ImageError."""
+    images = [load_image(picture, max_pixels=max_pixels) for picture in pictures]
+    ids, frames = [], []
+    for picture, image in zip(pictures, images, strict=True):
+        if isinstance(picture, Frame):
+            ids.append(picture.video)
+            frames.append(picture.number)
+        else:
+            ids.append(content_id(image))
+            frames.append(0)
+    return images, ids, frames
 
 
 def content_id(image: NDArray[np.uint8]) -> str:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from . import _native, completion
-from ._checks import integer, utf8
+from ._checks import integer
+from ._desk import Desk, InThread, Place
 from ._native_options import (
-    MAX_N_CTX,
     PathLike,
-    content_id,
     engine_options,
     model_files,
+    native_pictures,
     sampling_options,
     seed_of,
 )
-from ._process_lock import ProcessLock
 from .answer import Answer, Report
 from .chat import ChatTemplate, system_message, user_message
-from .errors import ClosedError, Error, ModelError, OptionError, printable
+from .errors import ClosedError, ModelError, OptionError, printable
 from .images import MAX_PIXELS, Frame, Picture, Pictures, as_list, load_image
 from .options import RequestOptions, Sampling, SamplingOptions
 from .presets import Recommended, to_schedule
@@ -51,9 +50,10 @@ class Runner:
     >>> with Runner() as runner:                                            # the bundled model
     ...     print(runner.ask("clock.png", "What time is it?"))
 
-    Several runners can live in one process. One runner serves one request at a time: calls from several
-    threads wait for each other, except that a request ends a stream that is still open (continuing it raises
-    ClosedError). After an error, and after Ctrl-C, the runner stays usable. In a child of ``os.fork()`` it is closed.
+    Several runners can live in one process. Any thread may use a runner: as many requests as it has slots (``n_slots``)
+    are computed side by side, others wait in order; one with another schedule waits until it is alone. A request that
+    finds no slot ends a stream that is open and that nobody reads (continuing it raises ClosedError). After an error,
+    and after Ctrl-C, the runner stays usable. In a child of ``os.fork()`` it is closed.
 
     Raises the classes of :mod:`pyfastv.errors`.
     """
@@ -63,6 +63,7 @@ class Runner:
         model_path: PathLike | None = None,
         mmproj_path: PathLike | None = None,
         *,
+        n_slots: int = 1,
         n_ctx: int = 0,
         n_batch: int = 2048,
         n_ubatch: int = 512,
@@ -85,9 +86,9 @@ class Runner:
 
         ``model_path``, ``mmproj_path``: GGUF files of the language model and of its vision encoder; without a
         model the bundled one, without an mmproj text only.
-        ``n_ctx``: context in tokens, 0: what the model was trained for. ``n_batch``, ``n_ubatch``: most
-        tokens in a logical and in a physical batch. ``n_threads``: None: one for each core
-        that the system shows, hyperthreads included.
+        ``n_slots``: requests computed side by side. ``n_ctx``: context of each in tokens, 0: what the model was trained
+        for. ``n_batch``, ``n_ubatch``: most tokens in a logical and in a physical batch. ``n_threads``: None: one for
+        each core that the system shows, hyperthreads included.
         ``n_gpu_layers``: layers on the GPU if there is one, -1: all. ``type_k``, ``type_v``: ggml types of
         the KV cache.
         ``seed``: of requests that bring none. ``verbose``: llama.cpp's log on stderr.
@@ -108,36 +109,33 @@ class Runner:
         Raises ModelError, UnsupportedModelError (with ``fastv=None`` such a model runs), OptionError,
         OutOfMemoryError.
         """
-        self._lock = ProcessLock("runner")
-        self._computing = False
-        self._request = 0  # of the newest request; a stream of an older one is stale
         self._seed = seed_of(seed)
         self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
         schedule, merging = to_schedule(fastv), to_turbo(turbo)
         self._reduce = to_reducer(reduce)
         self._model_path, self._mmproj_path = model_files(model_path, mmproj_path)
-        context: dict[str, Any] = {
-            "n_ctx": integer("n_ctx", n_ctx, 0, MAX_N_CTX),
-            "type_k": utf8("type_k", type_k),
-            "type_v": utf8("type_v", type_v),
-        }
         options, self._encoder = engine_options(
             self._model_path,
             self._mmproj_path,
+            n_slots=integer("n_slots", n_slots, 1, 2**31 - 1),
+            n_ctx=n_ctx,
             n_batch=n_batch,
             n_ubatch=n_ubatch,
             n_threads=n_threads,
             n_gpu_layers=n_gpu_layers,
             flash_attn=flash_attn,
+            type_k=type_k,
+            type_v=type_v,
             encoder_cache_mb=encoder_cache_mb,
             encoder_type=encoder_type,
             verbose=verbose,
         )
-        self._engine = _native.Engine(**options, **context, progress=progress)
+        self._engine = _native.Engine(**options, progress=progress)
+        self._desk = Desk(n_slots, self._engine.cancel)
+        self._lock = self._desk.lock
         self._fastv: Schedule | None = None  # of requests that bring none
         self._in_force: Schedule | None = None  # what the engine has
         self._turbo: Turbo | None = None
-        self._turbo_in_force: Turbo | None = None
         try:
             if schedule is not None:
                 self.set_fastv(schedule)
@@ -165,8 +163,8 @@ class Runner:
         if self._lock.inherited:
             return
         with self._lock:
-            self._refuse_reentry()
-            self._request += 1
+            self._desk.wait_for_threads()
+            self._desk.clear()
             self._engine.close()
 
     @property
@@ -186,7 +184,7 @@ class Runner:
         """
         schedule = to_schedule(fastv)
         with self._engine_at_work() as engine:
-            self._request += 1
+            self._desk.clear()
             self._put_in_force(engine, schedule)
             self._fastv = schedule
 
@@ -202,16 +200,12 @@ class Runner:
         """
         merging = to_turbo(turbo)
         with self._engine_at_work() as engine:
-            self._request += 1
-            self._put_turbo_in_force(engine, merging)
+            self._desk.clear()
+            if merging is None:
+                engine.clear_turbo()
+            else:
+                engine.set_turbo(merging.spec())
             self._turbo = merging
-
-    def _put_turbo_in_force(self, engine: _native.Engine, turbo: Turbo | None) -> None:
-        if turbo is None:
-            engine.clear_turbo()
-        else:
-            engine.set_turbo(turbo.spec())
-        self._turbo_in_force = turbo
 
     @property
     def reduce(self) -> Reducer | None:
@@ -222,8 +216,11 @@ class Runner:
         """Change the reducer, None: off. Raises OptionError, UnsupportedModelError (CDPruner)."""
         reducer = to_reducer(reduce)
         with self._engine_at_work() as engine:
-            self._request += 1
-            _set_reducer(engine, reducer)
+            self._desk.clear()
+            if reducer is None:
+                engine.clear_reducer()
+            else:
+                engine.set_reducer(reducer.spec())
             self._reduce = reducer
 
     def _put_in_force(self, engine: _native.Engine, schedule: Schedule | None) -> None:
@@ -280,9 +277,8 @@ class Runner:
         Raises ImageError, OptionError, ContextLengthError (the prompt does not fit), OutOfMemoryError,
         DecodeError, ClosedError.
         """
-        with self._lock:
-            stream = self.stream(image, question, video=video, system=system, progress=progress, **options)
-            return stream.read()
+        with self._desk.holding() as place:
+            return self._ask(image, question, video, system, progress, options, place).read()
 
     def stream(
         self,
@@ -295,6 +291,58 @@ class Runner:
         **options: Unpack[RequestOptions],
     ) -> Stream:
         """As :meth:`ask`, piece by piece. Prefill is done when this returns, and its errors raised."""
+        return self._ask(image, question, video, system, progress, options)
+
+    async def aask(
+        self,
+        image: Pictures = None,
+        question: str | None = None,
+        *,
+        video: Video | VideoSource | None = None,
+        system: str | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Answer:
+        """As :meth:`ask`, without blocking the event loop. Cancelling the task ends the computation at once.
+
+        A thread of its own computes it; ``progress`` is called there."""
+
+        def ask() -> Answer:
+            with self._desk.holding(thread.place) as place:
+                return self._ask(image, question, video, system, progress, options, place).read()
+
+        async with InThread(self._desk) as thread:
+            return await thread.run(ask)
+
+    async def astream(
+        self,
+        image: Pictures = None,
+        question: str | None = None,
+        *,
+        video: Video | VideoSource | None = None,
+        system: str | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> AsyncIterator[str]:
+        """As :meth:`aask`, piece by piece: ``async for``. It has its slot until it ends, or is closed, or its task is
+        cancelled."""
+        async with InThread(self._desk) as thread:
+            stream = await thread.run(
+                lambda: self._ask(image, question, video, system, progress, options, thread.place)
+            )
+            while (piece := await thread.run(lambda: next(stream, None))) is not None:
+                yield piece
+
+    def _ask(
+        self,
+        image: Pictures,
+        question: str | None,
+        video: Video | VideoSource | None,
+        system: str | None,
+        progress: Progress | None,
+        options: RequestOptions,
+        place: Place | None = None,
+    ) -> Stream:
         self._refuse_closed()
         begin = time.perf_counter()
         pictures = [*as_list(image), *self._load_frames(video)]
@@ -302,7 +350,7 @@ class Runner:
         messages = [user_message(question, pictures)]
         if system is not None:
             messages.insert(0, system_message(system))
-        return self._start(messages, progress, options, image_decode_ms=image_decode_ms)
+        return self._start(messages, progress, options, image_decode_ms=image_decode_ms, place=place)
 
     def session(self, *, system: str | None = None, **options: Unpack[RequestOptions]) -> Session:
         """A conversation: later questions may be about earlier pictures, and know the earlier answers.
@@ -340,11 +388,11 @@ class Runner:
         completion, or an iterator of its chunks. The completion and the last chunk have one key more than
         OpenAI's: ``pyfastv``, the report. Raises as :meth:`ask` does.
         """
-        with self._lock:
-            pieces = self._start(messages, None, options)
-            if stream:
-                return completion.chunks(pieces, printable(self._model_path.name))
-            return completion.whole(pieces.read(), printable(self._model_path.name))
+        name = printable(self._model_path.name)
+        if stream:
+            return completion.chunks(self._start(messages, None, options), name)
+        with self._desk.holding() as place:
+            return completion.whole(self._start(messages, None, options, place=place).read(), name)
 
     def _start(
         self,
@@ -353,8 +401,10 @@ class Runner:
         options: RequestOptions,
         *,
         image_decode_ms: float = 0.0,
+        place: Place | None = None,
     ) -> Stream:
-        """Prefill, and a stream over the generation after it. ``image_decode_ms``: spent on the pictures so far."""
+        """Prefill, and a stream over the generation after it. ``image_decode_ms``: spent on the pictures so far.
+        ``place``: whose holder it is for; None: nobody's."""
         fastv = to_schedule(options["fastv"]) if "fastv" in options else self._fastv
         turbo = to_turbo(options["turbo"]) if "turbo" in options else self._turbo
         reduce = to_reducer(options["reduce"]) if "reduce" in options else self._reduce
@@ -363,55 +413,66 @@ class Runner:
         self._refuse_closed()
         prompt = self._template.render(messages, self._engine.media_marker)
         begin = time.perf_counter()
-        images = self._load_images(prompt.pictures)
+        self._refuse_pictures(prompt.pictures)
+        images, ids, frames = native_pictures(prompt.pictures, self._max_pixels)
         image_decode_ms += (time.perf_counter() - begin) * 1000.0
-        with self._engine_at_work() as engine:
-            if fastv != self._in_force:
-                self._put_in_force(engine, fastv)
-            if turbo != self._turbo_in_force:
-                self._put_turbo_in_force(engine, turbo)
-            _set_reducer(engine, reduce)
-            frames = [picture if isinstance(picture, Frame) else None for picture in prompt.pictures]
+
+        desk, engine = self._desk, self._engine
+        place = place or Place()
+        place.fastv = fastv
+        with self._computing(place):
+            desk.enter(place)
+            with self._lock:
+                self._refuse_closed()
+                if fastv != self._in_force:
+                    self._put_in_force(engine, fastv)
             engine.prefill(
                 prompt.text,
                 images,
-                [
-                    content_id(image) if f is None else f.video
-                    for image, f in zip(images, frames, strict=True)
-                ],
-                progress,
+                ids,
+                progress and desk.calling_back(progress),
                 prompt.add_bos,
                 1,
-                [0 if f is None else f.number for f in frames],
+                frames,
+                "" if turbo is None else turbo.spec(),
+                "" if reduce is None else reduce.spec(),
+                lambda number: desk.begin(place, number),
             )
-            engine.start(**sampling_options(sampling, self._seed))
-            self._request += 1
-            request = self._request
+            engine.start(place.number, **sampling_options(sampling, self._seed))
+        desk.pause(place)
 
         def next_bytes() -> bytes | None:
-            with self._engine_at_work(request) as engine:
-                token = engine.next()
+            self._refuse_closed()
+            with self._computing(place), desk.reading(place):
+                token = engine.next(place.number)
                 return None if token is None else token[1]
 
         def finish() -> tuple[Report, str]:
-            with self._engine_at_work(request) as engine:
-                report = Report.of(
-                    engine.report(),
-                    n_layer=engine.n_layer,
-                    image_decode_ms=image_decode_ms,
-                    fastv=fastv,
-                    turbo=turbo,
-                    reduce=reduce,
-                )
-                return report, engine.finish_reason or "stop"
+            self._refuse_closed()
+            with self._computing(place), desk.reading(place):
+                if place.result is None:
+                    report = Report.of(
+                        engine.report(place.number),
+                        n_layer=engine.n_layer,
+                        image_decode_ms=image_decode_ms,
+                        fastv=fastv,
+                        turbo=turbo,
+                        reduce=reduce,
+                    )
+                    place.result = report, engine.reason(place.number) or "stop"
+            desk.leave(place)
+            return cast("tuple[Report, str]", place.result)
 
-        return Stream(next_bytes, finish, sampling.stop or ())
+        return Stream(next_bytes, finish, sampling.stop or (), lambda: desk.stop(place))
 
-    def _load_images(self, pictures: Sequence[Picture]) -> list[NDArray[np.uint8]]:
+    def _refuse_pictures(self, pictures: Sequence[Picture]) -> None:
         if pictures and self._mmproj_path is None:
             raise ModelError(
                 f"{self._model_path.name} was loaded without a vision encoder: pass its mmproj_path to Runner"
             )
+
+    def _load_images(self, pictures: Sequence[Picture]) -> list[NDArray[np.uint8]]:
+        self._refuse_pictures(pictures)
         return [load_image(picture, max_pixels=self._max_pixels) for picture in pictures]
 
     def _load_frames(self, video: Video | VideoSource | None) -> list[Frame]:
@@ -423,36 +484,31 @@ class Runner:
         return ChatTemplate(engine.chat_template, bos_token=engine.bos_token, eos_token=engine.eos_token)
 
     @contextmanager
-    def _engine_at_work(self, request: int | None = None) -> Iterator[_native.Engine]:
+    def _computing(self, place: Place) -> Iterator[None]:
+        """Whatever is raised meanwhile ends the request, and leaves nothing of it in the context."""
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):  # the first error is the one to tell
+                self._desk.give_up(place, self._engine.reset)
+            raise
+
+    @contextmanager
+    def _engine_at_work(self) -> Iterator[_native.Engine]:
         """The engine, for this thread alone; whatever is raised meanwhile leaves it without a context."""
         with self._lock:
-            self._refuse_reentry()
             self._refuse_closed()
-            if request is not None and request != self._request:
-                raise ClosedError("this stream was ended by a later request to the same runner")
+            self._desk.wait_for_threads()
+            self._refuse_closed()
             try:
-                self._computing = True
                 yield self._engine
             except BaseException:
-                self._request += 1
+                self._desk.clear()
                 with suppress(Exception):  # the first error is the one to tell
                     self._engine.reset()
                 raise
-            finally:
-                self._computing = False
 
     def _refuse_closed(self) -> None:
         self._lock.refuse_inherited()
         if self._engine.closed:
             raise ClosedError("this runner is closed: make a new one")
-
-    def _refuse_reentry(self) -> None:
-        if self._computing:
-            raise Error("a runner cannot be used from within its own progress callback")
-
-
-def _set_reducer(engine: _native.Engine, reducer: Reducer | None) -> None:
-    if reducer is None:
-        engine.clear_reducer()
-    else:
-        engine.set_reducer(reducer.spec())

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ._desk import Place
+from ._process_lock import ProcessLock
 from .answer import Answer
 from .chat import assistant_message, system_message, user_message
 from .errors import ClosedError
@@ -37,6 +39,7 @@ class Session:
 
     def __init__(self, runner: Runner, system: str | None = None, **options: Unpack[RequestOptions]) -> None:
         """See :meth:`pyfastv.Runner.session`."""
+        self._lock = ProcessLock("runner")
         self._runner = runner
         self._options = options
         self._history: list[dict[str, Any]] = [] if system is None else [system_message(system)]
@@ -76,8 +79,8 @@ class Session:
 
         Arguments and errors are those of :meth:`pyfastv.Runner.ask`.
         """
-        with self._runner._lock:
-            return self.stream(question, image, video=video, progress=progress, **options).read()
+        with self._lock, self._runner._desk.holding() as place:
+            return self._ask(question, image, video, progress, options, place).read()
 
     def stream(
         self,
@@ -89,21 +92,32 @@ class Session:
         **options: Unpack[RequestOptions],
     ) -> Stream:
         """As :meth:`ask`, piece by piece. The next question ends it, wherever it is."""
-        with self._runner._lock:
-            if self._closed:
-                raise ClosedError("this session is closed: make a new one")
-            begin = time.perf_counter()
-            # read once: the file may be gone, or another one, when a later question is asked
-            given = as_list(image)
-            images: list[Picture] = [
-                picture if isinstance(picture, Frame) else pixels
-                for picture, pixels in zip(given, self._runner._load_images(given), strict=True)
-            ]
-            images += self._runner._load_frames(video)
-            image_decode_ms = (time.perf_counter() - begin) * 1000.0
-            messages = [*self.messages, user_message(question, images)]
-            stream = self._runner._start(
-                messages, progress, {**self._options, **options}, image_decode_ms=image_decode_ms
-            )
-            self._history, self._answering = messages, stream
-            return stream
+        with self._lock:
+            return self._ask(question, image, video, progress, options)
+
+    def _ask(
+        self,
+        question: str,
+        image: Pictures,
+        video: Video | VideoSource | None,
+        progress: Callable[[int, int], object] | None,
+        options: RequestOptions,
+        place: Place | None = None,
+    ) -> Stream:
+        if self._closed:
+            raise ClosedError("this session is closed: make a new one")
+        begin = time.perf_counter()
+        # read once: the file may be gone, or another one, when a later question is asked
+        given = as_list(image)
+        images: list[Picture] = [
+            picture if isinstance(picture, Frame) else pixels
+            for picture, pixels in zip(given, self._runner._load_images(given), strict=True)
+        ]
+        images += self._runner._load_frames(video)
+        image_decode_ms = (time.perf_counter() - begin) * 1000.0
+        messages = [*self.messages, user_message(question, images)]
+        stream = self._runner._start(
+            messages, progress, {**self._options, **options}, image_decode_ms=image_decode_ms, place=place
+        )
+        self._history, self._answering = messages, stream
+        return stream

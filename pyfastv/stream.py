@@ -15,8 +15,8 @@ __all__ = ["Stream"]
 class Stream(Iterator[str]):
     """Pieces of an answer, as they are generated; made by :meth:`pyfastv.Runner.stream`.
 
-    After the last piece ``answer`` and ``report`` are there. A stream may be left half-way. The next request
-    to the same runner ends it: continuing it then raises ClosedError.
+    After the last piece ``answer`` and ``report`` are there. A stream may be left half-way. A later request that needs
+    its slot ends it: continuing it then raises ClosedError.
     """
 
     def __init__(
@@ -24,10 +24,13 @@ class Stream(Iterator[str]):
         next_bytes: Callable[[], bytes | None],
         finish: Callable[[], tuple[Report, str]],
         stop: Sequence[str],
+        cancel: Callable[[], None] = lambda: None,
     ) -> None:
-        """``next_bytes``: of the next token, None at the end. ``finish``: report and reason, then."""
+        """``next_bytes``: of the next token, None at the end. ``finish``: report and reason, then. ``cancel``: makes
+        ``next_bytes`` come to its end, in whichever thread."""
         self._next_bytes = next_bytes
         self._finish = finish
+        self._cancel = cancel
         self._reader = PieceReader(stop)
         self._text: list[str] = []
         self._answer: Answer | None = None
@@ -40,7 +43,7 @@ class Stream(Iterator[str]):
                 self._text.append(piece)
             if data is None or self._reader.stopped:
                 report, reason = self._finish()
-                reason = "stop" if self._reader.stopped else reason
+                reason = "stop" if self._reader.stopped or reason == "cancelled" else reason
                 self._answer = Answer(self.text, report, reason)
             if piece:
                 return piece
@@ -53,8 +56,9 @@ class Stream(Iterator[str]):
         return self.answer
 
     def stop(self) -> Answer:
-        """End the answer where it is; what comes later is not generated."""
+        """End the answer where it is; what comes later is not generated. From any thread: iterating ends there."""
         if self._answer is None:
+            self._cancel()
             report, _ = self._finish()
             self._answer = Answer(self.text, report, "stop")
         return self._answer

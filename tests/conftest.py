@@ -49,6 +49,7 @@ SLOW = [
     "llm_plugin",
     "long_texts",
     "memory",
+    "one_engine",
     "outputs",
     "plan",
     "pool",
@@ -199,20 +200,26 @@ class FakeEngine:
         add_bos: bool,
         reserve: int,
         frames: Any = (),
-    ) -> None:
+        turbo: str | None = None,
+        reducer: str | None = None,
+        started: Any = None,
+    ) -> int:
         arguments = {"images": images, "image_ids": image_ids, "add_bos": add_bos, "reserve": reserve}
-        self._call("prefill", {"prompt": prompt, **arguments})
+        self._call("prefill", {"prompt": prompt, **arguments, "turbo": turbo})
+        if started is not None:
+            started(1)
         if progress is not None:
             progress(1, 2)
             progress(2, 2)
+        return 1
 
-    def start(self, **sampling: Any) -> None:
+    def start(self, request: int | None = None, **sampling: Any) -> None:
         self._call("start", sampling)
         limit = sampling["max_tokens"]
         self._left = self.tokens[: None if limit < 0 else limit]
         self.finish_reason = None
 
-    def next(self) -> tuple[int, bytes] | None:
+    def next(self, request: int | None = None) -> tuple[int, bytes] | None:
         self._call("next")
         if not self._left:
             self.finish_reason = "stop"
@@ -222,8 +229,14 @@ class FakeEngine:
     def reset(self) -> None:
         self._call("reset")
 
-    def report(self) -> dict[str, Any]:
+    def report(self, request: int | None = None) -> dict[str, Any]:
         return dict(REPORT)
+
+    def reason(self, request: int | None = None) -> str | None:
+        return self.finish_reason
+
+    def cancel(self, request: int) -> None:
+        pass
 
 
 @pytest.fixture

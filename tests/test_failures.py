@@ -86,7 +86,7 @@ def test_what_goes_wrong_with_an_answer_ends_it_and_no_other(
 class FailingSlots:
     """Slots of which one method raises, once."""
 
-    def __init__(self, slots: _native.Slots, name: str, error: BaseException) -> None:
+    def __init__(self, slots: _native.Engine, name: str, error: BaseException) -> None:
         self._slots, self._name, self._error = slots, name, error
         self.failed = threading.Event()
 
@@ -149,7 +149,7 @@ def a_request_runs_out_of_memory(folder: Path) -> None:
     large = dataclasses.replace(random_mmproj.FAMILIES["Janus-Pro"], image_size=784)
     random_mmproj.FAMILIES["Janus-Pro"] = large
     model, mmproj = random_mmproj.write_pair(folder, "Janus-Pro")
-    slots = _native.Slots(
+    slots = _native.Engine(
         model_path=str(model), mmproj_path=str(mmproj), n_slots=2, n_ctx=1024, n_batch=512, n_ubatch=512, n_threads=1,
         n_gpu_layers=0, flash_attn="on", type_k="f16", type_v="f16", encoder_cache_bytes=0, verbose=False, progress=None,
     )  # fmt: skip

@@ -71,21 +71,12 @@ def engine() -> Iterator[_native.Engine]:
     made.close()
 
 
-@pytest.fixture(scope="module")
-def slots() -> Iterator[_native.Slots]:
-    made = _native.Slots(**ENGINE, n_slots=1)
-    yield made
-    made.close()
-
-
-@pytest.mark.parametrize("door", [_native.Engine, _native.Slots, Runner, Pool])
+@pytest.mark.parametrize("door", [_native.Engine, Runner, Pool])
 @pytest.mark.parametrize(("name", "value"), WRONG)
 def test_a_model_is_not_loaded_with_such_a_number(door: Any, name: str, value: int) -> None:
     options: dict[str, Any] = {name: value}
-    if door in (_native.Engine, _native.Slots):
+    if door is _native.Engine:
         options = ENGINE | options
-    if door is _native.Slots:
-        options["n_slots"] = 1
     with pytest.raises(OptionError, match=f"{name}.*{value}|{name}.*got {value}"):
         door(**options)
 
@@ -93,27 +84,23 @@ def test_a_model_is_not_loaded_with_such_a_number(door: Any, name: str, value: i
 @pytest.mark.parametrize("value", [-1, 0, 65, 2**31, 2**40])
 def test_there_are_as_many_slots_as_there_can_be(value: int) -> None:
     with pytest.raises(OptionError, match=f"slots = {value}: there can be 1 to 64"):
-        _native.Slots(**ENGINE, n_slots=value)
+        _native.Engine(**ENGINE, n_slots=value)
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG_SAMPLING)
-def test_nothing_is_sampled_by_such_a_number(
-    engine: _native.Engine, slots: _native.Slots, name: str, value: float
-) -> None:
+def test_nothing_is_sampled_by_such_a_number(engine: _native.Engine, name: str, value: float) -> None:
     with pytest.raises(OptionError, match=f"^{name} = "):
         engine.start(**SAMPLING | {name: value})
     with pytest.raises(OptionError, match=f"^{name} = "):
-        slots.prepare("x", [], [], True, n_probs=0, **SAMPLING | {name: value})
+        engine.prepare("x", [], [], True, n_probs=0, **SAMPLING | {name: value})
 
 
 @pytest.mark.parametrize("value", [-1, 2**31, 2**40])
-def test_counts_of_a_request_are_checked_by_the_native_module(
-    engine: _native.Engine, slots: _native.Slots, value: int
-) -> None:
+def test_counts_of_a_request_are_checked_by_the_native_module(engine: _native.Engine, value: int) -> None:
     with pytest.raises(OptionError, match=f"^reserve = {value}: it can be 0 to 2147483647"):
         engine.prefill("x", [], [], None, True, value)
     with pytest.raises(OptionError, match=f"^n_probs = {value}: it can be 0 to"):
-        slots.prepare("x", [], [], True, n_probs=value, **SAMPLING)
+        engine.prepare("x", [], [], True, n_probs=value, **SAMPLING)
 
 
 def test_penalties_look_at_no_more_than_the_context(engine: _native.Engine) -> None:

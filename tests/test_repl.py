@@ -105,10 +105,10 @@ def test_ctrl_c_stops_an_answer_which_stays_as_far_as_it_came(
 ) -> None:
     generate = FakeEngine.next
 
-    def interrupted(engine: FakeEngine) -> tuple[int, bytes] | None:
+    def interrupted(engine: FakeEngine, request: int) -> tuple[int, bytes] | None:
         if len([name for name, _ in engine.calls if name == "next"]) == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return generate(engine)
+        return generate(engine, request)
 
     monkeypatch.setattr(FakeEngine, "next", interrupted)
     type_in(["One?", "/why", "Two?"])

@@ -51,6 +51,7 @@ def test_loading_options(fake_runner: Runner) -> None:
     assert options.pop("model_path").endswith("tiny-llava-Q4_K_M.gguf")
     assert options.pop("mmproj_path").endswith("mmproj-tiny-llava-q8_0.gguf")
     assert options == {
+        "n_slots": 1,
         "n_ctx": 0,
         "n_batch": 2048,
         "n_ubatch": 512,

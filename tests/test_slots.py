@@ -31,14 +31,14 @@ def loaded(kind: type, **options: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[_native.Slots]:
-    slots = loaded(_native.Slots, n_slots=3)
+def shared() -> Iterator[_native.Engine]:
+    slots = loaded(_native.Engine, n_slots=3)
     yield slots
     slots.close()
 
 
 @pytest.fixture
-def slots(shared: _native.Slots) -> _native.Slots:
+def slots(shared: _native.Engine) -> _native.Engine:
     shared.reset()
     shared.clear_fastv()
     return shared
@@ -55,7 +55,7 @@ Start = Callable[..., int]
 
 
 @pytest.fixture
-def start(slots: _native.Slots) -> Start:
+def start(slots: _native.Engine) -> Start:
     """A request of this text, with * for each picture."""
 
     def start(text: str, *images: Any, sampling: dict[str, Any] = GREEDY, n_probs: int = 0) -> int:
@@ -66,7 +66,7 @@ def start(slots: _native.Slots) -> Start:
     return start
 
 
-def finish(slots: _native.Slots) -> dict[int, dict[str, Any]]:
+def finish(slots: _native.Engine) -> dict[int, dict[str, Any]]:
     """Step until all have ended; the last event of each, with its whole ``text``."""
     text: dict[int, bytes] = {}
     ends = {}
@@ -96,7 +96,7 @@ OTHER = "USER: *\nWhich bar has the highest value? ASSISTANT:"
 
 @pytest.mark.parametrize("spec", [None, FASTV])
 def test_requests_are_as_an_engine_computes_them(
-    slots: _native.Slots, engine: _native.Engine, start: Start, spec: str | None
+    slots: _native.Engine, engine: _native.Engine, start: Start, spec: str | None
 ) -> None:
     """At the same time, with another picture each; and the question after, on what the slot has kept."""
     engine.clear_fastv()
@@ -134,7 +134,7 @@ def test_requests_are_as_an_engine_computes_them(
 
 
 def test_questions_in_one_batch_recall_each_what_it_would_alone(
-    slots: _native.Slots, engine: _native.Engine, start: Start
+    slots: _native.Engine, engine: _native.Engine, start: Start
 ) -> None:
     slots.set_fastv(FASTV)
     engine.clear_fastv()
@@ -156,7 +156,7 @@ def test_questions_in_one_batch_recall_each_what_it_would_alone(
 
 
 def test_a_copy_of_a_picture_that_was_asked_about_chooses_anew(
-    slots: _native.Slots, engine: _native.Engine, start: Start
+    slots: _native.Engine, engine: _native.Engine, start: Start
 ) -> None:
     slots.set_fastv(FASTV)
     engine.clear_fastv()
@@ -178,7 +178,7 @@ def test_a_copy_of_a_picture_that_was_asked_about_chooses_anew(
     assert [event["finish"] for event in slots.step()] == ["cancelled"]
 
 
-def test_a_step_is_one_token_of_each_and_a_piece_of_a_prompt(slots: _native.Slots, start: Start) -> None:
+def test_a_step_is_one_token_of_each_and_a_piece_of_a_prompt(slots: _native.Engine, start: Start) -> None:
     talking = start("USER: Hello ASSISTANT:", sampling=ENDLESS)
     slots.step()
     start(FIRST, CLOCK)
@@ -192,7 +192,7 @@ def test_a_step_is_one_token_of_each_and_a_piece_of_a_prompt(slots: _native.Slot
     assert steps >= 6  # an encoder and the layers for each picture, the texts before and behind them
 
 
-def test_what_is_out_of_turn_is_refused(slots: _native.Slots, start: Start) -> None:
+def test_what_is_out_of_turn_is_refused(slots: _native.Engine, start: Start) -> None:
     request = slots.prepare("Hello", [], [], True, n_probs=0, **ENDLESS)
     slots.start(request)
     with pytest.raises(OptionError, match="already"):
@@ -219,7 +219,7 @@ def test_what_is_out_of_turn_is_refused(slots: _native.Slots, start: Start) -> N
     assert slots.step() == []
 
 
-def test_a_grammar_that_leaves_no_token_ends_its_answer(slots: _native.Slots, start: Start) -> None:
+def test_a_grammar_that_leaves_no_token_ends_its_answer(slots: _native.Engine, start: Start) -> None:
     """No token of the vocabulary is allowed, or the grammar has come to its end."""
     numbers = [
         start("Hello", sampling={**ENDLESS, "grammar": grammar})
@@ -231,7 +231,7 @@ def test_a_grammar_that_leaves_no_token_ends_its_answer(slots: _native.Slots, st
 
 
 def test_closed_slots_say_so() -> None:
-    slots = loaded(_native.Slots, n_slots=1)
+    slots = loaded(_native.Engine, n_slots=1)
     slots.close()
     slots.close()
     assert slots.closed

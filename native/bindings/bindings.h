@@ -15,7 +15,7 @@ struct error;
 void bind_header(pybind11::module_ & m);
 void bind_info  (pybind11::module_ & m);
 void bind_engine(pybind11::module_ & m);
-void bind_slots (pybind11::module_ & m);
+void bind_options(pybind11::module_ & m);
 void bind_reduce(pybind11::module_ & m);
 void bind_grammar(pybind11::module_ & m);
 void bind_kernels(pybind11::module_ & m);

@@ -10,8 +10,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <filesystem>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,9 +17,9 @@
 
 using rgb_array = pybind11::array_t<uint8_t, pybind11::array::c_style>;
 
-// Files are named by bytes, not by text: paths come in as std::filesystem::path, of what os.fsencode() takes.
-inline std::optional<std::string> to_string(const std::optional<std::filesystem::path> & path) {
-    return path ? std::optional(path->string()) : std::nullopt;
+template <typename T>
+pybind11::array_t<T> to_array(const std::vector<T> & values) {
+    return pybind11::array_t<T>(values.size(), values.data());
 }
 
 // `what`: "runner"

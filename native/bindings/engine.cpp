@@ -1,64 +1,102 @@
 #include "bindings/bindings.h"
 #include "bindings/convert.h"
+#include "bindings/options.h"
 
-#include "runner/engine.h"
 #include "runner/errors.h"
 #include "runner/forks.h"
+#include "runner/engine.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
-#include <pybind11/stl/filesystem.h>
 
 #include <exception>
-#include <filesystem>
 #include <memory>
+#include <optional>
+#include <string>
+#include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace py = pybind11;
 
 using namespace py::literals;
-using pyfastv::engine;
 using pyfastv::error;
 using pyfastv::error_kind;
+using pyfastv::engine;
 
 namespace {
 
-// An engine with Python's callbacks: they are called from long computations, which run without the GIL. What they
-// raise is kept here, the computation is told to stop, and it is raised again when the computation has come back.
+using request_number = std::optional<int64_t>; // none: of the newest request
+
+// What a callback raised on this thread: the computation is told to stop, and it is raised again when that has come back.
+thread_local std::exception_ptr raised;
+
+// f(), which may raise; false: it has
+template <typename F>
+bool kept(F && f) {
+    const py::gil_scoped_acquire gil;
+    try {
+        f();
+        return true;
+    } catch (...) {
+        raised = std::current_exception();
+        return false;
+    }
+}
+
+void check_signals() {
+    if (PyErr_CheckSignals() != 0) {
+        throw py::error_already_set();
+    }
+}
+
+void raise_what_was() {
+    if (raised) {
+        std::rethrow_exception(std::exchange(raised, nullptr));
+    }
+}
+
+// f() without the GIL; ggml's aborts are errors
+template <typename F>
+auto native(F && f) {
+    const auto released = [&] {
+        const native_scope scope;
+        return f();
+    };
+    raised = nullptr;
+    try {
+        if constexpr (std::is_void_v<decltype(f())>) {
+            released();
+            raise_what_was();
+        } else {
+            auto res = released();
+            raise_what_was();
+            return res;
+        }
+    } catch (...) {
+        raise_what_was();
+        throw;
+    }
+}
+
 class py_engine {
 public:
-    // f() without the GIL; ggml's aborts are errors
-    template <typename F>
-    auto run(F && f) {
-        raised = nullptr;
-        try {
-            const native_scope scope;
-            return f();
-        } catch (...) {
-            if (raised) {
-                std::rethrow_exception(std::exchange(raised, nullptr));
-            }
-            throw;
-        }
-    }
-
     py_engine(pyfastv::engine_options options, const py::object & progress) {
         // by reference: only loading, which ends in this constructor, reports to it
-        options.progress = [this, &progress](float done) {
-            const py::gil_scoped_acquire gil;
-            return guarded([&] {
+        options.progress = [&progress](float done) {
+            return kept([&] {
                 if (!progress.is_none()) {
                     progress(done);
                 }
                 check_signals();
             });
         };
-        options.interrupt = [this] {
-            const py::gil_scoped_acquire gil;
-            return !guarded([&] { check_signals(); });
-        };
+        // Python handles signals in its main thread alone; others need not wait for the GIL
+        const auto main = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
 
-        run([&] { impl = std::make_unique<engine>(options); });
+        options.interrupt = [main] { return PyThread_get_thread_ident() == main && !kept(check_signals); };
+
+        native([&] { impl = std::make_unique<engine>(options); });
     }
 
     ~py_engine() {
@@ -87,60 +125,109 @@ public:
     bool closed() const { return !impl || made.inherited(); }
 
 private:
-    static void check_signals() {
-        if (PyErr_CheckSignals() != 0) {
-            throw py::error_already_set();
-        }
-    }
-
-    template <typename F>
-    bool guarded(F && f) {
-        try {
-            f();
-            return true;
-        } catch (...) {
-            raised = std::current_exception();
-            return false;
-        }
-    }
-
     std::unique_ptr<engine> impl;
-    pyfastv::inheritable    made;
-    std::exception_ptr      raised;
+    pyfastv::inheritable   made;
 };
 
-template <typename T>
-py::array_t<T> to_array(const std::vector<T> & values) {
-    return py::array_t<T>(values.size(), values.data());
-}
-
-std::unique_ptr<py_engine> make_engine(
-        const std::filesystem::path & model_path, const std::optional<std::filesystem::path> & mmproj_path, int64_t n_ctx,
-        int64_t n_batch, int64_t n_ubatch, int64_t n_threads, int64_t n_gpu_layers, std::string flash_attn, std::string type_k,
-        std::string type_v, int64_t encoder_cache_bytes, bool verbose, const py::object & progress) {
-    pyfastv::engine_options options;
-    options.model_path   = model_path.string();
-    options.mmproj_path  = to_string(mmproj_path);
-    options.n_ctx        = n_ctx;
-    options.n_batch      = n_batch;
-    options.n_ubatch     = n_ubatch;
-    options.n_threads    = n_threads;
-    options.n_gpu_layers = n_gpu_layers;
-    options.flash_attn   = std::move(flash_attn);
-    options.type_k       = std::move(type_k);
-    options.type_v       = std::move(type_v);
-    options.encoder_cache_bytes = encoder_cache_bytes;
-    options.verbose      = verbose;
-
-    return std::make_unique<py_engine>(std::move(options), progress);
-}
-
-void prefill(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids,
-        const py::object & progress, bool add_bos, int64_t reserve, const std::vector<int32_t> & frames) {
+// f(engine) without the GIL
+template <typename F>
+auto run(py_engine & self, F && f) {
     auto & impl = self.get();
+    return native([&] { return f(impl); });
+}
 
+// f(engine, number of a request)
+template <typename F>
+auto run(py_engine & self, const request_number & request, F && f) {
+    return run(self, [&](engine & e) { return f(e, request.value_or(e.newest())); });
+}
+
+//
+// requests that one thread computes for all
+//
+
+// what prepare() gives to start()
+struct py_request {
+    pyfastv::slot_request impl;
+};
+
+std::unique_ptr<py_request> prepare(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays,
+        const std::vector<std::string> & ids, bool add_bos, const std::vector<int32_t> & frames, int64_t n_probs, std::string turbo,
+        std::string reducer, const py::kwargs & sampling) {
+    const auto images  = to_images(arrays, ids, frames);
+    const auto options = to_sampling_options(sampling);
+
+    const pyfastv::picture_options pictures = { std::move(turbo), std::move(reducer) };
+
+    return run(self, [&](engine & e) {
+        return std::make_unique<py_request>(py_request { e.prepare(prompt, images, add_bos, pictures, options, n_probs) });
+    });
+}
+
+py::dict event_dict(const pyfastv::slot_event & event) {
+    py::dict res("id"_a = event.id, "token"_a = py::none(), "bytes"_a = py::bytes(event.bytes), "logprob"_a = py::none(), "top"_a = py::list(),
+            "finish"_a = event.finish, "error"_a = py::none(), "report"_a = py::none());
+
+    if (event.token != LLAMA_TOKEN_NULL) {
+        res["token"] = event.token;
+    }
+    if (!event.top.empty()) {
+        py::list top;
+        for (const auto & prob : event.top) {
+            top.append(py::make_tuple(prob.token, py::bytes(prob.bytes), prob.logprob));
+        }
+        res["logprob"] = event.logprob;
+        res["top"]     = top;
+    }
+    if (event.failure) {
+        res["error"] = to_exception(*event.failure);
+    }
+    if (event.ended()) {
+        res["report"] = to_dict(event.report);
+        py::list kept;
+        for (const auto & of_cut : event.kept) {
+            kept.append(to_array(of_cut));
+        }
+        res["kept"]  = kept;
+        res["grids"] = to_grids(event.grids);
+        py::list pictures;
+        for (const auto & slices : event.pictures) {
+            py::list of_picture;
+            for (const auto & slice : slices) {
+                py::list patches;
+                for (const auto & grid : slice.patches) {
+                    patches.append(py::make_tuple(grid.nx, grid.ny));
+                }
+                of_picture.append(py::make_tuple(patches, to_array(slice.places)));
+            }
+            pictures.append(of_picture);
+        }
+        res["pictures"] = pictures;
+    }
+    return res;
+}
+
+py::list step(py_engine & self) {
+    py::list res;
+    for (const auto & event : run(self, [](engine & e) { return e.step(); })) {
+        res.append(event_dict(event));
+    }
+    return res;
+}
+
+//
+// requests that threads wait for
+//
+
+int64_t prefill(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids,
+        const py::object & progress, bool add_bos, int64_t reserve, const std::vector<int32_t> & frames,
+        const std::optional<std::string> & turbo, const std::optional<std::string> & reducer, const py::object & started) {
     const auto images = to_images(arrays, ids, frames);
 
+    std::optional<pyfastv::picture_options> pictures;
+    if (turbo || reducer) {
+        pictures = { turbo.value_or(""), reducer.value_or("") };
+    }
     engine::progress_fn report;
     if (!progress.is_none()) {
         report = [&](int64_t done, int64_t all) {
@@ -149,26 +236,17 @@ void prefill(py_engine & self, const std::string & prompt, const std::vector<rgb
         };
     }
 
-    self.run([&] { impl.prefill(prompt, images, add_bos, reserve, report); });
+    const auto number = run(self, [&](engine & e) { return e.open(prompt, images, add_bos, reserve, pictures); });
+    if (!started.is_none()) {
+        started(number);
+    }
+    run(self, [&](engine & e) { e.read(number, report); });
+
+    return number;
 }
 
-void start(py_engine & self, int64_t max_tokens, float temperature, int64_t top_k, float top_p, float min_p, float typical_p,
-        float repeat_penalty, int64_t repeat_last_n, float frequency_penalty, float presence_penalty, int64_t seed,
-        std::optional<std::string> grammar) {
-    auto & impl = self.get();
-
-    const pyfastv::sampling_options options = {
-        max_tokens, temperature, top_k, top_p, min_p, typical_p, repeat_penalty, repeat_last_n,
-        frequency_penalty, presence_penalty, seed, std::move(grammar),
-    };
-
-    self.run([&] { impl.start(options); });
-}
-
-py::object next(py_engine & self) {
-    auto & impl = self.get();
-
-    const auto token = self.run([&] { return impl.next(); });
+py::object next(py_engine & self, const request_number & request) {
+    const auto token = run(self, request, [](engine & e, int64_t id) { return e.next(id); });
     if (!token) {
         return py::none();
     }
@@ -177,74 +255,102 @@ py::object next(py_engine & self) {
 
 // [slice] F32 [n, d]
 py::list embed(py_engine & self, const rgb_array & array, const std::string & id) {
-    auto & impl = self.get();
-
     const auto images = to_images({ array }, { id }, {});
+    const auto slices = run(self, [&](engine & e) { return e.embed(images[0]); });
+    const auto d      = (py::ssize_t) self.get().n_embd_inp();
 
     py::list res;
-    for (const auto & slice : self.run([&] { return impl.embed(images[0]); })) {
-        py::array_t<float> values({ (py::ssize_t) slice.values.size()/impl.n_embd_inp(), (py::ssize_t) impl.n_embd_inp() });
+    for (const auto & slice : slices) {
+        py::array_t<float> values({ (py::ssize_t) slice.values.size()/d, d });
         std::copy(slice.values.begin(), slice.values.end(), values.mutable_data());
         res.append(values);
     }
     return res;
 }
 
-// [picture][slice] (nx, ny)
+// [slice] uint8 [height, width, 3]
 py::list pixels(py_engine & self, const rgb_array & picture) {
-    auto & impl = self.get();
-
     const auto images = to_images({ picture }, { "" }, {});
 
     py::list res;
-    for (const auto & slice : self.run([&] { return impl.pixels(images[0]); })) {
+    for (const auto & slice : run(self, [&](engine & e) { return e.pixels(images[0]); })) {
         res.append(py::array_t<uint8_t>({ slice.height, slice.width, 3 }, slice.rgb.data()));
     }
     return res;
 }
 
-py::array_t<float> logits(py_engine & self) {
-    auto & impl = self.get();
-
-    const float * data = self.run([&] { return impl.logits(); });
-    return py::array_t<float>(impl.n_vocab(), data);
-}
-
 } // namespace
 
 void bind_engine(py::module_ & m) {
+    py::class_<py_request>(m, "EngineRequest");
+
     py::class_<py_engine>(m, "Engine")
-        .def(py::init(&make_engine), py::kw_only(), "model_path"_a, "mmproj_path"_a, "n_ctx"_a, "n_batch"_a, "n_ubatch"_a,
-             "n_threads"_a, "n_gpu_layers"_a, "flash_attn"_a, "type_k"_a, "type_v"_a, "encoder_cache_bytes"_a, "verbose"_a, "progress"_a)
+        .def(py::init([](const py::object & progress, const py::kwargs & options) {
+            return std::make_unique<py_engine>(to_engine_options(options), progress);
+        }), py::kw_only(), "progress"_a = py::none())
         .def("close", &py_engine::close)
         .def_property_readonly("closed", &py_engine::closed)
         .def_property_readonly("media_marker",  guarded<py_engine>(&engine::marker))
+        .def_property_readonly("n_slots",       guarded<py_engine>(&engine::n_slots))
+        .def_property_readonly("n_idle",        guarded<py_engine>(&engine::n_idle))
+        .def_property_readonly("idle",          guarded<py_engine>(&engine::idle))
         .def_property_readonly("n_ctx",         guarded<py_engine>(&engine::n_ctx))
         .def_property_readonly("n_layer",       guarded<py_engine>(&engine::n_layer))
         .def_property_readonly("chat_template", guarded<py_engine>(&engine::chat_template))
         .def_property_readonly("bos_token",     guarded<py_engine>(&engine::bos_token))
         .def_property_readonly("eos_token",     guarded<py_engine>(&engine::eos_token))
         .def_property_readonly("description",   guarded<py_engine>(&engine::description))
-        .def_property_readonly("finish_reason", guarded<py_engine>(&engine::finish_reason))
-        .def("set_fastv",   [](py_engine & self, const std::string & spec) { auto & e = self.get(); self.run([&] { e.set_fastv(spec); }); }, "spec"_a)
-        .def("clear_fastv", [](py_engine & self) { auto & e = self.get(); self.run([&] { e.clear_fastv(); }); })
-        .def("set_turbo",   [](py_engine & self, const std::string & spec) { auto & e = self.get(); self.run([&] { e.set_turbo(spec); }); }, "spec"_a)
-        .def("clear_turbo", [](py_engine & self) { auto & e = self.get(); self.run([&] { e.clear_turbo(); }); })
-        .def("set_reducer",   [](py_engine & self, const std::string & spec) { auto & e = self.get(); self.run([&] { e.set_reducer(spec); }); }, "spec"_a)
-        .def("clear_reducer", [](py_engine & self) { self.get().clear_reducer(); })
-        .def("prefill", &prefill, "prompt"_a, "images"_a, "image_ids"_a, "progress"_a, "add_bos"_a, "reserve"_a,
-             "frames"_a = std::vector<int32_t>())
-        .def("embed",   &embed, "image"_a, "image_id"_a)
-        .def("places",  [](py_engine & self) { return to_array(self.get().places()); })
-        .def("logits",  &logits)
-        .def("feed",    [](py_engine & self, int32_t token) { auto & e = self.get(); self.run([&] { e.feed(token); }); }, "token"_a)
-        .def("start",   &start, py::kw_only(), "max_tokens"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a,
-             "repeat_penalty"_a, "repeat_last_n"_a, "frequency_penalty"_a, "presence_penalty"_a, "seed"_a, "grammar"_a)
-        .def("next",    &next)
-        .def("kept",    [](py_engine & self, int32_t cut) { return to_array(self.get().kept(cut)); }, "cut"_a)
-        .def("scores",  [](py_engine & self, int32_t cut) { return to_array(self.get().scores(cut)); }, "cut"_a)
-        .def("grids",   [](py_engine & self) { return to_grids(self.get().grids()); })
-        .def("pixels",  &pixels, "picture"_a)
-        .def("reset",   [](py_engine & self) { auto & e = self.get(); self.run([&] { e.reset(); }); })
-        .def("report",  [](py_engine & self) { return to_dict(self.get().report()); });
+        .def_property_readonly("finish_reason", [](py_engine & self) {
+            return run(self, std::nullopt, [](engine & e, int64_t id) { return e.why_finished(id); });
+        })
+        .def("set_fastv",   [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_fastv(spec); }); }, "spec"_a)
+        .def("clear_fastv", [](py_engine & self) { run(self, [](engine & e) { e.clear_fastv(); }); })
+        .def("set_turbo",   [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_turbo(spec); }); }, "spec"_a)
+        .def("clear_turbo", [](py_engine & self) { run(self, [](engine & e) { e.set_turbo(""); }); })
+        .def("set_reducer",   [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_reducer(spec); }); }, "spec"_a)
+        .def("clear_reducer", [](py_engine & self) { run(self, [](engine & e) { e.set_reducer(""); }); })
+        .def("check",       [](py_engine & self, const std::string & turbo, const std::string & reducer) {
+            run(self, [&](engine & e) { e.check({ turbo, reducer }); });
+        }, "turbo"_a, "reducer"_a)
+        .def("prepare",     &prepare, "prompt"_a, "images"_a, "image_ids"_a, "add_bos"_a, py::kw_only(),
+             "frames"_a = std::vector<int32_t>(), "n_probs"_a = 0, "turbo"_a = "", "reducer"_a = "")
+        .def("start",       [](py_engine & self, py_request & request) {
+            return run(self, [&](engine & e) { return e.start(std::exchange(request.impl, {})); });
+        }, "request"_a)
+        .def("step",        &step)
+        .def("prefill",     &prefill, "prompt"_a, "images"_a, "image_ids"_a, "progress"_a, "add_bos"_a, "reserve"_a,
+             "frames"_a = std::vector<int32_t>(), "turbo"_a = py::none(), "reducer"_a = py::none(), "started"_a = py::none())
+        .def("start",       [](py_engine & self, const request_number & request, const py::kwargs & sampling) {
+            const auto options = to_sampling_options(sampling);
+            run(self, request, [&](engine & e, int64_t id) { e.begin(id, options); });
+        }, "request"_a = py::none())
+        .def("next",        &next, "request"_a = py::none())
+        .def("feed",        [](py_engine & self, int32_t token, const request_number & request) {
+            run(self, request, [&](engine & e, int64_t id) { e.feed(id, token); });
+        }, "token"_a, "request"_a = py::none())
+        .def("logits",      [](py_engine & self, const request_number & request) {
+            return to_array(run(self, request, [](engine & e, int64_t id) { return e.logits(id); }));
+        }, "request"_a = py::none())
+        .def("reason",      [](py_engine & self, const request_number & request) {
+            return run(self, request, [](engine & e, int64_t id) { return e.why_finished(id); });
+        }, "request"_a = py::none())
+        .def("report",      [](py_engine & self, const request_number & request) {
+            return to_dict(run(self, request, [](engine & e, int64_t id) { return e.report(id); }));
+        }, "request"_a = py::none())
+        .def("kept",        [](py_engine & self, int32_t cut, const request_number & request) {
+            return to_array(run(self, request, [&](engine & e, int64_t id) { return e.kept(id, cut); }));
+        }, "cut"_a, "request"_a = py::none())
+        .def("scores",      [](py_engine & self, int32_t cut, const request_number & request) {
+            return to_array(run(self, request, [&](engine & e, int64_t id) { return e.scores(id, cut); }));
+        }, "cut"_a, "request"_a = py::none())
+        .def("grids",       [](py_engine & self, const request_number & request) {
+            return to_grids(run(self, request, [](engine & e, int64_t id) { return e.grids(id); }));
+        }, "request"_a = py::none())
+        .def("places",      [](py_engine & self, const request_number & request) {
+            return to_array(run(self, request, [](engine & e, int64_t id) { return e.places(id); }));
+        }, "request"_a = py::none())
+        .def("embed",       &embed, "image"_a, "image_id"_a)
+        .def("pixels",      &pixels, "picture"_a)
+        .def("cancel",      [](py_engine & self, int64_t id) { self.get().cancel(id); }, "id"_a)
+        .def("reset",       [](py_engine & self) { run(self, [](engine & e) { e.reset(); }); });
 }

@@ -67,8 +67,8 @@ PYBIND11_MODULE(_native, m) {
 
     bind_header(m);
     bind_info(m);
+    bind_options(m);
     bind_engine(m);
-    bind_slots(m);
     bind_grammar(m);
     bind_kernels(m);
     bind_reduce(m);

@@ -1,28 +1,121 @@
 #include "runner/engine.h"
 
 #include "guard/workers.h"
-#include "runner/damage.h"
 #include "runner/errors.h"
+#include "runner/load.h"
 #include "runner/log.h"
+#include "runner/sampler.h"
 #include "runner/status.h"
-#include "runner/stopwatch.h"
 #include "runner/turbo.h"
 
 #include "ggml.h"
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 namespace pyfastv {
-namespace {
 
 constexpr int64_t poll_interval_us = 10'000;
+constexpr size_t  n_remembered     = 16; // ends of requests, for each slot
 
-} // namespace
+static std::vector<std::vector<slot_event::seen_slice>> pictures_of(const std::vector<prompt_piece> & pieces) {
+    std::vector<std::vector<slot_event::seen_slice>> res;
+
+    const std::string * last = nullptr;
+    for (const auto & piece : pieces) {
+        if (piece.visual()) {
+            if (!last || piece.image_id != *last) {
+                res.emplace_back();
+            }
+            res.back().push_back({ piece.patches, places_of(piece) });
+            last = &piece.image_id;
+        }
+    }
+    return res;
+}
+
+engine::engine(const engine_options & options_in) :
+        options(options_in), media_marker(random_marker()), encoded(options_in.encoder_cache_bytes) {
+    check_options(options);
+    options.n_threads = threads_of(options);
+
+    const int64_t n_slots = options.n_slots;
+    const auto    most    = std::min<int64_t>({ (int64_t) llama_max_parallel_sequences(), options.n_batch, options.n_ubatch });
+    if (n_slots < 1 || n_slots > most) {
+        throw error(error_kind::option, "slots = " + std::to_string(n_slots) + ": there can be 1 to " + std::to_string(most) +
+                " (llama.cpp's sequences, and no more than n_batch and n_ubatch)");
+    }
+
+    stop  = [this] { return stop_requested(); };
+    model = load_model(options);
+    vocab = llama_model_get_vocab(model.get());
+
+    const int64_t n_ctx = options.n_ctx ? (int64_t) options.n_ctx : llama_model_n_ctx_train(model.get());
+    if (n_ctx*n_slots > max_n_ctx) {
+        throw error(error_kind::option, n_slots == 1 ? "n_ctx = " + std::to_string(n_ctx) + ": it can be 1 to " + std::to_string(max_n_ctx) :
+                std::to_string(n_slots) + " slots of n_ctx = " + std::to_string(n_ctx) +
+                " tokens are more than the " + std::to_string(max_n_ctx) + " that a context can have");
+    }
+    n_ctx_slot = (int32_t) n_ctx;
+    ctx = make_context(model.get(), options, { (uint32_t) (options.n_ctx*n_slots), (uint32_t) n_slots }, stop);
+    if (options.mmproj_path) {
+        vision = load_vision(model.get(), options, media_marker, stop);
+    }
+    gate = std::make_unique<turbo_gate>(vision.get());
+
+    for (int32_t i = 0; i < n_slots; ++i) {
+        all.emplace_back(i);
+    }
+}
+
+engine::~engine() {
+    vision.reset();
+    ctx.reset();
+    model.reset();
+
+#ifdef __GLIBC__
+    // glibc keeps freed buffers of up to 32 MB each
+    malloc_trim(0);
+#endif
+}
 
 //
-// FastV
+// turns
+//
+
+engine::turn::turn(const engine & of) : of(of) {
+    std::unique_lock<std::mutex> lock(of.turns);
+    of.turn_ended.wait(lock, [&] { return !of.taken; });
+    of.taken = true;
+}
+
+engine::turn::~turn() {
+    const std::lock_guard<std::mutex> lock(of.turns);
+    of.taken = false;
+    of.turn_ended.notify_all();
+}
+
+bool engine::stop_requested() {
+    if (stop_working.load(std::memory_order_relaxed)) {
+        return true;
+    }
+    if (was_stopped || !options.interrupt) {
+        return was_stopped;
+    }
+    const int64_t now = ggml_time_us();
+    if (now - t_last_poll_us >= poll_interval_us) {
+        t_last_poll_us = now;
+        was_stopped    = options.interrupt();
+    }
+    return was_stopped;
+}
+
+//
+// settings
 //
 
 void engine::set_fastv(const std::string & spec) {
@@ -39,27 +132,27 @@ void engine::clear_fastv() {
 }
 
 void engine::set_turbo(const std::string & spec) {
-    const log_scope log(options.verbose);
+    const turn mine(*this);
 
-    attach_turbo(vision.get(), spec);
-    turbo = spec;
-    reset();
+    gate->with(spec, [] {});
+    check_idle();
+    in_force.turbo = spec;
+    forget();
 }
 
-void engine::clear_turbo() {
-    set_turbo("");
+void engine::set_reducer(const std::string & spec) {
+    if (!spec.empty()) {
+        parse_reducer_for(model.get(), spec);
+    }
+    const turn mine(*this);
+    in_force.reducer = spec;
 }
 
-void engine::attach(const pyfastv_params * params) {
-    const log_scope log(options.verbose);
+void engine::check_idle() const {
+    const auto n = std::count_if(all.begin(), all.end(), [](const slot & s) { return !s.idle() && !s.request.opened; });
 
-    require_memory();
-
-    const auto status = pyfastv_attach(ctx.get(), params);
-    lost_memory = status != PYFASTV_OK && !llama_get_memory(ctx.get());
-    reset();
-    if (status != PYFASTV_OK) {
-        throw error(kind_of(status), pyfastv_last_error());
+    if (n > 0) {
+        throw error(error_kind::option, "settings can be changed when no request runs; " + std::to_string(n) + " do");
     }
 }
 
@@ -69,351 +162,315 @@ void engine::require_memory() const {
     }
 }
 
-int32_t engine::check_cut(int32_t cut) const {
-    const int32_t n_cuts = report_of(ctx.get()).n_stages - 1;
+void engine::attach(const pyfastv_params * params) {
+    const turn mine(*this);
 
-    if (cut < -n_cuts || cut >= n_cuts) {
-        throw error(error_kind::option, "cut " + std::to_string(cut) + " is out of range: there are " + std::to_string(n_cuts));
-    }
-    return cut < 0 ? cut + n_cuts : cut;
-}
-
-std::vector<int32_t> engine::kept(int32_t cut) const {
-    cut = check_cut(cut);
-    std::vector<int32_t> res(pyfastv_get_kept(ctx.get(), 0, cut, nullptr, 0));
-    pyfastv_get_kept(ctx.get(), 0, cut, res.data(), res.size());
-    return res;
-}
-
-std::vector<float> engine::scores(int32_t cut) const {
-    cut = check_cut(cut);
-    std::vector<float> res(pyfastv_get_scores(ctx.get(), 0, cut, nullptr, 0));
-    pyfastv_get_scores(ctx.get(), 0, cut, res.data(), res.size());
-    return res;
-}
-
-std::vector<pyfastv_grid> engine::grids() const {
-    std::vector<pyfastv_grid> res(pyfastv_get_grids(ctx.get(), 0, nullptr, 0));
-    pyfastv_get_grids(ctx.get(), 0, res.data(), res.size());
-    return res;
-}
-
-//
-// prefill
-//
-
-template <typename F>
-auto engine::computing(F && f) {
-    start_workers((int32_t) options.n_threads);
-
-    unsound  = true; // until f() returns: it may throw in the middle of anything
-    auto res = f();
-    unsound  = false;
-
-    return res;
-}
-
-void engine::check_sound() const {
-    if (unsound) {
-        throw error(error_kind::decode, "the last computation failed, and the context with it: begin again with a prompt");
-    }
-}
-
-void engine::reset() {
-    llama_memory_clear(llama_get_memory(ctx.get()), false);
-    evaluated.clear();
-    n_past = 0;
-    end_generation();
-}
-
-void engine::end_generation() {
-    sampler.reset();
-    sampled.reset();
-    finish      = nullptr;
-    was_stopped = false;
-}
-
-size_t engine::reuse(const prompt & prompt) {
-    size_t    n   = 0;
-    llama_pos pos = 0;
-
-    // The last piece is evaluated again: somebody will read its logits. A picture stays; its choice goes if the question
-    // behind it does.
-    while (n < evaluated.size() && n + 1 < prompt.pieces.size() && prompt.pieces[n].same_as(evaluated[n]) &&
-            question_follows(evaluated[n], prompt, n)) {
-        pos += evaluated[n].n_pos;
-        n++;
-    }
-
-    auto * memory = llama_get_memory(ctx.get());
-
-    // layers with sliding windows may have forgotten what the next token sees
-    const int32_t n_swa = llama_model_n_swa(model.get());
-    if (n_swa > 0 && n < evaluated.size() && llama_memory_seq_pos_min(memory, 0) > std::max(0, pos - n_swa)) {
-        reset();
-        return 0;
-    }
-
-    if (!llama_memory_seq_rm(memory, 0, pos, -1)) {
-        reset();
-        return 0;
-    }
-
-    evaluated.resize(n);
-    n_past = pos;
-
-    return n;
-}
-
-prompt engine::tokenized(const std::string & text, const std::vector<image> & images, bool add_bos) const {
-    return tokenize(model.get(), vision.get(), turbo, media_marker, text, images, add_bos, n_ctx());
-}
-
-void engine::prefill(const std::string & text, const std::vector<image> & images, bool add_bos, int64_t reserve, const progress_fn & progress) {
+    check_idle();
+    require_memory();
     const log_scope log(options.verbose);
 
+    const auto status = pyfastv_attach(ctx.get(), params);
+    lost_memory = status != PYFASTV_OK && !llama_get_memory(ctx.get());
+    n_cuts = std::max(0, report_of(ctx.get()).n_stages - 1);
+    forget();
+    if (status != PYFASTV_OK) {
+        throw error(kind_of(status), pyfastv_last_error());
+    }
+}
+
+//
+// requests
+//
+
+void engine::check(const picture_options & pictures) const {
+    gate->with(pictures.turbo, [] {});
+    if (!pictures.reducer.empty()) {
+        parse_reducer_for(model.get(), pictures.reducer);
+    }
+}
+
+slot_sampling engine::make_sampling(const sampling_options & sampling, int64_t n_probs) const {
+    check_whole("n_probs", n_probs, 0, n_vocab());
+
+    return { make_sampler(vocab, sampling, n_ctx_slot), sampling.grammar.has_value(), (int32_t) sampling.max_tokens, (int32_t) n_probs };
+}
+
+slot_request engine::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
+        int64_t reserve) const {
     check_whole("reserve", reserve, 0, INT32_MAX);
-    if (unsound) {
-        reset();
-        unsound = false;
-    }
-    require_memory();
 
-    auto prompt = tokenized(text, images, add_bos);
-    if (reduce_how) {
-        plan_reduction(prompt, *reduce_how);
+    slot_request res;
+    auto &       wanted = res.wanted;
+
+    const auto tokenized = [&] {
+        wanted = tokenize(model.get(), vision.get(), pictures.turbo, media_marker, text, images, add_bos, n_ctx_slot);
+    };
+    if (images.empty()) {
+        tokenized();
+    } else {
+        gate->with(pictures.turbo, tokenized);
+    }
+    if (!pictures.reducer.empty()) {
+        plan_reduction(wanted, parse_reducer_for(model.get(), pictures.reducer));
     }
 
-    if (prompt.n_tokens == 0) {
+    if (wanted.n_tokens == 0) {
         throw error(error_kind::option, "the prompt is empty");
     }
-    if (prompt.n_tokens + reserve > n_ctx()) {
-        error err(error_kind::context_length, "the prompt has " + std::to_string(prompt.n_tokens) + " tokens (" +
-                std::to_string(prompt.n_visual) + " of them visual) and " + std::to_string(reserve) +
-                " more have to fit behind it, but n_ctx is " + std::to_string(n_ctx()) +
-                ": use a larger n_ctx, fewer pictures or a shorter prompt");
-        err.n_tokens = prompt.n_tokens;
-        err.n_ctx    = n_ctx();
+    if (wanted.n_tokens + reserve > n_ctx_slot) {
+        error err(error_kind::context_length, "the prompt has " + std::to_string(wanted.n_tokens) + " tokens (" +
+                std::to_string(wanted.n_visual) + " of them visual) and " + std::to_string(reserve) + " more " +
+                (reserve == 1 ? "has" : "have") + " to fit behind it, but n_ctx is " + std::to_string(n_ctx_slot) +
+                (n_slots() > 1 ? " for each request" : "") + ": use a larger n_ctx, fewer pictures or a shorter prompt");
+        err.n_tokens = wanted.n_tokens;
+        err.n_ctx    = n_ctx_slot;
         throw err;
+    }
+    for (const auto & piece : wanted.pieces) {
+        if (piece.visual() && piece.reducer.empty()) {
+            check_fits_ubatch(vision.get(), ctx.get(), piece);
+        }
+    }
+    return res;
+}
+
+slot_request engine::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
+        const sampling_options & sampling, int64_t n_probs) const {
+    const log_scope log(options.verbose);
+
+    auto how = make_sampling(sampling, n_probs);
+    auto res = prepare(text, images, add_bos, pictures, 1);
+
+    if (res.wanted.pieces.back().visual()) {
+        throw error(error_kind::option, "the prompt ends with a picture: nothing behind it asks for an answer");
+    }
+    res.sampling = std::move(how);
+
+    return res;
+}
+
+int64_t engine::start(slot_request request) {
+    const log_scope log(options.verbose);
+
+    if (request.wanted.pieces.empty()) {
+        throw error(error_kind::option, "this request was started already");
+    }
+    const turn mine(*this);
+
+    return give_slot(std::move(request));
+}
+
+int64_t engine::give_slot(slot_request request) {
+    require_memory();
+    if (n_idle() == 0) {
+        throw error(error_kind::option, "all " + std::to_string(n_slots()) + " slots are busy");
     }
 
     const int64_t t0 = ggml_time_us();
 
-    counts = {};
-    end_generation();
-    pyfastv_reset_report(ctx.get());
-    llama_perf_context_reset(ctx.get());
+    auto & s = place(request.wanted);
 
-    const size_t n_reused = reuse(prompt);
+    s.now        = slot::state::starting;
+    s.id         = s.last_used = ++n_requests;
+    s.waits      = false;
+    s.t_start_us = t0;
+    s.finish     = nullptr;
+    s.logits.clear();
+    s.untold.clear();
+    s.forget_picture();
 
-    counts.prompt_tokens  = prompt.n_tokens;
-    counts.visual_tokens  = prompt.n_visual;
-    counts.encoded_tokens = prompt.n_encoded;
-    counts.patches        = prompt.n_patches;
-    for (size_t i = 0; i < n_reused; ++i) {
-        counts.cached_tokens += evaluated[i].n_tokens;
+    s.counts = {};
+    s.counts.prompt_tokens  = request.wanted.n_tokens;
+    s.counts.visual_tokens  = request.wanted.n_visual;
+    s.counts.encoded_tokens = request.wanted.n_encoded;
+    s.counts.patches        = request.wanted.n_patches;
+    s.counts.cached_tokens  = s.n_tokens;
+    s.n_reused_before = llama_perf_context(ctx.get()).n_reused;
+    s.request         = std::move(request);
+
+    return s.id;
+}
+
+void engine::cancel(int64_t id) {
+    const std::lock_guard<std::mutex> lock(mutex);
+
+    cancelled.insert(id);
+    if (id == working_id) {
+        stop_working = true;
     }
-    t_prefill_us = t0;
+}
 
-    int64_t done = counts.cached_tokens, told = 0;
-
-    const auto tell = [&](int64_t n) {
-        if (progress) {
-            told = std::max(told, n);
-            progress(told, prompt.n_tokens);
+void engine::end_cancelled(events & out) {
+    std::set<int64_t> ids;
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        ids.swap(cancelled);
+    }
+    for (const auto id : ids) {
+        if (slot * s = find(id)) {
+            finish(*s, event_of(*s), "cancelled", out);
         }
-    };
-
-    picture_reduction reduced;
-
-    const auto & pieces = prompt.pieces;
-    for (size_t i = n_reused; i < pieces.size(); ) {
-        size_t end = i + 1;
-        if (!pieces[i].reducer.empty()) {
-            if (!reduced.has(i)) {
-                reduced = {}; // before the next one takes its memory
-                reduced = reduce_picture(prompt, i, [&](size_t n) { tell(done + (int64_t) n/2); });
-            }
-            check_fits_ubatch(vision.get(), ctx.get(), pieces[i]);
-            decode_visual(pieces[i], reduced.rows(i));
-            done += pieces[i].n_tokens;
-        } else if (pieces[i].visual()) {
-            check_fits_ubatch(vision.get(), ctx.get(), pieces[i]); // before the encoder's work
-            const auto & slice = encode(pieces[i]);
-            decode_visual(pieces[i], { slice.values, slice.places, { pieces[i].n_tokens, 1 } });
-            done += pieces[i].n_tokens;
-        } else {
-            while (end < pieces.size() && end - i < llama_n_batch(ctx.get()) && !pieces[end].visual()) {
-                end++;
-            }
-            time_full([&] { decode_text(pieces, i, end, end == pieces.size()); });
-            done += end - i;
-        }
-        i = end;
-
-        tell(done);
-    }
-
-    const auto status = computing([&] { return pyfastv_flush(ctx.get()); });
-    if (status == PYFASTV_ABORTED) {
-        throw interrupted();
-    }
-    if (status != PYFASTV_OK) {
-        throw error(kind_of(status), std::string("the later layers failed: ") + pyfastv_last_error());
-    }
-    llama_synchronize(ctx.get());
-}
-
-void engine::time_full(const std::function<void()> & decode) {
-    const stopwatch watch;
-    const double    stage0_before = report_of(ctx.get()).t_stage0_ms;
-
-    decode();
-
-    // what ran through stage 0 is in pyfastv's own report
-    if (report_of(ctx.get()).t_stage0_ms == stage0_before) {
-        counts.full_ms += watch.ms();
     }
 }
 
-void engine::decode_text(const std::vector<prompt_piece> & pieces, size_t begin, size_t end, bool logits_last) {
+std::vector<slot_event> engine::step() {
     const log_scope log(options.verbose);
+    const turn      mine(*this);
 
-    std::vector<llama_token>  tokens;
-    std::vector<llama_pos>    pos;
-    std::vector<int8_t>       outputs(end - begin, 0);
-    for (size_t i = begin; i < end; ++i) {
-        tokens.push_back(pieces[i].token);
-        pos.push_back(n_past + (llama_pos) (i - begin));
+    events out;
+    computed.clear();
+    for_started = true;
+    try {
+        step(out);
+    } catch (...) {
+        for_started = false;
+        throw;
     }
-    outputs.back() = logits_last;
+    for_started = false;
+    tell(out);
 
-    llama_batch batch = {};
-    batch.n_tokens = tokens.size();
-    batch.token    = tokens.data();
-    batch.pos      = pos.data();
-    batch.logits   = outputs.data();
-
-    check(computing([&] { return llama_decode(ctx.get(), batch); }), log);
-    llama_synchronize(ctx.get());
-
-    n_past += end - begin;
-    evaluated.insert(evaluated.end(), pieces.begin() + begin, pieces.begin() + end);
+    return out;
 }
 
-void engine::decode_visual(const prompt_piece & piece, const visual_rows & rows) {
-    const log_scope log(options.verbose);
-
-    if (stop_requested()) {
-        throw interrupted();
-    }
-
-    time_full([&] {
-        check(computing([&] { return decode_picture(ctx.get(), vision.get(), piece, rows, n_past, 0); }), log);
-        llama_synchronize(ctx.get());
-    });
-
-    n_past += piece.n_pos;
-    evaluated.push_back(piece);
-    evaluated.back().chunk  = nullptr;
-    evaluated.back().places = rows.places;
-}
-
-const encoded_slice & engine::encode(const prompt_piece & piece) {
-    const log_scope log(options.verbose);
-
-    if (const auto * known = encoded.find(piece.encoder_key())) {
-        counts.pictures_from_cache += piece.slice == 0;
-        return *known;
-    }
-
+void engine::step(events & out) {
     start_workers((int32_t) options.n_threads);
 
-    const stopwatch watch;
-    if (!encode_piece(vision.get(), piece, log)) {
-        throw interrupted();
-    }
-    counts.encode_ms += watch.ms();
-    counts.pictures_encoded += piece.slice == 0;
-
-    auto slice = encoder_output(vision.get(), model.get(), piece);
-    check_numbers(slice.values.data(), slice.values.size(), "the vision encoder", options);
-
-    return encoded.put(piece.encoder_key(), std::move(slice));
+    was_stopped = false;
+    out.reserve(3*all.size()); // more than there can be: none is lost when memory runs out
+    end_cancelled(out);
+    generate(out);
+    prefill(out);
+    end_cancelled(out);
 }
 
-void engine::check(int32_t decode_result, const log_scope & log) {
-    if (decode_result == 0) {
-        return;
-    }
-    if (was_stopped || decode_result == 2) {
-        throw interrupted();
-    }
-    if (decode_result == 1) {
-        error err(error_kind::context_length, "the context of " + std::to_string(n_ctx()) + " tokens is full");
-        err.n_tokens = n_tokens();
-        err.n_ctx    = n_ctx();
-        throw err;
-    }
-    throw log.failure(error_kind::decode, "llama_decode returned " + std::to_string(decode_result));
+void engine::reset() {
+    const turn mine(*this);
+    forget();
 }
 
-int64_t engine::n_tokens() const {
-    return std::accumulate(evaluated.begin(), evaluated.end(), (int64_t) 0, [](int64_t sum, const prompt_piece & piece) { return sum + piece.n_tokens; });
+void engine::forget() {
+    llama_memory_clear(llama_get_memory(ctx.get()), false);
+
+    for (auto & s : all) {
+        auto nobody = event_of(s);
+        clear(s);
+        end(s, nobody);
+        s.finish = nullptr;
+        s.untold.clear();
+    }
+    lately_ended.clear();
+
+    const std::lock_guard<std::mutex> lock(mutex);
+    cancelled.clear();
 }
 
-bool engine::stop_requested() {
-    if (was_stopped || !options.interrupt) {
-        return was_stopped;
-    }
-    const int64_t now = ggml_time_us();
-    if (now - t_last_poll_us >= poll_interval_us) {
-        t_last_poll_us = now;
-        was_stopped    = options.interrupt();
-    }
-    return was_stopped;
+bool engine::idle() const {
+    return n_idle() == n_slots();
 }
 
-std::vector<slice_pixels> engine::pixels(const image & image) const {
-    const log_scope log(options.verbose);
+int32_t engine::n_idle() const {
+    return (int32_t) std::count_if(all.begin(), all.end(), [](const slot & s) { return s.idle(); });
+}
 
-    const auto prompt = tokenized(media_marker, { image }, false);
+slot * engine::find(int64_t id) {
+    const auto it = std::find_if(all.begin(), all.end(), [id](const slot & s) { return !s.idle() && s.id == id; });
 
-    std::vector<slice_pixels> res;
-    for (const auto & piece : prompt.pieces) {
-        if (piece.visual()) {
-            const auto slices = pixels_of(vision.get(), piece.chunk);
-            res.insert(res.end(), slices.begin(), slices.end());
+    return it == all.end() ? nullptr : &*it;
+}
+
+//
+// ends
+//
+
+slot_event engine::event_of(const slot & s) const {
+    slot_event res;
+    res.id     = s.id;
+    res.opened = s.request.opened;
+    return res;
+}
+
+void engine::end(slot & s, slot_event & event) {
+    if (!s.idle() && !event.opened) {
+        // a request ends, whether or not there is memory to say what it did
+        error_of([&] {
+            event.report = report(s);
+            for (int32_t cut = 0; cut < n_cuts; ++cut) {
+                event.kept.push_back(kept(s, cut));
+            }
+            event.grids    = grids(s);
+            event.pictures = pictures_of(s.evaluated);
+        });
+    }
+
+    if (!s.idle() && event.opened) {
+        error_of([&] { lately_ended[s.id] = { report(s), event.finish }; });
+        if (lately_ended.size() > n_remembered*all.size()) {
+            lately_ended.erase(lately_ended.begin());
         }
     }
-    return res;
+
+    s.now     = slot::state::idle;
+    s.finish  = event.finish;
+    s.request = {};
+    s.forget_picture();
+
+    // there may be room for others now
+    for (auto & other : all) {
+        other.waits = false;
+    }
+}
+
+void engine::finish(slot & s, slot_event event, const char * reason, events & out) {
+    event.finish = reason;
+    end(s, event);
+    out.push_back(std::move(event));
+}
+
+void engine::fail(slot & s, error reason, events & out) {
+    auto event = event_of(s);
+    event.failure = std::move(reason);
+    end(s, event);
+    out.push_back(std::move(event));
 }
 
 //
 // what there is to know
 //
 
-run_report engine::report() const {
-    auto res = counts;
+run_report engine::report(const slot & s) const {
+    auto res = s.counts;
 
     const auto stages = report_of(ctx.get());
 
-    res.stage0_ms       = stages.t_stage0_ms;
-    res.choose_ms       = stages.t_choose_ms;
-    res.later_ms        = stages.t_later_ms;
-    res.recalled_tokens = stages.n_recalled;
-    res.graphs_reused   = llama_perf_context(ctx.get()).n_reused;
+    res.graphs_reused = llama_perf_context(ctx.get()).n_reused - s.n_reused_before;
 
-    for (int32_t s = 0; s < stages.n_stages; ++s) {
-        res.first_layers.push_back(stages.first_layer[s]);
-        res.visual_in_stage.push_back(s == 0 ? res.visual_tokens : (int64_t) pyfastv_get_kept(ctx.get(), 0, s - 1, nullptr, 0));
-        res.kv_bytes_used.push_back(stages.kv_bytes_used[s]);
-        res.kv_bytes_allocated.push_back(stages.kv_bytes[s]);
+    for (int32_t i = 0; i < stages.n_stages; ++i) {
+        res.first_layers.push_back(stages.first_layer[i]);
+        res.visual_in_stage.push_back(i == 0 ? res.visual_tokens : (int64_t) pyfastv_get_kept(ctx.get(), s.seq_id, i - 1, nullptr, 0));
+        res.kv_bytes_used.push_back(stages.kv_bytes_used[i]);
+        res.kv_bytes_allocated.push_back(stages.kv_bytes[i]);
     }
     res.kv_bytes_used_stock      = stages.kv_bytes_used_stock;
     res.kv_bytes_allocated_stock = stages.kv_bytes_stock;
     res.archive_bytes            = stages.archive_bytes + stages.similarity_bytes;
 
+    return res;
+}
+
+std::vector<int32_t> engine::kept(const slot & s, int32_t cut) const {
+    std::vector<int32_t> res(pyfastv_get_kept(ctx.get(), s.seq_id, cut, nullptr, 0));
+    pyfastv_get_kept(ctx.get(), s.seq_id, cut, res.data(), res.size());
+    return res;
+}
+
+std::vector<int32_t> engine::entered(const slot & s) const {
+    std::vector<int32_t> res;
+    for (int32_t cut = 0; cut < n_cuts; ++cut) {
+        for (const auto token : kept(s, cut)) {
+            res.resize(std::max(res.size(), (size_t) token + 1), 0);
+            res[token] = cut + 1;
+        }
+    }
     return res;
 }
 

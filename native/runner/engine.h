@@ -4,26 +4,39 @@
 #include "runner/options.h"
 #include "runner/pixels.h"
 #include "runner/prompt.h"
-#include "runner/reduction.h"
-#include "runner/sampler.h"
+#include "runner/slot.h"
+#include "runner/turbo.h"
 #include "runner/vocab.h"
 
 #include "ggml-cpp.h"
 #include "llama-cpp.h"
 #include "pyfastv.h"
 
+#include <atomic>
+#include <condition_variable>
 #include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace pyfastv {
 
-class log_scope;
-
-// One model, its vision encoder and one context with one sequence. Uses llama.h, mtmd.h and pyfastv.h only.
-// Throws error and interrupted (runner/errors.h); afterwards the engine is usable, after reset().
+// One model, its vision encoder, and one context that requests share: each has a slot, a sequence of a unified KV cache. A
+// slot keeps what it holds after its request; a request whose prompt begins in the same way goes on from there, or from a
+// copy of it.
+//
+// Requests are computed in one of two ways. prepare(), start() and step() are for one thread that computes for all: a step
+// is a batch with a token of every slot that generates, and then a bounded piece of the prompts of those that start.
+// open(), read(), begin() and next() are for threads that wait each for its own request: one of them computes for all that wait, and
+// what nobody waits for stays where it is.
+//
+// Uses llama.h, mtmd.h and pyfastv.h only. Throws error (runner/errors.h), and interrupted where options.interrupt said stop;
+// afterwards the engine is usable. What goes wrong with one request ends that one. Any thread may call any function.
 class engine {
 public:
     explicit engine(const engine_options & options);
@@ -31,97 +44,202 @@ public:
 
     engine(const engine &) = delete;
 
-    // FastV with these settings from now on, or stock llama.cpp; both empty the context
+    // The schedule of all requests from now on; empties the context. error(option) if a request is computed.
     void set_fastv(const std::string & spec); // the language of pyfastv_parse()
     void clear_fastv();
 
-    // Turbo in the vision encoder from now on, or not; both empty the context
-    void set_turbo(const std::string & spec); // the language of pyfastv_turbo_parse()
-    void clear_turbo();
-    // From now on fewer visual tokens enter the language model, or all; what the context holds stays.
-    void set_reducer(const std::string & spec); // the language of parse_reducer() (settings/reducer.h)
-    void clear_reducer();
+    // What open(), pixels() and embed() do to pictures from now on; empties the context.
+    void set_turbo  (const std::string & spec); // the language of pyfastv_turbo_parse(); empty: nothing
+    void set_reducer(const std::string & spec); // the language of parse_reducer() (settings/reducer.h); the context stays
 
-    // Evaluate a prompt, with one marker() for each picture; what the context holds of its beginning is not evaluated
-    // again. `reserve` tokens have to fit behind it. progress(done, all) counts prompt tokens.
+    // Are these settings right for this model?
+    void check(const picture_options & pictures) const;
+
+    // A request that can be started: tokens, prepared pictures, samplers. One with pictures waits while the
+    // encoder runs with another Turbo. All that is wrong with a request is found here, save for a picture that is too large
+    // for a ubatch when reduced. n_probs: how many of the likeliest tokens each event names; 0: none.
+    slot_request prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
+            const sampling_options & sampling, int64_t n_probs) const;
+
+    // Give a request an idle slot, and return its number. error(option) if no slot is idle.
+    int64_t start(slot_request request);
+
+    // Whatever happened since the last call. No computation is longer than a batch of n_ubatch rows or a picture.
+    std::vector<slot_event> step();
+
+    // Give a prompt, with one marker() for each picture, a slot, and return the request's number. `reserve` tokens have to fit
+    // behind it. Where all slots are taken, it ends the oldest opened request that nobody waits for. pictures: none: as set.
+    int64_t open(const std::string & text, const std::vector<image> & images, bool add_bos, int64_t reserve,
+            const std::optional<picture_options> & pictures);
+
+    // Read it, and wait. progress(done, all) counts prompt tokens. An exception ends the request, error(closed) says that it
+    // was cancelled.
     using progress_fn = std::function<void(int64_t done, int64_t all)>;
 
-    void prefill(const std::string & text, const std::vector<image> & images, bool add_bos, int64_t reserve, const progress_fn & progress);
+    void read(int64_t id, const progress_fn & progress);
+
+    // How an opened request goes on.
+    void begin(int64_t id, const sampling_options & sampling);
+
+    // The next token and its bytes, none when finished; why_finished(): "stop", "length", "cancelled", or null.
+    std::optional<std::pair<llama_token, std::string>> next(int64_t id);
+    const char * why_finished(int64_t id) const;
+
+    // Evaluate one token behind what an opened request holds.
+    void feed(int64_t id, llama_token token);
+
+    // F32 [n_vocab] of the last token that was evaluated for an opened request. error(option) if another one was computed
+    // since it was begun.
+    std::vector<float> logits(int64_t id);
+
+    // The request ends with the next step, its own computation at once. Unknown numbers are ignored.
+    void cancel(int64_t id);
+
+    // Forget the context and every request.
+    void reset();
 
     // what the vision encoder sees of a picture, slice by slice; evaluates nothing
     std::vector<slice_pixels> pixels(const image & image) const;
     // What the encoder and the projector make of a picture: each slice, in order. The context stays.
     std::vector<encoded_slice> embed(const image & picture);
 
-    // F32 [n_vocab] of the last evaluated token
-    const float * logits();
+    bool    idle()   const;
+    int32_t n_idle() const;
 
-    // evaluate one token
-    void feed(llama_token token);
+    int64_t newest() const { return n_requests; } // the number of the last request
 
-    void start(const sampling_options & options);
+    run_report report(int64_t id) const; // of a request that runs, or has ended lately
 
-    // the next token and its bytes, none when finished
-    std::optional<std::pair<llama_token, std::string>> next();
+    // Of a request, running or ended, whose slot no other has taken.
 
-    const char * finish_reason() const { return finish; } // "stop", "length", or null
+    std::vector<int32_t>      kept  (int64_t id, int32_t cut) const; // at a cut; negative ones count from the last
+    std::vector<float>        scores(int64_t id, int32_t cut) const;
+    std::vector<pyfastv_grid> grids (int64_t id) const;
+    // in its pictures, one entry a token that entered: the patch, of its slice, whose position it has
+    std::vector<int32_t>      places(int64_t id) const;
 
-    void reset();
-
-    run_report report() const;
-
-    // at a cut; negative ones count from the last
-    std::vector<int32_t> kept  (int32_t cut) const;
-    std::vector<float>   scores(int32_t cut) const;
-
-    std::vector<pyfastv_grid> grids() const;
-
-    // in the context's pictures, one entry a token that entered: the patch, of its slice, whose position it has
-    std::vector<int32_t> places() const;
+    int32_t n_slots() const { return (int32_t) all.size(); }
+    int32_t n_ctx()   const { return n_ctx_slot; }
+    int32_t n_vocab() const { return llama_vocab_n_tokens(vocab); }
+    int32_t n_layer() const { return llama_model_n_layer(model.get()); }
+    int32_t n_embd_inp() const { return llama_model_n_embd_inp(model.get()); }
 
     const std::string & marker() const { return media_marker; }
-
-    int32_t     n_ctx()   const { return llama_n_ctx(ctx.get()); }
-    int32_t     n_embd_inp() const { return llama_model_n_embd_inp(model.get()); }
-    int32_t     n_vocab() const { return llama_vocab_n_tokens(vocab); }
-    int32_t     n_layer() const { return llama_model_n_layer(model.get()); }
-    const char * chat_template() const { return llama_model_chat_template(model.get(), nullptr); }
-    std::string bos_token()   const { return pyfastv::bos_token(vocab); }
-    std::string eos_token()   const { return pyfastv::eos_token(vocab); }
-    std::string description() const { return describe(model.get()); }
+    const char *        chat_template() const { return llama_model_chat_template(model.get(), nullptr); }
+    std::string         bos_token()   const { return pyfastv::bos_token(vocab); }
+    std::string         eos_token()   const { return pyfastv::eos_token(vocab); }
+    std::string         description() const { return describe(model.get()); }
 
 private:
+    // rows of one slot in a shared batch; the logits of the last are read if its prompt ends with it
+    struct part {
+        slot *                    s;
+        std::vector<prompt_piece> pieces; // text
+        bool                      reads;
+    };
+    using events = std::vector<slot_event>;
+
+    // One thread at a time has the engine.
+    class turn {
+    public:
+        explicit turn(const engine & of);
+        ~turn();
+        turn(const turn &) = delete;
+
+    private:
+        const engine & of;
+    };
+
+    slot_request  prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
+            int64_t reserve) const;
+    slot_sampling make_sampling(const sampling_options & sampling, int64_t n_probs) const;
+    int64_t       give_slot(slot_request request);
+
+    // opened requests (engine_open.cpp)
+
+    slot_event wait(int64_t id, const progress_fn & progress);
+    bool       all_have_come() const; // those who took part in the last computation
+    void       supersede();           // the oldest that nobody waits for, if no slot is idle
+    std::vector<float> logits_of(const slot & s);
+    slot &       at(int64_t id);      // error(closed) if its slot is another's
+    const slot & at(int64_t id) const;
+
+    void step(events & out);
+    void tell(events & out); // moves what happened to opened requests to their slots
+
+    // what slots hold (engine_reuse.cpp)
+
+    size_t n_common(const slot & s, const prompt & wanted) const; // pieces, never all of the prompt
+    bool   can_copy(const slot & from, size_t n) const;
+    bool   forgot  (const slot & s, size_t n) const; // sliding windows lack what is seen from behind the first n pieces
+    void   keep    (slot & s, size_t n);             // the first n pieces; nothing if that is not possible
+    void   copy    (const slot & from, slot & to, size_t n);
+    void   clear   (slot & s);
+
+    slot & place(const prompt & wanted);    // an idle slot, that holds what is known of the beginning
+    bool   take_over(slot & s);             // from a slot that holds more of its prompt by now
+    bool   evict();                         // what the idle slot holds that was not used for longest; false: there is nothing
+    void   advance(slot & s, const std::vector<prompt_piece> & pieces, llama_pos n_past);
+
+    // computing (engine_step.cpp)
+
+    void generate(events & out);
+    void prefill (events & out);
+    bool prefill_text   (events & out);
+    bool prefill_picture(events & out);
+
+    void    run(const std::vector<part> & parts, events & out); // batch, read, sample; if that fails, each alone
+    int32_t decode(const std::vector<part> & parts);
+    int32_t decode_visual(slot & s, const prompt_piece & piece);
+    void    no_room(slot & s, events & out);                    // waits, or ends
+    void    end_with_picture(slot & s, events & out);           // its prompt does: no logits, but all layers are run
+
+    // Brings the picture that is next to its rows, by one run of the encoder at most; true: they are there.
+    bool fetch(slot & s);
+
+    // From the cache, or from the encoder if it may run, once. Null: not there, or the request was cancelled. Valid until the
+    // next call.
+    const encoded_slice * encode(slot & s, const prompt_piece & piece, bool & may_run);
+
+    // of every part, null where nothing is read; empty if the later layers could not be run
+    std::vector<const float *> read_logits(const std::vector<part> & parts);
+
+    // ends of requests (engine_sample.cpp)
+
+    void        answer(slot & s, const float * logits, events & out); // its prompt was read, or a token of its own
+    void        sample(slot & s, const float * logits, events & out);
+    llama_token pick  (slot & s, const float * logits) const; // none: the grammar allows no token
+    bool        has_all(const slot & s) const;                // tokens that it can have
+    void        add_probs(slot_event & event, const float * logits, int32_t n) const;
+
+    slot_event event_of(const slot & s) const;
+
+    void finish(slot & s, slot_event event, const char * reason, events & out);
+    void fail  (slot & s, error reason, events & out);
+    void end   (slot & s, slot_event & event);
+    void end_cancelled(events & out);
+
+    run_report           report(const slot & s) const;
+
+    std::vector<int32_t> kept(const slot & s, int32_t cut) const;
+    std::vector<pyfastv_grid> grids(const slot & s) const;
+    std::vector<int32_t> entered(const slot & s) const; // [visual token] how many cuts it passed
+    int32_t              check_cut(int32_t cut) const;
+
     void attach(const pyfastv_params * params);
+    void check_idle() const;
     void require_memory() const;
-    int32_t check_cut(int32_t cut) const;
+    void forget();
 
-    // how many pieces at the start of the prompt the context holds; the rest of the context is removed
-    size_t reuse(const prompt & prompt);
+    slot * find(int64_t id);
 
-    void decode_text   (const std::vector<prompt_piece> & pieces, size_t begin, size_t end, bool logits_last);
-    void decode_visual (const prompt_piece & piece, const visual_rows & rows);
+    // the slots in this state that are computed now, by the age of their requests
+    std::vector<slot *> in(slot::state state);
 
-    // from the encoder or its cache; valid until the next call
-    const encoded_slice & encode(const prompt_piece & piece);
+    // f(), during which cancelling the request of this slot stops the computation
+    template <typename F> void working(const slot & s, F && f);
 
-    // `piece`: any slice of its picture. tell(n): so many of its tokens are half done; after each slice that was encoded.
-    picture_reduction reduce_picture(prompt & prompt, size_t piece, const std::function<void(size_t)> & tell);
-
-    prompt tokenized(const std::string & text, const std::vector<image> & images, bool add_bos) const;
-
-    // adds the time of decoding prompt rows to counts.full_ms, if they ran through every layer at once
-    void time_full(const std::function<void()> & decode);
-
-    void end_generation();
-
-    // in the context; positions may be more, or with M-RoPE fewer
-    int64_t n_tokens() const;
-
-    // f(), which computes; an exception leaves the context unsound
-    template <typename F> auto computing(F && f);
-    void check_sound() const;
-
-    void check(int32_t decode_result, const log_scope & log);
+    bool is_cancelled(const slot & s);
 
     // polls options.interrupt, at most every few milliseconds
     bool stop_requested();
@@ -134,27 +252,39 @@ private:
     const llama_vocab * vocab = nullptr;
     llama_context_ptr   ctx;
     mtmd_context_ptr    vision;
+    int32_t             n_ctx_slot  = 0;
+    int32_t             n_cuts      = 0;
+    bool                lost_memory = false; // what stages take and give back could not be had again
 
-    encoder_cache encoded;
-    std::string   turbo; // its settings; empty: off
+    encoder_cache               encoded;
+    std::unique_ptr<turbo_gate> gate;    // of vision
+    ggml_backend_ptr            backend; // for matrix products of the reducers; null until one is needed
+    picture_options             in_force; // of open()
 
-    std::optional<reducer> reduce_how;
-    ggml_backend_ptr       backend; // for matrix products of the reducers; null until one is needed
+    struct ended {
+        run_report   report;
+        const char * finish;
+    };
 
-    std::vector<prompt_piece> evaluated; // what the context holds
-    llama_pos                 n_past = 0;
+    std::vector<slot>        all;
+    std::map<int64_t, ended> lately_ended; // opened requests, whose slots may be another's by now
+    int64_t                  n_requests    = 0;
+    bool                     text_was_last = false;   // of the pieces of prompts
+    const slot *             decoded_last  = nullptr; // alone, and read: its logits are the context's last
 
-    llama_sampler_ptr          sampler;
-    std::optional<llama_token> sampled;  // not evaluated yet
-    int32_t                    max_tokens = 0;
-    const char *               finish     = nullptr;
+    std::mutex        mutex; // of the following
+    std::set<int64_t> cancelled;
+    int64_t           working_id = 0;
+    std::atomic<bool> stop_working { false };
+    int64_t           t_last_poll_us = 0;
+    bool              was_stopped    = false; // by options.interrupt
 
-    run_report counts;
-    int64_t    t_prefill_us   = 0;
-    int64_t    t_last_poll_us = 0;
-    bool       was_stopped    = false;
-    bool       unsound        = false; // an exception passed through a computation: the context has to be cleared
-    bool       lost_memory    = false; // what stages take and give back could not be had again
+    mutable std::mutex              turns; // of the following
+    mutable std::condition_variable turn_ended;
+    mutable bool                    taken = false;
+    std::set<int64_t>               waited_for; // opened requests
+    std::set<int64_t>               computed;   // those of them that the computation is for
+    bool                            for_started = false; // it is for the others
 };
 
 } // namespace pyfastv

@@ -100,7 +100,7 @@ llama_context_ptr make_context(llama_model * model, const engine_options & optio
 
     const bool from_model = size.n_ctx == 0;
     if (from_model) {
-        size.n_ctx = llama_model_n_ctx_train(model);
+        size.n_ctx = llama_model_n_ctx_train(model)*size.n_seq_max;
     }
     check_whole("n_ctx", size.n_ctx, 1, max_n_ctx);
 

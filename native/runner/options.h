@@ -17,7 +17,8 @@ using interrupt_fn = std::function<bool()>;
 struct engine_options {
     std::string                model_path;
     std::optional<std::string> mmproj_path;        // none: text only
-    int64_t                    n_ctx        = 0;   // 0: the model's own
+    int64_t                    n_slots      = 1;   // requests at once
+    int64_t                    n_ctx        = 0;   // of each slot; 0: the model's own
     int64_t                    n_batch      = 2048;
     int64_t                    n_ubatch     = 512;
     int64_t                    n_threads    = 0;   // 0: one for each core

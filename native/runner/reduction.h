@@ -35,6 +35,7 @@ public:
     picture_reduction(const prompt & prompt, size_t piece); // any of its slices
 
     bool has(size_t piece) const;
+    bool ends_with(size_t piece) const { return !pieces.empty() && pieces.back() == piece; }
 
     size_t n_slices() const { return pieces.size(); }
     size_t n_added()  const { return added; }

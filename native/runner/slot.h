@@ -22,23 +22,31 @@ struct token_prob {
     float       logprob; // natural log of the softmax of the model's logits, before any sampler
 };
 
-struct slot_request {
-    prompt            wanted;
+// How the tokens of an answer are picked.
+struct slot_sampling {
     llama_sampler_ptr sampler;
     bool              has_grammar = false;
     int32_t           max_tokens  = -1;
     int32_t           n_probs     = 0;
 };
 
+struct slot_request {
+    prompt        wanted;
+    slot_sampling sampling;
+    bool          opened = false; // computed while a thread waits for it; once its prompt is read, it is told how to go on
+};
+
 // What a step did to one request: a token, an end, or both.
 struct slot_event {
-    int64_t id = 0;
+    int64_t id     = 0;
+    bool    opened = false; // the request was; its thread asks for what else there is to know
 
     llama_token             token = LLAMA_TOKEN_NULL; // none: only an end
     std::string             bytes;
     float                   logprob = 0; // if probabilities were asked for
     std::vector<token_prob> top;         // the likeliest, most likely first
 
+    bool                 ready  = false;   // the prompt of an opened request is read
     const char *         finish = nullptr; // "stop", "length", "cancelled"; the request has ended
     std::optional<error> failure;          // or in this way
     run_report           report;           // of a request that has ended
@@ -57,7 +65,7 @@ struct slot_event {
 
 // A sequence of the context, and the request that has it.
 struct slot {
-    enum class state { idle, starting, generating };
+    enum class state { idle, starting, ready, generating };
 
     explicit slot(llama_seq_id seq_id) : seq_id(seq_id) {}
 
@@ -86,8 +94,13 @@ struct slot {
     picture_reduction  reduced; // or what is made of it
     llama_token        sampled = LLAMA_TOKEN_NULL; // not evaluated yet
     bool               waits   = false;            // for cells
+    std::vector<float> logits;                     // F32 [n_vocab] while ready, of the last row
 
-    run_report counts;
+    // also when it has ended
+    run_report              counts;
+    std::vector<slot_event> untold;           // of an opened request
+    const char *            finish = nullptr;
+
     int64_t    t_start_us      = 0;
     int32_t    n_reused_before = 0; // graphs
 
@@ -96,6 +109,12 @@ struct slot {
     void forget_picture() {
         picture = {};
         reduced = {};
+    }
+
+    // of its prompt, tokens; half of those of a picture whose slices are on their way to a reducer
+    int64_t n_done() const {
+        const bool on_its_way = reduced.n_added() > 0 && !reduced.done();
+        return n_tokens + (on_its_way ? (int64_t) (reduced.n_tokens()*reduced.n_added()/reduced.n_slices()/2) : 0);
     }
 
     // of its prompt, while starting

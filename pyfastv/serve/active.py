@@ -23,7 +23,7 @@ class Active:
     """A request and its job; used by one thread once it has a slot."""
 
     job: Job
-    request: _native.SlotRequest
+    request: _native.EngineRequest
     fastv: Schedule | None
     turbo: Turbo | None
     reduce: Reducer | None
@@ -54,7 +54,7 @@ class Active:
         self.began = time.monotonic()
 
     def take(self, event: dict[str, Any]) -> None:
-        """What a step did to it (:meth:`pyfastv._native.Slots.step`): text to the job."""
+        """What a step did to it (:meth:`pyfastv._native.Engine.step`): text to the job."""
         if self.stopped or self.job.done:
             return
         if event["token"] is not None:

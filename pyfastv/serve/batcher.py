@@ -50,7 +50,7 @@ class Batcher:
     Its methods can be called from any thread. The slots are its own, save for ``prepare``.
     """
 
-    def __init__(self, slots: _native.Slots, fastv: Schedule | None, queue: int) -> None:
+    def __init__(self, slots: _native.Engine, fastv: Schedule | None, queue: int) -> None:
         """``fastv``: of requests that bring none; ``queue``: most requests that wait. Raises as set_fastv does."""
         self._slots = slots
         self._n_slots = slots.n_slots

@@ -8,19 +8,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _native
-from .._checks import integer, utf8
+from .._checks import integer
 from .._native_options import (
-    MAX_N_CTX,
     PathLike,
-    content_id,
     engine_options,
     model_files,
+    native_pictures,
     sampling_options,
     seed_of,
 )
 from ..chat import ChatTemplate, Prompt
 from ..errors import ModelError, OptionError, printable
-from ..images import MAX_PIXELS, load_image
+from ..images import MAX_PIXELS
 from ..options import Sampling
 from ..presets import Recommended, to_schedule
 from ..reduce import Reducer, to_reducer
@@ -106,26 +105,24 @@ class Pool:
         self.has_vision = mmproj is not None
         if n_ctx is None:
             n_ctx = min(_native.model_info(model)["n_ctx_train"], _DEFAULT_N_CTX)
-        context: dict[str, Any] = {
-            "n_slots": integer("slots", slots, 1, 2**31 - 1),
-            "n_ctx": integer("n_ctx", n_ctx, 1, MAX_N_CTX),
-            "type_k": utf8("type_k", type_k),
-            "type_v": utf8("type_v", type_v),
-        }
         options, self.encoder = engine_options(
             model,
             mmproj,
+            n_slots=integer("slots", slots, 1, 2**31 - 1),
+            n_ctx=integer("n_ctx", n_ctx, 1),
             n_batch=n_batch,
             n_ubatch=n_ubatch,
             n_threads=n_threads,
             n_gpu_layers=n_gpu_layers,
             flash_attn=flash_attn,
+            type_k=type_k,
+            type_v=type_v,
             encoder_cache_mb=encoder_cache_mb,
             encoder_type=encoder_type,
             verbose=verbose,
         )
         """The vision encoder's file that was loaded, and its type; None: there is none."""
-        self._slots = _native.Slots(**options, **context, progress=progress)
+        self._slots = _native.Engine(**options, progress=progress)
         self.fastv = schedule
         """The schedule of requests that bring none; None: off."""
         self.n_slots = self._slots.n_slots
@@ -237,13 +234,14 @@ class Pool:
                 raise ModelError(
                     f"{self.name} was loaded without a vision encoder: pass its mmproj_path to Pool"
                 )
-            images = [load_image(picture, max_pixels=self._max_pixels) for picture in prompt.pictures]
+            images, ids, frames = native_pictures(prompt.pictures, self._max_pixels)
             image_decode_ms = (time.perf_counter() - begin) * 1000.0
             request = self._slots.prepare(
                 prompt.text,
                 images,
-                [content_id(image) for image in images],
+                ids,
                 prompt.add_bos,
+                frames=frames,
                 **sampling_options(sampling, self._seed),
                 n_probs=n_probs,
                 turbo=_spec(merging),

@@ -1,7 +1,8 @@
-// slots: what a step computes
+// engine: what a step computes
 
-#include "runner/slots.h"
+#include "runner/engine.h"
 
+#include "guard/workers.h"
 #include "runner/damage.h"
 #include "runner/errors.h"
 #include "runner/log.h"
@@ -11,7 +12,6 @@
 #include "ggml.h"
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -46,6 +46,14 @@ private:
     double                ms    = 0;
 };
 
+bool has_nan(const float * values, size_t n) {
+    bool res = false;
+    for (size_t i = 0; i < n; ++i) {
+        res |= values[i] != values[i];
+    }
+    return res;
+}
+
 int64_t n_visual(const std::vector<prompt_piece> & pieces) {
     int64_t res = 0;
     for (const auto & piece : pieces) {
@@ -57,7 +65,7 @@ int64_t n_visual(const std::vector<prompt_piece> & pieces) {
 } // namespace
 
 template <typename F>
-void slots::working(const slot & s, F && f) {
+void engine::working(const slot & s, F && f) {
     const auto set = [this](int64_t id) {
         const std::lock_guard<std::mutex> lock(mutex);
         working_id   = id;
@@ -73,15 +81,15 @@ void slots::working(const slot & s, F && f) {
     set(0);
 }
 
-bool slots::is_cancelled(const slot & s) {
+bool engine::is_cancelled(const slot & s) {
     const std::lock_guard<std::mutex> lock(mutex);
     return cancelled.count(s.id) > 0;
 }
 
-std::vector<slot *> slots::in(slot::state state) {
+std::vector<slot *> engine::in(slot::state state) {
     std::vector<slot *> res;
     for (auto & s : all) {
-        if (s.now == state) {
+        if (s.now == state && (s.request.opened ? computed.count(s.id) > 0 : for_started)) {
             res.push_back(&s);
         }
     }
@@ -94,9 +102,13 @@ std::vector<slot *> slots::in(slot::state state) {
 // text
 //
 
-void slots::generate(events & out) {
+void engine::generate(events & out) {
     std::vector<part> parts;
     for (slot * s : in(slot::state::generating)) {
+        if (has_all(*s)) {
+            finish(*s, event_of(*s), "length", out);
+            continue;
+        }
         prompt_piece piece;
         piece.token = s->sampled;
         parts.push_back({ s, { piece }, true });
@@ -106,7 +118,7 @@ void slots::generate(events & out) {
     }
 }
 
-void slots::prefill(events & out) {
+void engine::prefill(events & out) {
     // in turn, so that neither a row of questions nor a row of pictures keeps others waiting
     if (text_was_last) {
         text_was_last = !prefill_picture(out) && prefill_text(out);
@@ -115,7 +127,7 @@ void slots::prefill(events & out) {
     }
 }
 
-bool slots::prefill_text(events & out) {
+bool engine::prefill_text(events & out) {
     std::vector<part> parts;
     size_t            room = llama_n_ubatch(ctx.get());
 
@@ -141,7 +153,7 @@ bool slots::prefill_text(events & out) {
     return !parts.empty();
 }
 
-void slots::run(const std::vector<part> & parts, events & out) {
+void engine::run(const std::vector<part> & parts, events & out) {
     const log_scope log(options.verbose);
     const stopwatch watch;
 
@@ -182,24 +194,37 @@ void slots::run(const std::vector<part> & parts, events & out) {
         for (const auto & part : parts) {
             keep(*part.s, part.s->evaluated.size());
         }
+        if (was_stopped) {
+            return; // by who computes, not by who asked
+        }
         if (!alone) {
             for (const auto & part : parts) {
                 run({ part }, out);
             }
-        } else if (is_cancelled(*parts[0].s)) {
-            // ends with this step
-        } else if (thrown) {
-            clear(*parts[0].s);
-            fail(*parts[0].s, *thrown, out);
-        } else if (result == 1) {
-            no_room(*parts[0].s, out);
-        } else {
-            clear(*parts[0].s);
-            fail(*parts[0].s, log.failure(error_kind::decode, "the model could not be evaluated",
-                    result == 0 ? "the later layers failed, or computed NaN" : "llama_decode returned " + std::to_string(result)), out);
+            return;
         }
+        auto & s = *parts[0].s;
+        if (is_cancelled(s)) {
+            return; // ends with this step
+        }
+        if (!thrown && result == 1) {
+            no_room(s, out);
+            return;
+        }
+        auto reason = thrown;
+        const float * computed_last = !reason && result == 0 && log.reason("").empty() ? llama_get_logits_ith(ctx.get(), -1) : nullptr;
+        if (computed_last) {
+            reason = error_of([&] { check_numbers(computed_last, n_vocab(), "the language model", options); });
+        }
+        if (!reason) {
+            reason = log.failure(error_kind::decode, "the model could not be evaluated",
+                    result == 0 ? "the later layers failed" : "llama_decode returned " + std::to_string(result));
+        }
+        clear(s);
+        fail(s, *reason, out);
         return;
     }
+    decoded_last = alone && parts[0].reads ? parts[0].s : nullptr;
 
     size_t n_rows = 0;
     for (const auto & part : parts) {
@@ -229,7 +254,11 @@ void slots::run(const std::vector<part> & parts, events & out) {
             s.questions.push_back({ s.n_past, n_visual(s.evaluated) });
         }
         if (parts[i].reads) {
-            sample(s, logits[i], out);
+            if (of_prompt) {
+                check_numbers(logits[i], n_vocab(), "the language model", options);
+            }
+            s.logits.clear();
+            answer(s, logits[i], out);
         }
     };
     for (size_t i = 0; i < parts.size(); ++i) {
@@ -240,7 +269,7 @@ void slots::run(const std::vector<part> & parts, events & out) {
     }
 }
 
-int32_t slots::decode(const std::vector<part> & parts) {
+int32_t engine::decode(const std::vector<part> & parts) {
     std::vector<llama_token>    tokens;
     std::vector<llama_pos>      pos;
     std::vector<llama_seq_id>   seq_ids;
@@ -260,6 +289,8 @@ int32_t slots::decode(const std::vector<part> & parts) {
     }
     std::vector<int32_t> n_seq_id(tokens.size(), 1);
 
+    decoded_last = nullptr;
+
     llama_batch batch = {};
     batch.n_tokens = tokens.size();
     batch.token    = tokens.data();
@@ -277,7 +308,7 @@ int32_t slots::decode(const std::vector<part> & parts) {
     return result;
 }
 
-std::vector<const float *> slots::read_logits(const std::vector<part> & parts) {
+std::vector<const float *> engine::read_logits(const std::vector<part> & parts) {
     std::vector<const float *> res;
 
     int32_t row = -1;
@@ -286,16 +317,23 @@ std::vector<const float *> slots::read_logits(const std::vector<part> & parts) {
         res.push_back(part.reads ? llama_get_logits_ith(ctx.get(), row) : nullptr);
 
         // the later layers run when the first is read; if they fail, all are NaN
-        if (part.reads && (!res.back() || std::any_of(res.back(), res.back() + n_vocab(), [](float l) { return std::isnan(l); }))) {
+        if (part.reads && (!res.back() || has_nan(res.back(), n_vocab()))) {
             return {};
         }
     }
     return res;
 }
 
-void slots::no_room(slot & s, events & out) {
+void engine::no_room(slot & s, events & out) {
     if (s.now == slot::state::generating) {
-        finish(s, { s.id }, "length", out);
+        finish(s, event_of(s), "length", out);
+        return;
+    }
+    if (s.now == slot::state::ready) {
+        error err(error_kind::context_length, "the context of " + std::to_string(n_ctx_slot) + " tokens is full");
+        err.n_tokens = s.n_tokens;
+        err.n_ctx    = n_ctx_slot;
+        fail(s, err, out);
         return;
     }
     const bool others_end = std::any_of(all.begin(), all.end(), [&](const slot & other) {
@@ -316,7 +354,7 @@ void slots::no_room(slot & s, events & out) {
 // pictures
 //
 
-bool slots::prefill_picture(events & out) {
+bool engine::prefill_picture(events & out) {
     const auto starting = in(slot::state::starting);
 
     const auto it = std::find_if(starting.begin(), starting.end(), [](const slot * s) { return !s->waits && s->next_piece().visual(); });
@@ -332,13 +370,16 @@ bool slots::prefill_picture(events & out) {
         if (!take_over(s) && fetch(s)) {
             result = decode_visual(s, s.next_piece());
         }
+        if (result == 0 && s.evaluated.size() == s.request.wanted.pieces.size()) {
+            end_with_picture(s, out);
+        }
     });
     if (thrown) {
         keep(s, s.evaluated.size());
         fail(s, *thrown, out);
         return true;
     }
-    if (result == 0 || is_cancelled(s)) {
+    if (result == 0 || was_stopped || is_cancelled(s)) {
         return true;
     }
     if (result == 1) {
@@ -349,7 +390,18 @@ bool slots::prefill_picture(events & out) {
     return true;
 }
 
-bool slots::fetch(slot & s) {
+void engine::end_with_picture(slot & s, events & out) {
+    pyfastv_status status = PYFASTV_OK;
+    working(s, [&] { status = pyfastv_flush(ctx.get()); });
+
+    if (status == PYFASTV_OK) {
+        answer(s, nullptr, out);
+    } else if (!was_stopped && !is_cancelled(s)) {
+        throw error(kind_of(status), std::string("the later layers failed: ") + pyfastv_last_error());
+    }
+}
+
+bool engine::fetch(slot & s) {
     auto &       wanted  = s.request.wanted;
     const size_t next    = s.evaluated.size();
     bool         may_run = true;
@@ -384,7 +436,7 @@ bool slots::fetch(slot & s) {
     return s.reduced.done();
 }
 
-const encoded_slice * slots::encode(slot & s, const prompt_piece & piece, bool & may_run) {
+const encoded_slice * engine::encode(slot & s, const prompt_piece & piece, bool & may_run) {
     if (const auto * known = encoded.find(piece.encoder_key())) {
         s.counts.pictures_from_cache += piece.slice == 0;
         return known;
@@ -393,6 +445,8 @@ const encoded_slice * slots::encode(slot & s, const prompt_piece & piece, bool &
         return nullptr;
     }
     may_run = false;
+
+    start_workers((int32_t) options.n_threads);
 
     const log_scope log(options.verbose);
     const stopwatch watch;
@@ -416,11 +470,12 @@ const encoded_slice * slots::encode(slot & s, const prompt_piece & piece, bool &
     return res;
 }
 
-int32_t slots::decode_visual(slot & s, const prompt_piece & piece) {
+int32_t engine::decode_visual(slot & s, const prompt_piece & piece) {
     const auto rows = piece.reducer.empty() ? visual_rows { s.picture.values, s.picture.places, { piece.n_tokens, 1 } }
                                             : s.reduced.rows(s.evaluated.size());
 
     check_fits_ubatch(vision.get(), ctx.get(), piece);
+    decoded_last = nullptr;
 
     stage_times times(ctx.get());
     int32_t     result = 0;
@@ -443,7 +498,7 @@ int32_t slots::decode_visual(slot & s, const prompt_piece & piece) {
     s.evaluated.back().places = rows.places;
 
     s.picture = {};
-    if (!s.reduced.has(s.evaluated.size())) {
+    if (s.reduced.ends_with(s.evaluated.size() - 1)) { // there may be text between its slices
         s.reduced = {};
     }
     return 0;

@@ -1,6 +1,6 @@
-// slots: what they hold, and what a new request finds of its prompt
+// engine: what they hold, and what a new request finds of its prompt
 
-#include "runner/slots.h"
+#include "runner/engine.h"
 
 #include <algorithm>
 #include <utility>
@@ -34,7 +34,7 @@ void drop_questions(slot & s) {
 
 } // namespace
 
-size_t slots::n_common(const slot & s, const prompt & wanted) const {
+size_t engine::n_common(const slot & s, const prompt & wanted) const {
     size_t n = 0;
     // the last piece is evaluated again: somebody will read its logits
     while (n < s.evaluated.size() && n + 1 < wanted.pieces.size() && wanted.pieces[n].same_as(s.evaluated[n]) &&
@@ -44,19 +44,19 @@ size_t slots::n_common(const slot & s, const prompt & wanted) const {
     return n;
 }
 
-bool slots::forgot(const slot & s, size_t n) const {
+bool engine::forgot(const slot & s, size_t n) const {
     const int32_t n_swa = llama_model_n_swa(model.get());
 
     return n_swa > 0 && n > 0 && n < s.evaluated.size() &&
             llama_memory_seq_pos_min(llama_get_memory(ctx.get()), s.seq_id) > std::max(0, end_of(s.evaluated, n) - n_swa);
 }
 
-bool slots::can_copy(const slot & from, size_t n) const {
+bool engine::can_copy(const slot & from, size_t n) const {
     // a state that is no list of tokens has no beginning
     return n > 0 && !llama_model_is_recurrent(model.get()) && !llama_model_is_hybrid(model.get()) && !forgot(from, n);
 }
 
-void slots::clear(slot & s) {
+void engine::clear(slot & s) {
     llama_memory_seq_rm(llama_get_memory(ctx.get()), s.seq_id, -1, -1);
     s.evaluated.clear();
     s.questions.clear();
@@ -64,7 +64,7 @@ void slots::clear(slot & s) {
     s.n_tokens = 0;
 }
 
-void slots::keep(slot & s, size_t n) {
+void engine::keep(slot & s, size_t n) {
     const llama_pos end = end_of(s.evaluated, n);
 
     if (n == 0 || forgot(s, n) || !llama_memory_seq_rm(llama_get_memory(ctx.get()), s.seq_id, end, -1)) {
@@ -77,7 +77,7 @@ void slots::keep(slot & s, size_t n) {
     drop_questions(s);
 }
 
-void slots::copy(const slot & from, slot & to, size_t n) {
+void engine::copy(const slot & from, slot & to, size_t n) {
     clear(to);
 
     to.n_past = end_of(from.evaluated, n);
@@ -89,7 +89,7 @@ void slots::copy(const slot & from, slot & to, size_t n) {
     drop_questions(to);
 }
 
-void slots::advance(slot & s, const std::vector<prompt_piece> & pieces, llama_pos n_past) {
+void engine::advance(slot & s, const std::vector<prompt_piece> & pieces, llama_pos n_past) {
     for (const auto & piece : pieces) {
         s.evaluated.push_back(piece);
         s.evaluated.back().chunk = nullptr;
@@ -98,7 +98,7 @@ void slots::advance(slot & s, const std::vector<prompt_piece> & pieces, llama_po
     s.n_past = n_past;
 }
 
-slot & slots::place(const prompt & wanted) {
+slot & engine::place(const prompt & wanted) {
     struct found {
         slot *  s      = nullptr;
         size_t  n      = 0; // pieces
@@ -154,7 +154,7 @@ slot & slots::place(const prompt & wanted) {
     return *best_idle.s;
 }
 
-bool slots::take_over(slot & s) {
+bool engine::take_over(slot & s) {
     const slot * best = nullptr;
     size_t       n    = s.evaluated.size();
 
@@ -176,9 +176,10 @@ bool slots::take_over(slot & s) {
     return true;
 }
 
-bool slots::evict() {
+bool engine::evict() {
     slot * oldest  = nullptr; // of the idle ones
     slot * waiting = nullptr; // the youngest of those that wait for cells themselves: it begins again
+    slot * left    = nullptr; // the oldest opened one that nobody waits for: it ends
 
     for (auto & s : all) {
         if (s.n_tokens == 0) {
@@ -190,8 +191,15 @@ bool slots::evict() {
         if (s.waits && (!waiting || s.id > waiting->id)) {
             waiting = &s;
         }
+        if (s.request.opened && computed.count(s.id) == 0 && !s.waits && (!left || s.id < left->id)) {
+            left = &s;
+        }
     }
-    if (slot * s = oldest ? oldest : waiting) {
+    if (slot * s = oldest ? oldest : waiting ? waiting : left) {
+        if (s == left) {
+            auto nobody = event_of(*s);
+            end(*s, nobody);
+        }
         clear(*s);
         s->forget_picture();
         s->counts.cached_tokens = 0;

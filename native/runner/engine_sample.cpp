@@ -1,6 +1,6 @@
-// slots: what is made of logits, and how requests end
+// engine: what is made of logits, and how requests end
 
-#include "runner/slots.h"
+#include "runner/engine.h"
 
 #include "runner/errors.h"
 #include "runner/stopwatch.h"
@@ -13,18 +13,34 @@
 
 namespace pyfastv {
 
-llama_token slots::pick(slot & s, const float * logits) const {
-    std::vector<llama_token_data> candidates;
+void engine::answer(slot & s, const float * logits, events & out) {
+    if (s.now != slot::state::ready && !(s.now == slot::state::starting && s.request.opened)) {
+        sample(s, logits, out);
+        return;
+    }
+    s.now = slot::state::ready;
+    if (logits) {
+        s.logits.assign(logits, logits + n_vocab());
+    }
+    auto event = event_of(s);
+    event.ready = true;
+    out.push_back(std::move(event));
+}
+
+llama_token engine::pick(slot & s, const float * logits) const {
+    const auto & how = s.request.sampling;
+
+    std::vector<llama_token_data> candidates(n_vocab());
     for (llama_token token = 0; token < n_vocab(); ++token) {
-        candidates.push_back({ token, logits[token], 0.0f });
+        candidates[token] = { token, logits[token], 0.0f };
     }
     llama_token_data_array array = { candidates.data(), candidates.size(), -1, false };
 
-    for (int32_t i = 0; i < llama_sampler_chain_n(s.request.sampler.get()); ++i) {
-        llama_sampler_apply(llama_sampler_chain_get(s.request.sampler.get(), i), &array);
+    for (int32_t i = 0; i < llama_sampler_chain_n(how.sampler.get()); ++i) {
+        llama_sampler_apply(llama_sampler_chain_get(how.sampler.get(), i), &array);
 
         // accepting a token that the grammar does not allow would end the process
-        if (i == 0 && s.request.has_grammar && std::none_of(candidates.begin(), candidates.end(), [](const auto & c) { return std::isfinite(c.logit); })) {
+        if (i == 0 && how.has_grammar && std::none_of(candidates.begin(), candidates.end(), [](const auto & c) { return std::isfinite(c.logit); })) {
             return LLAMA_TOKEN_NULL;
         }
     }
@@ -32,18 +48,17 @@ llama_token slots::pick(slot & s, const float * logits) const {
         throw error(error_kind::decode, "the samplers left no token");
     }
     const llama_token token = array.data[array.selected].id;
-    llama_sampler_accept(s.request.sampler.get(), token);
+    llama_sampler_accept(how.sampler.get(), token);
 
     return token;
 }
 
-void slots::sample(slot & s, const float * logits, events & out) {
+void engine::sample(slot & s, const float * logits, events & out) {
     const stopwatch watch;
 
-    slot_event event;
-    event.id = s.id;
-
-    if (s.request.max_tokens == 0) {
+    auto         event = event_of(s);
+    const auto & how = s.request.sampling;
+    if (how.max_tokens == 0) {
         finish(s, std::move(event), "length", out);
         return;
     }
@@ -71,18 +86,25 @@ void slots::sample(slot & s, const float * logits, events & out) {
 
     event.token = token;
     event.bytes = piece_of(vocab, token);
-    if (s.request.n_probs > 0) {
-        add_probs(event, logits, s.request.n_probs);
+    if (how.n_probs > 0) {
+        add_probs(event, logits, how.n_probs);
     }
 
-    if ((s.request.max_tokens >= 0 && s.counts.generated_tokens >= s.request.max_tokens) || s.n_tokens >= n_ctx_slot) {
+    // who waits for an opened request comes for its end
+    if (has_all(s) && !s.request.opened) {
         finish(s, std::move(event), "length", out);
     } else {
         out.push_back(std::move(event));
     }
 }
 
-void slots::add_probs(slot_event & event, const float * logits, int32_t n) const {
+bool engine::has_all(const slot & s) const {
+    const int32_t max_tokens = s.request.sampling.max_tokens;
+
+    return (max_tokens >= 0 && s.counts.generated_tokens >= max_tokens) || s.n_tokens >= n_ctx_slot;
+}
+
+void engine::add_probs(slot_event & event, const float * logits, int32_t n) const {
     const float highest = *std::max_element(logits, logits + n_vocab());
 
     double sum = 0;
