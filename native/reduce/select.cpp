@@ -96,9 +96,10 @@ private:
 // the token that makes the determinant of the kernel largest
 class cdpruner_part : public greedy_part {
 public:
-    // r: relevance of the tokens of the part, 0 to 1. run: work on a part of the tokens
+    // r: relevance of the tokens of the part, 0 to 1. run: work on columns
     cdpruner_part(part_cosines cosines, const float * r, for_all run) :
-        cosines(std::move(cosines)), r(r), run(std::move(run)), gain(this->cosines.n), row(this->cosines.n), taken(this->cosines.n, 0) {
+        cosines(std::move(cosines)), r(r), run(std::move(run)), left(this->cosines.n), gain(left.size()), row(left.size()), taken(left.size(), 0) {
+        std::iota(left.begin(), left.end(), 0);
         for (size_t i = 0; i < gain.size(); ++i) {
             gain[i] = r[i]*r[i]*this->cosines.row(i)[i];
         }
@@ -108,43 +109,43 @@ public:
         // gains below this are rounding: the kernel has no more rank
         constexpr float least = 1e-6f;
 
-        const size_t n = cosines.n;
+        const size_t n = left.size();
 
-        const size_t first = std::find(taken.begin(), taken.end(), 0) - taken.begin();
-        if (first == n) {
-            return {};
-        }
-        size_t best = first;
-        for (size_t i = first + 1; i < n; ++i) {
+        size_t best = std::find(taken.begin(), taken.end(), 0) - taken.begin();
+        for (size_t i = best + 1; i < n; ++i) {
             if (!taken[i] && gain[i] > gain[best]) {
                 best = i;
             }
         }
-        if (gain[best] < least) {
+        if (best == n || gain[best] < least) {
             return {};
         }
         taken[best] = 1;
 
-        const step res = { gain[best], cosines.first + (int32_t) best };
+        const step res = { gain[best], cosines.first + left[best] };
 
         // threads pay where the row takes longer than they take to start
-        const size_t n_slices = factor.size()*n < 1 << 18 ? 1 : 8;
+        const size_t n_slices = factor.size()*n < 1 << 18 ? 1 : std::max<size_t>(1, n/1024);
 
         const float gained = gain[best];
         run(n_slices, [&](size_t s) { add_row(best, gained, s*n/n_slices, (s + 1)*n/n_slices); });
         factor.push_back(row);
 
+        if (factor.size() % 64 == 0) {
+            forget_taken();
+        }
         return res;
     }
 
 private:
     // row k of the factor, (L_best,i - sum_j c_j,best c_j,i)/c_best, and what it takes from the gains, for i in [i0, i1)
     void add_row(size_t best, float gained, size_t i0, size_t i1) {
-        const size_t k = factor.size();
+        const float * of_best = cosines.row(left[best]);
         for (size_t i = i0; i < i1; ++i) {
-            row[i] = r[best]*r[i]*cosines.row(best)[i];
+            row[i] = r[left[best]]*r[left[i]]*of_best[left[i]];
         }
-        size_t j = 0;
+        const size_t k = factor.size();
+        size_t       j = 0;
         for (; j + 4 <= k; j += 4) { // four at a time: the row goes through memory less often
             const float * c0 = factor[j].data(), * c1 = factor[j + 1].data(), * c2 = factor[j + 2].data(), * c3 = factor[j + 3].data();
             const float w0 = c0[best], w1 = c1[best], w2 = c2[best], w3 = c3[best];
@@ -166,10 +167,31 @@ private:
         }
     }
 
+    // nothing reads the columns of tokens that were taken
+    void forget_taken() {
+        const auto forget = [&](auto & values) {
+            size_t n = 0;
+            for (size_t i = 0; i < values.size(); ++i) {
+                if (!taken[i]) {
+                    values[n++] = values[i];
+                }
+            }
+            values.resize(n);
+        };
+        for (auto & of_factor : factor) {
+            forget(of_factor);
+        }
+        forget(left);
+        forget(gain);
+        row.resize(left.size());
+        taken.assign(left.size(), 0);
+    }
+
     const part_cosines cosines;
-    const float      * r; // [n]
+    const float      * r; // [tokens of the part]
     const for_all      run;
 
+    std::vector<int32_t> left;  // [n] tokens that were not taken, and the last that were
     std::vector<float>   gain;  // [n]
     std::vector<float>   row;   // [n]
     std::vector<uint8_t> taken; // [n]
