@@ -433,45 +433,4 @@ void engine::fail(slot & s, error reason, events & out) {
     out.push_back(std::move(event));
 }
 
-//
-// what there is to know
-//
-
-run_report engine::report(const slot & s) const {
-    auto res = s.counts;
-
-    const auto stages = report_of(ctx.get());
-
-    res.graphs_reused = llama_perf_context(ctx.get()).n_reused - s.n_reused_before;
-
-    for (int32_t i = 0; i < stages.n_stages; ++i) {
-        res.first_layers.push_back(stages.first_layer[i]);
-        res.visual_in_stage.push_back(i == 0 ? res.visual_tokens : (int64_t) pyfastv_get_kept(ctx.get(), s.seq_id, i - 1, nullptr, 0));
-        res.kv_bytes_used.push_back(stages.kv_bytes_used[i]);
-        res.kv_bytes_allocated.push_back(stages.kv_bytes[i]);
-    }
-    res.kv_bytes_used_stock      = stages.kv_bytes_used_stock;
-    res.kv_bytes_allocated_stock = stages.kv_bytes_stock;
-    res.archive_bytes            = stages.archive_bytes + stages.similarity_bytes;
-
-    return res;
-}
-
-std::vector<int32_t> engine::kept(const slot & s, int32_t cut) const {
-    std::vector<int32_t> res(pyfastv_get_kept(ctx.get(), s.seq_id, cut, nullptr, 0));
-    pyfastv_get_kept(ctx.get(), s.seq_id, cut, res.data(), res.size());
-    return res;
-}
-
-std::vector<int32_t> engine::entered(const slot & s) const {
-    std::vector<int32_t> res;
-    for (int32_t cut = 0; cut < n_cuts; ++cut) {
-        for (const auto token : kept(s, cut)) {
-            res.resize(std::max(res.size(), (size_t) token + 1), 0);
-            res[token] = cut + 1;
-        }
-    }
-    return res;
-}
-
 } // namespace pyfastv

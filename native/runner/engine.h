@@ -181,7 +181,7 @@ private:
     bool   evict();                         // what the idle slot holds that was not used for longest; false: there is nothing
     void   advance(slot & s, const std::vector<prompt_piece> & pieces, llama_pos n_past);
 
-    // computing (engine_step.cpp)
+    // computing (engine_step.cpp, engine_pictures.cpp)
 
     void generate(events & out);
     void prefill (events & out);
@@ -219,12 +219,15 @@ private:
     void end   (slot & s, slot_event & event);
     void end_cancelled(events & out);
 
+    // what there is to know (engine_report.cpp)
+
     run_report           report(const slot & s) const;
 
     std::vector<int32_t> kept(const slot & s, int32_t cut) const;
-    std::vector<pyfastv_grid> grids(const slot & s) const;
     std::vector<int32_t> entered(const slot & s) const; // [visual token] how many cuts it passed
     int32_t              check_cut(int32_t cut) const;
+
+    std::vector<pyfastv_grid> grids(const slot & s) const;
 
     void attach(const pyfastv_params * params);
     void check_idle() const;
@@ -236,8 +239,27 @@ private:
     // the slots in this state that are computed now, by the age of their requests
     std::vector<slot *> in(slot::state state);
 
+    class working_scope {
+    public:
+        working_scope(engine & of, int64_t id) : of(of) { set(id); }
+        ~working_scope() { set(0); }
+        working_scope(const working_scope &) = delete;
+
+    private:
+        void set(int64_t id) {
+            const std::lock_guard<std::mutex> lock(of.mutex);
+            of.working_id   = id;
+            of.stop_working = of.cancelled.count(id) > 0;
+        }
+
+        engine & of;
+    };
+
     // f(), during which cancelling the request of this slot stops the computation
-    template <typename F> void working(const slot & s, F && f);
+    template <typename F> void working(const slot & s, F && f) {
+        const working_scope scope(*this, s.id);
+        f();
+    }
 
     bool is_cancelled(const slot & s);
 

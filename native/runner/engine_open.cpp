@@ -64,17 +64,28 @@ slot_event engine::wait(int64_t id, const progress_fn & progress) {
     const waiter waits = { waited_for, id };
     turn_ended.notify_all();
 
+    const auto wait_a_while = [&] {
+        turn_ended.wait_for(lock, poll_interval);
+        const unlocked others_go_on(lock);
+        if (options.interrupt && options.interrupt()) {
+            throw interrupted();
+        }
+    };
+
     int64_t told = -1;
     while (true) {
         if (taken) {
-            turn_ended.wait_for(lock, poll_interval);
-            const unlocked others_go_on(lock);
-            if (options.interrupt && options.interrupt()) {
-                throw interrupted();
-            }
+            wait_a_while();
             continue;
         }
         auto & s = at(id);
+
+        // for cells, which others may have left meanwhile
+        if (s.waits) {
+            wait_a_while();
+            s.waits = s.waits && taken;
+            continue;
+        }
 
         if (progress && s.n_done() > told) {
             const bool    first = std::exchange(told, s.n_done()) < 0;
@@ -307,110 +318,6 @@ std::vector<float> engine::logits_of(const slot & s) {
                 "there are no logits: another request was computed, or a picture was evaluated last");
     }
     return std::vector<float>(res, res + n_vocab());
-}
-
-//
-// pictures
-//
-
-std::vector<slice_pixels> engine::pixels(const image & image) const {
-    const log_scope log(options.verbose);
-
-    std::vector<slice_pixels> res;
-    gate->with(in_force.turbo, [&] {
-        const auto prompt = tokenize(model.get(), vision.get(), in_force.turbo, media_marker, media_marker, { image }, false, n_ctx_slot);
-
-        for (const auto & piece : prompt.pieces) {
-            if (piece.visual()) {
-                const auto slices = pixels_of(vision.get(), piece.chunk);
-                res.insert(res.end(), slices.begin(), slices.end());
-            }
-        }
-    });
-    return res;
-}
-
-std::vector<encoded_slice> engine::embed(const image & picture) {
-    const log_scope log(options.verbose);
-
-    prompt wanted;
-    gate->with(in_force.turbo, [&] {
-        wanted = tokenize(model.get(), vision.get(), in_force.turbo, media_marker, media_marker, { picture }, false, n_ctx_slot);
-    });
-
-    const turn mine(*this);
-    slot       nobody(-1);
-    was_stopped = false;
-
-    std::vector<encoded_slice> res;
-    for (const auto & piece : wanted.pieces) {
-        if (piece.visual()) {
-            bool         may_run = true;
-            const auto * slice   = encode(nobody, piece, may_run);
-            if (!slice) {
-                throw interrupted();
-            }
-            res.push_back(*slice);
-        }
-    }
-    return res;
-}
-
-//
-// what there is to know
-//
-
-run_report engine::report(int64_t id) const {
-    const turn mine(*this);
-    const auto it = lately_ended.find(id);
-
-    return it == lately_ended.end() ? report(at(id)) : it->second.report;
-}
-
-int32_t engine::check_cut(int32_t cut) const {
-    if (cut < -n_cuts || cut >= n_cuts) {
-        throw error(error_kind::option, "cut " + std::to_string(cut) + " is out of range: there are " + std::to_string(n_cuts));
-    }
-    return cut < 0 ? cut + n_cuts : cut;
-}
-
-std::vector<int32_t> engine::kept(int64_t id, int32_t cut) const {
-    const turn mine(*this);
-    return kept(at(id), check_cut(cut));
-}
-
-std::vector<float> engine::scores(int64_t id, int32_t cut) const {
-    const turn    mine(*this);
-    const int32_t seq_id = at(id).seq_id;
-
-    cut = check_cut(cut);
-    std::vector<float> res(pyfastv_get_scores(ctx.get(), seq_id, cut, nullptr, 0));
-    pyfastv_get_scores(ctx.get(), seq_id, cut, res.data(), res.size());
-    return res;
-}
-
-std::vector<pyfastv_grid> engine::grids(int64_t id) const {
-    const turn mine(*this);
-    return grids(at(id));
-}
-
-std::vector<pyfastv_grid> engine::grids(const slot & s) const {
-    std::vector<pyfastv_grid> res(pyfastv_get_grids(ctx.get(), s.seq_id, nullptr, 0));
-    pyfastv_get_grids(ctx.get(), s.seq_id, res.data(), res.size());
-    return res;
-}
-
-std::vector<int32_t> engine::places(int64_t id) const {
-    const turn mine(*this);
-
-    std::vector<int32_t> res;
-    for (const auto & piece : at(id).evaluated) {
-        if (piece.visual()) {
-            const auto places = places_of(piece);
-            res.insert(res.end(), places.begin(), places.end());
-        }
-    }
-    return res;
 }
 
 } // namespace pyfastv

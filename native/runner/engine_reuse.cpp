@@ -2,11 +2,15 @@
 
 #include "runner/engine.h"
 
+#include "ggml.h"
+
 #include <algorithm>
 #include <utility>
 
 namespace pyfastv {
 namespace {
+
+constexpr int64_t patience_us = 1'000'000; // with a thread that is between two tokens
 
 // of the first n pieces
 int64_t tokens_of(const std::vector<prompt_piece> & pieces, size_t n) {
@@ -179,7 +183,7 @@ bool engine::take_over(slot & s) {
 bool engine::evict() {
     slot * oldest  = nullptr; // of the idle ones
     slot * waiting = nullptr; // the youngest of those that wait for cells themselves: it begins again
-    slot * left    = nullptr; // the oldest opened one that nobody waits for: it ends
+    slot * left    = nullptr; // the oldest opened one that nobody has waited for lately: it ends
 
     for (auto & s : all) {
         if (s.n_tokens == 0) {
@@ -191,7 +195,8 @@ bool engine::evict() {
         if (s.waits && (!waiting || s.id > waiting->id)) {
             waiting = &s;
         }
-        if (s.request.opened && computed.count(s.id) == 0 && !s.waits && (!left || s.id < left->id)) {
+        const bool is_left = s.request.opened && computed.count(s.id) == 0 && ggml_time_us() - s.t_computed_us > patience_us;
+        if (is_left && (!left || s.id < left->id)) {
             left = &s;
         }
     }

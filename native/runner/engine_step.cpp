@@ -2,11 +2,10 @@
 
 #include "runner/engine.h"
 
-#include "guard/workers.h"
 #include "runner/damage.h"
 #include "runner/errors.h"
 #include "runner/log.h"
-#include "runner/status.h"
+#include "runner/stage_times.h"
 #include "runner/stopwatch.h"
 
 #include "ggml.h"
@@ -17,34 +16,6 @@
 
 namespace pyfastv {
 namespace {
-
-// What a computation adds to the times of the stages.
-class stage_times {
-public:
-    explicit stage_times(const llama_context * ctx) : ctx(ctx), before(report_of(ctx)) {}
-
-    void stop() {
-        ms    = watch.ms();
-        after = report_of(ctx);
-    }
-
-    // a request's share of it
-    void add_to(run_report & counts, double share) const {
-        counts.stage0_ms += share*(after.t_stage0_ms - before.t_stage0_ms);
-        counts.choose_ms += share*(after.t_choose_ms - before.t_choose_ms);
-        counts.later_ms  += share*(after.t_later_ms  - before.t_later_ms);
-        if (after.t_stage0_ms == before.t_stage0_ms) {
-            counts.full_ms += share*ms;
-        }
-    }
-
-private:
-    const llama_context * ctx;
-    stopwatch             watch;
-    pyfastv_report        before;
-    pyfastv_report        after = {};
-    double                ms    = 0;
-};
 
 bool has_nan(const float * values, size_t n) {
     bool res = false;
@@ -63,23 +34,6 @@ int64_t n_visual(const std::vector<prompt_piece> & pieces) {
 }
 
 } // namespace
-
-template <typename F>
-void engine::working(const slot & s, F && f) {
-    const auto set = [this](int64_t id) {
-        const std::lock_guard<std::mutex> lock(mutex);
-        working_id   = id;
-        stop_working = cancelled.count(id) > 0;
-    };
-    set(s.id);
-    try {
-        f();
-    } catch (...) {
-        set(0);
-        throw;
-    }
-    set(0);
-}
 
 bool engine::is_cancelled(const slot & s) {
     const std::lock_guard<std::mutex> lock(mutex);
@@ -236,6 +190,7 @@ void engine::run(const std::vector<part> & parts, events & out) {
         auto & s = *parts[i].s;
 
         advance(s, parts[i].pieces, s.n_past + (llama_pos) parts[i].pieces.size());
+        s.t_computed_us = ggml_time_us();
 
         if (!of_prompt) {
             s.counts.generate_ms += ms;
@@ -348,160 +303,6 @@ void engine::no_room(slot & s, events & out) {
     err.n_tokens = s.request.wanted.n_tokens;
     err.n_ctx    = n_ctx_slot;
     fail(s, err, out);
-}
-
-//
-// pictures
-//
-
-bool engine::prefill_picture(events & out) {
-    const auto starting = in(slot::state::starting);
-
-    const auto it = std::find_if(starting.begin(), starting.end(), [](const slot * s) { return !s->waits && s->next_piece().visual(); });
-    if (it == starting.end()) {
-        return false;
-    }
-    auto & s = **it;
-
-    int32_t         result = 0;
-    const log_scope log(options.verbose);
-
-    const auto thrown = error_of([&] {
-        if (!take_over(s) && fetch(s)) {
-            result = decode_visual(s, s.next_piece());
-        }
-        if (result == 0 && s.evaluated.size() == s.request.wanted.pieces.size()) {
-            end_with_picture(s, out);
-        }
-    });
-    if (thrown) {
-        keep(s, s.evaluated.size());
-        fail(s, *thrown, out);
-        return true;
-    }
-    if (result == 0 || was_stopped || is_cancelled(s)) {
-        return true;
-    }
-    if (result == 1) {
-        no_room(s, out);
-    } else {
-        fail(s, log.failure(error_kind::decode, "the picture could not be evaluated", "llama_decode returned " + std::to_string(result)), out);
-    }
-    return true;
-}
-
-void engine::end_with_picture(slot & s, events & out) {
-    pyfastv_status status = PYFASTV_OK;
-    working(s, [&] { status = pyfastv_flush(ctx.get()); });
-
-    if (status == PYFASTV_OK) {
-        answer(s, nullptr, out);
-    } else if (!was_stopped && !is_cancelled(s)) {
-        throw error(kind_of(status), std::string("the later layers failed: ") + pyfastv_last_error());
-    }
-}
-
-bool engine::fetch(slot & s) {
-    auto &       wanted  = s.request.wanted;
-    const size_t next    = s.evaluated.size();
-    bool         may_run = true;
-
-    if (wanted.pieces[next].reducer.empty()) {
-        if (s.picture.values.empty()) {
-            if (const auto * slice = encode(s, wanted.pieces[next], may_run)) {
-                s.picture = *slice;
-            }
-        }
-        return may_run && !s.picture.values.empty();
-    }
-
-    if (!s.reduced.has(next)) {
-        s.reduced = picture_reduction(wanted, next);
-    }
-    while (s.reduced.n_added() < s.reduced.n_slices()) {
-        const auto * slice = encode(s, wanted.pieces[s.reduced.next()], may_run);
-        if (!slice) {
-            return false;
-        }
-        s.reduced.add(*slice);
-    }
-    if (may_run && !s.reduced.done()) {
-        const stopwatch watch;
-        if (!backend) {
-            backend = make_cpu_backend((int32_t) options.n_threads);
-        }
-        s.reduced.run(wanted, model.get(), backend.get());
-        s.counts.reduce_ms += watch.ms();
-    }
-    return s.reduced.done();
-}
-
-const encoded_slice * engine::encode(slot & s, const prompt_piece & piece, bool & may_run) {
-    if (const auto * known = encoded.find(piece.encoder_key())) {
-        s.counts.pictures_from_cache += piece.slice == 0;
-        return known;
-    }
-    if (!may_run) {
-        return nullptr;
-    }
-    may_run = false;
-
-    start_workers((int32_t) options.n_threads);
-
-    const log_scope log(options.verbose);
-    const stopwatch watch;
-
-    const encoded_slice * res = nullptr;
-    gate->with(piece.turbo, [&] {
-        bool whole = false;
-        working(s, [&] { whole = encode_piece(vision.get(), piece, log); });
-
-        if (!whole) {
-            return;
-        }
-        s.counts.encode_ms += watch.ms();
-        s.counts.pictures_encoded += piece.slice == 0;
-
-        auto slice = encoder_output(vision.get(), model.get(), piece);
-        check_numbers(slice.values.data(), slice.values.size(), "the vision encoder", options);
-
-        res = &encoded.put(piece.encoder_key(), std::move(slice));
-    });
-    return res;
-}
-
-int32_t engine::decode_visual(slot & s, const prompt_piece & piece) {
-    const auto rows = piece.reducer.empty() ? visual_rows { s.picture.values, s.picture.places, { piece.n_tokens, 1 } }
-                                            : s.reduced.rows(s.evaluated.size());
-
-    check_fits_ubatch(vision.get(), ctx.get(), piece);
-    decoded_last = nullptr;
-
-    stage_times times(ctx.get());
-    int32_t     result = 0;
-
-    working(s, [&] {
-        do {
-            keep(s, s.evaluated.size()); // nothing, or part of a picture for which there was no room
-            result = decode_picture(ctx.get(), vision.get(), piece, rows, s.n_past, s.seq_id);
-        } while (result == 1 && evict());
-        llama_synchronize(ctx.get());
-    });
-
-    if (result != 0) {
-        keep(s, s.evaluated.size());
-        return result;
-    }
-    times.stop();
-    times.add_to(s.counts, 1);
-    advance(s, { piece }, s.n_past + piece.n_pos);
-    s.evaluated.back().places = rows.places;
-
-    s.picture = {};
-    if (s.reduced.ends_with(s.evaluated.size() - 1)) { // there may be text between its slices
-        s.reduced = {};
-    }
-    return 0;
 }
 
 } // namespace pyfastv

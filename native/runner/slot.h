@@ -102,6 +102,7 @@ struct slot {
     const char *            finish = nullptr;
 
     int64_t    t_start_us      = 0;
+    int64_t    t_computed_us   = 0; // when something was computed for it last
     int32_t    n_reused_before = 0; // graphs
 
     bool idle() const { return now == state::idle; }

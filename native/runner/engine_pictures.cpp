@@ -1,0 +1,216 @@
+// engine: pictures, from pixels to the language model
+
+#include "runner/engine.h"
+
+#include "guard/workers.h"
+#include "runner/damage.h"
+#include "runner/errors.h"
+#include "runner/log.h"
+#include "runner/stage_times.h"
+#include "runner/status.h"
+#include "runner/stopwatch.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+namespace pyfastv {
+
+bool engine::prefill_picture(events & out) {
+    const auto starting = in(slot::state::starting);
+
+    const auto it = std::find_if(starting.begin(), starting.end(), [](const slot * s) { return !s->waits && s->next_piece().visual(); });
+    if (it == starting.end()) {
+        return false;
+    }
+    auto & s = **it;
+
+    int32_t         result = 0;
+    const log_scope log(options.verbose);
+
+    const auto thrown = error_of([&] {
+        if (!take_over(s) && fetch(s)) {
+            result = decode_visual(s, s.next_piece());
+        }
+        if (result == 0 && s.evaluated.size() == s.request.wanted.pieces.size()) {
+            end_with_picture(s, out);
+        }
+    });
+    if (thrown) {
+        keep(s, s.evaluated.size());
+        fail(s, *thrown, out);
+        return true;
+    }
+    if (result == 0 || was_stopped || is_cancelled(s)) {
+        return true;
+    }
+    if (result == 1) {
+        no_room(s, out);
+    } else {
+        fail(s, log.failure(error_kind::decode, "the picture could not be evaluated", "llama_decode returned " + std::to_string(result)), out);
+    }
+    return true;
+}
+
+void engine::end_with_picture(slot & s, events & out) {
+    pyfastv_status status = PYFASTV_OK;
+    working(s, [&] { status = pyfastv_flush(ctx.get()); });
+
+    if (status == PYFASTV_OK) {
+        answer(s, nullptr, out);
+    } else if (!was_stopped && !is_cancelled(s)) {
+        throw error(kind_of(status), std::string("the later layers failed: ") + pyfastv_last_error());
+    }
+}
+
+bool engine::fetch(slot & s) {
+    auto &       wanted  = s.request.wanted;
+    const size_t next    = s.evaluated.size();
+    bool         may_run = true;
+
+    if (wanted.pieces[next].reducer.empty()) {
+        if (s.picture.values.empty()) {
+            if (const auto * slice = encode(s, wanted.pieces[next], may_run)) {
+                s.picture = *slice;
+            }
+        }
+        return may_run && !s.picture.values.empty();
+    }
+
+    if (!s.reduced.has(next)) {
+        s.reduced = picture_reduction(wanted, next);
+    }
+    while (s.reduced.n_added() < s.reduced.n_slices()) {
+        const auto * slice = encode(s, wanted.pieces[s.reduced.next()], may_run);
+        if (!slice) {
+            return false;
+        }
+        s.reduced.add(*slice);
+    }
+    if (may_run && !s.reduced.done()) {
+        const stopwatch watch;
+        if (!backend) {
+            backend = make_cpu_backend((int32_t) options.n_threads);
+        }
+        s.reduced.run(wanted, model.get(), backend.get());
+        s.counts.reduce_ms += watch.ms();
+    }
+    return s.reduced.done();
+}
+
+const encoded_slice * engine::encode(slot & s, const prompt_piece & piece, bool & may_run) {
+    if (const auto * known = encoded.find(piece.encoder_key())) {
+        s.counts.pictures_from_cache += piece.slice == 0;
+        return known;
+    }
+    if (!may_run) {
+        return nullptr;
+    }
+    may_run = false;
+
+    start_workers((int32_t) options.n_threads);
+
+    const log_scope log(options.verbose);
+    const stopwatch watch;
+
+    const encoded_slice * res = nullptr;
+    gate->with(piece.turbo, [&] {
+        bool whole = false;
+        working(s, [&] { whole = encode_piece(vision.get(), piece, log); });
+
+        if (!whole) {
+            return;
+        }
+        s.counts.encode_ms += watch.ms();
+        s.counts.pictures_encoded += piece.slice == 0;
+
+        auto slice = encoder_output(vision.get(), model.get(), piece);
+        check_numbers(slice.values.data(), slice.values.size(), "the vision encoder", options);
+
+        res = &encoded.put(piece.encoder_key(), std::move(slice));
+    });
+    return res;
+}
+
+int32_t engine::decode_visual(slot & s, const prompt_piece & piece) {
+    const auto rows = piece.reducer.empty() ? visual_rows { s.picture.values, s.picture.places, { piece.n_tokens, 1 } }
+                                            : s.reduced.rows(s.evaluated.size());
+
+    check_fits_ubatch(vision.get(), ctx.get(), piece);
+    decoded_last = nullptr;
+
+    stage_times times(ctx.get());
+    int32_t     result = 0;
+
+    working(s, [&] {
+        do {
+            keep(s, s.evaluated.size()); // nothing, or part of a picture for which there was no room
+            result = decode_picture(ctx.get(), vision.get(), piece, rows, s.n_past, s.seq_id);
+        } while (result == 1 && evict());
+        llama_synchronize(ctx.get());
+    });
+
+    if (result != 0) {
+        keep(s, s.evaluated.size());
+        return result;
+    }
+    times.stop();
+    times.add_to(s.counts, 1);
+    advance(s, { piece }, s.n_past + piece.n_pos);
+    s.evaluated.back().places = rows.places;
+
+    s.picture = {};
+    if (s.reduced.ends_with(s.evaluated.size() - 1)) { // there may be text between its slices
+        s.reduced = {};
+    }
+    return 0;
+}
+
+//
+// for who asks for them
+//
+
+std::vector<slice_pixels> engine::pixels(const image & image) const {
+    const log_scope log(options.verbose);
+
+    std::vector<slice_pixels> res;
+    gate->with(in_force.turbo, [&] {
+        const auto prompt = tokenize(model.get(), vision.get(), in_force.turbo, media_marker, media_marker, { image }, false, n_ctx_slot);
+
+        for (const auto & piece : prompt.pieces) {
+            if (piece.visual()) {
+                const auto slices = pixels_of(vision.get(), piece.chunk);
+                res.insert(res.end(), slices.begin(), slices.end());
+            }
+        }
+    });
+    return res;
+}
+
+std::vector<encoded_slice> engine::embed(const image & picture) {
+    const log_scope log(options.verbose);
+
+    prompt wanted;
+    gate->with(in_force.turbo, [&] {
+        wanted = tokenize(model.get(), vision.get(), in_force.turbo, media_marker, media_marker, { picture }, false, n_ctx_slot);
+    });
+
+    const turn mine(*this);
+    slot       nobody(-1);
+    was_stopped = false;
+
+    std::vector<encoded_slice> res;
+    for (const auto & piece : wanted.pieces) {
+        if (piece.visual()) {
+            bool         may_run = true;
+            const auto * slice   = encode(nobody, piece, may_run);
+            if (!slice) {
+                throw interrupted();
+            }
+            res.push_back(*slice);
+        }
+    }
+    return res;
+}
+
+} // namespace pyfastv
