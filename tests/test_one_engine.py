@@ -122,6 +122,18 @@ def test_a_stream_is_stopped_from_another_thread(one: Runner) -> None:
     assert is_right(one, CLOCK)
 
 
+def test_a_stream_that_was_left_gives_its_cells_to_a_request_without_room() -> None:
+    """The later layers have 1024 for both."""
+    with Runner(n_slots=2, n_ctx=1024, n_threads=1, fastv="k=2,drop=0.75,cells=1024") as runner:
+        left = runner.stream(None, "Describe the image. " * 150, grammar=ENDLESS)
+        next(left)
+        report = runner.ask(None, "Background color? " * 150, max_tokens=2).report
+        assert report.generated_tokens == 2
+        with pytest.raises(ClosedError):
+            next(left)
+        assert is_right(runner, CLOCK)
+
+
 # an event loop
 
 
@@ -201,11 +213,6 @@ def test_errors_come_to_who_awaits(one: Runner) -> None:
 
 
 # one engine
-
-
-def test_a_grammar_that_leaves_no_token_ends_a_runners_answer(one: Runner) -> None:
-    answer = one.ask(None, "Hello", grammar=r"root ::= [^\x00-\U0010FFFF]")
-    assert (answer.text, answer.finish_reason) == ("", "stop")
 
 
 def test_what_is_kept_for_later_questions_is_counted_alike(one: Runner) -> None:
