@@ -6,12 +6,14 @@
 #include "runner/errors.h"
 #include "runner/log.h"
 #include "runner/stage_times.h"
+#include "runner/status.h"
 #include "runner/stopwatch.h"
 
 #include "ggml.h"
 
 #include <algorithm>
 #include <optional>
+#include <string>
 #include <utility>
 
 namespace pyfastv {
@@ -120,9 +122,17 @@ void engine::run(const std::vector<part> & parts, events & out) {
     int32_t                    result = 0;
     std::vector<const float *> logits; // of every part; empty: they could not be computed
 
+    std::optional<error> not_flushed;
+
     const auto compute = [&] {
         result = decode(parts);
-        if (result == 0) {
+        // reading would do it, but says not why it could not; where there are other slots, their rows wait for a question
+        if (result == 0 && all.size() == 1 && parts[0].reads) {
+            if (const auto status = pyfastv_flush(ctx.get()); status != PYFASTV_OK) {
+                not_flushed = error(kind_of(status), std::string("the later layers failed: ") + pyfastv_last_error());
+            }
+        }
+        if (result == 0 && !not_flushed) {
             logits = read_logits(parts);
         }
     };
@@ -165,7 +175,7 @@ void engine::run(const std::vector<part> & parts, events & out) {
             no_room(s, out);
             return;
         }
-        auto reason = thrown;
+        auto reason = thrown ? thrown : not_flushed;
         const float * computed_last = !reason && result == 0 && log.reason("").empty() ? llama_get_logits_ith(ctx.get(), -1) : nullptr;
         if (computed_last) {
             reason = error_of([&] { check_numbers(computed_last, n_vocab(), "the language model", options); });
