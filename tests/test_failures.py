@@ -145,8 +145,8 @@ def test_a_request_that_memory_runs_out_for_fails_alone(tmp_path: Path) -> None:
 
 
 def a_request_runs_out_of_memory(folder: Path) -> None:
-    """For the cosines of its picture's 3136 tokens, 39 MB."""
-    large = dataclasses.replace(random_mmproj.FAMILIES["Janus-Pro"], image_size=784)
+    """For the cosines of its picture's 3025 tokens, 37 MB."""
+    large = dataclasses.replace(random_mmproj.FAMILIES["Janus-Pro"], image_size=770)
     random_mmproj.FAMILIES["Janus-Pro"] = large
     model, mmproj = random_mmproj.write_pair(folder, "Janus-Pro")
     slots = _native.Engine(
@@ -156,7 +156,7 @@ def a_request_runs_out_of_memory(folder: Path) -> None:
 
     def start(text: str, *seeds: int) -> int:
         images = [
-            np.random.default_rng(seed).integers(0, 256, (784, 784, 3), dtype=np.uint8) for seed in seeds
+            np.random.default_rng(seed).integers(0, 256, (770, 770, 3), dtype=np.uint8) for seed in seeds
         ]
         request = slots.prepare(
             text.replace("*", slots.media_marker), images, [str(seed) for seed in seeds], True, max_tokens=60,
