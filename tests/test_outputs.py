@@ -305,7 +305,7 @@ def test_letters_that_stdout_lacks_are_escaped(
     fake_engine: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = [(7, "café ✓".encode()), None]
-    monkeypatch.setattr("conftest.FakeEngine.next", lambda self: said.pop(0))
+    monkeypatch.setattr("conftest.FakeEngine.next", lambda self, number: said.pop(0))
     out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     monkeypatch.setattr(sys, "stdout", out)
     assert main(["ask", CLOCK, "Q?"]) == 0
