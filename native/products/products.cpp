@@ -51,36 +51,29 @@ std::vector<float> row_products(const float * a, int64_t n_a, const float * b, i
 }
 
 void cosines(int64_t n, int64_t d, const write_row & write, ggml_backend_t backend, float * res) {
-    constexpr int64_t block  = 256;
-    constexpr int64_t n_rows = 32; // that one thread takes at a time
+    constexpr int64_t block   = 256;
+    constexpr int64_t at_once = 32; // rows that one thread takes
 
     if (n == 0) {
         return;
     }
 
-    const int64_t n_blocks = (n + block - 1)/block;
-
-    // the matrix is symmetric: blocks at and below the diagonal, and their mirror images
-    products graph(n_blocks*(n_blocks + 1)/2);
+    // the matrix is symmetric: strips of rows, each up to the diagonal and the block around it, and their mirror images
+    products graph((n + block - 1)/block);
 
     auto * x = graph.input(n, d);
 
-    struct corner {
-        int64_t       i, j;
-        ggml_tensor * products; // [columns, rows]
-    };
-    std::vector<corner> corners;
+    std::vector<ggml_tensor *> strips; // [columns, rows]
     for (int64_t i = 0; i < n; i += block) {
-        for (int64_t j = 0; j <= i; j += block) {
-            corners.push_back({ i, j, graph.multiply(graph.rows(x, j, std::min(n, j + block)), graph.rows(x, i, std::min(n, i + block))) });
-        }
+        const int64_t end = std::min(n, i + block);
+        strips.push_back(graph.multiply(graph.rows(x, 0, end), graph.rows(x, i, end)));
     }
 
     graph.allocate(backend);
 
     // a CPU's tensors are plain memory
-    in_parallel((n + n_rows - 1)/n_rows, backend, [&](size_t at) {
-        for (int64_t i = at*n_rows; i < std::min<int64_t>(n, (at + 1)*n_rows); ++i) {
+    in_parallel((n + at_once - 1)/at_once, backend, [&](size_t at) {
+        for (int64_t i = at*at_once; i < std::min<int64_t>(n, (at + 1)*at_once); ++i) {
             float * row = (float *) x->data + i*d;
             write(i, row);
             make_unit(row, d, row);
@@ -88,17 +81,17 @@ void cosines(int64_t n, int64_t d, const write_row & write, ggml_backend_t backe
     });
     graph.compute(backend);
 
-    in_parallel(corners.size(), backend, [&](size_t at) {
-        const auto & c = corners[at];
+    in_parallel(strips.size(), backend, [&](size_t at) {
+        const int64_t i         = at*block;
+        const int64_t n_columns = strips[at]->ne[0], n_rows = strips[at]->ne[1];
+        const float * values    = (const float *) strips[at]->data;
 
-        const int64_t n_columns = c.products->ne[0];
-        const float * values    = (const float *) c.products->data;
-        for (int64_t r = 0; r < c.products->ne[1]; ++r) {
-            std::copy_n(values + r*n_columns, n_columns, res + (c.i + r)*n + c.j);
+        for (int64_t r = 0; r < n_rows; ++r) {
+            std::copy_n(values + r*n_columns, n_columns, res + (i + r)*n);
         }
-        for (int64_t k = 0; c.j < c.i && k < n_columns; ++k) {
-            for (int64_t r = 0; r < c.products->ne[1]; ++r) {
-                res[(c.j + k)*n + c.i + r] = values[r*n_columns + k];
+        for (int64_t k = 0; k < i; ++k) {
+            for (int64_t r = 0; r < n_rows; ++r) {
+                res[k*n + i + r] = values[r*n_columns + k];
             }
         }
     });

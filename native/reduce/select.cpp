@@ -96,9 +96,9 @@ private:
 // the token that makes the determinant of the kernel largest
 class cdpruner_part : public greedy_part {
 public:
-    // r: relevance of the tokens of the part, 0 to 1. run: work on columns
-    cdpruner_part(part_cosines cosines, const float * r, for_all run) :
-        cosines(std::move(cosines)), r(r), run(std::move(run)), left(this->cosines.n), gain(left.size()), row(left.size()), taken(left.size(), 0) {
+    // r: relevance of the tokens of the part, 0 to 1
+    cdpruner_part(part_cosines cosines, const float * r) :
+        cosines(std::move(cosines)), r(r), left(this->cosines.n), gain(left.size()), row(left.size()), taken(left.size(), 0) {
         std::iota(left.begin(), left.end(), 0);
         for (size_t i = 0; i < gain.size(); ++i) {
             gain[i] = r[i]*r[i]*this->cosines.row(i)[i];
@@ -124,13 +124,7 @@ public:
 
         const step res = { gain[best], cosines.first + left[best] };
 
-        // threads pay where the row takes longer than they take to start
-        const size_t n_slices = factor.size()*n < 1 << 18 ? 1 : std::max<size_t>(1, n/1024);
-
-        const float gained = gain[best];
-        run(n_slices, [&](size_t s) { add_row(best, gained, s*n/n_slices, (s + 1)*n/n_slices); });
-        factor.push_back(row);
-
+        add_row(best);
         if (factor.size() % 64 == 0) {
             forget_taken();
         }
@@ -138,33 +132,34 @@ public:
     }
 
 private:
-    // row k of the factor, (L_best,i - sum_j c_j,best c_j,i)/c_best, and what it takes from the gains, for i in [i0, i1)
-    void add_row(size_t best, float gained, size_t i0, size_t i1) {
+    // row k of the factor, (L_best,i - sum_j c_j,best c_j,i)/c_best, and what it takes from the gains
+    void add_row(size_t best) {
+        const size_t  n       = left.size(), k = factor.size();
         const float * of_best = cosines.row(left[best]);
-        for (size_t i = i0; i < i1; ++i) {
+        for (size_t i = 0; i < n; ++i) {
             row[i] = r[left[best]]*r[left[i]]*of_best[left[i]];
         }
-        const size_t k = factor.size();
-        size_t       j = 0;
+        size_t j = 0;
         for (; j + 4 <= k; j += 4) { // four at a time: the row goes through memory less often
             const float * c0 = factor[j].data(), * c1 = factor[j + 1].data(), * c2 = factor[j + 2].data(), * c3 = factor[j + 3].data();
             const float w0 = c0[best], w1 = c1[best], w2 = c2[best], w3 = c3[best];
-            for (size_t i = i0; i < i1; ++i) {
+            for (size_t i = 0; i < n; ++i) {
                 row[i] -= w0*c0[i] + w1*c1[i] + w2*c2[i] + w3*c3[i];
             }
         }
         for (; j < k; ++j) {
             const float * c = factor[j].data();
             const float   w = c[best];
-            for (size_t i = i0; i < i1; ++i) {
+            for (size_t i = 0; i < n; ++i) {
                 row[i] -= w*c[i];
             }
         }
-        const float scale = 1.0f/std::sqrt(gained);
-        for (size_t i = i0; i < i1; ++i) {
+        const float scale = 1.0f/std::sqrt(gain[best]);
+        for (size_t i = 0; i < n; ++i) {
             row[i]  *= scale;
             gain[i] -= row[i]*row[i];
         }
+        factor.push_back(row);
     }
 
     // nothing reads the columns of tokens that were taken
@@ -189,7 +184,6 @@ private:
 
     const part_cosines cosines;
     const float      * r; // [tokens of the part]
-    const for_all      run;
 
     std::vector<int32_t> left;  // [n] tokens that were not taken, and the last that were
     std::vector<float>   gain;  // [n]
@@ -249,15 +243,10 @@ std::vector<int32_t> pick_cdpruner(const visual_embeddings & in, size_t m, ggml_
         r[i] = (relevance[i] - lowest)/range;
     }
 
-    auto cosines = cosines_in_parts(in, backend);
-
-    // several parts run side by side, one alone in slices
-    const for_all run = cosines.size() == 1 ? on_threads_of(backend) : for_all(one_by_one);
-
     std::vector<std::unique_ptr<greedy_part>> parts;
-    for (auto & part : cosines) {
+    for (auto & part : cosines_in_parts(in, backend)) {
         const float * r_of_part = r.data() + part.first;
-        parts.push_back(std::make_unique<cdpruner_part>(std::move(part), r_of_part, run));
+        parts.push_back(std::make_unique<cdpruner_part>(std::move(part), r_of_part));
     }
     auto res = greedy(parts, m, on_threads_of(backend));
     std::sort(res.begin(), res.end());
