@@ -8,7 +8,7 @@ Prints Markdown. BENCH and the file of answers as in accuracy.py; a setting as `
 name and a colon before it.
 --time: so many pictures are timed, every setting on each in turn, with nothing in a cache; medians. The machine must be
 otherwise idle for that. The bundled model is small: beside its prefill choosing costs more than beside a large one's
-(reduce_speed.py has that).
+(choosing.py has that).
 """
 
 from __future__ import annotations
