@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +15,17 @@ from masked_reference import Part, picture, picture_2d, text
 NX, NY = 8, 5
 PICTURE = NX * NY
 M_ROPE = ("qwen2vl", "qwen3vl")
+
+
+@contextmanager
+def random_llama(folder: Path) -> Iterator[Model]:
+    """A model with random weights, whose file is written into the folder; it is freed at the end."""
+    random_gguf.write(folder / "llama.gguf", "llama")
+    model = Model(folder / "llama.gguf")
+    try:
+        yield model
+    finally:
+        model.close()
 
 
 def small_context(model: Model, **options: object) -> Context:

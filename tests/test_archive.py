@@ -14,6 +14,7 @@ import pyfastv
 
 import random_gguf
 from c_api import Context, Model, contexts, llama, read
+from decoding import random_llama
 
 ROW = 4 * random_gguf.WIDTH
 ggml = ctypes.CDLL(str(next(pyfastv.lib_path().glob("libggml-base.*"))))
@@ -23,11 +24,8 @@ QUESTION = [40, 41, 42, 43, 44, 45]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    path = tmp_path_factory.mktemp("archive") / "llama.gguf"
-    random_gguf.write(path, "llama")
-    model = Model(path)
-    yield model
-    model.close()
+    with random_llama(tmp_path_factory.mktemp("archive")) as model:
+        yield model
 
 
 @pytest.fixture

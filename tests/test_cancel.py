@@ -26,6 +26,7 @@ from pyfastv.serve.pool import Pool
 import random_gguf
 import random_mmproj
 from c_api import ABORTED, OK, Context, Model, Row, contexts, llama, read
+from decoding import random_llama
 from serving import Server, data_uri, question, send, serving
 from vision_api import Encoder
 
@@ -180,11 +181,8 @@ SPECS = [
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    path = tmp_path_factory.mktemp("model") / "llama.gguf"
-    random_gguf.write(path, "llama")
-    model = Model(path)
-    yield model
-    model.close()
+    with random_llama(tmp_path_factory.mktemp("model")) as model:
+        yield model
 
 
 @pytest.fixture

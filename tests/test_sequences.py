@@ -10,6 +10,7 @@ import pytest
 
 import random_gguf
 from c_api import OK, UNSUPPORTED, Context, Model, Row, contexts, last_error, llama, read
+from decoding import random_llama
 from masked_reference import relative_rms
 
 SPEC = "k=1,drop=0.5;k=3,drop=0.75,score=question-mean"
@@ -50,11 +51,8 @@ class Alone(NamedTuple):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    path = tmp_path_factory.mktemp("model") / "llama.gguf"
-    random_gguf.write(path, "llama")
-    model = Model(path)
-    yield model
-    model.close()
+    with random_llama(tmp_path_factory.mktemp("model")) as model:
+        yield model
 
 
 @pytest.fixture
