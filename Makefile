@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# a process a core; the tests of a file share models, so they stay in one
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
 # reinstalled when something it is built from has changed
 SOURCES := pyproject.toml CMakeLists.txt $(shell find native third_party/patches third_party/*.py third_party/*.json pyfastv -type f \
@@ -33,11 +35,11 @@ demo: install ## ask the bundled model about a bundled picture, with and without
 
 .PHONY: test
 test: $(VENV)/.test-deps ## run the tests
-	$(BIN)/pytest
+	$(PYTEST)
 
 .PHONY: check
 check: $(VENV)/.test-deps ## the tests that are fast: under a minute
-	$(BIN)/pytest -q -m "not slow"
+	$(PYTEST) -q -m "not slow"
 
 # llama-cpp-python's bindings alone: the tests run them on our libraries
 $(VENV)/.test-deps: $(VENV)/.installed
@@ -82,7 +84,7 @@ asan: $(VENV)/.test-deps ## the tests of the native code under AddressSanitizer 
 	cp build/asan/bin/lib*.so* build/asan/package/pyfastv/lib/ && cp build/asan/_native*.so build/asan/package/pyfastv/
 	PYTHONPATH=build/asan/package ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$(call LIBRARY,libasan) $(call LIBRARY,libubsan) $(call LIBRARY,libstdc++)" \
-		$(BIN)/pytest -p no:cacheprovider $(ASAN_TESTS)
+		$(PYTEST) -p no:cacheprovider $(ASAN_TESTS)
 
 # those that limit the address space cannot run there: AddressSanitizer takes terabytes of it
 ASAN_TESTS := tests/test_c_api.py tests/test_sequences.py tests/test_states.py tests/test_broken_states.py tests/test_windows.py \
