@@ -57,10 +57,12 @@ bool begin_chunk(const mtmd_context * ctx, llama_context * lctx, const mtmd_inpu
     }
 
     int32_t nx = 0, ny = 0;
+    auto    media = PYFASTV_MEDIA_AUDIO;
     if (image) {
         mtmd_image_tokens_get_shape(ctx, image, &nx, &ny);
+        media = mtmd_image_tokens_get_slice(image) > 0 ? PYFASTV_MEDIA_SLICE : PYFASTV_MEDIA_IMAGE;
     }
-    pyfastv_begin_media(lctx, image ? PYFASTV_MEDIA_IMAGE : PYFASTV_MEDIA_AUDIO, mtmd_input_chunk_get_id(chunk), nx, ny);
+    pyfastv_begin_media(lctx, media, mtmd_input_chunk_get_id(chunk), nx, ny);
     return true;
 }
 

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 // What libmtmd's own files hold and call of ours (third_party/patches/0003), in the order in which a picture comes by. Types of
 // libmtmd's inside are only declared here.
@@ -18,6 +19,7 @@
 struct clip_ctx;
 struct clip_image_f32;
 struct clip_model;
+struct mtmd_serialization;
 
 namespace pyfastv {
 
@@ -51,8 +53,23 @@ ggml_status compute(encoder_state & state, ggml_backend_sched_t sched, ggml_cgra
 // mtmd.cpp
 //
 
+// of an mtmd_image_tokens, with which it is copied and saved
+struct image_part {
+    static constexpr int32_t not_numbered = -1;
+
+    int32_t slice = not_numbered; // its number among the slices of its picture, in prompt order
+};
+
+// at the end of mtmd_input_chunk's serialize() and deserialize(); image: null for other chunks. A picture of one slice is saved
+// as by stock libmtmd, which reads the others, too. load_part() throws std::runtime_error.
+void save_part(mtmd_serialization & to, const mtmd_image_tokens * image);
+void load_part(mtmd_serialization & from, mtmd_image_tokens * image);
+
 // at the end of mtmd_init_from_file(): LLAMA_TURBO
 mtmd_context * turbo_from_environment(mtmd_context * ctx);
+
+// in mtmd_tokenizer::add_media(), when the chunks of a picture are there: they get their numbers
+void number_slices(std::vector<mtmd_input_chunk> & chunks);
 
 // of an image chunk when it is made of a picture: merged tokens leave the positions of the others free
 void set_merged(const clip_ctx * ctx, mtmd_image_tokens & image_tokens, const clip_image_f32 & img);
@@ -83,4 +100,5 @@ inline std::unique_ptr<pyfastv::turbo> & clip_get_turbo(const clip_ctx * ctx) { 
 // vision/inside_mtmd.h
 clip_ctx * mtmd_get_vision(const mtmd_context * ctx);
 int32_t    mtmd_image_tokens_get_n_patches(const mtmd_image_tokens * image_tokens);
+int32_t    mtmd_image_tokens_get_slice(const mtmd_image_tokens * image_tokens);
 void       mtmd_image_tokens_get_shape(const mtmd_context * ctx, const mtmd_image_tokens * image_tokens, int32_t * nx, int32_t * ny);

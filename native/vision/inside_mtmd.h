@@ -1,5 +1,43 @@
-// At the end of mtmd.cpp, which includes this: functions that need what mtmd.cpp keeps to itself, mtmd_context and
-// mtmd_image_tokens.
+// At the end of mtmd.cpp, which includes this: functions that need what mtmd.cpp keeps to itself, mtmd_context,
+// mtmd_image_tokens and mtmd_serialization.
+
+void pyfastv::number_slices(std::vector<mtmd_input_chunk> & chunks) {
+    int32_t n = 0;
+    for (auto & chunk : chunks) {
+        if (chunk.tokens_image && chunk.tokens_image->pyfastv_part.slice == image_part::not_numbered) {
+            chunk.tokens_image->pyfastv_part.slice = n++;
+        }
+    }
+}
+
+// of what is behind a saved chunk
+static constexpr uint32_t pyfastv_part_version = 1;
+
+void pyfastv::save_part(mtmd_serialization & to, const mtmd_image_tokens * image) {
+    if (image && image->pyfastv_part.slice > 0) {
+        to.write(pyfastv_part_version);
+        to.write(image->pyfastv_part.slice);
+    }
+}
+
+void pyfastv::load_part(mtmd_serialization & from, mtmd_image_tokens * image) {
+    if (!image) {
+        return;
+    }
+    image->pyfastv_part = { /* slice */ 0 };
+    if (from.read_pos == from.data.size()) {
+        return;
+    }
+    const auto version = from.read<uint32_t>();
+    if (version != pyfastv_part_version) {
+        throw std::runtime_error("pyfastv: a chunk of version " + std::to_string(version) + " is not known, only of " +
+                std::to_string(pyfastv_part_version));
+    }
+    image->pyfastv_part.slice = from.read<int32_t>();
+    if (image->pyfastv_part.slice < 0) {
+        throw std::runtime_error("pyfastv: a chunk is slice " + std::to_string(image->pyfastv_part.slice) + " of its picture");
+    }
+}
 
 void pyfastv::set_merged(const clip_ctx * ctx, mtmd_image_tokens & image_tokens, const clip_image_f32 & img) {
     if (const auto & turbo = clip_get_turbo(ctx)) {
@@ -16,6 +54,15 @@ clip_ctx * mtmd_get_vision(const mtmd_context * ctx) {
 int32_t mtmd_image_tokens_get_n_patches(const mtmd_image_tokens * image_tokens) {
     const bool merged = image_tokens->pos != MTMD_POS_TYPE_HUNYUANVL && image_tokens->image_idx > 0;
     return merged ? image_tokens->image_idx : image_tokens->n_tokens();
+}
+
+int32_t mtmd_image_tokens_get_slice(const mtmd_image_tokens * image_tokens) {
+    return image_tokens->pyfastv_part.slice;
+}
+
+// for those that make one picture of several, as the frames of a video: its number among them
+MTMD_API void mtmd_image_tokens_set_slice(mtmd_image_tokens * image_tokens, int32_t slice) {
+    image_tokens->pyfastv_part.slice = slice;
 }
 
 // what the tokens cover in raster order, in patches or pixels; resampled tokens have no places
