@@ -47,6 +47,16 @@ def is_picture(chunk: ctypes.c_void_p) -> bool:
     return bool(mtmd.mtmd_input_chunk_get_type(chunk) == 1)
 
 
+def counts_of(chunk: ctypes.c_void_p) -> tuple[int, int, int]:
+    """Tokens, positions and patches."""
+    image = mtmd.mtmd_input_chunk_get_tokens_image(chunk)
+    return (
+        mtmd.mtmd_image_tokens_get_n_tokens(image),
+        mtmd.mtmd_image_tokens_get_n_pos(image),
+        _lib.pyfastv_turbo_patches(image),
+    )
+
+
 def saved(chunk: ctypes.c_void_p) -> bytes:
     size = ctypes.c_size_t()
     assert mtmd.mtmd_input_chunk_save(chunk, None, 0, ctypes.byref(size)) == 0

@@ -17,7 +17,6 @@
 // libmtmd's inside are only declared here.
 
 struct clip_ctx;
-struct clip_image_f32;
 struct clip_model;
 struct mtmd_serialization;
 
@@ -57,22 +56,21 @@ ggml_status compute(encoder_state & state, ggml_backend_sched_t sched, ggml_cgra
 struct image_part {
     static constexpr int32_t not_numbered = -1;
 
-    int32_t slice = not_numbered; // its number among the slices of its picture, in prompt order
+    int32_t slice     = not_numbered; // its number among the slices of its picture, in prompt order
+    int32_t n_patches = 0;            // tokens before they are merged; 0: they are not
 };
 
-// at the end of mtmd_input_chunk's serialize() and deserialize(); image: null for other chunks. A picture of one slice is saved
-// as by stock libmtmd, which reads the others, too. load_part() throws std::runtime_error.
+// At the end of mtmd_input_chunk's serialize() and deserialize(); image: null for other chunks. A picture of one slice that is not
+// merged is saved as by stock libmtmd, which reads slices, too. load_part() throws std::runtime_error.
 void save_part(mtmd_serialization & to, const mtmd_image_tokens * image);
 void load_part(mtmd_serialization & from, mtmd_image_tokens * image);
 
 // at the end of mtmd_init_from_file(): LLAMA_TURBO
 mtmd_context * turbo_from_environment(mtmd_context * ctx);
 
-// in mtmd_tokenizer::add_media(), when the chunks of a picture are there: they get their numbers
-void number_slices(std::vector<mtmd_input_chunk> & chunks);
-
-// of an image chunk when it is made of a picture: merged tokens leave the positions of the others free
-void set_merged(const clip_ctx * ctx, mtmd_image_tokens & image_tokens, const clip_image_f32 & img);
+// In mtmd_tokenizer::add_media(), when the chunks of a picture are there: they get their parts. Merged tokens leave the positions
+// of the others free.
+void end_picture(const clip_ctx * ctx, std::vector<mtmd_input_chunk> & chunks);
 
 // mtmd_encode_chunk()'s value after an encoder that failed
 int32_t encode_failure(clip_ctx * ctx);
