@@ -1,6 +1,6 @@
 """The native module: llama.cpp, mtmd and the stages, behind one class. Private; use :class:`pyfastv.Runner`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeAlias, overload
 
@@ -111,6 +111,13 @@ def model_info(model_path: _Path) -> dict[str, Any]:
 def gguf_header(path: _Path) -> dict[str, Any]:
     """What a GGUF file says before its data. ``metadata``: key to value (None for texts in arrays and arrays longer than
     4096); ``tensors``: name to (shape, rows last; ggml type name; bytes)."""
+
+def encoder_matrices(projector: str, tensors: Collection[str]) -> list[str]:
+    """Of an mmproj's tensors those that are only ever multiplied with: any type of weights will do."""
+
+def encoder_sizes(projector: str, tensors: Collection[str]) -> tuple[bool, str, int] | None:
+    """Whether every picture has the number of tokens that the header tells; the key, and its default, of how many
+    patches a side become one token. None: nothing is known of the encoder. ``tensors``: the names in the file."""
 
 def write_excerpt(parts: Sequence[_Path], n_layers: int, out: _Path) -> None:
     """Write a model of the first layers of another one, of one file or of all its parts: for measurements."""

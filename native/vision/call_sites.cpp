@@ -3,12 +3,17 @@
 #include "pyfastv.h"
 
 #include "clip.h"
+#include "clip-impl.h"
 
 namespace pyfastv {
 
 std::unique_ptr<turbo_graph> begin_graph(encoder_state & state, ggml_context * ctx0, ggml_cgraph * gf, int32_t n_patches) {
     state.eval.begin(); // what fails before it is computed was not stopped
     return state.turbo ? std::make_unique<turbo_graph>(*state.turbo, ctx0, gf, n_patches) : nullptr;
+}
+
+const encoder_rule * rule_of(const clip_ctx * ctx) {
+    return find_encoder(PROJECTOR_TYPE_NAMES[clip_get_projector_type(ctx)]);
 }
 
 int32_t count_tokens(const encoder_state & state, int32_t n) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "stop/eval_stop.h"
+#include "vision/encoders.h"
 #include "vision/turbo/turbo.h"
 #include "vision/turbo/turbo_graph.h"
 
@@ -40,6 +41,9 @@ void check_mmproj(const std::string & path);
 
 // at the end of clip_graph's constructor: what adds the merging to this graph; null: nothing is merged
 std::unique_ptr<turbo_graph> begin_graph(encoder_state & state, ggml_context * ctx0, ggml_cgraph * gf, int32_t n_patches);
+
+// what is known of this encoder; null: it is not in the table
+const encoder_rule * rule_of(const clip_ctx * ctx);
 
 // at the end of clip_n_output_tokens(): how many are left of n
 int32_t count_tokens(const encoder_state & state, int32_t n);

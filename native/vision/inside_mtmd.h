@@ -77,7 +77,9 @@ MTMD_API void mtmd_image_tokens_set_slice(mtmd_image_tokens * image_tokens, int3
 // what the tokens cover in raster order, in patches or pixels; resampled tokens have no places
 void mtmd_image_tokens_get_shape(const mtmd_context * ctx, const mtmd_image_tokens * image_tokens, int32_t * nx, int32_t * ny) {
     const auto & entries = image_tokens->batch_f32.entries;
-    const bool   counted = image_tokens->ny > 1 || ctx->proj_type_v() == PROJECTOR_TYPE_MINICPMV || clip_get_turbo(ctx->ctx_v) || entries.empty();
+    const auto * rule    = pyfastv::rule_of(ctx->ctx_v);
+    const bool   placed  = !rule || rule->made == pyfastv::tokens::in_places;
+    const bool   counted = image_tokens->ny > 1 || !placed || clip_get_turbo(ctx->ctx_v) || entries.empty();
 
     *nx = counted ? image_tokens->nx : entries[0].nx();
     *ny = counted ? image_tokens->ny : entries[0].ny();
