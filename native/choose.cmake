@@ -15,11 +15,11 @@ set(PYFASTV_CHOOSE_SOURCES
     choose/similarity.cpp
     products/parallel.cpp
     products/products.cpp
-    reduce/frames.cpp
-    reduce/merge.cpp
-    reduce/pool.cpp
-    reduce/reduce.cpp
-    reduce/select.cpp
+    choose/reducers/frames.cpp
+    choose/reducers/merge.cpp
+    choose/reducers/pool.cpp
+    choose/reducers/reduce.cpp
+    choose/reducers/select.cpp
 )
 
 foreach (room IN ITEMS settings choose)

@@ -63,15 +63,15 @@ def random_scores(n: int, seed: int) -> NDArray[np.float32]:
 
 def reduce(
     embeddings: NDArray[np.float32],  # [n, d]
-    spec: str,  # the language of parse_reducer() (native/reduce/spec.h)
+    spec: str,  # the language of parse_reducer() (native/settings/reducer.h)
     *,
     grids: Sequence[tuple[int, int]] | None = None,  # (nx, ny) of every slice or frame; None: one row
     question: NDArray[np.float32] | None = None,  # [at most d], for cdpruner
     n_threads: int = 1,
 ) -> dict[str, Any]:
-    """native/reduce/reduce.h: ``embeddings`` [m, d]; ``place`` [m], ascending: the input whose position each output
-    takes; ``centre`` [m, 3]: slice, row, column; ``member`` [n]: the output that each input went into, or -1; ``grids``:
-    (nx, ny) of the outputs of each slice. Raises OptionError."""
+    """native/choose/reducers/reduce.h: ``embeddings`` [m, d]; ``place`` [m], ascending: the input whose position each
+    output takes; ``centre`` [m, 3]: slice, row, column; ``member`` [n]: the output that each input went into, or -1;
+    ``grids``: (nx, ny) of the outputs of each slice. Raises OptionError."""
 
 PRESETS: tuple[str, ...]
 RECALL: float
@@ -237,7 +237,7 @@ class Engine:
         (clears the context). Raises OptionError, UnsupportedModelError."""
     def clear_turbo(self) -> None:
         """Merge nothing (clears the context)."""
-    def set_reducer(self, spec: str) -> None:  # the language of parse_reducer() (native/reduce/spec.h)
+    def set_reducer(self, spec: str) -> None:  # the language of parse_reducer() (native/settings/reducer.h)
         """Where :meth:`prefill` is not told. Raises OptionError, UnsupportedModelError."""
     def clear_reducer(self) -> None:
         """Every visual token enters the language model."""
@@ -253,7 +253,7 @@ class Engine:
         frames: Sequence[int] = (),  # of each image its number in its video, 0 for pictures; empty: all 0
         n_probs: int = 0,  # how many of the likeliest tokens the events name; 0: none
         turbo: str = "",  # the language of pyfastv_turbo_parse(); empty: none
-        reducer: str = "",  # the language of parse_reducer() (native/reduce/spec.h); empty: none
+        reducer: str = "",  # the language of parse_reducer() (native/settings/reducer.h); empty: none
         **sampling: Any,  # of SamplingOptions
     ) -> EngineRequest:
         """Tokens, prepared pictures and samplers of a request.

@@ -6,7 +6,7 @@
 #include "choose/similarity.h"
 #include "products/parallel.h"
 #include "pyfastv.h"
-#include "reduce/reduce.h"
+#include "choose/reducers/reduce.h"
 #include "runner/errors.h"
 #include "runner/log.h"
 #include "runner/model_file.h"
