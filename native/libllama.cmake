@@ -2,11 +2,6 @@
 
 set(PYFASTV_SOURCES
     capi/pyfastv.cpp
-    choose/choose.cpp
-    choose/cover.cpp
-    choose/greedy.cpp
-    choose/grid.cpp
-    choose/similarity.cpp
     stages/attach.cpp
     stages/caught.cpp
     stages/flow.cpp
@@ -26,19 +21,15 @@ set(PYFASTV_SOURCES
     llama/memory/stage_cache.cpp
     stages/staged_memory.cpp
     stages/state.cpp
-    products/parallel.cpp
-    products/products.cpp
     regex/matcher.cpp
     regex/parse.cpp
     regex/split.cpp
     llama/supported.cpp
-    settings/schedule.cpp
-    settings/text.cpp
     llama/scores.cpp
 )
 list(TRANSFORM PYFASTV_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)
 
-target_sources(llama PRIVATE ${PYFASTV_SOURCES})
+target_sources(llama PRIVATE ${PYFASTV_SOURCES} $<TARGET_OBJECTS:pyfastv_settings> $<TARGET_OBJECTS:pyfastv_choose>)
 # llama.cpp joins its model files into unity sources; ours keep their own anonymous namespaces
 set_source_files_properties(${PYFASTV_SOURCES} TARGET_DIRECTORY llama PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 set_source_files_properties(${CMAKE_CURRENT_LIST_DIR}/capi/pyfastv.cpp TARGET_DIRECTORY llama PROPERTIES COMPILE_DEFINITIONS PYFASTV_VERSION="${PYFASTV_VERSION}")

@@ -7,8 +7,6 @@ set(PYFASTV_MTMD_SOURCES
     files/limits.cpp
     vision/mmproj.cpp
     files/numbers.cpp
-    settings/text.cpp
-    settings/turbo.cpp
     vision/turbo/attach.cpp
     vision/turbo/plan.cpp
     vision/turbo/turbo.cpp
@@ -22,5 +20,5 @@ if (CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
     set_source_files_properties(${PYFASTV_MTMD_SOURCES} TARGET_DIRECTORY mtmd PROPERTIES COMPILE_OPTIONS "-Wall;-Wextra;-Wpedantic;-Wextra-semi")
 endif()
 
-target_sources(mtmd PRIVATE ${PYFASTV_MTMD_SOURCES})
+target_sources(mtmd PRIVATE ${PYFASTV_MTMD_SOURCES} $<TARGET_OBJECTS:pyfastv_settings>)
 target_include_directories(mtmd PRIVATE ${CMAKE_CURRENT_LIST_DIR} PUBLIC ${CMAKE_CURRENT_LIST_DIR}/include)

@@ -1,6 +1,6 @@
 """The native module: llama.cpp, mtmd and the stages, behind one class. Private; use :class:`pyfastv.Runner`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeAlias, overload
 
@@ -63,15 +63,15 @@ def random_scores(n: int, seed: int) -> NDArray[np.float32]:
 
 def reduce(
     embeddings: NDArray[np.float32],  # [n, d]
-    spec: str,  # the language of parse_reducer() (native/reduce/spec.h)
+    spec: str,  # the language of parse_reducer() (native/settings/reducer.h)
     *,
     grids: Sequence[tuple[int, int]] | None = None,  # (nx, ny) of every slice or frame; None: one row
     question: NDArray[np.float32] | None = None,  # [at most d], for cdpruner
     n_threads: int = 1,
 ) -> dict[str, Any]:
-    """native/reduce/reduce.h: ``embeddings`` [m, d]; ``place`` [m], ascending: the input whose position each output
-    takes; ``centre`` [m, 3]: slice, row, column; ``member`` [n]: the output that each input went into, or -1; ``grids``:
-    (nx, ny) of the outputs of each slice. Raises OptionError."""
+    """native/choose/reducers/reduce.h: ``embeddings`` [m, d]; ``place`` [m], ascending: the input whose position each
+    output takes; ``centre`` [m, 3]: slice, row, column; ``member`` [n]: the output that each input went into, or -1;
+    ``grids``: (nx, ny) of the outputs of each slice. Raises OptionError."""
 
 PRESETS: tuple[str, ...]
 RECALL: float
@@ -111,6 +111,13 @@ def model_info(model_path: _Path) -> dict[str, Any]:
 def gguf_header(path: _Path) -> dict[str, Any]:
     """What a GGUF file says before its data. ``metadata``: key to value (None for texts in arrays and arrays longer than
     4096); ``tensors``: name to (shape, rows last; ggml type name; bytes)."""
+
+def encoder_matrices(projector: str, tensors: Collection[str]) -> list[str]:
+    """Of an mmproj's tensors those that are only ever multiplied with: any type of weights will do."""
+
+def encoder_sizes(projector: str, tensors: Collection[str]) -> tuple[bool, str, int] | None:
+    """Whether every picture has the number of tokens that the header tells; the key, and its default, of how many
+    patches a side become one token. None: nothing is known of the encoder. ``tensors``: the names in the file."""
 
 def write_excerpt(parts: Sequence[_Path], n_layers: int, out: _Path) -> None:
     """Write a model of the first layers of another one, of one file or of all its parts: for measurements."""
@@ -230,7 +237,7 @@ class Engine:
         (clears the context). Raises OptionError, UnsupportedModelError."""
     def clear_turbo(self) -> None:
         """Merge nothing (clears the context)."""
-    def set_reducer(self, spec: str) -> None:  # the language of parse_reducer() (native/reduce/spec.h)
+    def set_reducer(self, spec: str) -> None:  # the language of parse_reducer() (native/settings/reducer.h)
         """Where :meth:`prefill` is not told. Raises OptionError, UnsupportedModelError."""
     def clear_reducer(self) -> None:
         """Every visual token enters the language model."""
@@ -246,7 +253,7 @@ class Engine:
         frames: Sequence[int] = (),  # of each image its number in its video, 0 for pictures; empty: all 0
         n_probs: int = 0,  # how many of the likeliest tokens the events name; 0: none
         turbo: str = "",  # the language of pyfastv_turbo_parse(); empty: none
-        reducer: str = "",  # the language of parse_reducer() (native/reduce/spec.h); empty: none
+        reducer: str = "",  # the language of parse_reducer() (native/settings/reducer.h); empty: none
         **sampling: Any,  # of SamplingOptions
     ) -> EngineRequest:
         """Tokens, prepared pictures and samplers of a request.

@@ -195,14 +195,18 @@ def _encoder(mmproj: str, header: dict[str, Any]) -> Encoder:
         for name, shape in shapes.items()
         if name.startswith(("mm.", "resampler.", "v.deepstack.")) and len(shape) == 2
     }
-    # a projector that takes several patches side by side is as many times wider
-    widest = max((shape[1] for shape in projector.values()), default=width)
-    first = next(iter(projector.values()), (width, width))
-    merged = max(1, first[1] // width) if first[1] % width == 0 else max(1, widest // width)
-    kind = metadata.get("clip.projector_type", "mlp")
-    if kind == "gemma3":  # the projector takes pooled patches
-        merged = int(metadata.get("clip.vision.projector.scale_factor") or 4) ** 2
-    fixed = kind in ("mlp", "mlp_norm", "ldp", "ldpv2", "gemma3")
+    kind = str(metadata.get("clip.projector_type", "mlp"))
+    known = _native.encoder_sizes(kind, set(shapes))
+    if known is not None:
+        fixed, merge_key, merge = known
+        given = metadata.get(merge_key)
+        merged = (given if isinstance(given, int) and given > 0 else merge) ** 2
+    else:
+        # a projector that takes several patches side by side is as many times wider
+        fixed = kind in ("ldp", "ldpv2")
+        widest = max((shape[1] for shape in projector.values()), default=width)
+        first = next(iter(projector.values()), (width, width))
+        merged = max(1, first[1] // width) if first[1] % width == 0 else max(1, widest // width)
     return Encoder(
         width=width,
         layer_weights=tuple(layers[il] for il in sorted(layers)),

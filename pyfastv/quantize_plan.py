@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from . import _native
+
 __all__ = ["BLOCK", "FLOATS", "Plan", "make_plan", "matrices"]
 
 BLOCK: Mapping[str, int] = {
@@ -16,15 +18,6 @@ BLOCK: Mapping[str, int] = {
 """Numbers of a row that are quantized together."""
 FLOATS = ("f32", "f16", "bf16")
 
-# The matrices that llama.cpp's encoders and projectors only ever multiply with (clip_graph::build_mm). Others are
-# convolutions, tables whose rows are read, or, as Gemma's mm.input_projection, transposed first: ggml cannot do that
-# with quantized ones.
-_MATRICES = re.compile(
-    r"(?:v\.blk\.\d+\.(?:attn_(?:q|k|v|qkv|out)|ffn_(?:up|gate|down))"
-    r"|v\.deepstack\.\d+\.fc[12]"
-    r"|mm\.(?:\d+|up|gate|down|patch_merger|model\.fc|model\.mlp\.\d+)"
-    r"|resampler\.(?:kv|proj|attn\.(?:q|k|v|out)))\.weight"
-)
 _FFN = re.compile(r"(v\.blk\.\d+\.)ffn_down\.weight")
 _WIDTH, _FFN_WIDTH = "clip.vision.embedding_length", "clip.vision.feed_forward_length"
 
@@ -50,11 +43,18 @@ class Plan:
 
 
 def matrices(header: Mapping[str, Any]) -> dict[str, tuple[str, int, int]]:
-    """By name (type, columns, rows) of what can be quantized. ``header``: of :func:`pyfastv._native.gguf_header`."""
+    """By name (type, columns, rows) of what can be quantized. ``header``: of :func:`pyfastv._native.gguf_header`.
+
+    Only what is multiplied with, as the encoder's row in native/vision/encoders.cpp says. Others are convolutions, tables
+    whose rows are read, or, as Gemma's mm.input_projection, transposed first: ggml cannot do that with quantized ones.
+    """
+    metadata, tensors = header["metadata"], header["tensors"]
+    projector = str(metadata.get("clip.projector_type") or metadata.get("clip.vision.projector_type"))
+    multiplied = set(_native.encoder_matrices(projector, set(tensors)))
     return {
         name: (kind, shape[1], shape[0])
-        for name, (shape, kind, _) in header["tensors"].items()
-        if len(shape) == 2 and _MATRICES.fullmatch(name)
+        for name, (shape, kind, _) in tensors.items()
+        if len(shape) == 2 and name in multiplied
     }
 
 

@@ -23,7 +23,7 @@ from llama_cpp import llama_cpp as llama
 
 from pyfastv.bench.lowlevel.bindings import FastvParams, FastvReport, declare, report_of
 
-IMAGE, AUDIO = 0, 1
+IMAGE, AUDIO, SLICE = 0, 1, 2
 OK, BAD_PARAMS, UNSUPPORTED, OUT_OF_MEMORY, FAILED, ABORTED = 0, -1, -2, -3, -4, -5
 
 
@@ -185,8 +185,12 @@ class Context:
         fastv.pyfastv_allow_position_gaps(self.pointer)
 
     def begin_picture(self, name: str = "", nx: int = 0, ny: int = 0) -> None:
-        """As libmtmd does for every picture or slice."""
+        """As libmtmd does for every picture."""
         fastv.pyfastv_begin_media(self.pointer, IMAGE, name.encode(), nx, ny)
+
+    def begin_slice(self, name: str = "", nx: int = 0, ny: int = 0) -> None:
+        """As libmtmd does for every slice of a picture but the first."""
+        fastv.pyfastv_begin_media(self.pointer, SLICE, name.encode(), nx, ny)
 
     def begin_audio(self) -> None:
         fastv.pyfastv_begin_media(self.pointer, AUDIO, b"", 0, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -313,10 +314,10 @@ def test_two_pictures_are_each_pruned_by_their_own_share(make, rows):
     assert [(kept < N_VISUAL).sum(), (kept >= N_VISUAL).sum()] == [16, 16]
 
 
-def see_parts(context: Context, rows: np.ndarray, sizes: list[int], names: list[str]) -> None:
+def see_parts(context: Context, rows: np.ndarray, sizes: list[int], begin: list[Callable]) -> None:
     at = 0
-    for n, name in zip(sizes, names, strict=True):
-        context.begin_picture(name, n, 1)
+    for n, begin_part in zip(sizes, begin, strict=True):
+        begin_part(n, 1)
         assert context.picture(rows[at : at + n].copy(), at) == 0
         at += n
     assert context.tokens(QUESTION, at) == 0
@@ -325,9 +326,23 @@ def see_parts(context: Context, rows: np.ndarray, sizes: list[int], names: list[
 
 def test_slices_of_one_picture_are_counted_together(make, rows):
     """Half of 5 is 2, half to even; half of 10 is 5."""
-    for names, counts in ((["a", "a"], (5,)), (["a", "b"], (2, 2)), (["", ""], (2, 2))):
+    for names, is_slice, counts in (
+        (["a", "a"], True, (5,)),
+        (["", ""], True, (5,)),
+        (["a", "b"], True, (2, 2)),
+        (["a", "a"], False, (2, 2)),
+        (["", ""], False, (2, 2)),
+    ):
         context = make("k=2,drop=0.5")
-        see_parts(context, rows, [5, 5], names)
+        see_parts(
+            context,
+            rows,
+            [5, 5],
+            [
+                partial(context.begin_picture, names[0]),
+                partial(context.begin_slice if is_slice else context.begin_picture, names[1]),
+            ],
+        )
         kept = np.array(context.kept())
         assert len(kept) == sum(counts)
         if len(counts) > 1:
@@ -348,8 +363,8 @@ def test_a_picture_may_come_in_several_batches(make, rows):
 
 def test_text_may_stand_between_the_slices_of_a_picture(make, rows):
     context = make("k=2,drop=0.5")
-    for start, end in ((0, 5), (7, 12)):
-        context.begin_picture("a")
+    for begin, start, end in ((context.begin_picture, 0, 5), (context.begin_slice, 7, 12)):
+        begin("a")
         assert context.picture(rows[:5], start) == 0
         assert context.tokens([7, 8], end) == 0
     assert context.logits() is not None
@@ -357,10 +372,10 @@ def test_text_may_stand_between_the_slices_of_a_picture(make, rows):
     assert context.grids() == [Grid(0, 5, 1), Grid(0, 5, 1)]
 
 
-def test_a_picture_shown_again_after_its_question_is_another(make, rows):
+def test_a_slice_behind_the_question_is_another_picture(make, rows):
     context = make("k=2,drop=0.5")
-    for start in (0, 11):
-        context.begin_picture("a", 5, 1)
+    for begin, start in ((context.begin_picture, 0), (context.begin_slice, 11)):
+        begin("a", 5, 1)
         assert context.picture(rows[:5], start) == 0
         assert context.tokens(QUESTION, start + 5) == 0
         assert context.logits() is not None

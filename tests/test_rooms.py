@@ -40,6 +40,22 @@ def test_one_room_includes_what_is_inside_a_library(room: str) -> None:
     assert outside == {}
 
 
+def test_one_room_includes_llama_cpp_s_common_library() -> None:
+    """It changes with every version, and one converter of it is used."""
+    common = {path.name for path in (TREE / "common").glob("*.h")}
+    assert "json-schema-to-grammar.h" in common
+    found = {
+        path.relative_to(NATIVE).parts[0]
+        for path in [*NATIVE.rglob("*.h"), *NATIVE.rglob("*.cpp")]
+        if {
+            name
+            for name in includes(path.read_text())
+            if name in common and not (path.parent / name).exists()
+        }
+    }
+    assert found == {"grammar"}
+
+
 def added(patch: Path, file: str) -> list[str]:
     """The lines that a patch adds to the files whose path begins in this way."""
     res, concerned = [], False

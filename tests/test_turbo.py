@@ -16,7 +16,7 @@ import random_mmproj
 from c_api import OK, Model, contexts, read
 from dequantize import dequantize
 from turbo_reference import Reference, spread
-from vision_api import Encoder, last_error
+from vision_api import Encoder, counts_of, is_picture, last_error, loaded, mtmd, saved
 
 # Root mean square of the difference, of the features'. Single numbers differ by more: ggml looks activations up in
 # tables of F16, and sums in another order meet their steps.
@@ -292,3 +292,68 @@ def test_the_runner_s_own_setting_is_in_force(monkeypatch: pytest.MonkeyPatch) -
         assert runner.ask(picture, "What?", max_tokens=1).report.visual_tokens == 576
         answer = runner.ask(picture, "What?", max_tokens=1, turbo="share=0.5")
         assert (answer.report.visual_tokens, answer.report.patches) == (288, 576)
+
+
+# of a saved image chunk, behind version, type, number of text tokens and whether there are image tokens
+FIELDS = np.dtype([("nx", "<u4"), ("ny", "<u4"), ("position", "<u4"), ("image_idx", "<u4")])
+AT_FIELDS = 8 + 4 + 8 + 1
+HUNYUANVL = 2  # MTMD_POS_TYPE_HUNYUANVL
+
+
+def fields_of(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, FIELDS, 1, AT_FIELDS)[0].copy()
+
+
+def with_fields(data: bytes, fields: np.ndarray) -> bytes:
+    return data[:AT_FIELDS] + fields.tobytes() + data[AT_FIELDS + FIELDS.itemsize :]
+
+
+@pytest.mark.parametrize("spec", ["share=0.5", "share=0.5,renumber"])
+def test_a_saved_or_copied_chunk_keeps_its_counts(
+    cases: dict[str, Case], encoders: dict[str, Encoder], spec: str
+) -> None:
+    """In a field of their own: HunyuanVL's number of the picture stays what it is."""
+    case, encoder = cases[CLIP], encoders[CLIP]
+    assert encoder.attach(spec) == OK
+    with encoder.tokenized("<>", [case.picture]) as chunks:
+        [chunk] = filter(is_picture, chunks)
+        data = saved(chunk)
+        assert fields_of(data)["image_idx"] == 0
+        for made in (loaded(data), mtmd.mtmd_input_chunk_copy(chunk)):
+            assert counts_of(made) == counts_of(chunk) == (288, 288 if "renumber" in spec else 576, 576)
+            mtmd.mtmd_input_chunk_free(made)
+
+
+def test_the_number_of_a_picture_is_no_count_of_merged_tokens(
+    cases: dict[str, Case], encoders: dict[str, Encoder]
+) -> None:
+    encoder = encoders[CLIP]
+    encoder.detach()
+    with encoder.tokenized("<>", [cases[CLIP].picture]) as chunks:
+        data = saved(next(filter(is_picture, chunks)))
+    fields = fields_of(data)
+    fields["image_idx"] = 3
+    numbered = loaded(with_fields(data, fields))
+    assert counts_of(numbered) == (576,) * 3
+    mtmd.mtmd_input_chunk_free(numbered)
+
+    # a line end a row, and two tokens around
+    fields["position"], fields["nx"], fields["ny"] = HUNYUANVL, 4, 3
+    hunyuan = loaded(with_fields(data, fields))
+    assert counts_of(hunyuan) == (17,) * 3
+    position = mtmd.mtmd_image_tokens_get_decoder_pos(mtmd.mtmd_input_chunk_get_tokens_image(hunyuan), 0, 1)
+    assert position.z == 3
+    mtmd.mtmd_input_chunk_free(hunyuan)
+
+
+@pytest.mark.parametrize("n_patches", [-1, 0, 287, None])
+def test_a_chunk_that_has_fewer_patches_than_tokens_is_refused(
+    cases: dict[str, Case], encoders: dict[str, Encoder], n_patches: int | None
+) -> None:
+    encoder = encoders[CLIP]
+    assert encoder.attach("share=0.5") == OK
+    with encoder.tokenized("<>", [cases[CLIP].picture]) as chunks:
+        data = saved(next(filter(is_picture, chunks)))
+    behind = data[-12:-4] + n_patches.to_bytes(4, "little", signed=True) if n_patches is not None else b""
+    assert loaded(data[:-12] + behind) is None
+    mtmd.mtmd_input_chunk_free(loaded(data))

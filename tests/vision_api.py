@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,34 @@ for _name in ("places", "sizes", "targets"):
 
 def last_error() -> str:
     return str(_lib.pyfastv_turbo_last_error().decode())
+
+
+def is_picture(chunk: ctypes.c_void_p) -> bool:
+    return bool(mtmd.mtmd_input_chunk_get_type(chunk) == 1)
+
+
+def counts_of(chunk: ctypes.c_void_p) -> tuple[int, int, int]:
+    """Tokens, positions and patches."""
+    image = mtmd.mtmd_input_chunk_get_tokens_image(chunk)
+    return (
+        mtmd.mtmd_image_tokens_get_n_tokens(image),
+        mtmd.mtmd_image_tokens_get_n_pos(image),
+        _lib.pyfastv_turbo_patches(image),
+    )
+
+
+def saved(chunk: ctypes.c_void_p) -> bytes:
+    size = ctypes.c_size_t()
+    assert mtmd.mtmd_input_chunk_save(chunk, None, 0, ctypes.byref(size)) == 0
+    buffer = ctypes.create_string_buffer(size.value)
+    assert mtmd.mtmd_input_chunk_save(chunk, buffer, size.value, None) == 0
+    return buffer.raw
+
+
+def loaded(data: bytes) -> ctypes.c_void_p | None:
+    """None: it is refused. To be freed by mtmd.mtmd_input_chunk_free()."""
+    chunk = mtmd.mtmd_input_chunk_load(data, len(data))
+    return ctypes.c_void_p(chunk) if chunk else None
 
 
 def default_params() -> TurboParams:
@@ -130,16 +159,20 @@ class Encoder:
         def run(chunk: ctypes.c_void_p) -> int:
             assert mtmd.mtmd_encode_chunk(self.pointer, chunk) == 0
             embeddings = mtmd.mtmd_get_output_embd(self.pointer)
-            return self._helper(context, chunk, embeddings, position)
+            return self.decode_chunk(context, chunk, embeddings, position)
 
         return self._with_chunk(picture, run)
 
     def decode_kept(self, picture: np.ndarray, features: np.ndarray, context: Context, position: int) -> int:
         """As decode(), with features of an earlier encode()."""
         embeddings = features.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        return self._with_chunk(picture, lambda chunk: self._helper(context, chunk, embeddings, position))
+        return self._with_chunk(
+            picture, lambda chunk: self.decode_chunk(context, chunk, embeddings, position)
+        )
 
-    def _helper(self, context: Context, chunk: ctypes.c_void_p, embeddings: object, position: int) -> int:
+    def decode_chunk(
+        self, context: Context, chunk: ctypes.c_void_p, embeddings: object, position: int
+    ) -> int:
         behind = ctypes.c_int32()
         status = mtmd.mtmd_helper_decode_image_chunk(
             self.pointer,
@@ -156,25 +189,45 @@ class Encoder:
         self.behind = behind.value
         return int(status)
 
-    def _with_chunk(self, picture: np.ndarray, use: Callable) -> object:
-        picture = np.ascontiguousarray(picture)
-        height, width, _ = picture.shape
-        pixels = picture.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        bitmap = mtmd.mtmd_bitmap_init(width, height, pixels)
+    @contextmanager
+    def tokenized(
+        self, text: str, pictures: Sequence[np.ndarray], ids: Sequence[str] = ()
+    ) -> Iterator[list[ctypes.c_void_p]]:
+        """The chunks of a text in which "<>" stands for a picture; ids: of the pictures, as programs give them."""
+        kept = [np.ascontiguousarray(picture) for picture in pictures]
+        bitmaps = (ctypes.c_void_p * len(kept))()
+        for i, picture in enumerate(kept):
+            height, width, _ = picture.shape
+            bitmaps[i] = mtmd.mtmd_bitmap_init(
+                width, height, picture.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+            )
+            if ids:
+                mtmd.mtmd_bitmap_set_id(bitmaps[i], ids[i].encode())
+        marked = text.encode().replace(b"<>", mtmd.mtmd_default_marker())
         chunks = mtmd.mtmd_input_chunks_init()
-        marker = mtmd.mtmd_default_marker()
-        text = mtmd.mtmd_input_text(marker, len(marker), False, True)
         try:
-            bitmaps = (ctypes.c_void_p * 1)(bitmap)
-            assert mtmd.mtmd_tokenize(self.pointer, chunks, ctypes.byref(text), bitmaps, 1) == 0
-            for i in range(mtmd.mtmd_input_chunks_size(chunks)):
-                chunk = mtmd.mtmd_input_chunks_get(chunks, i)
-                if mtmd.mtmd_input_chunk_get_type(chunk) == 1:
-                    return use(chunk)
-            raise AssertionError("no picture")
+            source = mtmd.mtmd_input_text(marked, len(marked), False, True)
+            assert mtmd.mtmd_tokenize(self.pointer, chunks, ctypes.byref(source), bitmaps, len(kept)) == 0
+            yield [mtmd.mtmd_input_chunks_get(chunks, i) for i in range(mtmd.mtmd_input_chunks_size(chunks))]
         finally:
             mtmd.mtmd_input_chunks_free(chunks)
-            mtmd.mtmd_bitmap_free(bitmap)
+            for bitmap in bitmaps:
+                mtmd.mtmd_bitmap_free(bitmap)
+
+    def evaluate(
+        self, chunk: ctypes.c_void_p, context: Context, position: int, *, logits: bool = False
+    ) -> int:
+        """By mtmd's own helper, as llama-server does. Returns the position behind."""
+        behind = ctypes.c_int32(position)
+        status = mtmd.mtmd_helper_eval_chunk_single(
+            self.pointer, context.pointer, chunk, position, 0, 1024, logits, ctypes.byref(behind)
+        )
+        assert status == 0
+        return behind.value
+
+    def _with_chunk(self, picture: np.ndarray, use: Callable) -> object:
+        with self.tokenized("<>", [picture]) as chunks:
+            return use(next(filter(is_picture, chunks)))
 
     def _encode(self, chunk: ctypes.c_void_p) -> Encoded:
         n = mtmd.mtmd_input_chunk_get_n_tokens(chunk)

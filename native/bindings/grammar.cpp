@@ -1,9 +1,7 @@
 #include "bindings/bindings.h"
 
+#include "grammar/schema.h"
 #include "runner/errors.h"
-
-#include "json-schema-to-grammar.h"
-#include "json.h"
 
 #include <exception>
 #include <string>
@@ -12,11 +10,11 @@ namespace py = pybind11;
 
 using namespace py::literals;
 
-// its caller, pyfastv/serve/grammar.py, bounds the depth and the length of the strings: the converter recurses on both
+// its caller, pyfastv/serve/grammar.py, bounds the depth and the length of the strings
 static std::string json_schema_to_gbnf(const std::string & schema) {
     const py::gil_scoped_release release;
     try {
-        return json_schema_to_grammar(common_json::parse(schema), true);
+        return pyfastv::schema_to_gbnf(schema);
     } catch (const std::exception & err) {
         throw pyfastv::error(pyfastv::error_kind::option, err.what());
     }

@@ -6,12 +6,13 @@
 #include "choose/similarity.h"
 #include "products/parallel.h"
 #include "pyfastv.h"
-#include "reduce/reduce.h"
+#include "choose/reducers/reduce.h"
 #include "runner/errors.h"
 #include "runner/log.h"
 #include "runner/model_file.h"
 #include "runner/options.h"
 #include "settings/schedule.h"
+#include "vision/encoders.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -26,8 +27,10 @@
 #include <algorithm>
 #include <filesystem>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -138,12 +141,33 @@ static py::dict vision_info(const std::filesystem::path & mmproj_path) {
     const int64_t     at        = find("clip.projector_type", GGUF_TYPE_STRING);
     const std::string projector = at < 0 ? "mlp" : gguf_get_val_str(file.get(), at);
 
-    // the other projectors merge patches, or take pictures of any size
-    const bool one_a_patch = projector == "mlp" || projector == "mlp_norm";
-
+    py::object visual_tokens = py::none();
+    if (const auto * rule = pyfastv::find_encoder(projector); rule && rule->fixed()) {
+        const int64_t given = rule->merge_key.empty() ? 0 : u32(rule->merge_key.c_str());
+        const int64_t side  = size/patch/(given > 0 ? given : rule->merge_default);
+        visual_tokens = py::int_(side*side);
+    }
     return py::dict(
         "projector"_a = projector, "image_size"_a = size, "patch_size"_a = patch, "n_layer"_a = u32("clip.vision.block_count"),
-        "visual_tokens"_a = one_a_patch ? py::object(py::int_((size/patch)*(size/patch))) : py::none());
+        "visual_tokens"_a = visual_tokens);
+}
+
+static const pyfastv::encoder_rule * rule_of(const std::string & projector, const std::set<std::string> & tensors) {
+    return pyfastv::find_encoder(projector, [&](const char * name) { return tensors.count(name) > 0; });
+}
+
+static std::vector<std::string> encoder_matrices(const std::string & projector, const std::set<std::string> & tensors) {
+    const auto * rule = rule_of(projector, tensors);
+
+    std::vector<std::string> res;
+    std::copy_if(tensors.begin(), tensors.end(), std::back_inserter(res),
+            [&](const auto & name) { return pyfastv::is_matrix(rule, name); });
+    return res;
+}
+
+static py::object encoder_sizes(const std::string & projector, const std::set<std::string> & tensors) {
+    const auto * rule = rule_of(projector, tensors);
+    return rule ? py::object(py::make_tuple(rule->fixed(), rule->merge_key, rule->merge_default)) : py::none();
 }
 
 static pyfastv_cut parse_cut(const std::string & text) {
@@ -256,6 +280,8 @@ void bind_info(py::module_ & m) {
     m.def("backends", &backends, guarded);
     m.def("model_info", &model_info, "model_path"_a, guarded);
     m.def("vision_info", &vision_info, "mmproj_path"_a, guarded);
+    m.def("encoder_matrices", &encoder_matrices, "projector"_a, "tensors"_a);
+    m.def("encoder_sizes", &encoder_sizes, "projector"_a, "tensors"_a);
     m.def("choose", [](const scores_array & scores, const std::string & cut, const std::optional<grid_list> & grids,
             const std::optional<present_array> & present, const std::optional<scores_array> & similarity,
             const std::optional<scores_array> & hidden, int64_t n_threads) {

@@ -1,6 +1,6 @@
 #include "bindings/bindings.h"
 
-#include "reduce/reduce.h"
+#include "choose/reducers/reduce.h"
 #include "runner/errors.h"
 #include "runner/options.h"
 

@@ -74,8 +74,10 @@ enum pyfastv_status {
 };
 
 enum pyfastv_media {
-    PYFASTV_MEDIA_IMAGE = 0, // embedding rows are visual tokens: ranked and pruned (the default)
+    PYFASTV_MEDIA_IMAGE = 0, // embedding rows are visual tokens of a new picture: ranked and pruned (the default)
     PYFASTV_MEDIA_AUDIO = 1, // embedding rows are kept, like text
+    PYFASTV_MEDIA_SLICE = 2, // embedding rows are visual tokens of one more slice of the picture in front, if it is of the same
+                             // id and still waits; else of a new picture
 };
 
 struct pyfastv_cut {
@@ -196,8 +198,8 @@ PYFASTV_API bool pyfastv_token_embedding(const struct llama_model * model, int32
 
 // What the embedding rows of the following llama_decode() calls are. libmtmd calls this for every media chunk.
 // nx, ny: what the tokens cover in raster order, in tokens, or in any unit of the same proportions, such as pixels; 0 if
-// it is not known: a square number of tokens is then a square, any other one row. Chunks of the same non-empty id that
-// follow each other, with nothing but text between them, are slices of one picture.
+// it is not known: a square number of tokens is then a square, any other one row. id: of the picture, or NULL; a picture that
+// is shown twice is two pictures, whatever its id.
 PYFASTV_API void pyfastv_begin_media(struct llama_context * ctx, enum pyfastv_media media, const char * id, int32_t nx, int32_t ny);
 
 // Fills in the first report->size bytes. For a context without stages only the sizes of the KV cache, if it is a plain one; the

@@ -67,7 +67,8 @@ int32_t decode_picture(llama_context * ctx, mtmd_context * vision, const prompt_
     if (piece.n_pos != piece.n_tokens) {
         pyfastv_allow_position_gaps(ctx);
     }
-    pyfastv_begin_media(ctx, PYFASTV_MEDIA_IMAGE, mtmd_input_chunk_get_id(piece.chunk), rows.shape.nx, rows.shape.ny);
+    pyfastv_begin_media(ctx, piece.slice > 0 ? PYFASTV_MEDIA_SLICE : PYFASTV_MEDIA_IMAGE, piece.image_id.c_str(), rows.shape.nx,
+            rows.shape.ny);
 
     for (size_t first = 0; first < n_rows; first += n_batch) {
         const size_t n = std::min(n_batch, n_rows - first);

@@ -14,7 +14,8 @@
 #include <stdexcept>
 #include <tuple>
 
-// libmtmd, third_party/patches
+// libmtmd, native/vision/inside_mtmd.h
+MTMD_API void mtmd_image_tokens_set_slice(mtmd_image_tokens * image_tokens, int32_t slice);
 void mtmd_image_tokens_get_shape(const mtmd_context * ctx, const mtmd_image_tokens * image_tokens, int32_t * nx, int32_t * ny);
 
 namespace pyfastv {
@@ -165,6 +166,8 @@ prompt tokenize(const llama_model * model, const mtmd_context * vision, const st
         prompt_piece piece;
         piece.image_id = mtmd_input_chunk_get_id(chunk);
         piece.slice    = std::count_if(res.pieces.begin(), res.pieces.end(), [&](const prompt_piece & p) { return p.image_id == piece.image_id; });
+        // to libmtmd every frame of a video is a picture
+        mtmd_image_tokens_set_slice(const_cast<mtmd_image_tokens *>(mtmd_input_chunk_get_tokens_image(chunk)), piece.slice);
         piece.n_encoded = mtmd_input_chunk_get_n_tokens(chunk);
         piece.n_tokens  = piece.n_encoded;
         piece.n_pos     = mtmd_input_chunk_get_n_pos(chunk);

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "reduce/reduce.h"
+#include "choose/reducers/reduce.h"
 #include "runner/encoder_cache.h"
 #include "runner/pictures.h"
 #include "runner/prompt.h"

@@ -260,7 +260,7 @@ void staged_decode::read_rows(const stage_output & output, const llama_ubatch & 
             using extent = sequence::extent;
 
             const bool more  = !media_begins && !seq.pending.empty() && seq.pending.back().visual();
-            const bool slice = !media_id.empty() && seq.last_picture_waits() && seq.pictures.back().id == media_id;
+            const bool slice = media_continues && seq.last_picture_waits() && seq.pictures.back().id == media_id;
 
             token = seq.add_tokens(places, more ? extent::more : slice ? extent::slice : extent::picture, media_id, media_nx, media_ny);
         }
@@ -304,12 +304,15 @@ ggml_status staged_decode::run(stage layers, const llama_ubatch & ubatch, llama_
 }
 
 void staged_decode::begin_media(pyfastv_media media, const char * id, int32_t nx, int32_t ny) {
-    this->media  = media;
+    media_continues = false; // what memory runs out for is no slice of the last picture
+
+    this->media  = media == PYFASTV_MEDIA_SLICE ? PYFASTV_MEDIA_IMAGE : media;
     media_nx     = std::max(nx, 0);
     media_ny     = std::max(ny, 0);
     media_begins = true;
-    media_id.clear(); // what memory runs out for is no slice of the last picture
     media_id     = id ? id : "";
+
+    media_continues = media == PYFASTV_MEDIA_SLICE;
 }
 
 //

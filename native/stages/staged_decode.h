@@ -121,7 +121,8 @@ private:
     std::string   media_id;
     int32_t       media_nx = 0;
     int32_t       media_ny = 0;
-    bool          media_begins = true; // with the next embedding row
+    bool          media_begins    = true;  // with the next embedding row
+    bool          media_continues = false; // the picture in front, if that is media_id and waits
 
     int32_t n_ubatches = 0; // run through stage 0
     int32_t n_outputs  = 0; // outputs of the last batch that wait

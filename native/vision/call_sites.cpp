@@ -3,12 +3,17 @@
 #include "pyfastv.h"
 
 #include "clip.h"
+#include "clip-impl.h"
 
 namespace pyfastv {
 
 std::unique_ptr<turbo_graph> begin_graph(encoder_state & state, ggml_context * ctx0, ggml_cgraph * gf, int32_t n_patches) {
     state.eval.begin(); // what fails before it is computed was not stopped
     return state.turbo ? std::make_unique<turbo_graph>(*state.turbo, ctx0, gf, n_patches) : nullptr;
+}
+
+const encoder_rule * rule_of(const clip_ctx * ctx) {
+    return find_encoder(PROJECTOR_TYPE_NAMES[clip_get_projector_type(ctx)]);
 }
 
 int32_t count_tokens(const encoder_state & state, int32_t n) {
@@ -57,10 +62,12 @@ bool begin_chunk(const mtmd_context * ctx, llama_context * lctx, const mtmd_inpu
     }
 
     int32_t nx = 0, ny = 0;
+    auto    media = PYFASTV_MEDIA_AUDIO;
     if (image) {
         mtmd_image_tokens_get_shape(ctx, image, &nx, &ny);
+        media = mtmd_image_tokens_get_slice(image) > 0 ? PYFASTV_MEDIA_SLICE : PYFASTV_MEDIA_IMAGE;
     }
-    pyfastv_begin_media(lctx, image ? PYFASTV_MEDIA_IMAGE : PYFASTV_MEDIA_AUDIO, mtmd_input_chunk_get_id(chunk), nx, ny);
+    pyfastv_begin_media(lctx, media, mtmd_input_chunk_get_id(chunk), nx, ny);
     return true;
 }
 

@@ -84,13 +84,14 @@ public:
             } else {
                 one(tensor);
             }
+            if (tensor.if_merging && number['M'] != 1 && !header.tensor(tensor.name)) {
+                refuse("tensor " + tensor.name + " is missing, but " + rule.merge_key + " is " + std::to_string(number['M']));
+            }
         }
         if (header.tensor("mm.patch_merger.weight")) {
             one({ "mm.input_norm.weight", "E", tensor_use::add });
-        } else if (rule.projector == "pixtral" && number['M'] != 1) {
-            refuse("tensor mm.patch_merger.weight is missing, but " + rule.merge_key + " is " + std::to_string(number['M']));
         }
-        if (rule.projector == "resampler") {
+        if (rule.made == tokens::resampled) {
             check_resampler();
         }
         check_biases();
@@ -126,10 +127,10 @@ private:
         return size/number.at('P');
     }
 
-    // how many layers' outputs the projector reads: models/llava.cpp
+    // how many layers' outputs the projector reads
     int64_t feature_layers() const {
         const auto * layers = header.key(vision + "feature_layer");
-        if (!layers || layers->numbers.empty() || !starts_with(rule.projector, "mlp")) {
+        if (!layers || layers->numbers.empty() || rule.read == features::last_layer) {
             return 1;
         }
         std::set<double> res;
@@ -189,12 +190,12 @@ private:
 
         const int64_t size = value(vision + "image_size", 0);
         const int64_t edge = value(edge_key, 0);
-        if (rule.projector == "idefics3" && edge != 0 && (edge < size || (double) edge*edge > (double) size*size*limits.tiles)) {
+        if (rule.slices == slicing::edge && edge != 0 && (edge < size || (double) edge*edge > (double) size*size*limits.tiles)) {
             refuse_key(edge_key, edge, "not clip.vision.image_size, " + std::to_string(size) + ", or more, of at most " +
                     std::to_string(limits.tiles) + " slices (PYFASTV_LIMITS=tiles=... allows more)");
         }
         const int64_t most = value(vision + "preproc_max_tiles", 12), least = value(least_key, 1);
-        if (rule.projector == "internvl" && (least < 1 || least > most)) {
+        if (rule.slices == slicing::tiles && (least < 1 || least > most)) {
             refuse_key(least_key, least, "not 1 to clip.vision.preproc_max_tiles, " + std::to_string(most));
         }
     }
@@ -409,8 +410,7 @@ void check_encoder(const file_header & header, const file_limits & limits) {
     if (!name || name->text.empty()) {
         refuse("key clip.projector_type is missing or empty");
     }
-    const bool yi = name->text == "mlp" && header.tensor("mm.3.weight");
-    if (const auto * rule = find_encoder(yi ? "mlp_norm" : name->text)) {
+    if (const auto * rule = find_encoder(name->text, [&](const char * tensor) { return header.tensor(tensor) != nullptr; })) {
         encoder(header, *rule, limits).check();
     }
 }

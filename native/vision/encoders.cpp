@@ -3,6 +3,9 @@
 
 #include "vision/encoders.h"
 
+#include <algorithm>
+#include <cctype>
+
 namespace pyfastv {
 namespace {
 
@@ -18,13 +21,13 @@ const std::vector<encoder_rule> encoders = {
     { "mlp", place_table::grid, use::look_up, optional, optional, never, false, true, 1, "", 1, 1, 1, {}, {
         { "mm.0.weight", "S h" }, { "mm.0.bias", "h", use::add },
         { "mm.2.weight", "h w" }, { "mm.2.bias", "w", use::add },
-    }, blocks_run::but_last },
+    }, blocks_run::but_last, slicing::none, features::layers },
     { "mlp_norm", place_table::grid, use::look_up, optional, optional, never, false, true, 1, "", 1, 1, 1, {}, {
         { "mm.0.weight", "S h" },           { "mm.0.bias", "h", use::add },
         { "mm.1.weight", "h", use::add },   { "mm.1.bias", "h", use::add },
         { "mm.3.weight", "h w" },           { "mm.3.bias", "w", use::add },
         { "mm.4.weight", "w", use::add },   { "mm.4.bias", "w", use::add },
-    }, blocks_run::but_last },
+    }, blocks_run::but_last, slicing::none, features::layers },
 
     // models/qwen2vl.cpp
     { "qwen2vl_merger", place_table::none, use::add, never, never, never, true, true, 4, merge_size, 2, 2, 2, {}, {
@@ -64,11 +67,11 @@ const std::vector<encoder_rule> encoders = {
     }, blocks_run::all },
     { "idefics3", place_table::grid, use::add, ignored, optional, optional, false, true, 1, scale_factor, 1, 2, 64, {}, {
         { "mm.model.fc.weight", "E*M*M w" },
-    } },
+    }, blocks_run::unknown, slicing::edge },
 
     // models/pixtral.cpp
     { "pixtral", place_table::none, use::add, ignored, optional, optional, false, false, 4, merge_size, 1, 1, 64, {}, {
-        { "mm.patch_merger.weight", "E*M*M E", use::multiply, false },
+        { "mm.patch_merger.weight", "E*M*M E", use::multiply, false, true },
         { "mm.input_norm.weight", "E", use::add, false },
         { "mm.1.weight", "E h" }, { "mm.1.bias", "h", use::add, false },
         { "mm.2.weight", "h w" }, { "mm.2.bias", "w", use::add, false },
@@ -80,7 +83,7 @@ const std::vector<encoder_rule> encoders = {
         { "mm.model.mlp.0.weight", "E*M*M", use::add }, { "mm.model.mlp.0.bias", "E*M*M", use::add },
         { "mm.model.mlp.1.weight", "E*M*M h" },         { "mm.model.mlp.1.bias", "h", use::add },
         { "mm.model.mlp.3.weight", "h w" },             { "mm.model.mlp.3.bias", "w", use::add },
-    } },
+    }, blocks_run::unknown, slicing::tiles },
 
     // models/minicpmv.cpp
     { "resampler", place_table::bucket, use::look_up, never, optional, optional, false, true, 1, "", 1, 1, 1, {}, {
@@ -94,8 +97,38 @@ const std::vector<encoder_rule> encoders = {
         { "resampler.ln_kv.weight", "w", use::add },   { "resampler.ln_kv.bias", "w", use::add },
         { "resampler.ln_post.weight", "w", use::add }, { "resampler.ln_post.bias", "w", use::add },
         { "resampler.proj.weight", "w w" },
-    } },
+    }, blocks_run::unknown, slicing::none, features::last_layer, tokens::resampled },
 };
+
+// what encoders and projectors without a row multiply with (clip_graph::build_mm)
+const std::vector<std::string> other_matrices = {
+    "v.deepstack.N.fc1.weight", "v.deepstack.N.fc2.weight",
+    "mm.N.weight", "mm.up.weight", "mm.gate.weight", "mm.down.weight",
+    "mm.patch_merger.weight", "mm.model.fc.weight", "mm.model.mlp.N.weight",
+    "resampler.kv.weight", "resampler.proj.weight",
+    "resampler.attn.q.weight", "resampler.attn.k.weight", "resampler.attn.v.weight", "resampler.attn.out.weight",
+};
+
+// N in a pattern is any number
+bool is_like(const std::string & name, const std::string & pattern) {
+    size_t at = 0;
+    for (const char c : pattern) {
+        if (c != 'N') {
+            if (at == name.size() || name[at++] != c) {
+                return false;
+            }
+            continue;
+        }
+        const size_t first = at;
+        while (at < name.size() && isdigit((unsigned char) name[at])) {
+            at++;
+        }
+        if (at == first) {
+            return false;
+        }
+    }
+    return at == name.size();
+}
 
 } // namespace
 
@@ -106,6 +139,25 @@ const encoder_rule * find_encoder(const std::string & projector) {
         }
     }
     return nullptr;
+}
+
+const encoder_rule * find_encoder(const std::string & projector, const std::function<bool(const char *)> & has) {
+    const bool yi = projector == "mlp" && has("mm.3.weight");
+    return find_encoder(yi ? "mlp_norm" : projector);
+}
+
+bool is_matrix(const encoder_rule * rule, const std::string & tensor) {
+    const auto is = [&](const tensor_rule & t, const std::string & prefix) {
+        return t.use == tensor_use::multiply && is_like(tensor, prefix + t.name);
+    };
+    const auto & layers = layer_rules();
+    if (std::any_of(layers.begin(), layers.end(), [&](const auto & t) { return is(t, "v.blk.N."); })) {
+        return true;
+    }
+    if (!rule) {
+        return std::any_of(other_matrices.begin(), other_matrices.end(), [&](const auto & name) { return is_like(tensor, name); });
+    }
+    return std::any_of(rule->tensors.begin(), rule->tensors.end(), [&](const auto & t) { return is(t, ""); });
 }
 
 std::vector<std::string> encoders_that_merge() {

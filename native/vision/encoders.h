@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,7 @@ struct tensor_rule {
     std::string dims;
     tensor_use  use      = tensor_use::multiply;
     bool        required = true;
+    bool        if_merging = false; // required if M is not 1
 };
 
 enum class place_table {
@@ -38,7 +40,21 @@ enum class presence { never, ignored, optional, required };
 // behind the blocks needs the whole grid.
 enum class blocks_run { unknown, all, but_last };
 
-// What llama.cpp's graph of an encoder takes for granted.
+// How a picture becomes slices: not at all, or by these keys of the header.
+enum class slicing {
+    none,
+    edge,  // preproc_image_size: slices of image_size in a picture of that edge
+    tiles, // preproc_min_tiles, preproc_max_tiles
+};
+
+// What enters the projector: the last layer's rows, or those of several, side by side (feature_layer).
+enum class features { last_layer, layers };
+
+// Whether tokens have places in the picture, or are answers to queries.
+enum class tokens { in_places, resampled };
+
+// What llama.cpp's graph of an encoder takes for granted. Of files, who looks at it: the check of a header, Turbo, what may be
+// quantized, what the tokens of a picture cover and how many there are.
 struct encoder_rule {
     std::string projector;               // clip.projector_type
     place_table places;
@@ -55,12 +71,25 @@ struct encoder_rule {
     std::vector<std::string> keys;       // that pictures need, besides those of every encoder
     std::vector<tensor_rule> tensors;    // beside those of the layers
     blocks_run blocks = blocks_run::unknown; // but_last: up to the layer whose features are read, if the header has one
+    slicing    slices = slicing::none;
+    features   read   = features::last_layer;
+    tokens     made   = tokens::in_places;
 
     bool merges() const { return blocks != blocks_run::unknown; }
+
+    // every picture has the number of tokens that the header tells: (image_size/patch_size/M) squared
+    bool fixed() const { return places == place_table::grid && slices == slicing::none; }
 };
 
 // null: not in the table
 const encoder_rule * find_encoder(const std::string & projector);
+
+// of a file whose header has this projector; has: whether the file has a tensor
+const encoder_rule * find_encoder(const std::string & projector, const std::function<bool(const char *)> & has);
+
+// Is a tensor only ever multiplied with, so that any type of weights will do? rule: null for an encoder that is not in the table;
+// names then tell, which are the same in most.
+bool is_matrix(const encoder_rule * rule, const std::string & tensor);
 
 // the projectors of encoders whose tokens may be merged
 std::vector<std::string> encoders_that_merge();

@@ -26,11 +26,6 @@ namespace {
 
 thread_local std::string last_error;
 
-// null: nothing is known of it
-const pyfastv::encoder_rule * rule_of(const clip_ctx * clip) {
-    return pyfastv::find_encoder(PROJECTOR_TYPE_NAMES[clip_get_projector_type(clip)]);
-}
-
 int32_t n_blocks_of(const clip_hparams & hparams, pyfastv::blocks_run blocks) {
     if (blocks == pyfastv::blocks_run::all) {
         return hparams.n_layer;
@@ -54,7 +49,7 @@ std::string unsupported(const mtmd_context * ctx) {
     if (!clip) {
         return "the mmproj file has no vision encoder";
     }
-    const auto * rule    = rule_of(clip);
+    const auto * rule    = pyfastv::rule_of(clip);
     const auto & hparams = *clip_get_hparams(clip);
 
     if (!rule || !rule->merges()) {
@@ -76,7 +71,7 @@ void attach(mtmd_context * ctx, const pyfastv_turbo_params & params) {
     pyfastv::validate(params);
 
     auto *       clip    = mtmd_get_vision(ctx);
-    const auto & rule    = *rule_of(clip);
+    const auto & rule    = *pyfastv::rule_of(clip);
     const auto & hparams = *clip_get_hparams(clip);
 
     auto turbo = std::make_unique<pyfastv::turbo>();

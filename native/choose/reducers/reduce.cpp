@@ -1,6 +1,6 @@
-#include "reduce/reduce.h"
+#include "choose/reducers/reduce.h"
 
-#include "reduce/methods.h"
+#include "choose/reducers/methods.h"
 
 #include <algorithm>
 #include <cmath>

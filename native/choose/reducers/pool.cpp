@@ -1,4 +1,4 @@
-#include "reduce/methods.h"
+#include "choose/reducers/methods.h"
 
 #include <algorithm>
 #include <cmath>

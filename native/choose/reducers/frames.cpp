@@ -1,6 +1,6 @@
 // Reducers that compare the frames of a video: VidCom2, EVS.
 
-#include "reduce/methods.h"
+#include "choose/reducers/methods.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "products/products.h"
-#include "reduce/reduce.h"
+#include "choose/reducers/reduce.h"
 
 #include <cstdint>
 #include <vector>

@@ -1,6 +1,6 @@
 // Reducers that keep some tokens as they are: stride, DivPrune, CDPruner.
 
-#include "reduce/methods.h"
+#include "choose/reducers/methods.h"
 
 #include "choose/greedy.h"
 #include "choose/parts.h"
