@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._process_lock import ProcessLock
 from .errors import ClosedError, Error
-from .schedule import Schedule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,7 +27,8 @@ class Place:
     """A request's place at an engine, from before it has a slot until its end."""
 
     def __init__(self) -> None:
-        self.fastv: Schedule | None = None
+        self.fastv = ""
+        """Its schedule, as the engine takes it."""
         self.number: int | None = None
         """Of the request, as the engine counts; None: it has no slot yet."""
         self.thread: int | None = None
@@ -41,22 +41,29 @@ class Place:
 
 
 class Desk:
-    """Gives places, as many at once as there are slots, in order, to requests with the same schedule.
+    """Gives places, as many at once as there are slots, in order, to requests whose schedules share a context.
 
     ``lock`` guards it, and is held by who has the engine alone.
     """
 
-    def __init__(self, n_slots: int, cancel: Callable[[int], None]) -> None:
-        """``cancel``: of the engine."""
+    def __init__(
+        self,
+        n_slots: int,
+        cancel: Callable[[int], None],
+        fits: Callable[[str], bool],
+        fit: Callable[[str], None],
+    ) -> None:
+        """``cancel``, ``fits``, ``fit``: of the engine."""
         self.lock = ProcessLock("runner")
         self._n_slots = n_slots
-        self._cancel = cancel
+        self._cancel, self._fits, self._fit = cancel, fits, fit
         self._places: list[Place] = []  # that are taken, the oldest first
         self._queue: deque[object] = deque()
         self._calling_back: set[int] = set()  # threads
 
     def enter(self, place: Place) -> None:
-        """Wait for a place, for which this thread computes then. Raises ClosedError if it is stopped meanwhile."""
+        """Wait for a place, for which this thread computes then; its schedule fits the context. Raises ClosedError if it
+        is stopped meanwhile, and as the engine's fit()."""
         ticket = object()
         with self.lock:
             self.refuse_reentry()
@@ -67,6 +74,8 @@ class Desk:
                 )
                 if place.stopped:
                     raise ClosedError("this request was stopped")
+                if not self._places:
+                    self._fit(place.fastv)
                 place.thread = threading.get_ident()
                 self._places.append(place)
             finally:
@@ -78,10 +87,11 @@ class Desk:
         # a thread that asks for a place has none: what is there of it an exception has left behind
         free = (None, threading.get_ident())
         kept = [other for other in self._places if other.thread not in free or other.held_by not in free]
-        if len(kept) >= self._n_slots or any(other.fastv != place.fastv for other in kept):
+        fits = self._fits(place.fastv)
+        if len(kept) >= self._n_slots or (kept and not fits):
             return False
         for other in [other for other in self._places if other not in kept]:
-            if len(self._places) >= self._n_slots or other.fastv != place.fastv:
+            if len(self._places) >= self._n_slots or not fits:
                 self._take_away(other)
         return True
 

@@ -226,10 +226,17 @@ class Engine:
     @property
     def description(self) -> str: ...
     def set_fastv(self, spec: str) -> None:  # the language of pyfastv_parse() (native/include/pyfastv.h)
-        """Give the context stages (clears it). Raises OptionError (so it does while requests of :meth:`step` run),
-        UnsupportedModelError, OutOfMemoryError."""
+        """The schedule of requests that bring none (clears the context). Raises OptionError (so it does while requests
+        are computed), UnsupportedModelError, OutOfMemoryError."""
     def clear_fastv(self) -> None:
-        """Back to stock llama.cpp (clears the context). OptionError while requests of :meth:`step` run."""
+        """Requests that bring no schedule keep all visual tokens, in a context that is stock llama.cpp's (clears it).
+        OptionError while requests are computed."""
+    def fits(self, spec: str) -> bool:
+        """Can a request with this schedule (empty: none) run beside those that there are: do its cuts lie at the layers
+        of the context's, with as many KV cells? Waits for nobody. Raises OptionError."""
+    def fit(self, spec: str) -> None:
+        """Where it does not fit, the context has its layers from now on, and is empty. :meth:`start` and :meth:`prefill`
+        do so, too. Raises as :meth:`set_fastv` does."""
     def set_turbo(
         self, spec: str
     ) -> None:  # the language of pyfastv_turbo_parse() (native/include/pyfastv_turbo.h)
@@ -254,6 +261,8 @@ class Engine:
         n_probs: int = 0,  # how many of the likeliest tokens the events name; 0: none
         turbo: str = "",  # the language of pyfastv_turbo_parse(); empty: none
         reducer: str = "",  # the language of parse_reducer() (native/settings/reducer.h); empty: none
+        fastv: str
+        | None = None,  # the language of pyfastv_parse(); empty: all visual tokens stay; None: as set
         **sampling: Any,  # of SamplingOptions
     ) -> EngineRequest:
         """Tokens, prepared pictures and samplers of a request.
@@ -289,13 +298,15 @@ class Engine:
         turbo: str | None = None,  # empty: none; None: as set
         reducer: str | None = None,
         started: Callable[[int], object] | None = None,  # called with the number, before anything is computed
+        fastv: str | None = None,  # as of prepare()
     ) -> int:
         """Tokenise, encode and decode; afterwards logits() and start() work. The request's number.
 
-        What a slot holds of the prompt's beginning, pictures included, is not evaluated again. A question that
-        follows the same picture in place of an earlier one chooses anew; one that follows in the same conversation
-        recalls. The encoder's output for a picture comes from the cache if it is there. Where all slots are taken, the
-        oldest request that no thread waits for is ended. ClosedError: it was cancelled."""
+        What a slot holds of the prompt's beginning, pictures included if they were chosen from by the same
+        schedule, is not evaluated again. A question that follows the same picture in place of an earlier one
+        chooses anew; one that follows in the same conversation recalls. The encoder's output for a picture comes
+        from the cache if it is there. Where all slots are taken, the oldest request that no thread waits for is
+        ended. ClosedError: it was cancelled."""
     def next(self, request: int | None = None) -> tuple[int, bytes] | None:
         """The next token and its bytes (a piece of UTF-8, possibly cut inside a character); None when finished."""
     @property

@@ -21,7 +21,7 @@ from ._native_options import (
 )
 from .answer import Answer, Report
 from .chat import ChatTemplate, system_message, user_message
-from .errors import ClosedError, ModelError, OptionError, printable
+from .errors import ClosedError, ModelError, printable
 from .images import MAX_PIXELS, Frame, Picture, Pictures, as_list, load_image
 from .options import RequestOptions, Sampling, SamplingOptions
 from .presets import Recommended, to_schedule
@@ -51,9 +51,9 @@ class Runner:
     ...     print(runner.ask("clock.png", "What time is it?"))
 
     Several runners can live in one process. Any thread may use a runner: as many requests as it has slots (``n_slots``)
-    are computed side by side, others wait in order; one with another schedule waits until it is alone. A request that
-    finds no slot ends a stream that is open and that nobody reads (continuing it raises ClosedError). After an error,
-    and after Ctrl-C, the runner stays usable. In a child of ``os.fork()`` it is closed.
+    are computed side by side, others wait in order; one whose schedule has its cuts at other layers waits until it is
+    alone. A request that finds no slot ends a stream that is open and that nobody reads (continuing it raises
+    ClosedError). After an error, and after Ctrl-C, the runner stays usable. In a child of ``os.fork()`` it is closed.
 
     Raises the classes of :mod:`pyfastv.errors`.
     """
@@ -131,10 +131,9 @@ class Runner:
             verbose=verbose,
         )
         self._engine = _native.Engine(**options, progress=progress)
-        self._desk = Desk(n_slots, self._engine.cancel)
+        self._desk = Desk(n_slots, self._engine.cancel, self._engine.fits, self._engine.fit)
         self._lock = self._desk.lock
         self._fastv: Schedule | None = None  # of requests that bring none
-        self._in_force: Schedule | None = None  # what the engine has
         self._turbo: Turbo | None = None
         try:
             if schedule is not None:
@@ -185,7 +184,10 @@ class Runner:
         schedule = to_schedule(fastv)
         with self._engine_at_work() as engine:
             self._desk.clear()
-            self._put_in_force(engine, schedule)
+            if schedule is None:
+                engine.clear_fastv()
+            else:
+                engine.set_fastv(schedule.spec())
             self._fastv = schedule
 
     @property
@@ -222,19 +224,6 @@ class Runner:
             else:
                 engine.set_reducer(reducer.spec())
             self._reduce = reducer
-
-    def _put_in_force(self, engine: _native.Engine, schedule: Schedule | None) -> None:
-        try:
-            if schedule is None:
-                engine.clear_fastv()
-            else:
-                engine.set_fastv(schedule.spec())
-        except OptionError:  # nothing has changed
-            raise
-        except BaseException:  # the context has no stages
-            self._in_force = None
-            raise
-        self._in_force = schedule
 
     @property
     def info(self) -> dict[str, Any]:
@@ -419,13 +408,9 @@ class Runner:
 
         desk, engine = self._desk, self._engine
         place = place or Place()
-        place.fastv = fastv
+        place.fastv = "" if fastv is None else fastv.spec()
         with self._computing(place):
             desk.enter(place)
-            with self._lock:
-                self._refuse_closed()
-                if fastv != self._in_force:
-                    self._put_in_force(engine, fastv)
             engine.prefill(
                 prompt.text,
                 images,
@@ -437,6 +422,7 @@ class Runner:
                 "" if turbo is None else turbo.spec(),
                 "" if reduce is None else reduce.spec(),
                 lambda number: desk.begin(place, number),
+                place.fastv,
             )
             engine.start(place.number, **sampling_options(sampling, self._seed))
         desk.pause(place)

@@ -36,6 +36,10 @@ class _Grid(ctypes.Structure):
 fastv = llama._lib
 declare(fastv)
 fastv.pyfastv_allow_position_gaps.argtypes = [ctypes.c_void_p]
+for function in (fastv.pyfastv_set_schedule, fastv.pyfastv_get_schedule):
+    function.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(FastvParams)]
+fastv.pyfastv_fits.argtypes = [ctypes.c_void_p, ctypes.POINTER(FastvParams)]
+fastv.pyfastv_fits.restype = ctypes.c_bool
 fastv.pyfastv_get_grids.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(_Grid), ctypes.c_size_t]
 fastv.pyfastv_get_grids.restype = ctypes.c_size_t
 
@@ -130,9 +134,12 @@ class Context:
 
     def attach(self, spec: str) -> int:
         """Stages by the language of pyfastv_parse()."""
-        params = FastvParams()
-        status = int(fastv.pyfastv_parse(spec.encode(), self.model.n_layer, ctypes.byref(params)))
+        params, status = self._parsed(spec)
         return self.attach_params(params) if status == OK else status
+
+    def _parsed(self, spec: str) -> tuple[FastvParams, int]:
+        params = FastvParams()
+        return params, fastv.pyfastv_parse(spec.encode(), self.model.n_layer, ctypes.byref(params))
 
     def attach_params(self, params: FastvParams) -> int:
         status = fastv.pyfastv_attach(self.pointer, ctypes.byref(params))
@@ -143,6 +150,23 @@ class Context:
         status = fastv.pyfastv_attach(self.pointer, None)
         self.memory = llama.llama_get_memory(self.pointer)
         return int(status)
+
+    def set_schedule(self, spec: str | None, *, seq: int = 0) -> int:
+        """Of a sequence; None: that which was attached."""
+        if spec is None:
+            return int(fastv.pyfastv_set_schedule(self.pointer, seq, None))
+        params, status = self._parsed(spec)
+        assert status == OK
+        return int(fastv.pyfastv_set_schedule(self.pointer, seq, ctypes.byref(params)))
+
+    def schedule(self, *, seq: int = 0) -> FastvParams:
+        """Of a sequence; -1: that which was attached."""
+        params = FastvParams()
+        assert fastv.pyfastv_get_schedule(self.pointer, seq, ctypes.byref(params)) == OK, last_error()
+        return params
+
+    def fits(self, spec: str) -> bool:
+        return bool(fastv.pyfastv_fits(self.pointer, ctypes.byref(self._parsed(spec)[0])))
 
     def tokens(self, ids: Sequence[int], position: int, *, logits: bool = True, seq: int = 0) -> int:
         """Decode text; logits of its last token are asked for. Returns llama_decode's status."""

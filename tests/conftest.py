@@ -149,6 +149,12 @@ REPORT: dict[str, Any] = {
 }
 
 
+def layers_of(spec: str) -> list[Any]:
+    """Of the cuts of a schedule; none of an empty text."""
+    found = _native.parse_schedule(spec) if spec else None
+    return [] if found is None else [cut["layer"] for cut in found["cuts"]]
+
+
 class FakeEngine:
     """Answers ``tokens``; remembers its calls; raises ``failure`` where ``failing`` names a method."""
 
@@ -164,6 +170,7 @@ class FakeEngine:
         self.calls: list[tuple[str, Any]] = []
         self.failing, self.failure = "", RuntimeError("failure")
         self._left: list[bytes] = []
+        self.attached = ""
 
     def _call(self, name: str, arguments: Any = None) -> None:
         self.calls.append((name, arguments))
@@ -175,9 +182,19 @@ class FakeEngine:
 
     def set_fastv(self, spec: str) -> None:
         self._call("set_fastv", spec)
+        self.attached = spec
 
     def clear_fastv(self) -> None:
         self._call("clear_fastv")
+        self.attached = ""
+
+    def fits(self, spec: str) -> bool:
+        return layers_of(spec) in ([], layers_of(self.attached))
+
+    def fit(self, spec: str) -> None:
+        if not self.fits(spec):
+            self._call("fit", spec)
+            self.attached = spec
 
     def set_turbo(self, spec: str) -> None:
         self._call("set_turbo", spec)
@@ -203,9 +220,10 @@ class FakeEngine:
         turbo: str | None = None,
         reducer: str | None = None,
         started: Any = None,
+        fastv: str | None = None,
     ) -> int:
         arguments = {"images": images, "image_ids": image_ids, "add_bos": add_bos, "reserve": reserve}
-        self._call("prefill", {"prompt": prompt, **arguments, "turbo": turbo})
+        self._call("prefill", {"prompt": prompt, **arguments, "turbo": turbo, "fastv": fastv})
         if started is not None:
             started(1)
         if progress is not None:

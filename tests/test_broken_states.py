@@ -171,7 +171,24 @@ class Layout:
             many("turn row", lambda: row("turn row"))
             many("recall", recall)
 
-        self.begin = self.at = state.index(struct.pack("<I4i", 2 * N, len(TEXT), 0, 0, 0))
+        def schedule(n_cuts: int) -> None:
+            field("recall share", "<f")
+            field("cuts", "<i")
+            for _ in range(n_cuts):
+                for name, form in {
+                    "layer": "i",
+                    "drop": "f",
+                    "rules": "2i",
+                    "numbers": "2d",
+                    "flags": "2B",
+                }.items():
+                    field(f"cut {name}", f"<{form}")
+
+        n_cuts = struct.unpack_from("<I", state, state.index(b"pyfastv5") + 8)[0] - 1  # of stages
+        tokens = state.index(struct.pack("<I4i", 2 * N, len(TEXT), 0, 0, 0))
+        self.begin = self.at = tokens - 8 - 34 * n_cuts
+        schedule(n_cuts)
+        assert self.at == tokens
         many("token", lambda: token("token"))
         many("picture", picture)
         many("pending row", lambda: row("pending row"))
@@ -205,6 +222,12 @@ def test_the_state_that_is_broken_below_has_everything(layout: Layout) -> None:
 
 
 OUTSIDE = {
+    "no cut": ("cuts", "<i", 0),
+    "more cuts than there can be": ("cuts", "<i", 9),
+    "a cut at another layer": ("cut layer", "<i", 2),
+    "a share that is none": ("cut drop", "<f", float("nan")),
+    "a score that there is not": ("cut rules", "<2i", 99, 0),
+    "more recalled than there is": ("recall share", "<f", 2.0),
     "an owner that is no token": ("token owner", "<i", 2 * N),
     "an owner in no later stage": ("token owner", "<i", 2 * N - 1),
     "a row of no token": ("pending row token", "<i", 2 * N),

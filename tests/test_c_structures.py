@@ -75,13 +75,25 @@ def test_the_libraries_have_the_version_of_the_package() -> None:
     [
         (FastvParams, lambda params: fastv.pyfastv_parse(b"k=2", 12, params)),
         (FastvParams, lambda params: fastv.pyfastv_attach(None, params)),
+        (FastvParams, lambda params: fastv.pyfastv_set_schedule(None, 0, params)),
+        (FastvParams, lambda params: fastv.pyfastv_get_schedule(None, 0, params)),
         (FastvParams, lambda params: fastv.pyfastv_default_params(params, params._obj.size)),
         (FastvReport, lambda report: fastv.pyfastv_get_report(None, report)),
         (TurboParams, lambda params: turbo.pyfastv_turbo_parse(b"share=0.5", params)),
         (TurboParams, lambda params: turbo.pyfastv_turbo_attach(None, params)),
         (TurboParams, lambda params: turbo.pyfastv_turbo_default_params(params, params._obj.size)),
     ],
-    ids=["parse", "attach", "default", "report", "turbo-parse", "turbo-attach", "turbo-default"],
+    ids=[
+        "parse",
+        "attach",
+        "set",
+        "get",
+        "default",
+        "report",
+        "turbo-parse",
+        "turbo-attach",
+        "turbo-default",
+    ],
 )
 @pytest.mark.parametrize("off", [-1, 8])
 def test_a_size_that_is_not_known_is_refused_with_the_one_that_is(kind: Any, call: Any, off: int) -> None:

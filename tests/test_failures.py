@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from pyfastv import ClosedError, OutOfMemoryError, Runner, Sampling, _native
+from pyfastv import ClosedError, OptionError, OutOfMemoryError, Runner, Sampling, _native
 from pyfastv.chat import user_message
 from pyfastv.serve.active import Active
 from pyfastv.serve.job import Job
@@ -97,18 +97,20 @@ class FailingSlots:
         return getattr(self._slots, name)
 
 
-def test_a_schedule_that_cannot_be_restored_is_left_to_the_next_request(
+def test_a_schedule_that_cannot_be_had_is_told_to_its_request(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pool's own, after a request that brought another."""
+    """Beside another one: whether it fits cannot be asked for, so it is tried."""
     expected = ask(pool).read()
-    failing = FailingSlots(pool._batcher._slots, "set_fastv", RuntimeError("what"))
-    monkeypatch.setattr(pool._batcher, "_slots", failing)
-    pool.submit([user_message("Hello")], Sampling(max_tokens=2), fastv=None).read()
-    assert failing.failed.wait(10)
-    job = ask(pool)
-    assert job.wait(10)
-    assert job.read() == expected
+    monkeypatch.setattr(
+        pool._batcher, "_slots", FailingSlots(pool._batcher._slots, "fits", MemoryError("what"))
+    )
+    with pool._batcher._changed:  # the thread sees both at once
+        jobs = [ask(pool), pool.submit([user_message("Hello")], Sampling(max_tokens=2), fastv="k=4")]
+    assert jobs[0].read() == expected
+    with pytest.raises(OptionError, match="when no request runs; 1 do"):
+        jobs[1].read()
+    assert ask(pool).read() == expected
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

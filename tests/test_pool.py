@@ -465,7 +465,8 @@ def test_a_request_without_room_in_the_later_layers_takes_that_of_idle_slots_or_
 # schedules
 
 
-def test_a_request_with_its_own_schedule_has_the_context_for_itself(pool: Pool) -> None:
+def test_every_request_has_its_own_schedule(pool: Pool) -> None:
+    """All at once."""
     settings: list[Any] = [{}, {"fastv": FastV(2, 0.75)}, {"fastv": None}, {}]
     jobs = [ask(pool, CLOCK.picture, CLOCK.question, details=True, **setting) for setting in settings]
     for job in jobs:
@@ -476,7 +477,7 @@ def test_a_request_with_its_own_schedule_has_the_context_for_itself(pool: Pool) 
     for job, kept in zip(jobs, ([288], [144], [], [288]), strict=True):
         assert job.details is not None
         assert [len(of_cut) for of_cut in job.details["kept"]] == kept
-        assert job.details["grids"] == ([[[24, 24]]] if kept else [])
+        assert job.details["grids"] == [[[24, 24]]]
         assert job.details["first_layers"] == ([0, 2] if kept else [0])
         assert json.loads(json.dumps(job.details)) == job.details
 

@@ -305,9 +305,9 @@ def test_a_refused_rule_leaves_the_old_one(fake_runner: Runner) -> None:
         fake_runner.set_fastv(FastV(12))
     assert fake_runner.fastv == Recommended()
     engine.failing = ""
-    before = len(called(fake_runner, "set_fastv"))
     assert fake_runner.ask(None, "Q").report.fastv == Recommended()
-    assert len(called(fake_runner, "set_fastv")) == before
+    assert called(fake_runner, "prefill")[-1]["fastv"] == Recommended().spec()
+    assert called(fake_runner, "fit") == []
 
 
 def test_a_rule_that_cost_the_context_its_stages_is_followed_by_the_old_one(fake_runner: Runner) -> None:
@@ -315,9 +315,9 @@ def test_a_rule_that_cost_the_context_its_stages_is_followed_by_the_old_one(fake
     engine.failing, engine.failure = "set_fastv", OutOfMemoryError("stages")
     with pytest.raises(OutOfMemoryError):
         fake_runner.set_fastv(FastV(4))
-    engine.failing = ""
+    engine.failing, engine.attached = "", ""
     assert fake_runner.ask(None, "Q").report.fastv == Recommended()
-    assert called(fake_runner, "set_fastv")[-1] == Recommended().spec()
+    assert called(fake_runner, "fit") == [Recommended().spec()]
 
 
 def test_a_requests_own_rule_is_for_that_request(fake_runner: Runner) -> None:
@@ -333,15 +333,9 @@ def test_a_requests_own_rule_is_for_that_request(fake_runner: Runner) -> None:
     assert rules == [FastV(4), Recommended(), FastV(3), FastV(3), None, Recommended()]
     assert fake_runner.fastv == Recommended()
     default = Recommended().spec()
-    changes = [call for call in engine_of(fake_runner).calls if call[0] in ("set_fastv", "clear_fastv")]
-    assert [spec for _, spec in changes] == [
-        default,
-        "k=4,drop=0.5",
-        default,
-        "k=3,drop=0.5",
-        None,
-        default,
-    ]
+    asked = ["k=4,drop=0.5", default, "k=3,drop=0.5", "k=3,drop=0.5", "", default]
+    assert [prefill["fastv"] for prefill in called(fake_runner, "prefill")] == asked
+    assert called(fake_runner, "fit") == ["k=4,drop=0.5", default, "k=3,drop=0.5", default]  # other layers
 
 
 @pytest.mark.parametrize("fastv", [(2, 0.5), "fast", "k=0"])

@@ -153,14 +153,14 @@ struct py_request {
 
 std::unique_ptr<py_request> prepare(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays,
         const std::vector<std::string> & ids, bool add_bos, const std::vector<int32_t> & frames, int64_t n_probs, std::string turbo,
-        std::string reducer, const py::kwargs & sampling) {
+        std::string reducer, const std::optional<std::string> & fastv, const py::kwargs & sampling) {
     const auto images  = to_images(arrays, ids, frames);
     const auto options = to_sampling_options(sampling);
 
     const pyfastv::picture_options pictures = { std::move(turbo), std::move(reducer) };
 
     return run(self, [&](engine & e) {
-        return std::make_unique<py_request>(py_request { e.prepare(prompt, images, add_bos, pictures, options, n_probs) });
+        return std::make_unique<py_request>(py_request { e.prepare(prompt, images, add_bos, pictures, fastv, options, n_probs) });
     });
 }
 
@@ -221,7 +221,8 @@ py::list step(py_engine & self) {
 
 int64_t prefill(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids,
         const py::object & progress, bool add_bos, int64_t reserve, const std::vector<int32_t> & frames,
-        const std::optional<std::string> & turbo, const std::optional<std::string> & reducer, const py::object & started) {
+        const std::optional<std::string> & turbo, const std::optional<std::string> & reducer, const py::object & started,
+        const std::optional<std::string> & fastv) {
     const auto images = to_images(arrays, ids, frames);
 
     std::optional<pyfastv::picture_options> pictures;
@@ -236,7 +237,7 @@ int64_t prefill(py_engine & self, const std::string & prompt, const std::vector<
         };
     }
 
-    const auto number = run(self, [&](engine & e) { return e.open(prompt, images, add_bos, reserve, pictures); });
+    const auto number = run(self, [&](engine & e) { return e.open(prompt, images, add_bos, reserve, pictures, fastv); });
     if (!started.is_none()) {
         started(number);
     }
@@ -304,7 +305,9 @@ void bind_engine(py::module_ & m) {
             return run(self, std::nullopt, [](engine & e, int64_t id) { return e.why_finished(id); });
         })
         .def("set_fastv",   [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_fastv(spec); }); }, "spec"_a)
-        .def("clear_fastv", [](py_engine & self) { run(self, [](engine & e) { e.clear_fastv(); }); })
+        .def("clear_fastv", [](py_engine & self) { run(self, [](engine & e) { e.set_fastv(""); }); })
+        .def("fits",        [](py_engine & self, const std::string & spec) { return run(self, [&](engine & e) { return e.fits(spec); }); }, "spec"_a)
+        .def("fit",         [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.fit(spec); }); }, "spec"_a)
         .def("set_turbo",   [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_turbo(spec); }); }, "spec"_a)
         .def("clear_turbo", [](py_engine & self) { run(self, [](engine & e) { e.set_turbo(""); }); })
         .def("set_reducer",   [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_reducer(spec); }); }, "spec"_a)
@@ -313,13 +316,13 @@ void bind_engine(py::module_ & m) {
             run(self, [&](engine & e) { e.check({ turbo, reducer }); });
         }, "turbo"_a, "reducer"_a)
         .def("prepare",     &prepare, "prompt"_a, "images"_a, "image_ids"_a, "add_bos"_a, py::kw_only(),
-             "frames"_a = std::vector<int32_t>(), "n_probs"_a = 0, "turbo"_a = "", "reducer"_a = "")
+             "frames"_a = std::vector<int32_t>(), "n_probs"_a = 0, "turbo"_a = "", "reducer"_a = "", "fastv"_a = py::none())
         .def("start",       [](py_engine & self, py_request & request) {
             return run(self, [&](engine & e) { return e.start(std::exchange(request.impl, {})); });
         }, "request"_a)
         .def("step",        &step)
         .def("prefill",     &prefill, "prompt"_a, "images"_a, "image_ids"_a, "progress"_a, "add_bos"_a, "reserve"_a,
-             "frames"_a = std::vector<int32_t>(), "turbo"_a = py::none(), "reducer"_a = py::none(), "started"_a = py::none())
+             "frames"_a = std::vector<int32_t>(), "turbo"_a = py::none(), "reducer"_a = py::none(), "started"_a = py::none(), "fastv"_a = py::none())
         .def("start",       [](py_engine & self, const request_number & request, const py::kwargs & sampling) {
             const auto options = to_sampling_options(sampling);
             run(self, request, [&](engine & e, int64_t id) { e.begin(id, options); });

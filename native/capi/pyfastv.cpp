@@ -117,15 +117,12 @@ const char * pyfastv_unsupported_layer(const struct llama_model * model, int32_t
     return pyfastv::unsupported_layer(*model, layer, true);
 }
 
-enum pyfastv_status pyfastv_attach(struct llama_context * ctx, const struct pyfastv_params * params) {
+// f(), which gives a context or a sequence stages
+template <typename F>
+static pyfastv_status with_stages(const llama_context * ctx, F && f) {
     return pyfastv::as_status(last_error, [&] {
         try {
-            if (params) {
-                check_size(*params);
-                pyfastv::staged_decode::attach(*ctx, *params);
-            } else {
-                pyfastv::staged_decode::detach(*ctx);
-            }
+            f();
             return PYFASTV_OK;
         } catch (const std::invalid_argument & err) {
             return fail(PYFASTV_BAD_PARAMS, err.what());
@@ -136,6 +133,56 @@ enum pyfastv_status pyfastv_attach(struct llama_context * ctx, const struct pyfa
         } catch (const std::exception & err) {
             return fail(PYFASTV_OUT_OF_MEMORY, std::string("out of memory for the stages: ") + err.what());
         }
+    });
+}
+
+enum pyfastv_status pyfastv_attach(struct llama_context * ctx, const struct pyfastv_params * params) {
+    return with_stages(ctx, [&] {
+        if (params) {
+            check_size(*params);
+            pyfastv::staged_decode::attach(*ctx, *params);
+        } else {
+            pyfastv::staged_decode::detach(*ctx);
+        }
+    });
+}
+
+static const char * no_stages = "the context has no stages: pyfastv_attach() gives it some";
+
+enum pyfastv_status pyfastv_set_schedule(struct llama_context * ctx, int32_t seq_id, const struct pyfastv_params * params) {
+    return pyfastv::as_status(last_error, [&] {
+        if (params) {
+            check_size(*params);
+        }
+        auto * stages = context_access::stages_of(*ctx);
+        if (!stages) {
+            return fail(PYFASTV_UNSUPPORTED, no_stages);
+        }
+        return with_stages(ctx, [&] { stages->set_schedule(seq_id, params); });
+    });
+}
+
+enum pyfastv_status pyfastv_get_schedule(const struct llama_context * ctx, int32_t seq_id, struct pyfastv_params * params) {
+    return pyfastv::as_status(last_error, [&] {
+        check_size(*params);
+        const auto * stages = context_access::stages_of(*ctx);
+        if (!stages) {
+            return fail(PYFASTV_UNSUPPORTED, no_stages);
+        }
+        *params = stages->schedule(seq_id);
+        return PYFASTV_OK;
+    });
+}
+
+bool pyfastv_fits(const struct llama_context * ctx, const struct pyfastv_params * params) {
+    return guarded(false, [&] {
+        check_size(*params);
+        const auto * stages = context_access::stages_of(*ctx);
+        if (!stages) {
+            return false;
+        }
+        pyfastv::validate(*params, context_access(const_cast<llama_context &>(*ctx)).n_layer());
+        return stages->fits(*params);
     });
 }
 

@@ -10,6 +10,7 @@
 // Kept tokens stay in prompt order and keep their positions.
 //
 // A schedule is a list of such cuts, each with a layer and a rule of its own. The layers between two cuts are a stage.
+// The layers belong to the context; each of its sequences may have rules and drops of its own (pyfastv_set_schedule()).
 //
 // Usage:
 //
@@ -175,6 +176,25 @@ PYFASTV_API enum pyfastv_status pyfastv_parse(const char * text, int32_t n_layer
 // Returns PYFASTV_OK or an error. After PYFASTV_BAD_PARAMS nothing has changed. After PYFASTV_UNSUPPORTED and
 // PYFASTV_OUT_OF_MEMORY the context has no stages; if not even a plain memory could be had, it can only be freed.
 PYFASTV_API enum pyfastv_status pyfastv_attach(struct llama_context * ctx, const struct pyfastv_params * params);
+
+// The schedule by which a sequence's visual tokens are chosen, or, with params == NULL, that which was attached. Its cuts lie
+// at the layers of those attached, and n_cells is as attached; scores, picks, their numbers, drops, weigh, merge and recall
+// are the sequence's own. A sequence that is not pruned has drop = 0 at every cut, and recall = 0: its logits are those of a
+// context without stages, to the bit where its cells are the same. Sequences of different schedules may be in one batch.
+// The sequence must hold no visual tokens; text may stay. It has the schedule until it is given another one, or
+// pyfastv_attach() is called. Besides, a copy (llama_memory_seq_cp() to a sequence without visual tokens) and a sequence read
+// from a state have the schedule of what they come from, until they are empty.
+// Returns PYFASTV_OK or an error, after which nothing has changed: PYFASTV_BAD_PARAMS also for other layers, other n_cells, a
+// sequence that holds visual tokens or that there is not; PYFASTV_UNSUPPORTED also for a context without stages.
+PYFASTV_API enum pyfastv_status pyfastv_set_schedule(struct llama_context * ctx, int32_t seq_id, const struct pyfastv_params * params);
+
+// The schedule of a sequence; seq_id -1: that which was attached. params->size is set by the caller. Returns PYFASTV_OK,
+// PYFASTV_BAD_PARAMS, or PYFASTV_UNSUPPORTED for a context without stages.
+PYFASTV_API enum pyfastv_status pyfastv_get_schedule(const struct llama_context * ctx, int32_t seq_id, struct pyfastv_params * params);
+
+// Has a schedule the layers and the n_cells of the one attached, so that a sequence could have it as far as these go? False for
+// a context without stages, and for params out of range.
+PYFASTV_API bool pyfastv_fits(const struct llama_context * ctx, const struct pyfastv_params * params);
 
 // Can a context of this model be given stages? NULL: yes. Else the reason, a static string. Loads nothing, runs nothing;
 // pyfastv_attach() checks more (it builds the graphs).

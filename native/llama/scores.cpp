@@ -23,9 +23,9 @@ namespace {
 
 // Rows are scored in blocks, one after another in the same memory: [n_kv, rows, n_head] of a whole ubatch may be gigabytes.
 constexpr int64_t min_rows_in_block = 32; // fewer make the products slower
-constexpr int64_t max_blocks        = 16; // each has nodes of its own
+constexpr int64_t max_blocks        = 16; // of a kind; each has nodes of its own
 
-constexpr const char * scores_name = "pyfastv_scores";
+const char * scores_name(bool no_rope) { return no_rope ? "pyfastv_scores_no_rope" : "pyfastv_scores"; }
 
 // how far to turn back: minus the positions of the cells, and of the last rows of the ubatch
 class graph_input_turn_back : public llm_graph_input_i {
@@ -125,35 +125,30 @@ ggml_tensor * rows_of(ggml_context * ctx, ggml_tensor * x, int64_t first, int64_
 
 } // namespace
 
-uint32_t max_score_nodes() { return 1024; }
+uint32_t max_score_nodes() { return 2048; }
 
-std::vector<const ggml_tensor *> scores_in(ggml_cgraph * gf) {
+std::vector<const ggml_tensor *> scores_in(ggml_cgraph * gf, bool no_rope) {
     std::vector<const ggml_tensor *> res;
-    while (const auto * block = ggml_graph_get_tensor(gf, (scores_name + std::to_string(res.size())).c_str())) {
+    while (const auto * block = ggml_graph_get_tensor(gf, (scores_name(no_rope) + std::to_string(res.size())).c_str())) {
         res.push_back(block);
     }
     return res;
 }
 
-void add_scores(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * kq_b,
-        ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale, int il) {
-    const auto & stage = graph.cparams.stage;
-
-    if (!stage.ends_early() || il != stage.il1 - 1 || stage.n_scored == 0) {
+// of the last n_scored rows
+static void add_scores_of(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * kq_mask, ggml_tensor * sinks,
+        float kq_scale, int il, int32_t n_scored, bool no_rope) {
+    if (n_scored == 0) {
         return;
     }
-    if (kq_b) {
-        throw unsupported("its attention has a bias that the scores do not follow");
-    }
-
     ggml_context * ctx = graph.ctx0;
 
     const int64_t n_tokens = q->ne[1];
-    const int64_t n_rows   = std::min<int64_t>(stage.n_scored, n_tokens);
+    const int64_t n_rows   = std::min<int64_t>(n_scored, n_tokens);
     const int64_t n_block  = std::max(min_rows_in_block, (n_rows + max_blocks - 1)/max_blocks);
 
     q = rows_of(ctx, q, n_tokens - n_rows, n_rows);
-    if (stage.no_rope) {
+    if (no_rope) {
         turn_back(graph, q, k, il);
     }
 
@@ -174,10 +169,24 @@ void add_scores(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * 
 
         p = ggml_scale(ctx, sum_of_heads(ctx, p), 1.0f/p->ne[2]); // [n_kv, n]
 
-        ggml_format_name(p, "%s%d", scores_name, n_blocks++);
+        ggml_format_name(p, "%s%d", scores_name(no_rope), n_blocks++);
         ggml_set_output(p);
         ggml_build_forward_expand(graph.gf, p);
     }
+}
+
+void add_scores(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * kq_b,
+        ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale, int il) {
+    const auto & stage = graph.cparams.stage;
+
+    if (!stage.ends_early() || il != stage.il1 - 1 || (stage.n_scored == 0 && stage.n_scored_no_rope == 0)) {
+        return;
+    }
+    if (kq_b) {
+        throw unsupported("its attention has a bias that the scores do not follow");
+    }
+    add_scores_of(graph, q, k, kq_mask, sinks, kq_scale, il, stage.n_scored,         false);
+    add_scores_of(graph, q, k, kq_mask, sinks, kq_scale, il, stage.n_scored_no_rope, true);
 }
 
 } // namespace pyfastv

@@ -12,16 +12,17 @@ struct stage {
     int32_t il0 = 0;
     int32_t il1 = all;
 
-    int32_t n_scored = 0;     // of a stage that ends early: the attention of so many rows of the ubatch, the last ones, is read
-                              // at its last layer; `all`: of every row
-    bool    no_rope  = false; // attention without rotary positions
+    // of a stage that ends early: the attention of so many rows of the ubatch, the last ones, is read at its last layer; `all`:
+    // of every row
+    int32_t n_scored         = 0;
+    int32_t n_scored_no_rope = 0; // attention without rotary positions
 
     bool partial()        const { return il0 > 0 || il1 != all; }
     bool ends_early()     const { return il1 != all; }
     bool runs(int32_t il) const { return il0 <= il && il < il1; }
 
     bool operator==(const stage & other) const {
-        return il0 == other.il0 && il1 == other.il1 && n_scored == other.n_scored && no_rope == other.no_rope;
+        return il0 == other.il0 && il1 == other.il1 && n_scored == other.n_scored && n_scored_no_rope == other.n_scored_no_rope;
     }
 };
 

@@ -2,30 +2,45 @@
 
 #include "llama/stage_graph.h"
 #include "llama/scores.h"
+#include "settings/rules.h"
 
 #include "llama-graph.h"
 
 #include "ggml-backend.h"
 #include "ggml.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace pyfastv {
 
-stage_output::stage_output(llm_graph_result & graph, int64_t n_rows, ledger_ptr archive) :
-    rows(ggml_graph_get_tensor(graph.get_gf(), rows_name)), n_rows(n_rows), archive(std::move(archive)) {
-    const auto blocks = scores_in(graph.get_gf());
-    for (const auto * block : blocks) {
-        n_kv      = block->ne[0];
-        n_scored += block->ne[1];
+void ask_for_scores(stage & layers, const pyfastv_cut & rule, int32_t n) {
+    if (reads_attention(rule)) {
+        auto & scored = score_rule_of(rule).no_rope ? layers.n_scored_no_rope : layers.n_scored;
+        scored = std::max(scored, n);
     }
-    attention.resize(n_kv*n_scored);
+}
 
-    auto * to = attention.data();
+stage_output::stage_output(llm_graph_result & graph, int64_t n_rows, ledger_ptr archive) :
+    rows(ggml_graph_get_tensor(graph.get_gf(), rows_name)), n_rows(n_rows), with_rope(paid_in(graph, false)), no_rope(paid_in(graph, true)),
+    archive(std::move(archive)) {}
+
+stage_output::paid stage_output::paid_in(llm_graph_result & graph, bool no_rope) {
+    paid res;
+
+    const auto blocks = scores_in(graph.get_gf(), no_rope);
+    for (const auto * block : blocks) {
+        res.n_kv      = block->ne[0];
+        res.n_scored += block->ne[1];
+    }
+    res.attention.resize(res.n_kv*res.n_scored);
+
+    auto * to = res.attention.data();
     for (const auto * block : blocks) {
         ggml_backend_tensor_get(block, to, 0, ggml_nbytes(block));
         to += ggml_nelements(block);
     }
+    return res;
 }
 
 hidden_row stage_output::hidden(int64_t row) const {
@@ -34,11 +49,13 @@ hidden_row stage_output::hidden(int64_t row) const {
     return new_hidden_row(rows->ne[0], archive, [&](float * to) { ggml_backend_tensor_get(rows, to, row*bytes, bytes); });
 }
 
-counted_floats stage_output::scores(int64_t row, const std::vector<int64_t> & cell_of) const {
+counted_floats stage_output::scores(int64_t row, const std::vector<int64_t> & cell_of, const pyfastv_cut & rule) const {
     counted_floats res(archive);
 
+    const auto & [n_kv, n_scored, attention] = score_rule_of(rule).no_rope ? no_rope : with_rope;
+
     const int64_t scored = row - (n_rows - n_scored);
-    if (scored < 0) {
+    if (scored < 0 || !reads_attention(rule)) {
         return res;
     }
     res.resize(cell_of.size(), 0.0f);

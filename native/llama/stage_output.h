@@ -1,7 +1,10 @@
 #pragma once
 
+#include "pyfastv.h"
+
 #include "stages/sequence.h"
 #include "llama/memory/stage_cache.h"
+#include "llama/stage.h"
 
 #include <cstdint>
 #include <vector>
@@ -11,6 +14,9 @@ struct ggml_tensor;
 
 namespace pyfastv {
 
+// A graph of this stage gives what a rule reads of the last n rows of the ubatch.
+void ask_for_scores(stage & layers, const pyfastv_cut & rule, int32_t n);
+
 // What a stage that ends early left in its graph: a hidden row for every row of the ubatch, and for the last ones, if
 // attention was read, what each paid to every KV cell. It is there until the next graph is computed.
 class stage_output {
@@ -18,23 +24,29 @@ public:
     // archive: who counts the rows and scores that are given out
     stage_output(llm_graph_result & graph, int64_t n_rows, ledger_ptr archive);
 
-    bool has_scores() const { return n_scored > 0; }
+    bool has_scores() const { return with_rope.n_scored + no_rope.n_scored > 0; }
 
     // with memory of its own: the others of the ubatch may go
     hidden_row hidden(int64_t row) const;
 
-    // by token; empty if it was not read for this row. cell_of: cells_of_tokens() in the stage
-    counted_floats scores(int64_t row, const std::vector<int64_t> & cell_of) const;
+    // What a rule reads of a row, by token; empty if it reads none, or not of this row. cell_of: cells_of_tokens() in the stage
+    counted_floats scores(int64_t row, const std::vector<int64_t> & cell_of, const pyfastv_cut & rule) const;
 
 private:
     const ggml_tensor * rows; // F32 [n_embd, n_rows]
 
-    int64_t n_rows;
-    int64_t n_kv     = 0;
-    int64_t n_scored = 0; // rows
+    struct paid {
+        int64_t n_kv     = 0;
+        int64_t n_scored = 0; // rows
 
-    std::vector<float> attention; // [n_scored, n_kv]
-    ledger_ptr         archive;
+        std::vector<float> attention; // [n_scored, n_kv]
+    };
+    static paid paid_in(llm_graph_result & graph, bool no_rope);
+
+    int64_t    n_rows;
+    paid       with_rope;
+    paid       no_rope;
+    ledger_ptr archive;
 };
 
 // [token] its cell; -1: it has none

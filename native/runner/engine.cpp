@@ -118,19 +118,6 @@ bool engine::stop_requested() {
 // settings
 //
 
-void engine::set_fastv(const std::string & spec) {
-    pyfastv_params params = {};
-    params.size = sizeof(params);
-    if (pyfastv_parse(spec.c_str(), n_layer(), &params) != PYFASTV_OK) {
-        throw error(error_kind::option, pyfastv_last_error());
-    }
-    attach(&params);
-}
-
-void engine::clear_fastv() {
-    attach(nullptr);
-}
-
 void engine::set_turbo(const std::string & spec) {
     const turn mine(*this);
 
@@ -149,7 +136,11 @@ void engine::set_reducer(const std::string & spec) {
 }
 
 void engine::check_idle() const {
-    const auto n = std::count_if(all.begin(), all.end(), [](const slot & s) { return !s.idle() && !s.request.opened; });
+    const std::lock_guard<std::mutex> lock(turns);
+
+    const auto n = std::count_if(all.begin(), all.end(), [&](const slot & s) {
+        return !s.idle() && (!s.request.opened || waited_for.count(s.id) > 0);
+    });
 
     if (n > 0) {
         throw error(error_kind::option, "settings can be changed when no request runs; " + std::to_string(n) + " do");
@@ -159,22 +150,6 @@ void engine::check_idle() const {
 void engine::require_memory() const {
     if (lost_memory) {
         throw error(error_kind::out_of_memory, "the context lost its KV cache when memory ran out: load the model again");
-    }
-}
-
-void engine::attach(const pyfastv_params * params) {
-    const turn mine(*this);
-
-    check_idle();
-    require_memory();
-    const log_scope log(options.verbose);
-
-    const auto status = pyfastv_attach(ctx.get(), params);
-    lost_memory = status != PYFASTV_OK && !llama_get_memory(ctx.get());
-    n_cuts = std::max(0, report_of(ctx.get()).n_stages - 1);
-    forget();
-    if (status != PYFASTV_OK) {
-        throw error(kind_of(status), pyfastv_last_error());
     }
 }
 
@@ -196,11 +171,13 @@ slot_sampling engine::make_sampling(const sampling_options & sampling, int64_t n
 }
 
 slot_request engine::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-        int64_t reserve) const {
+        const std::optional<std::string> & fastv, int64_t reserve) const {
     check_whole("reserve", reserve, 0, INT32_MAX);
 
     slot_request res;
     auto &       wanted = res.wanted;
+
+    res.schedule = fastv ? parse_request_schedule(*fastv, n_layer()) : by_default;
 
     const auto tokenized = [&] {
         wanted = tokenize(model.get(), vision.get(), pictures.turbo, media_marker, text, images, add_bos, n_ctx_slot);
@@ -235,11 +212,11 @@ slot_request engine::prepare(const std::string & text, const std::vector<image> 
 }
 
 slot_request engine::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-        const sampling_options & sampling, int64_t n_probs) const {
+        const std::optional<std::string> & fastv, const sampling_options & sampling, int64_t n_probs) const {
     const log_scope log(options.verbose);
 
     auto how = make_sampling(sampling, n_probs);
-    auto res = prepare(text, images, add_bos, pictures, 1);
+    auto res = prepare(text, images, add_bos, pictures, fastv, 1);
 
     if (res.wanted.pieces.back().visual()) {
         throw error(error_kind::option, "the prompt ends with a picture: nothing behind it asks for an answer");
@@ -268,7 +245,10 @@ int64_t engine::give_slot(slot_request request) {
 
     const int64_t t0 = ggml_time_us();
 
-    auto & s = place(request.wanted);
+    make_fit(request.schedule);
+
+    auto & s = place(request);
+    choose_by(s, request.schedule);
 
     s.now        = slot::state::starting;
     s.id         = s.last_used = ++n_requests;
@@ -394,7 +374,7 @@ void engine::end(slot & s, slot_event & event) {
         // a request ends, whether or not there is memory to say what it did
         error_of([&] {
             event.report = report(s);
-            for (int32_t cut = 0; cut < n_cuts; ++cut) {
+            for (int32_t cut = 0; cut < s.schedule.n_cuts(); ++cut) {
                 event.kept.push_back(kept(s, cut));
             }
             event.grids    = grids(s);

@@ -44,9 +44,15 @@ public:
 
     engine(const engine &) = delete;
 
-    // The schedule of all requests from now on; empties the context. error(option) if a request is computed.
-    void set_fastv(const std::string & spec); // the language of pyfastv_parse()
-    void clear_fastv();
+    // The schedule of requests that bring none, from now on; empties the context. error(option) if a request is computed.
+    void set_fastv(const std::string & spec); // the language of pyfastv_parse(); empty: all visual tokens stay
+
+    // Can a request with this schedule run beside those that there are: do its cuts lie at the layers of the context's, with as
+    // many KV cells? Computes nothing, and waits for nobody.
+    bool fits(const std::string & spec) const;
+
+    // Then nothing; else the context has its layers from now on, and is empty. error(option) if a request is computed.
+    void fit(const std::string & spec);
 
     // What open(), pixels() and embed() do to pictures from now on; empties the context.
     void set_turbo  (const std::string & spec); // the language of pyfastv_turbo_parse(); empty: nothing
@@ -57,20 +63,22 @@ public:
 
     // A request that can be started: tokens, prepared pictures, samplers. One with pictures waits while the
     // encoder runs with another Turbo. All that is wrong with a request is found here, save for a picture that is too large
-    // for a ubatch when reduced. n_probs: how many of the likeliest tokens each event names; 0: none.
+    // for a ubatch when reduced. fastv: its schedule; none: as set. n_probs: how many of the likeliest tokens each event names; 0:
+    // none.
     slot_request prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-            const sampling_options & sampling, int64_t n_probs) const;
+            const std::optional<std::string> & fastv, const sampling_options & sampling, int64_t n_probs) const;
 
-    // Give a request an idle slot, and return its number. error(option) if no slot is idle.
+    // Give a request an idle slot, and return its number; fit() for it. error(option) if no slot is idle.
     int64_t start(slot_request request);
 
     // Whatever happened since the last call. No computation is longer than a batch of n_ubatch rows or a picture.
     std::vector<slot_event> step();
 
     // Give a prompt, with one marker() for each picture, a slot, and return the request's number. `reserve` tokens have to fit
-    // behind it. Where all slots are taken, it ends the oldest opened request that nobody waits for. pictures: none: as set.
+    // behind it. Where all slots are taken, it ends the oldest opened request that nobody waits for; fit() for it. pictures,
+    // fastv: none: as set.
     int64_t open(const std::string & text, const std::vector<image> & images, bool add_bos, int64_t reserve,
-            const std::optional<picture_options> & pictures);
+            const std::optional<picture_options> & pictures, const std::optional<std::string> & fastv);
 
     // Read it, and wait. progress(done, all) counts prompt tokens. An exception ends the request, error(closed) says that it
     // was cancelled.
@@ -151,7 +159,7 @@ private:
     };
 
     slot_request  prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-            int64_t reserve) const;
+            const std::optional<std::string> & fastv, int64_t reserve) const;
     slot_sampling make_sampling(const sampling_options & sampling, int64_t n_probs) const;
     int64_t       give_slot(slot_request request);
 
@@ -169,14 +177,14 @@ private:
 
     // what slots hold (engine_reuse.cpp)
 
-    size_t n_common(const slot & s, const prompt & wanted) const; // pieces, never all of the prompt
+    size_t n_common(const slot & s, const slot_request & request) const; // pieces, never all of the prompt
     bool   can_copy(const slot & from, size_t n) const;
     bool   forgot  (const slot & s, size_t n) const; // sliding windows lack what is seen from behind the first n pieces
     void   keep    (slot & s, size_t n);             // the first n pieces; nothing if that is not possible
     void   copy    (const slot & from, slot & to, size_t n);
     void   clear   (slot & s);
 
-    slot & place(const prompt & wanted);    // an idle slot, that holds what is known of the beginning
+    slot & place(const slot_request & request); // an idle slot, that holds what is known of the beginning
     bool   take_over(slot & s);             // from a slot that holds more of its prompt by now
     bool   evict();                         // what the idle slot holds that was not used for longest; false: there is nothing
     void   advance(slot & s, const std::vector<prompt_piece> & pieces, llama_pos n_past);
@@ -225,11 +233,20 @@ private:
 
     std::vector<int32_t> kept(const slot & s, int32_t cut) const;
     std::vector<int32_t> entered(const slot & s) const; // [visual token] how many cuts it passed
-    int32_t              check_cut(int32_t cut) const;
+    int32_t              check_cut(const slot & s, int32_t cut) const;
 
     std::vector<pyfastv_grid> grids(const slot & s) const;
 
-    void attach(const pyfastv_params * params);
+    // schedules (engine_schedules.cpp)
+
+    bool fits    (const request_schedule & schedule) const;
+    void make_fit(const request_schedule & schedule);
+    void attach  (const request_schedule & schedule);
+
+    // from now on; what it holds of pictures was chosen by it
+    void           choose_by(slot & s, const request_schedule & schedule);
+    pyfastv_status set_schedule(const slot & s, const request_schedule & schedule); // it holds no visual tokens
+
     void check_idle() const;
     void require_memory() const;
     void forget();
@@ -275,13 +292,14 @@ private:
     llama_context_ptr   ctx;
     mtmd_context_ptr    vision;
     int32_t             n_ctx_slot  = 0;
-    int32_t             n_cuts      = 0;
     bool                lost_memory = false; // what stages take and give back could not be had again
 
     encoder_cache               encoded;
     std::unique_ptr<turbo_gate> gate;    // of vision
     ggml_backend_ptr            backend; // for matrix products of the reducers; null until one is needed
     picture_options             in_force; // of open()
+    request_schedule            by_default;
+    mutable std::mutex          attaching; // of stages to ctx, and asking which
 
     struct ended {
         run_report   report;

@@ -38,11 +38,16 @@ void drop_questions(slot & s) {
 
 } // namespace
 
-size_t engine::n_common(const slot & s, const prompt & wanted) const {
+size_t engine::n_common(const slot & s, const slot_request & request) const {
+    const auto & wanted = request.wanted;
+
+    // of a picture other tokens stay; text comes to the same
+    const bool chosen_alike = s.schedule.text == request.schedule.text;
+
     size_t n = 0;
     // the last piece is evaluated again: somebody will read its logits
     while (n < s.evaluated.size() && n + 1 < wanted.pieces.size() && wanted.pieces[n].same_as(s.evaluated[n]) &&
-            question_follows(s.evaluated[n], wanted, n)) {
+            (chosen_alike || !s.evaluated[n].visual()) && question_follows(s.evaluated[n], wanted, n)) {
         n++;
     }
     return n;
@@ -66,6 +71,9 @@ void engine::clear(slot & s) {
     s.questions.clear();
     s.n_past   = 0;
     s.n_tokens = 0;
+
+    // a copy brought one with it, which is gone
+    set_schedule(s, s.schedule);
 }
 
 void engine::keep(slot & s, size_t n) {
@@ -87,6 +95,7 @@ void engine::copy(const slot & from, slot & to, size_t n) {
     to.n_past = end_of(from.evaluated, n);
     llama_memory_seq_cp(llama_get_memory(ctx.get()), from.seq_id, to.seq_id, 0, to.n_past);
 
+    to.schedule = from.schedule;
     to.evaluated.assign(from.evaluated.begin(), from.evaluated.begin() + n);
     to.n_tokens  = tokens_of(to.evaluated, n);
     to.questions = from.questions;
@@ -102,7 +111,7 @@ void engine::advance(slot & s, const std::vector<prompt_piece> & pieces, llama_p
     s.n_past = n_past;
 }
 
-slot & engine::place(const prompt & wanted) {
+slot & engine::place(const slot_request & request) {
     struct found {
         slot *  s      = nullptr;
         size_t  n      = 0; // pieces
@@ -122,7 +131,7 @@ slot & engine::place(const prompt & wanted) {
     };
 
     for (auto & s : all) {
-        size_t     n        = n_common(s, wanted);
+        size_t     n        = n_common(s, request);
         const bool copyable = can_copy(s, n);
         if (!copyable && n < s.evaluated.size()) {
             n = 0;
@@ -163,7 +172,7 @@ bool engine::take_over(slot & s) {
     size_t       n    = s.evaluated.size();
 
     for (const auto & other : all) {
-        if (const size_t n_here = n_common(other, s.request.wanted); &other != &s && n_here > n && can_copy(other, n_here)) {
+        if (const size_t n_here = n_common(other, s.request); &other != &s && n_here > n && can_copy(other, n_here)) {
             best = &other;
             n    = n_here;
         }
@@ -174,6 +183,7 @@ bool engine::take_over(slot & s) {
 
     const int64_t n_before = s.n_tokens;
     copy(*best, s, n);
+    choose_by(s, s.request.schedule);
     s.counts.cached_tokens += s.n_tokens - n_before;
     s.forget_picture();
 

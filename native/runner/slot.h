@@ -5,6 +5,7 @@
 #include "runner/options.h"
 #include "runner/prompt.h"
 #include "runner/reduction.h"
+#include "runner/request_schedule.h"
 
 #include "llama-cpp.h"
 #include "pyfastv.h"
@@ -31,9 +32,10 @@ struct slot_sampling {
 };
 
 struct slot_request {
-    prompt        wanted;
-    slot_sampling sampling;
-    bool          opened = false; // computed while a thread waits for it; once its prompt is read, it is told how to go on
+    prompt           wanted;
+    request_schedule schedule;
+    slot_sampling    sampling;
+    bool             opened = false; // computed while a thread waits for it; once its prompt is read, it is told how to go on
 };
 
 // What a step did to one request: a token, an end, or both.
@@ -78,6 +80,7 @@ struct slot {
         int64_t   n_visual; // tokens before it
     };
 
+    request_schedule          schedule; // by which it was chosen
     std::vector<prompt_piece> evaluated;
     std::vector<asked>        questions; // after which visual tokens were chosen
     llama_pos                 n_past    = 0;

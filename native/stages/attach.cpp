@@ -3,6 +3,7 @@
 #include "stages/scopes.h"
 #include "stages/staged_decode.h"
 
+#include "llama/stage_output.h"
 #include "llama/supported.h"
 #include "settings/rules.h"
 #include "settings/schedule.h"
@@ -21,8 +22,17 @@
 
 namespace pyfastv {
 
-staged_decode::staged_decode(context_access ctx, const pyfastv_params & params, staged_memory & memory) :
-    ctx(ctx), eval(ctx.eval_callback(), ctx.eval_callback_data()), params(params), memory(memory) {}
+staged_decode::staged_decode(context_access ctx, staged_memory & memory) :
+    ctx(ctx), eval(ctx.eval_callback(), ctx.eval_callback_data()), memory(memory) {
+    for (int s = 0; s < memory.n_stages(); ++s) {
+        largest.push_back(stage_to_run(s));
+    }
+    add_to_largest(memory.schedules.own());
+    memory.admit = [this](const pyfastv_params & schedule) {
+        check(schedule);
+        ensure_graphs(schedule);
+    };
+}
 
 static std::vector<int32_t> first_layers_of(const pyfastv_params & params) {
     std::vector<int32_t> res = { 0 };
@@ -63,6 +73,14 @@ static std::string next_layer(context_access ctx, const pyfastv_cut & cut) {
     return "";
 }
 
+static std::string layers_of(const pyfastv_params & params) {
+    std::string res = params.n_cuts == 1 ? "layer" : "layers";
+    for (int32_t c = 0; c < params.n_cuts; ++c) {
+        res += (c > 0 ? ", " : " ") + std::to_string(params.cuts[c].layer);
+    }
+    return res;
+}
+
 static void refuse_cuts(context_access ctx, const pyfastv_params & params) {
     for (int32_t c = 0; c < params.n_cuts; ++c) {
         if (const char * reason = unsupported_rule(ctx.model(), params.cuts[c])) {
@@ -89,11 +107,12 @@ void staged_decode::attach(llama_context & context, const pyfastv_params & param
 
     const uint32_t n_ctx = ctx.n_ctx();
 
-    if (ctx.stages() && same_memory(ctx.stages()->params, params, n_ctx)) {
+    if (ctx.stages() && ctx.stages()->fits(params)) {
         auto & memory = ctx.stages()->memory;
 
         memory.clear(false);
-        ctx.set_stages(staged_decode_ptr(new staged_decode(ctx, params, memory)));
+        memory.schedules = sequence_schedules(params);
+        ctx.set_stages(staged_decode_ptr(new staged_decode(ctx, memory)));
         ctx.forget_reservation(); // another rule may not be possible here
         try {
             ctx.reserve();
@@ -129,9 +148,9 @@ void staged_decode::attach(llama_context & context, const pyfastv_params & param
             caches.push_back(ctx.make_cache(layout, first[s], end, n_cells));
         }
 
-        auto memory = std::make_unique<staged_memory>(std::move(first), std::move(caches), ctx.n_embd());
+        auto memory = std::make_unique<staged_memory>(std::move(first), std::move(caches), ctx.n_embd(), params);
 
-        ctx.set_stages(staged_decode_ptr(new staged_decode(ctx, params, *memory)));
+        ctx.set_stages(staged_decode_ptr(new staged_decode(ctx, *memory)));
         ctx.set_memory(std::move(memory));
 
         ctx.forget_reservation();
@@ -189,29 +208,96 @@ void staged_decode::make_plain(context_access ctx, cache_layout layout) {
     ctx.reserve();
 }
 
-stage staged_decode::stage_to_run(int s, int32_t n_scored) const {
+//
+// schedules of sequences
+//
+
+bool staged_decode::fits(const pyfastv_params & schedule) const {
+    return same_memory(memory.schedules.own(), schedule, ctx.n_ctx());
+}
+
+const pyfastv_params & staged_decode::schedule(llama_seq_id seq_id) const {
+    return seq_id < 0 ? memory.schedules.own() : memory.schedules.of(seq_id);
+}
+
+void staged_decode::check(const pyfastv_params & schedule) const {
+    validate(schedule, ctx.n_layer());
+
+    const auto & own = memory.schedules.own();
+    if (first_layers_of(schedule) != first_layers_of(own)) {
+        throw std::invalid_argument("the cuts of a sequence must be at the layers of its context: it has " + layers_of(own) +
+                ", wanted is " + layers_of(schedule) + "; pyfastv_attach() changes the layers, for all sequences");
+    }
+    refuse_cuts(ctx, schedule);
+}
+
+void staged_decode::set_schedule(llama_seq_id seq_id, const pyfastv_params * schedule) {
+    if (seq_id < 0 || seq_id >= (llama_seq_id) ctx.n_seq_max()) {
+        throw std::invalid_argument("there is no sequence " + std::to_string(seq_id) + ": the context has " + std::to_string(ctx.n_seq_max()));
+    }
+    const auto seq = memory.sequences.find(seq_id);
+    if (seq != memory.sequences.end() && !seq->second.empty()) {
+        throw std::invalid_argument("sequence " + std::to_string(seq_id) + " holds visual tokens, which were chosen by the schedule that it has: "
+                "remove them first");
+    }
+    if (!schedule) {
+        memory.schedules.take_away(seq_id);
+        return;
+    }
+    check(*schedule);
+    if (!fits(*schedule)) {
+        throw std::invalid_argument("the later stages of a sequence have the KV cells of its context: n_cells must be as attached (and with -1 "
+                "every drop); pyfastv_attach() changes them, for all sequences");
+    }
+    ensure_graphs(*schedule);
+    memory.schedules.give(seq_id, *schedule);
+}
+
+//
+// graphs
+//
+
+stage staged_decode::stage_to_run(int s) const {
     stage res;
     res.il0 = memory.first_layers()[s];
 
     if (s + 1 < memory.n_stages()) {
-        const auto & cut = params.cuts[s];
-
-        res.il1      = cut.layer;
-        res.no_rope  = score_rule_of(cut).no_rope;
-        res.n_scored = reads_attention(cut) ? n_scored : 0;
+        res.il1 = memory.first_layers()[s + 1];
     }
 
     return res;
 }
 
+void staged_decode::ensure_graphs(const pyfastv_params & schedule) {
+    const auto before = largest;
+
+    add_to_largest(schedule);
+    if (largest == before) {
+        return;
+    }
+    try {
+        ctx.forget_reservation();
+        ctx.reserve();
+    } catch (...) {
+        largest = before;
+        throw;
+    }
+}
+
+void staged_decode::add_to_largest(const pyfastv_params & schedule) {
+    for (int s = 0; s + 1 < memory.n_stages(); ++s) {
+        const auto & cut = schedule.cuts[s];
+
+        // rows that are read lie anywhere in a ubatch of several sequences
+        ask_for_scores(largest[s], cut, ctx.n_seq_max() > 1 || every_row_votes(cut) ? stage::all : 1);
+    }
+}
+
 void staged_decode::reserve() {
     const auto mctx = memory.init_full();
 
-    for (int s = 0; s < memory.n_stages(); ++s) {
-        // rows that are read lie anywhere in a ubatch of several sequences
-        const bool all_rows = s + 1 < memory.n_stages() && (ctx.n_seq_max() > 1 || every_row_votes(params.cuts[s]));
-
-        ctx.reserve_stage(stage_to_run(s, all_rows ? stage::all : 1), *mctx);
+    for (const auto & layers : largest) {
+        ctx.reserve_stage(layers, *mctx);
     }
     ctx.note_buffer_sizes();
 }

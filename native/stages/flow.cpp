@@ -16,8 +16,12 @@
 
 namespace pyfastv {
 
-flow::flow(llama_seq_id seq_id, const sequence & seq) :
-    seq_id(seq_id), seq(&seq), rows(seq.pending), pictures(seq.pictures), tokens(seq.tokens), scores(seq.scores) {}
+flow::flow(llama_seq_id seq_id, const sequence & seq, const pyfastv_params & schedule) :
+    seq_id(seq_id), seq(&seq), schedule(&schedule), rows(seq.pending), pictures(seq.pictures), tokens(seq.tokens), scores(seq.scores) {}
+
+bool flow::drops() const {
+    return std::any_of(schedule->cuts, schedule->cuts + schedule->n_cuts, [](const auto & cut) { return cut.drop > 0.0f; });
+}
 
 std::vector<patch_grid> grids_of(const picture & picture) {
     std::vector<patch_grid> res;
@@ -48,8 +52,11 @@ size_t flow::first_voter(const pyfastv_cut & rule) const {
     return first;
 }
 
-size_t flow::first_read(const pyfastv_cut & rule) const {
-    return rows.empty() ? 0 : std::min(first_voter(rule), rows.size() - 1);
+size_t flow::first_read(int32_t cut) const {
+    if (rows.empty() || !reads_attention(rule(cut))) {
+        return rows.size();
+    }
+    return std::min(first_voter(rule(cut)), rows.size() - 1);
 }
 
 std::vector<float> flow::token_scores(const pyfastv_cut & rule) const {
@@ -87,8 +94,9 @@ std::vector<float> flow::token_scores(const pyfastv_cut & rule) const {
     return res;
 }
 
-void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, const tools & with) {
-    const auto of_tokens = token_scores(rule);
+void flow::choose(int32_t cut, bool recalls, const tools & with) {
+    const auto & rule      = this->rule(cut);
+    const auto   of_tokens = token_scores(rule);
 
     std::vector<uint8_t> arrives(tokens.size(), 0); // with these rows
     std::vector<uint8_t> is_new (tokens.size(), 0); // of those, the ones that were not recalled
@@ -115,7 +123,7 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, const too
 
         const auto any_of = [&](const std::vector<uint8_t> & flags) { return std::count(flags.begin() + first, flags.begin() + first + n, 1) > 0; };
 
-        const bool asks_again = recall > 0.0f && reads_attention(rule);
+        const bool asks_again = recalls && reads_attention(rule);
         const bool weighs     = rule.weigh && any_of(is_new);
 
         if (!any_of(arrives) && !asks_again) {
@@ -149,7 +157,7 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, const too
             weigh(cut, here, input.similarity, enters);
         }
         if (asks_again) {
-            recall_tokens(picture, chosen, cut, arrives, recall, back);
+            recall_tokens(picture, chosen, cut, arrives, back);
         }
     }
 
@@ -258,7 +266,7 @@ void flow::weigh(int32_t cut, const std::vector<int32_t> & here, const std::vect
 }
 
 void flow::recall_tokens(const picture & picture, const std::vector<int32_t> & chosen, int32_t cut, const std::vector<uint8_t> & arrives,
-        float recall, std::vector<staged_row> & back) {
+        std::vector<staged_row> & back) {
     std::vector<int32_t> candidates;
     for (const int32_t i : chosen) {
         const int32_t token = picture.first + i;
@@ -267,7 +275,7 @@ void flow::recall_tokens(const picture & picture, const std::vector<int32_t> & c
         }
     }
 
-    const size_t budget = recall_budget(picture.n_tokens(), recall);
+    const size_t budget = recall_budget(picture.n_tokens(), schedule->recall);
     const auto rank   = [&](int32_t token) { return std::isnan(scores[cut][token]) ? -HUGE_VALF : scores[cut][token]; }; // std::sort() needs an order
     const auto higher = [&](int32_t a, int32_t b) { return rank(a) != rank(b) ? rank(a) > rank(b) : a < b; };
 

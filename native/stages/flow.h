@@ -16,6 +16,7 @@ namespace pyfastv {
 struct flow {
     llama_seq_id           seq_id;
     const sequence *       seq;
+    const pyfastv_params * schedule;
     std::vector<staged_row> rows; // at the current cut, recalled ones first, then in prompt order
 
     // as they will be in the sequence
@@ -26,7 +27,13 @@ struct flow {
 
     int32_t n_kept = 0; // visual tokens that entered the stage behind the cut for the first time
 
-    flow(llama_seq_id seq_id, const sequence & seq);
+    flow(llama_seq_id seq_id, const sequence & seq, const pyfastv_params & schedule);
+
+    // the rule of a cut
+    const pyfastv_cut & rule(int32_t cut) const { return schedule->cuts[cut]; }
+
+    // with nothing dropped, all rows enter
+    bool drops() const;
 
     // what choosing works with
     struct tools {
@@ -36,11 +43,11 @@ struct flow {
         ledger_ptr     similarities; // and cosines
     };
 
-    // Makes the choice at a cut: `rows` become those that enter the stage behind it.
-    void choose(int32_t cut, const pyfastv_cut & rule, float recall, const tools & with);
+    // Makes the choice at a cut: `rows` become those that enter the stage behind it. recalls: the question may bring tokens back
+    void choose(int32_t cut, bool recalls, const tools & with);
 
-    // index of the first row whose scores a choice by this rule reads; it reads those of all behind
-    size_t first_read(const pyfastv_cut & rule) const;
+    // index of the first row whose scores the choice at a cut reads; it reads those of all behind
+    size_t first_read(int32_t cut) const;
 
 private:
     // rows.size(): none votes, and the last row decides
@@ -65,7 +72,7 @@ private:
 
     // tokens of the picture that are at the cut and not among `rows`, chosen now: those that come back
     void recall_tokens(const picture & picture, const std::vector<int32_t> & chosen, int32_t cut, const std::vector<uint8_t> & arrives,
-            float recall, std::vector<staged_row> & back);
+            std::vector<staged_row> & back);
 };
 
 // how many tokens of a picture of n a question may bring back at a cut: round-half-even of n*recall

@@ -81,7 +81,7 @@ pyfastv_status staged_decode::flush(const std::vector<llama_seq_id> & seq_ids) {
         auto & seq = memory.sequences.at(seq_id);
 
         seq.turns.reserve(seq.turns.size() + 1); // what was computed can be written down
-        flows.emplace_back(seq_id, seq);
+        flows.emplace_back(seq_id, seq, memory.schedules.of(seq_id));
     }
 
     const auto status = fly(flows);
@@ -163,7 +163,7 @@ pyfastv_status staged_decode::run_later(std::vector<flow> & flows) {
                 const bool asks = can_recall(flow.seq_id, *flow.seq) && std::any_of(flow.seq->pending.begin(), flow.seq->pending.end(),
                         [](const staged_row & row) { return row.asks; });
 
-                flow.choose(s - 1, params.cuts[s - 1], asks ? params.recall : 0.0f, tools);
+                flow.choose(s - 1, asks, tools);
                 n_kept[s] += flow.n_kept;
             }
         }
@@ -204,7 +204,7 @@ pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, 
     // does the next choice read this row's attention?
     std::map<const flow *, size_t> first_read;
     for (const auto & flow : flows) {
-        first_read[&flow] = last ? flow.rows.size() : flow.first_read(params.cuts[s]);
+        first_read[&flow] = last ? flow.rows.size() : flow.first_read(s);
     }
     const auto is_read = [&](const std::pair<flow *, staged_row *> & row) {
         return row.second - row.first->rows.data() >= (ptrdiff_t) first_read.at(row.first);
@@ -232,9 +232,14 @@ pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, 
         llm_graph_result * res = nullptr;
 
         // from the first that is read on: a row that is scored costs as much as its attention
-        const auto n_scored = (int32_t) (rows.end() - std::find_if(rows.begin(), rows.end(), is_read));
+        auto layers = stage_to_run(s);
+        for (size_t i = 0; i < rows.size() && !last; ++i) {
+            if (is_read(rows[i])) {
+                ask_for_scores(layers, rows[i].first->rule(s), (int32_t) (rows.size() - i));
+            }
+        }
 
-        const auto status = run(stage_to_run(s, n_scored), ubatch, *mctx, res);
+        const auto status = run(layers, ubatch, *mctx, res);
         if (status != GGML_STATUS_SUCCESS) {
             return to_status(status);
         }
@@ -257,7 +262,7 @@ pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, 
                     cell_of[flow] = cells_of_tokens(flow->tokens, memory.cache(s).cells_of(flow->seq_id));
                 }
                 row->hidden = output.hidden(i);
-                row->scores = is_read(rows[i]) ? output.scores(i, cell_of[flow]) : counted_floats {};
+                row->scores = is_read(rows[i]) ? output.scores(i, cell_of[flow], flow->rule(s)) : counted_floats {};
             }
         }
 
@@ -274,20 +279,24 @@ std::vector<llama_ubatch> staged_decode::make_ubatches(const std::vector<flow> &
     const uint32_t n_pos  = ctx.n_pos_per_embd();
     const int64_t  n_embd = ctx.n_embd();
 
-    const bool drops = std::any_of(params.cuts, params.cuts + params.n_cuts, [](const auto & cut) { return cut.drop > 0.0f; });
-
     // Rows run in ubatches as large as they may be, but
     // - a picture decoded non-causally sees itself, and nothing else of its ubatch;
     // - ggml's kernels round by the number of rows: with nothing dropped, the ubatches stay those of stage 0, so that
     //   the result is stock llama.cpp's to the bit.
-    const auto together = [&](const staged_row & a, const staged_row & b) {
-        return a.ubatch == b.ubatch || (drops && a.causal && b.causal);
+    struct member {
+        llama_seq_id       seq_id;
+        const staged_row * row;
+        bool               drops; // its schedule
+    };
+    const auto together = [](const member & a, const member & b) {
+        return a.row->ubatch == b.row->ubatch || (a.drops && b.drops && a.row->causal && b.row->causal);
     };
 
-    std::vector<std::pair<llama_seq_id, const staged_row *>> rows;
+    std::vector<member> rows;
     for (const auto & flow : flows) {
+        const bool drops = flow.drops();
         for (const auto & row : flow.rows) {
-            rows.emplace_back(flow.seq_id, &row);
+            rows.push_back({ flow.seq_id, &row, drops });
         }
     }
 
@@ -295,14 +304,14 @@ std::vector<llama_ubatch> staged_decode::make_ubatches(const std::vector<flow> &
 
     for (size_t i0 = 0; i0 < rows.size(); ) {
         size_t i1 = i0 + 1;
-        while (i1 < rows.size() && i1 - i0 < ctx.n_ubatch() && together(*rows[i0].second, *rows[i1].second)) {
+        while (i1 < rows.size() && i1 - i0 < ctx.n_ubatch() && together(rows[i0], rows[i1])) {
             i1++;
         }
 
         std::vector<ubatch_row> members;
         for (size_t i = i0; i < i1; ++i) {
-            const auto & [seq_id, row] = rows[i];
-            members.push_back({ seq_id, row->pos.data(), row->hidden.get(), row->output >= 0 });
+            const auto & row = rows[i].row;
+            members.push_back({ rows[i].seq_id, row->pos.data(), row->hidden.get(), row->output >= 0 });
         }
         ubatches.push_back(make_ubatch(members, n_pos, n_embd));
 

@@ -234,6 +234,45 @@ private:
 
 } // namespace
 
+void write_schedule(llama_io_write_i & io, const pyfastv_params & schedule) {
+    write(io, schedule.recall);
+    write(io, schedule.n_cuts);
+    for (int32_t c = 0; c < schedule.n_cuts; ++c) {
+        const auto & cut = schedule.cuts[c];
+        write(io, cut.layer);
+        write(io, cut.drop);
+        write(io, cut.score);
+        write(io, cut.pick);
+        write(io, cut.score_number);
+        write(io, cut.pick_number);
+        write(io, (uint8_t) cut.weigh);
+        write(io, (uint8_t) cut.merge);
+    }
+}
+
+pyfastv_params read_schedule(llama_io_read_i & io, int32_t n_cells) {
+    pyfastv_params res = {};
+    res.size    = sizeof(res);
+    res.recall  = read<float>(io);
+    res.n_cells = n_cells;
+    res.n_cuts  = read<int32_t>(io);
+    if (res.n_cuts < 1 || res.n_cuts > PYFASTV_MAX_CUTS) {
+        throw std::runtime_error("this state is broken: it claims " + std::to_string(res.n_cuts) + " cuts");
+    }
+    for (int32_t c = 0; c < res.n_cuts; ++c) {
+        auto & cut = res.cuts[c];
+        cut.layer        = read<int32_t>(io);
+        cut.drop         = read<float>(io);
+        cut.score        = read<int32_t>(io);
+        cut.pick         = read<int32_t>(io);
+        cut.score_number = read<double>(io);
+        cut.pick_number  = read<double>(io);
+        cut.weigh        = read<uint8_t>(io) != 0;
+        cut.merge        = read<uint8_t>(io) != 0;
+    }
+    return res;
+}
+
 void write_sequence(llama_io_write_i & io, const sequence & seq, int64_t n_embd) {
     writer(io, n_embd).put(seq);
 }

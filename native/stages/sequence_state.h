@@ -1,5 +1,7 @@
 #pragma once
 
+#include "pyfastv.h"
+
 #include "stages/sequence.h"
 
 #include "llama/interfaces.h"
@@ -50,6 +52,12 @@ std::vector<T, A> read_all(llama_io_read_i & io, F && read_one, const A & alloca
     }
     return res;
 }
+
+void write_schedule(llama_io_write_i & io, const pyfastv_params & schedule);
+
+// As it was written: that it can be run is checked by who runs it. n_cells: of the context, whatever the state's had. Throws
+// std::runtime_error: more cuts than there can be.
+pyfastv_params read_schedule(llama_io_read_i & io, int32_t n_cells);
 
 // n_embd: numbers of a hidden row
 void write_sequence(llama_io_write_i & io, const sequence & seq, int64_t n_embd);

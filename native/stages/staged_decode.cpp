@@ -22,8 +22,10 @@
 namespace pyfastv {
 
 bool staged_decode::can_recall(llama_seq_id seq_id, const sequence & seq) const {
-    return params.recall > 0.0f && memory.cache(0).can_recall() && memory.remembers(seq_id) && seq.has_dropped(memory.n_stages()) &&
-            std::any_of(params.cuts, params.cuts + params.n_cuts, reads_attention);
+    const auto & schedule = memory.schedules.of(seq_id);
+
+    return schedule.recall > 0.0f && memory.cache(0).can_recall() && memory.remembers(seq_id) && seq.has_dropped(memory.n_stages()) &&
+            std::any_of(schedule.cuts, schedule.cuts + schedule.n_cuts, reads_attention);
 }
 
 namespace {
@@ -83,15 +85,17 @@ bool staged_decode::has_room_later(const llama_batch_allocr & balloc, bool visua
 
     for (int s = 1; s < memory.n_stages(); ++s) {
         const auto & cache = memory.cache(s);
-        const auto & cut = params.cuts[s - 1];
 
-        const auto at_most = [&](size_t n) { return pick_rule_of(cut).keeps_more ? n : count_kept(n, cut.drop); };
+        const auto at_most = [&](llama_seq_id seq_id, size_t n) {
+            const auto & cut = rule(seq_id, s - 1);
+            return pick_rule_of(cut).keeps_more ? n : count_kept(n, cut.drop);
+        };
 
         // every sequence fills cells of its own
         size_t n = cache.n_cells_used();
 
         for (const auto & [seq_id, rows] : n_rows) {
-            n += visual ? at_most(rows.all) : rows.all;
+            n += visual ? at_most(seq_id, rows.all) : rows.all;
         }
         for (const auto & [seq_id, seq] : memory.sequences) {
             std::vector<size_t> waiting(seq.pictures.size(), 0); // visual tokens
@@ -103,23 +107,23 @@ bool staged_decode::has_room_later(const llama_batch_allocr & balloc, bool visua
                 }
             }
             for (size_t p = 0; p < waiting.size(); ++p) {
-                n += std::min(at_most(seq.pictures[p].n_tokens()), waiting[p]);
+                n += std::min(at_most(seq_id, seq.pictures[p].n_tokens()), waiting[p]);
             }
             if (n_rows.count(seq_id) && can_recall(seq_id, seq)) {
-                n += most_recalled(seq, s);
+                n += most_recalled(seq, memory.schedules.of(seq_id).recall, s);
             }
         }
 
         if (n > cache.n_cells()) {
             LLAMA_LOG_WARN("%s: no room in the KV cache of the layers from %d on: %zu cells are needed, there are %u\n",
-                    __func__, cut.layer, n, cache.n_cells());
+                    __func__, memory.first_layers()[s], n, cache.n_cells());
             return false;
         }
     }
     return true;
 }
 
-size_t staged_decode::most_recalled(const sequence & seq, int s) const {
+size_t staged_decode::most_recalled(const sequence & seq, float recall, int s) const {
     size_t n = 0;
     for (const auto & picture : seq.pictures) {
         const auto first = seq.tokens.begin() + picture.first;
@@ -130,7 +134,7 @@ size_t staged_decode::most_recalled(const sequence & seq, int s) const {
             continue; // it waits
         }
         // at every cut up to there
-        n += std::min((size_t) std::count_if(first, last, is_out), s*recall_budget(picture.n_tokens(), params.recall));
+        n += std::min((size_t) std::count_if(first, last, is_out), s*recall_budget(picture.n_tokens(), recall));
     }
     return n;
 }
@@ -181,13 +185,18 @@ int staged_decode::decode(llama_batch_allocr & balloc) {
     for (size_t u = 0; u < ubatches.size(); ++u) {
         const auto & ubatch = ubatches[u];
 
-        const bool all_rows = ubatch.n_seqs_unq > 1 || every_row_is_read(visual);
+        auto layers = stage_to_run(0);
+        for (uint32_t s = 0; s < ubatch.n_seqs_unq; ++s) {
+            const auto & cut = rule(ubatch.seq_id_unq[s], 0);
+
+            ask_for_scores(layers, cut, ubatch.n_seqs_unq > 1 || every_row_is_read(cut, visual) ? stage::all : 1);
+        }
 
         llm_graph_result * res = nullptr;
 
         on_exit take_back([&] { forget(ubatch); });
 
-        const auto status = run(stage_to_run(0, all_rows ? stage::all : 1), ubatch, *mctx, res);
+        const auto status = run(layers, ubatch, *mctx, res);
         if (status != GGML_STATUS_SUCCESS) {
             return to_decode_result(status);
         }
@@ -204,11 +213,9 @@ int staged_decode::decode(llama_batch_allocr & balloc) {
     return 0;
 }
 
-bool staged_decode::every_row_is_read(bool visual) const {
-    const auto & cut = params.cuts[0];
-
+bool staged_decode::every_row_is_read(const pyfastv_cut & rule, bool visual) {
     // a picture's own rows vote where all do
-    return visual ? score_rule_of(cut).who == voters::all_rows : every_row_votes(cut);
+    return visual ? score_rule_of(rule).who == voters::all_rows : every_row_votes(rule);
 }
 
 void staged_decode::forget(const llama_ubatch & ubatch) noexcept {
@@ -253,7 +260,8 @@ void staged_decode::read_rows(const stage_output & output, const llama_ubatch & 
             }
         }
 
-        auto & seq = memory.sequences[seq_id];
+        auto &       seq = memory.sequences[seq_id];
+        const auto & cut = rule(seq_id, 0);
 
         int32_t token = -1;
         if (visual) {
@@ -280,8 +288,8 @@ void staged_decode::read_rows(const stage_output & output, const llama_ubatch & 
             row.audio  = ubatch.embd && !visual;
             row.asks   = asking.count(seq_id) > 0;
             row.hidden = output.hidden(i);
-            if (every_row_is_read(visual) || m + 1 == members.size()) {
-                row.scores = output.scores(i, cell_of);
+            if (every_row_is_read(cut, visual) || m + 1 == members.size()) {
+                row.scores = output.scores(i, cell_of, cut);
             }
 
             if (visual) {

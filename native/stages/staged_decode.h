@@ -47,6 +47,17 @@ public:
     // pyfastv_allow_position_gaps(), of any context
     static void allow_position_gaps(llama_context & ctx);
 
+    // The schedule of a sequence, null: as attached. Throws std::invalid_argument if the sequence holds visual tokens, for other
+    // layers or cells than those attached and for params out of range, unsupported for rules that the context cannot have,
+    // std::runtime_error when memory runs out; the sequence then has the one that it had.
+    void set_schedule(llama_seq_id seq_id, const pyfastv_params * schedule);
+
+    // seq_id -1: that which was attached
+    const pyfastv_params & schedule(llama_seq_id seq_id) const;
+
+    // has it the layers and the cells of what was attached?
+    bool fits(const pyfastv_params & schedule) const;
+
     // call site at the end of llama_context::sched_reserve: build every graph once, for its largest ubatch. That finds
     // models that cannot be run in stages, and allocates, so that flush() does not have to.
     void reserve();
@@ -76,21 +87,30 @@ public:
 private:
     static void make_plain(context_access ctx, cache_layout layout);
 
-    staged_decode(context_access ctx, const pyfastv_params & params, staged_memory & memory);
+    staged_decode(context_access ctx, staged_memory & memory);
 
-    // stage s as it runs when rows wait; n_scored: of how many rows, the last ones of the ubatch, attention is read, if the
-    // rule at its end reads any
-    stage stage_to_run(int s, int32_t n_scored) const;
+    // Throws std::invalid_argument or unsupported if a sequence cannot have this schedule, cells apart.
+    void check(const pyfastv_params & schedule) const;
 
-    // does the first choice read the attention of every row of such a batch?
-    bool every_row_is_read(bool visual) const;
+    // stage s as it runs when rows wait, without scores
+    stage stage_to_run(int s) const;
+
+    // The graphs that a schedule needs are reserved. Throws as reserve() does; then nothing has changed.
+    void ensure_graphs(const pyfastv_params & schedule);
+    void add_to_largest(const pyfastv_params & schedule);
+
+    // does the first choice by this rule read the attention of every row of such a batch?
+    static bool every_row_is_read(const pyfastv_cut & rule, bool visual);
+
+    // of a sequence, at a cut
+    const pyfastv_cut & rule(llama_seq_id seq_id, int32_t cut) const { return memory.schedules.of(seq_id).cuts[cut]; }
 
     bool can_recall(llama_seq_id seq_id, const sequence & seq) const;
 
     bool has_room_later(const llama_batch_allocr & balloc, bool visual) const;
 
     // how many tokens of a sequence a question may bring back to stage s
-    size_t most_recalled(const sequence & seq, int s) const;
+    size_t most_recalled(const sequence & seq, float recall, int s) const;
 
     // one ubatch through the layers of one stage; its slots were found by staged_memory::init_stage()
     ggml_status run(stage layers, const llama_ubatch & ubatch, llama_memory_context_i & mctx, llm_graph_result *& res);
@@ -113,8 +133,9 @@ private:
 
     context_access   ctx;
     eval_stop        eval; // of ctx
-    pyfastv_params   params;
     staged_memory  & memory; // owned by the context
+
+    std::vector<stage> largest; // [stage] with what is scored for the schedules that there have been
 
     // the media chunk that embedding rows belong to
     pyfastv_media media = PYFASTV_MEDIA_IMAGE;

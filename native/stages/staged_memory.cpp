@@ -18,8 +18,20 @@ llama_pos end_pos  (llama_pos p1) { return p1 < 0 ? INT32_MAX : p1; }
 // staged_memory
 //
 
-staged_memory::staged_memory(std::vector<int32_t> first_layers, std::vector<std::unique_ptr<stage_cache>> caches, int64_t n_embd) :
-    first_layers_(std::move(first_layers)), n_embd(n_embd), caches(std::move(caches)) {}
+staged_memory::staged_memory(std::vector<int32_t> first_layers, std::vector<std::unique_ptr<stage_cache>> caches, int64_t n_embd,
+        const pyfastv_params & own) :
+    schedules(own), first_layers_(std::move(first_layers)), n_embd(n_embd), caches(std::move(caches)) {}
+
+void staged_memory::note_empty() {
+    if (!schedules.any_brought()) {
+        return;
+    }
+    for (llama_seq_id id = 0; id < (llama_seq_id) caches[0]->n_seq_max(); ++id) {
+        if (seq_pos_max(id) < 0) {
+            schedules.empty(id);
+        }
+    }
+}
 
 size_t staged_memory::n_pending() const {
     size_t n = 0;
@@ -87,6 +99,7 @@ void staged_memory::clear(bool data) {
         cache->memory().clear(data);
     }
     sequences.clear();
+    schedules.empty_all();
 }
 
 const staged_memory::weights_of_sequences & staged_memory::weights(int s) const {
@@ -197,6 +210,7 @@ bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     for (auto & cache : caches) {
         res &= cache->memory().seq_rm(seq_id, p0, p1 == INT32_MAX ? -1 : p1);
     }
+    note_empty();
     return res;
 }
 
@@ -208,6 +222,9 @@ void staged_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
     }
     for (auto & cache : caches) {
         cache->memory().seq_cp(seq_id_src, seq_id_dst, p0, p1);
+    }
+    if (const auto dst = sequences.find(seq_id_dst); seq_pos_max(seq_id_dst) >= 0 && (dst == sequences.end() || dst->second.empty())) {
+        schedules.bring(seq_id_dst, schedules.of(seq_id_src));
     }
 
     const auto src = sequences.find(seq_id_src);
@@ -239,6 +256,7 @@ void staged_memory::seq_keep(llama_seq_id seq_id) {
     for (auto it = sequences.begin(); it != sequences.end(); ) {
         it = it->first == seq_id ? std::next(it) : sequences.erase(it);
     }
+    note_empty();
 }
 
 void staged_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {

@@ -1,10 +1,12 @@
 #pragma once
 
+#include "stages/schedules.h"
 #include "stages/sequence.h"
 #include "llama/memory/stage_cache.h"
 
 #include "llama/interfaces.h"
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <vector>
@@ -16,8 +18,8 @@ namespace pyfastv {
 // in every stage that it entered. Every operation on sequences goes to all of them.
 class staged_memory : public llama_memory_i {
 public:
-    // first_layers[s] is the first layer of stage s; caches[s] holds its layers
-    staged_memory(std::vector<int32_t> first_layers, std::vector<std::unique_ptr<stage_cache>> caches, int64_t n_embd);
+    // first_layers[s] is the first layer of stage s; caches[s] holds its layers. own: the schedule that they are of
+    staged_memory(std::vector<int32_t> first_layers, std::vector<std::unique_ptr<stage_cache>> caches, int64_t n_embd, const pyfastv_params & own);
 
     // llama_memory_i
 
@@ -47,8 +49,8 @@ public:
 
     // Waiting and dropped rows included. With LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY the keys and values of layers that see
     // everything are left out, as llama.cpp does: the sequence must have them when it is read. state_read() throws
-    // std::runtime_error if the state is broken, not of these stages, or does not fit what the sequence has; the header apart,
-    // the sequences that it was to replace are then empty.
+    // std::runtime_error if the state is broken, not of these stages, or does not fit what the sequence has, and what `admit`
+    // throws; the header apart, the sequences that it was to replace are then empty.
     void state_write(llama_io_write_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) const override;
     void state_read (llama_io_read_i  & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) override;
 
@@ -62,6 +64,12 @@ public:
 
     // by their numbers; those that need none of this may be missing
     std::map<llama_seq_id, sequence> sequences;
+
+    // A copy of a sequence has its schedule, and a state brings its own.
+    sequence_schedules schedules;
+
+    // of the context: throws std::runtime_error if a schedule that comes with a state cannot be run
+    std::function<void(const pyfastv_params & schedule)> admit;
 
     int32_t n_ubatches = 0; // that were given a number
 
@@ -111,6 +119,9 @@ private:
 
     // what was read must fit the cells
     void check_sequence(llama_seq_id seq_id) const;
+
+    // those that hold nothing have no schedule from elsewhere
+    void note_empty();
 
     // after the windows were read: nothing of later rows stays, nor of tokens that had not entered
     void take_back_to_windows(llama_seq_id seq_id);

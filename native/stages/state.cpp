@@ -14,7 +14,7 @@ namespace pyfastv {
 namespace {
 
 // start of a saved state; stock llama.cpp's states start with a count of streams
-constexpr char state_magic[8] = { 'p', 'y', 'f', 'a', 's', 't', 'v', '4' };
+constexpr char state_magic[8] = { 'p', 'y', 'f', 'a', 's', 't', 'v', '5' };
 
 // which keys and values are in it
 enum class part : uint8_t {
@@ -70,16 +70,26 @@ void staged_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llam
         caches[s]->memory().state_write(io, seq_id, flags_of(what, s, flags));
     }
 
+    const auto write_one = [&](llama_seq_id id) {
+        const auto seq = sequences.find(id);
+        write_schedule(io, schedules.of(id));
+        write_sequence(io, seq == sequences.end() ? sequence {} : seq->second, n_embd);
+    };
     if (seq_id >= 0) {
-        write_sequence(io, it == sequences.end() ? sequence {} : it->second, n_embd);
+        write_one(seq_id);
         return;
     }
 
-    write(io, (uint32_t) sequences.size());
-    for (const auto & [id, seq] : sequences) {
-        write(io, id);
-        write_sequence(io, seq, n_embd);
+    std::vector<llama_seq_id> ids; // of which there is something to say
+    for (llama_seq_id id = 0; id < (llama_seq_id) caches[0]->n_seq_max(); ++id) {
+        if (sequences.count(id) || schedules.has(id)) {
+            ids.push_back(id);
+        }
     }
+    write_all(io, ids, [&](llama_seq_id id) {
+        write(io, id);
+        write_one(id);
+    });
 }
 
 void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
@@ -108,18 +118,28 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
                                          : "this state has the sliding windows of a sequence alone");
     }
 
+    std::map<llama_seq_id, pyfastv_params> brought;
+
+    const auto read_one = [&](llama_seq_id id) {
+        brought[id] = read_schedule(io, schedules.own().n_cells);
+        admit(brought[id]);
+        sequences[id] = read_sequence(io, n_embd, n_stages(), n_ubatches, archive);
+    };
+
     try {
         if (seq_id >= 0) {
             sequences.erase(seq_id);
+            schedules.empty(seq_id);
         } else {
             sequences.clear();
+            schedules.empty_all();
         }
         for (int s = 0; s < n_stages(); ++s) {
             caches[s]->memory().state_read(io, seq_id, flags_of(what, s, flags));
         }
 
         if (seq_id >= 0) {
-            sequences[seq_id] = read_sequence(io, n_embd, n_stages(), n_ubatches, archive);
+            read_one(seq_id);
         } else {
             const auto n = read<uint32_t>(io);
             for (uint32_t i = 0; i < n; ++i) {
@@ -127,7 +147,7 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
                 if (id < 0 || id >= (llama_seq_id) caches[0]->n_seq_max()) {
                     throw std::runtime_error("this state is broken: it has a sequence " + std::to_string(id));
                 }
-                sequences[id] = read_sequence(io, n_embd, n_stages(), n_ubatches, archive);
+                read_one(id);
             }
         }
 
@@ -142,6 +162,10 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
                 check_sequence(id);
             }
         }
+        for (const auto & [id, schedule] : brought) {
+            schedules.bring(id, schedule);
+        }
+        note_empty();
     } catch (...) {
         // nothing half-read
         if (seq_id >= 0) {

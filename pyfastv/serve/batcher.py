@@ -13,7 +13,7 @@ from typing import Any
 from .. import _native
 from .._process_lock import ProcessLock
 from ..answer import Report
-from ..errors import ClosedError, Error, OptionError, OutOfMemoryError
+from ..errors import ClosedError, Error, OutOfMemoryError
 from ..schedule import Schedule
 from .active import Active
 from .job import Job
@@ -51,14 +51,12 @@ class Batcher:
     """
 
     def __init__(self, slots: _native.Engine, fastv: Schedule | None, queue: int) -> None:
-        """``fastv``: of requests that bring none; ``queue``: most requests that wait. Raises as set_fastv does."""
+        """``fastv``: that the context is made for; ``queue``: most requests that wait. Raises as fit() does."""
         self._slots = slots
         self._n_slots = slots.n_slots
         self._n_layer = slots.n_layer
         self._queue = queue
-        self._fastv = fastv
-        self._in_force: Schedule | None = None  # what the context has
-        self._put_in_force(fastv)
+        slots.fit("" if fastv is None else fastv.spec())
 
         self._changed = ProcessLock("pool")  # guards all below
         self._waiting: deque[Active] = deque()
@@ -184,38 +182,26 @@ class Batcher:
             raise
 
     def _serve(self) -> None:
-        restored = True  # or it cannot be
         while True:
             with self._changed:
                 while not self._waiting and not self._active:
                     if self._closing and not self._preparing:
                         return
-                    if self._in_force != self._fastv and not restored:
-                        break
                     self._changed.wait()
-                restore = not self._waiting and not self._active
-            if restore:
-                restored = True
-                with suppress(Exception):  # the next request meets it again
-                    self._put_in_force(self._fastv)
-                continue
-            restored = False
             self._admit()
             if self._active:
                 self._compute()
 
     def _admit(self) -> None:
-        """Waiting requests to idle slots, in their order; one that needs another schedule holds up those behind it."""
+        """Waiting requests to idle slots, in their order; one with cuts at other layers holds up those behind it."""
         while True:
             with self._changed:
                 if not self._waiting or len(self._active) == self._n_slots:
                     return
-                if self._waiting[0].fastv != self._in_force and self._active:
+                if self._active and not self._fits(self._waiting[0]):
                     return
                 item = self._admitting = self._waiting.popleft()
             try:
-                if item.fastv != self._in_force:
-                    self._put_in_force(item.fastv)
                 item.begin()
                 number = self._slots.start(item.request)
             except Exception as error:
@@ -302,15 +288,8 @@ class Batcher:
             totals["visual_tokens"] += report.visual_tokens
             totals["visual_kept"] += report.visual_tokens_kept
 
-    def _put_in_force(self, schedule: Schedule | None) -> None:
+    def _fits(self, item: Active) -> bool:
         try:
-            if schedule is None:
-                self._slots.clear_fastv()
-            else:
-                self._slots.set_fastv(schedule.spec())
-        except OptionError:  # nothing has changed
-            raise
-        except BaseException:  # the context has no stages
-            self._in_force = None
-            raise
-        self._in_force = schedule
+            return self._slots.fits("" if item.fastv is None else item.fastv.spec())
+        except Exception:  # its start meets it again
+            return True

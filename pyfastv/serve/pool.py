@@ -161,8 +161,9 @@ class Pool:
         """Queue a chat. The calling thread renders the template, decodes the pictures and counts the tokens.
 
         ``messages``: see :meth:`pyfastv.chat.ChatTemplate.render`. ``n_probs``: how many of the likeliest tokens
-        each piece names, 0 to 100. ``fastv``: a schedule for this request: it waits until all before it have ended, and
-        those behind it wait for it, unless they bring the same; a change of schedule empties the context.
+        each piece names, 0 to 100. ``fastv``: a schedule for this request; None: none. With cuts at the layers of those
+        before it, and as many ``cells``, it runs beside them; else it waits until they have ended, those behind it wait
+        for it, and what the slots hold is lost.
         ``turbo``, ``reduce``: a merging and a reducer for this request, which none waits for; None: none.
         ``details``: fill :attr:`Job.details`.
 
@@ -246,6 +247,7 @@ class Pool:
                 n_probs=n_probs,
                 turbo=_spec(merging),
                 reducer=_spec(reducer),
+                fastv=_spec(schedule),
             )
             item = Active(
                 job=Job(self._batcher.cancel),
@@ -267,5 +269,5 @@ class Pool:
         return ChatTemplate(slots.chat_template, bos_token=slots.bos_token, eos_token=slots.eos_token)
 
 
-def _spec(setting: Turbo | Reducer | None) -> str:
+def _spec(setting: Schedule | Turbo | Reducer | None) -> str:
     return "" if setting is None else setting.spec()

@@ -1,0 +1,120 @@
+// engine: by what visual tokens are chosen
+
+#include "runner/engine.h"
+
+#include "runner/errors.h"
+#include "runner/log.h"
+#include "runner/status.h"
+
+#include "settings/schedule.h"
+
+#include <algorithm>
+#include <string>
+
+namespace pyfastv {
+
+request_schedule parse_request_schedule(const std::string & spec, int32_t n_layer) {
+    request_schedule res;
+    if (spec.empty()) {
+        return res;
+    }
+    res.params.size = sizeof(res.params);
+    if (pyfastv_parse(spec.c_str(), n_layer, &res.params) != PYFASTV_OK) {
+        throw error(error_kind::option, pyfastv_last_error());
+    }
+    res.text = to_text(res.params);
+    return res;
+}
+
+pyfastv_params keeping_all(const pyfastv_params & other) {
+    auto res = default_params();
+    res.n_cuts = other.n_cuts;
+    res.recall = 0;
+    for (int32_t c = 0; c < res.n_cuts; ++c) {
+        res.cuts[c].layer = other.cuts[c].layer;
+        res.cuts[c].drop  = 0;
+        res.cuts[c].score = pyfastv_find_score("none");
+    }
+    return res;
+}
+
+void engine::set_fastv(const std::string & spec) {
+    const auto schedule = parse_request_schedule(spec, n_layer());
+    const turn mine(*this);
+
+    attach(schedule);
+    by_default = schedule;
+}
+
+bool engine::fits(const std::string & spec) const {
+    return fits(parse_request_schedule(spec, n_layer()));
+}
+
+void engine::fit(const std::string & spec) {
+    const auto schedule = parse_request_schedule(spec, n_layer());
+    const turn mine(*this);
+
+    make_fit(schedule);
+}
+
+bool engine::fits(const request_schedule & schedule) const {
+    const std::lock_guard<std::mutex> lock(attaching);
+
+    const auto attached = attached_to(ctx.get());
+    if (!attached) {
+        return schedule.off();
+    }
+    // what keeps all is to the bit what a context without stages computes
+    const auto params = schedule.off() ? keeping_all(*attached) : schedule.params;
+
+    return pyfastv_fits(ctx.get(), &params);
+}
+
+void engine::make_fit(const request_schedule & schedule) {
+    if (!fits(schedule)) {
+        attach(schedule);
+    }
+}
+
+void engine::attach(const request_schedule & schedule) {
+    check_idle();
+    require_memory();
+    const log_scope log(options.verbose);
+
+    std::string reason;
+    const auto  status = [&] {
+        const std::lock_guard<std::mutex> lock(attaching);
+
+        const auto res = pyfastv_attach(ctx.get(), schedule.off() ? nullptr : &schedule.params);
+        reason = pyfastv_last_error();
+        return res;
+    }();
+    lost_memory = status != PYFASTV_OK && !llama_get_memory(ctx.get());
+    forget();
+    if (status != PYFASTV_OK) {
+        throw error(kind_of(status), reason);
+    }
+}
+
+void engine::choose_by(slot & s, const request_schedule & schedule) {
+    const bool holds_pictures = std::any_of(s.evaluated.begin(), s.evaluated.end(), [](const auto & piece) { return piece.visual(); });
+
+    if (!holds_pictures) {
+        if (const auto status = set_schedule(s, schedule); status != PYFASTV_OK) {
+            throw error(kind_of(status), pyfastv_last_error());
+        }
+    }
+    s.schedule = schedule;
+}
+
+pyfastv_status engine::set_schedule(const slot & s, const request_schedule & schedule) {
+    const auto attached = attached_to(ctx.get());
+    if (!attached) {
+        return PYFASTV_OK;
+    }
+    const auto params = schedule.off() ? keeping_all(*attached) : schedule.params;
+
+    return pyfastv_set_schedule(ctx.get(), s.seq_id, &params);
+}
+
+} // namespace pyfastv
