@@ -15,6 +15,7 @@ from .errors import ModelError, OptionError
 from .images import Frame, Picture, load_image
 from .models import bundled_mmproj, bundled_model
 from .options import Sampling
+from .setting import Setting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +31,7 @@ __all__ = [
     "native_pictures",
     "sampling_options",
     "seed_of",
+    "setting_options",
 ]
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -107,6 +109,12 @@ def sampling_options(sampling: Sampling, seed: int | None) -> dict[str, Any]:
     if values["seed"] is None:
         values["seed"] = _RANDOM_SEED if seed is None else seed
     return values
+
+
+def setting_options(setting: Setting) -> dict[str, str]:
+    """Keywords of the native prefill() and prepare()."""
+    specs = setting.specs()
+    return {"turbo": specs["turbo"] or "", "reducer": specs["reduce"] or ""}
 
 
 def native_pictures(

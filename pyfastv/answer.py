@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from .reduce import Reducer
-from .schedule import Schedule
-from .turbo import Turbo
+from .setting import InForce, Setting
 
 __all__ = ["Answer", "Report", "Saved"]
 
@@ -24,15 +22,11 @@ class Saved(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(InForce):
     """What one request did. Times are wall-clock milliseconds, counts are tokens; nothing is NaN."""
 
-    fastv: Schedule | None
-    """The schedule in force; None: every layer saw every token."""
-    turbo: Turbo | None
-    """The merging in force; None: the encoder made a token of every patch."""
-    reduce: Reducer | None
-    """The reducer in force; None: every token that the encoder made entered the language model."""
+    setting: Setting
+    """What was in force; ``fastv``, ``turbo`` and ``reduce`` are its parts."""
     encoded_tokens: int
     """Visual tokens that the vision encoder and the projector make of the prompt's pictures."""
     visual_tokens: int
@@ -101,18 +95,14 @@ class Report:
         *,
         n_layer: int,
         image_decode_ms: float,
-        fastv: Schedule | None,
-        turbo: Turbo | None = None,
-        reduce: Reducer | None = None,
+        setting: Setting,
     ) -> Report:
         """From the native engine's report."""
         values = {field.name: _plain(engine[field.name]) for field in fields(cls) if field.name in engine}
         prefill_ms = sum(values[name] for name in ("full_ms", "stage0_ms", "choose_ms", "later_ms"))
         in_stage = values["visual_tokens_in_stage"]
         return cls(
-            fastv=fastv,
-            turbo=turbo,
-            reduce=reduce,
+            setting=setting,
             visual_tokens_kept=in_stage[-1],
             retained_share=_retained_share(values["first_layers"], in_stage, n_layer),
             image_decode_ms=_finite(image_decode_ms),
@@ -138,13 +128,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: numbers, lists of numbers, ``fastv``, ``turbo`` and ``reduce`` as text (``spec()``) or None."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "setting"}
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        settings = {"fastv": self.fastv, "turbo": self.turbo, "reduce": self.reduce}
-        return values | {
-            **{name: None if setting is None else setting.spec() for name, setting in settings.items()},
-            "kv_bytes_saved": self.kv_bytes_saved._asdict(),
-        }
+        return {**self.setting.specs(), **values, "kv_bytes_saved": self.kv_bytes_saved._asdict()}
 
     def __str__(self) -> str:
         lines = {

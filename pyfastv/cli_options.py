@@ -18,13 +18,12 @@ from .errors import ImageError, OptionError
 from .images import load_image
 from .models import from_hub, mmproj_beside
 from .options import Sampling, SamplingOptions
-from .presets import PRESETS, Recommended, to_schedule
+from .presets import PRESETS, Recommended
 from .profile import Profile
 from .reduce import REDUCERS, Reducer, to_reducer
 from .runner import Runner
 from .schedule import RECALL, Cut, Schedule
 from .setting import Setting
-from .turbo import to_turbo
 from .video import Video, is_video, load_frames
 
 __all__ = [
@@ -194,24 +193,24 @@ def to_setting(options: dict[str, Any]) -> Setting:
     if options["profile"] is not None:
         if named:
             raise click.UsageError(f"--profile excludes --{named[0]}.")
-        profile = Profile.load(options["profile"])
-        fastv, turbo, reduce = profile.schedule, profile.turbo, profile.reduce
+        setting = Profile.load(options["profile"]).setting
     else:
         fastv = _to_schedule(options, [name for name in named if name in _CUT_NAMES])
-        turbo, reduce = to_turbo(options["turbo"]), options["reduce"]
-    if fastv is not None and not (options["recall"] is None and options["cells"] is None):
-        recall = fastv.recall if options["recall"] is None else options["recall"]
-        cells = fastv.cells if options["cells"] is None else _number(options["cells"])
-        fastv = Schedule(fastv.cuts, recall, cells)
-    return Setting.of(fastv, turbo, reduce)
+        setting = Setting.of(fastv, options["turbo"], options["reduce"])
+    fastv = setting.fastv
+    if fastv is None or (options["recall"] is None and options["cells"] is None):
+        return setting
+    recall = fastv.recall if options["recall"] is None else options["recall"]
+    cells = fastv.cells if options["cells"] is None else _number(options["cells"])
+    return setting.but(fastv=Schedule(fastv.cuts, recall, cells))
 
 
-def _to_schedule(options: dict[str, Any], named: list[str]) -> Schedule | None:
+def _to_schedule(options: dict[str, Any], named: list[str]) -> Schedule | str | None:
     """The schedule asked for, None: off. ``named``: the options of a cut that were given."""
     if options["schedule"] is not None:
         if named:
             raise click.UsageError(f"--schedule excludes --{named[0]}.")
-        return to_schedule(options["schedule"])
+        return str(options["schedule"])
     if options["off"]:
         if named != ["off"]:
             raise click.UsageError("--off excludes --k, --drop, --score, --pick, --weigh and --merge.")
@@ -247,13 +246,7 @@ def load_runner(options: dict[str, Any], setting: Setting) -> Runner:
     """The model that the options name, with a progress bar on a terminal."""
     arguments = runner_arguments(options)
     with bar("Loading", shows_progress(options)) as loading:
-        return Runner(
-            **arguments,
-            fastv=setting.fastv,
-            turbo=setting.turbo,
-            reduce=setting.reduce,
-            progress=loading,
-        )
+        return Runner(**arguments, **setting.options(), progress=loading)
 
 
 def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from ._checks import integer, real, shown, utf8
 from .errors import OptionError
-from .reduce import Reducer
-from .schedule import Schedule
-from .turbo import Turbo
+from .setting import SETTING_OPTIONS, Setting, SettingOptions
 
-__all__ = ["RequestOptions", "Sampling", "SamplingOptions"]
+__all__ = ["RequestOptions", "Sampling", "SamplingOptions", "of_request"]
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -33,16 +31,12 @@ class SamplingOptions(TypedDict, total=False):
     grammar: str | None
 
 
-class RequestOptions(SamplingOptions, total=False):
+class RequestOptions(SamplingOptions, SettingOptions, total=False):
     """The keywords of :meth:`pyfastv.Runner.ask` and its siblings: those of sampling, and
 
     ``fastv``: the schedule of this one request, in place of the runner's. A change of the cuts' layers allocates the
     context anew, any change clears it. ``turbo``, ``reduce``: the merging in the vision encoder and the reducer of
     this one request; what the context holds stays."""
-
-    fastv: Schedule | str | None
-    turbo: Turbo | str | None
-    reduce: Reducer | str | None
 
 
 @dataclass(frozen=True)
@@ -118,3 +112,10 @@ class Sampling:
                 f"stop must be one string or several, and none of them empty; got {shown(stop)}"
             )
         return tuple(utf8(f"stop[{i}]", one) for i, one in enumerate(stop))
+
+
+def of_request(options: RequestOptions, default: Setting) -> tuple[Setting, Sampling]:
+    """What the keywords of a request say; ``default`` is the setting where they are silent. Raises OptionError."""
+    given = {name: value for name, value in options.items() if name in SETTING_OPTIONS}
+    rest = {name: value for name, value in options.items() if name not in SETTING_OPTIONS}
+    return default.but(**cast(SettingOptions, given)), Sampling(**cast(SamplingOptions, rest))

@@ -13,10 +13,10 @@ from . import _native
 from .errors import DataError, OptionError
 from .models import bundled_model
 from .output import Output
-from .presets import to_schedule
-from .reduce import Reducer, to_reducer
+from .reduce import Reducer
 from .schedule import Schedule
-from .turbo import Turbo, to_turbo
+from .setting import Setting
+from .turbo import Turbo
 
 __all__ = ["Profile", "model_identity"]
 
@@ -46,6 +46,11 @@ class Profile:
     turbo: Turbo | None = field(default=None, kw_only=True)
     reduce: Reducer | None = field(default=None, kw_only=True)
 
+    @property
+    def setting(self) -> Setting:
+        """All three."""
+        return Setting(self.schedule, self.turbo, self.reduce)
+
     def check(self, model: str | os.PathLike[str] | None = None) -> None:
         """Raises OptionError where ``model``, a GGUF file (None: the bundled one), is another model; ModelError."""
         found = model_identity(model)
@@ -65,13 +70,13 @@ class Profile:
         """What is in the file."""
         from . import __version__  # of a package that imports this module
 
+        specs = self.setting.specs()
         return {
             "format": _FORMAT,
             "version": _SCHEDULE_ALONE if self.turbo is None and self.reduce is None else _VERSION,
             "pyfastv": __version__,
-            "schedule": "off" if self.schedule is None else self.schedule.spec(),
-            "turbo": None if self.turbo is None else self.turbo.spec(),
-            "reduce": None if self.reduce is None else self.reduce.spec(),
+            "schedule": specs.pop("fastv") or "off",
+            **specs,
             "model": dict(self.model),
             "measured": dict(self.measured),
         }
@@ -104,13 +109,8 @@ class Profile:
         for key in ("turbo", "reduce"):
             if not isinstance(values.get(key), str | None):
                 raise DataError(f"{name}: {key} must be text or null; got {values[key]!r}")
-        return Profile(
-            to_schedule(values["schedule"]),
-            model,
-            measured,
-            turbo=to_turbo(values.get("turbo")),
-            reduce=to_reducer(values.get("reduce")),
-        )
+        found = Setting.of(values["schedule"], values.get("turbo"), values.get("reduce"))
+        return Profile(found.fastv, model, measured, turbo=found.turbo, reduce=found.reduce)
 
 
 def model_identity(model: str | os.PathLike[str] | None = None) -> dict[str, Any]:

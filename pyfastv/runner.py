@@ -18,18 +18,20 @@ from ._native_options import (
     native_pictures,
     sampling_options,
     seed_of,
+    setting_options,
 )
 from .answer import Answer, Report
 from .chat import ChatTemplate, system_message, user_message
 from .errors import ClosedError, ModelError, OptionError, printable
 from .images import MAX_PIXELS, Frame, Picture, Pictures, as_list, load_image
-from .options import RequestOptions, Sampling, SamplingOptions
-from .presets import Recommended, to_schedule
-from .reduce import Reducer, to_reducer
+from .options import RequestOptions, of_request
+from .presets import Recommended
+from .reduce import Reducer
 from .schedule import Schedule
 from .session import Session
+from .setting import InForce, Setting
 from .stream import Stream
-from .turbo import Turbo, to_turbo
+from .turbo import Turbo
 from .video import Video, VideoSource, load_frames
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ __all__ = ["Runner"]
 Progress: TypeAlias = "Callable[[int, int], object]"
 
 
-class Runner:
+class Runner(InForce):
     """One model with its vision encoder and one context; a context manager.
 
     >>> with Runner() as runner:                                            # the bundled model
@@ -109,10 +111,9 @@ class Runner:
         Raises ModelError, UnsupportedModelError (with ``fastv=None`` such a model runs), OptionError,
         OutOfMemoryError.
         """
+        setting = Setting.of(fastv, turbo, reduce)
         self._seed = seed_of(seed)
         self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
-        schedule, merging = to_schedule(fastv), to_turbo(turbo)
-        self._reduce = to_reducer(reduce)
         self._model_path, self._mmproj_path = model_files(model_path, mmproj_path)
         options, self._encoder = engine_options(
             self._model_path,
@@ -133,16 +134,12 @@ class Runner:
         self._engine = _native.Engine(**options, progress=progress)
         self._desk = Desk(n_slots, self._engine.cancel)
         self._lock = self._desk.lock
-        self._fastv: Schedule | None = None  # of requests that bring none
+        self.setting = Setting()
+        """Of requests that bring none of their own."""
         self._in_force: Schedule | None = None  # what the engine has
-        self._turbo: Turbo | None = None
         try:
-            if schedule is not None:
-                self.set_fastv(schedule)
-            if merging is not None:
-                self.set_turbo(merging)
-            if self._reduce is not None:
-                self.set_reduce(self._reduce)
+            if not setting.is_off:
+                self._use(setting)
         except BaseException:
             self._engine.close()
             raise
@@ -156,7 +153,7 @@ class Runner:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<pyfastv.Runner {printable(self._model_path.name)}, {self._fastv or 'fastv off'}>"
+        return f"<pyfastv.Runner {printable(self._model_path.name)}, {self.setting}>"
 
     def close(self) -> None:
         """Free the model and the context. Can be called again; anything else then raises ClosedError."""
@@ -172,56 +169,38 @@ class Runner:
         """True after :meth:`close`, and in a child of ``os.fork()``."""
         return self._engine.closed
 
-    @property
-    def fastv(self) -> Schedule | None:
-        """The schedule of requests that bring none of their own; None: off."""
-        return self._fastv
-
     def set_fastv(self, fastv: Schedule | str | None) -> None:
         """Change the schedule, None: off, without loading the model again. Clears the context.
 
         Raises OptionError (a cut is not below the number of layers), UnsupportedModelError, OutOfMemoryError.
         """
-        schedule = to_schedule(fastv)
-        with self._engine_at_work() as engine:
-            self._desk.clear()
-            self._put_in_force(engine, schedule)
-            self._fastv = schedule
-
-    @property
-    def turbo(self) -> Turbo | None:
-        """The merging of requests that bring none of their own; None: off."""
-        return self._turbo
+        self._use(self.setting.but(fastv=fastv))
 
     def set_turbo(self, turbo: Turbo | str | None) -> None:
         """Change the merging in the vision encoder, None: off. Clears the context.
 
         Raises OptionError (blocks that the encoder does not have), UnsupportedModelError (another kind of encoder).
         """
-        merging = to_turbo(turbo)
-        with self._engine_at_work() as engine:
-            self._desk.clear()
-            if merging is None:
-                engine.clear_turbo()
-            else:
-                engine.set_turbo(merging.spec())
-            self._turbo = merging
-
-    @property
-    def reduce(self) -> Reducer | None:
-        """The reducer of requests that bring none of their own; None: off."""
-        return self._reduce
+        self._use(self.setting.but(turbo=turbo))
 
     def set_reduce(self, reduce: Reducer | str | None) -> None:
-        """Change the reducer, None: off. Raises OptionError, UnsupportedModelError (CDPruner)."""
-        reducer = to_reducer(reduce)
+        """Change the reducer, None: off. Clears the context. Raises OptionError, UnsupportedModelError (CDPruner)."""
+        self._use(self.setting.but(reduce=reduce))
+
+    def _use(self, setting: Setting) -> None:
+        """What requests that bring nothing of their own get from now on. Clears the context.
+
+        Raises as the setters do; nothing has changed then."""
         with self._engine_at_work() as engine:
             self._desk.clear()
-            if reducer is None:
-                engine.clear_reducer()
-            else:
-                engine.set_reducer(reducer.spec())
-            self._reduce = reducer
+            options = setting_options(setting)
+            engine.check(**options)
+            self._put_in_force(engine, setting.fastv)
+            if setting.turbo != self.turbo:
+                engine.set_turbo(options["turbo"])
+            if setting.reduce != self.reduce:
+                engine.set_reducer(options["reducer"])
+            self.setting = setting
 
     def _put_in_force(self, engine: _native.Engine, schedule: Schedule | None) -> None:
         try:
@@ -248,9 +227,7 @@ class Runner:
                 "description": engine.description,
                 "n_layer": engine.n_layer,
                 "n_ctx": engine.n_ctx,
-                "fastv": self._fastv,
-                "turbo": self._turbo,
-                "reduce": self._reduce,
+                **self.setting.options(),
             }
 
     def ask(
@@ -405,11 +382,7 @@ class Runner:
     ) -> Stream:
         """Prefill, and a stream over the generation after it. ``image_decode_ms``: spent on the pictures so far.
         ``place``: whose holder it is for; None: nobody's."""
-        fastv = to_schedule(options["fastv"]) if "fastv" in options else self._fastv
-        turbo = to_turbo(options["turbo"]) if "turbo" in options else self._turbo
-        reduce = to_reducer(options["reduce"]) if "reduce" in options else self._reduce
-        rest = {k: v for k, v in options.items() if k not in ("fastv", "turbo", "reduce")}
-        sampling = Sampling(**cast(SamplingOptions, rest))
+        setting, sampling = of_request(options, self.setting)
         self._refuse_closed()
         prompt = self._template.render(messages, self._engine.media_marker)
         begin = time.perf_counter()
@@ -419,13 +392,13 @@ class Runner:
 
         desk, engine = self._desk, self._engine
         place = place or Place()
-        place.fastv = fastv
+        place.fastv = setting.fastv
         with self._computing(place):
             desk.enter(place)
             with self._lock:
                 self._refuse_closed()
-                if fastv != self._in_force:
-                    self._put_in_force(engine, fastv)
+                if setting.fastv != self._in_force:
+                    self._put_in_force(engine, setting.fastv)
             engine.prefill(
                 prompt.text,
                 images,
@@ -434,9 +407,8 @@ class Runner:
                 prompt.add_bos,
                 1,
                 frames,
-                "" if turbo is None else turbo.spec(),
-                "" if reduce is None else reduce.spec(),
-                lambda number: desk.begin(place, number),
+                **setting_options(setting),
+                started=lambda number: desk.begin(place, number),
             )
             engine.start(place.number, **sampling_options(sampling, self._seed))
         desk.pause(place)
@@ -455,9 +427,7 @@ class Runner:
                         engine.report(place.number),
                         n_layer=engine.n_layer,
                         image_decode_ms=image_decode_ms,
-                        fastv=fastv,
-                        turbo=turbo,
-                        reduce=reduce,
+                        setting=setting,
                     )
                     place.result = report, engine.reason(place.number) or "stop"
             desk.leave(place)

@@ -1,47 +1,57 @@
-"""A setting to measure: a schedule, Turbo in the encoder, a reducer behind it, each or none. As text it is one string."""
+"""What is done to pictures, as one value: what ``fastv=``, ``turbo=`` and ``reduce=`` say becomes a Setting at once, and
+behind that first line nothing else travels. As text it is one string."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from . import _native
 from .errors import OptionError
-from .presets import preset_or_schedule
-from .reduce import Reducer, reducer_of
+from .presets import preset_or_schedule, to_schedule
+from .reduce import Reducer, reducer_of, to_reducer
 from .schedule import Schedule
-from .turbo import Turbo, turbo_of
+from .turbo import Turbo, to_turbo, turbo_of
 
 if TYPE_CHECKING:
-    from .runner import Runner
+    from typing_extensions import Unpack
 
-__all__ = ["Setting", "parse_settings"]
+__all__ = ["SETTING_OPTIONS", "InForce", "Setting", "SettingOptions", "parse_settings"]
+
+
+class SettingOptions(TypedDict, total=False):
+    """What may be said of a setting: each part as a value, as text, or None or "off"."""
+
+    fastv: Schedule | str | None
+    turbo: Turbo | str | None
+    reduce: Reducer | str | None
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is done to the picture; all None: nothing, as in stock llama.cpp."""
+    """What is done to pictures: a schedule, Turbo in the encoder, a reducer behind it, each or none. All None: nothing,
+    as in stock llama.cpp."""
 
-    name: str
-    """As in tables: the text it was made from."""
     fastv: Schedule | None = None
     turbo: Turbo | None = None
     """Behind "turbo:", by default half of the tokens."""
     reduce: Reducer | None = None
     """Behind "reduce:"."""
 
-    @property
-    def is_off(self) -> bool:
-        return self.fastv is None and self.turbo is None and self.reduce is None
-
     @classmethod
     def of(
-        cls, fastv: Schedule | None = None, turbo: Turbo | None = None, reduce: Reducer | None = None
+        cls,
+        fastv: Schedule | str | None = None,
+        turbo: Turbo | str | None = None,
+        reduce: Reducer | str | None = None,
     ) -> Setting:
-        """Named by what it is."""
-        unnamed = cls("", fastv, turbo, reduce)
-        return replace(unnamed, name=unnamed.spec())
+        """What users say. Raises OptionError."""
+        return cls().but(fastv=fastv, turbo=turbo, reduce=reduce)
+
+    def but(self, **given: Unpack[SettingOptions]) -> Setting:
+        """With what is given in place of its own. Raises OptionError."""
+        return replace(self, **{name: _READ[name](value) for name, value in given.items()})
 
     @classmethod
     def parse(cls, text: str) -> Setting:
@@ -49,11 +59,14 @@ class Setting:
         several of these joined by "+". Raises OptionError."""
         found = _native.parse_setting(text)
         return cls(
-            found["name"],
             None if found["fastv"] is None else preset_or_schedule(found["fastv"]),
             turbo_of(found["turbo"]),
             reducer_of(found["reduce"]),
         )
+
+    @property
+    def is_off(self) -> bool:
+        return self == Setting()
 
     def spec(self) -> str:
         """One text for all that mean the same; :meth:`parse` takes it."""
@@ -64,19 +77,58 @@ class Setting:
         ]
         return " + ".join(part for part in parts if part is not None) or "off"
 
-    def put_in_force(self, runner: Runner) -> None:
-        """What requests that bring nothing of their own get from now on. Clears the context. Raises as the setters do."""
-        runner.set_turbo(self.turbo)
-        runner.set_reduce(self.reduce)
-        runner.set_fastv(self.fastv)
+    def options(self) -> SettingOptions:
+        """The keywords that say it."""
+        return {"fastv": self.fastv, "turbo": self.turbo, "reduce": self.reduce}
+
+    def specs(self) -> dict[str, str | None]:
+        """``fastv``, ``turbo`` and ``reduce`` as text, None: none."""
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {name: None if part is None else part.spec() for name, part in parts.items()}
+
+    def __str__(self) -> str:
+        parts = [
+            None if self.turbo is None else f"Turbo {self.turbo}",
+            None if self.reduce is None else str(self.reduce),
+            None if self.fastv is None else str(self.fastv),
+        ]
+        return " + ".join(part for part in parts if part is not None) or "off"
 
 
-def parse_settings(texts: Sequence[str]) -> list[Setting]:
-    """Each once, "off" in front: it is what the others are compared with. Raises OptionError."""
-    settings = [Setting.parse(text) for text in texts]
-    names = [setting.name for setting in settings]
-    for name in names:
-        if names.count(name) > 1:
+SETTING_OPTIONS = tuple(part.name for part in fields(Setting))
+
+_READ: dict[str, Callable[[Any], Any]] = {"fastv": to_schedule, "turbo": to_turbo, "reduce": to_reducer}
+
+
+class InForce:
+    """The parts of a ``setting`` by themselves."""
+
+    setting: Setting
+
+    @property
+    def fastv(self) -> Schedule | None:
+        """The schedule; None: every layer sees every visual token."""
+        return self.setting.fastv
+
+    @property
+    def turbo(self) -> Turbo | None:
+        """The merging in the vision encoder; None: it makes a token of every patch."""
+        return self.setting.turbo
+
+    @property
+    def reduce(self) -> Reducer | None:
+        """The reducer; None: every token that the encoder makes enters the language model."""
+        return self.setting.reduce
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, Setting]:
+    """By name, which is the text; "off" in front: it is what the others are compared with. Raises OptionError."""
+    named: dict[str, Setting] = {}
+    for text in texts:
+        setting = Setting.parse(text)
+        name = " + ".join(part.strip() for part in text.split("+"))
+        if name in named:
             raise OptionError(f"the setting {name!r} is given twice")
-    given_off = [setting for setting in settings if setting.is_off]
-    return [*(given_off[:1] or [Setting("off")]), *(s for s in settings if not s.is_off)]
+        named[name] = setting
+    off = [name for name, setting in named.items() if setting.is_off][:1] or ["off"]
+    return {off[0]: Setting()} | {name: setting for name, setting in named.items() if not setting.is_off}

@@ -132,13 +132,8 @@ class FakeRunner:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def set_fastv(self, fastv: Any) -> None:
-        self.fastv = "off" if fastv is None else type(fastv).__name__.lower()
-
-    def set_turbo(self, turbo: Any) -> None:
-        assert turbo is None
-
-    set_reduce = set_turbo
+    def _use(self, setting: Any) -> None:
+        self.fastv = "off" if setting.is_off else type(setting.fastv).__name__.lower()
 
     def ask(self, image: Any, text: str, **options: Any) -> Any:
         if text == self.broken:

@@ -261,10 +261,10 @@ def _tell(plan: Plan, results: Results, rows: list[Row], options: dict[str, Any]
         tell("pyfastv: interrupted; this was measured so far")
     with ExitStack() as outputs:  # one that cannot be written does not cost the others
         if options["plot_file"] is not None:
-            outputs.callback(save_plot, options["plot_file"], rows, title, plan.settings[0].name)
+            outputs.callback(save_plot, options["plot_file"], rows, title, plan.off)
         if options["json_file"] is not None:
             outputs.callback(_save_json, options["json_file"], to_json(plan, results, rows))
-        tables = tables_of(rows, plan.settings[0].name)
+        tables = tables_of(rows, plan.off)
         if options["markdown"]:
             click.echo("\n\n".join([title, *(as_markdown(name, cells) for name, cells in tables)]))
         else:
@@ -293,7 +293,7 @@ def to_json(plan: Plan, results: Results, rows: list[Row]) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "devices": _native.backends(),
         },
-        "options": asdict(plan) | {"settings": [setting.name for setting in plan.settings]},
+        "options": asdict(plan) | {"settings": [*plan.settings]},
         "prompt": results.prompt,
         "stock": results.stock,
         "rule": RULE,

@@ -102,7 +102,7 @@ class _Measuring:
 
     def set(self, setting: str) -> dict[str, Any]:
         """The setting, as :meth:`pyfastv.setting.Setting.parse` takes it."""
-        Setting.parse(setting).put_in_force(self._runner)
+        self._runner._use(Setting.parse(setting))
         return {}
 
     def measure(self, generate: int) -> dict[str, Any]:

@@ -10,9 +10,7 @@ from typing import Any
 from .. import _native
 from ..answer import Report
 from ..pieces import PieceReader
-from ..reduce import Reducer
-from ..schedule import Schedule
-from ..turbo import Turbo
+from ..setting import Setting
 from .job import Job, Piece, TokenProb
 
 __all__ = ["Active"]
@@ -24,9 +22,7 @@ class Active:
 
     job: Job
     request: _native.EngineRequest
-    fastv: Schedule | None
-    turbo: Turbo | None
-    reduce: Reducer | None
+    setting: Setting
     stop: Sequence[str]
     image_decode_ms: float
     n_pictures: int

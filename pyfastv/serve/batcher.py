@@ -210,12 +210,12 @@ class Batcher:
             with self._changed:
                 if not self._waiting or len(self._active) == self._n_slots:
                     return
-                if self._waiting[0].fastv != self._in_force and self._active:
+                if self._waiting[0].setting.fastv != self._in_force and self._active:
                     return
                 item = self._admitting = self._waiting.popleft()
             try:
-                if item.fastv != self._in_force:
-                    self._put_in_force(item.fastv)
+                if item.setting.fastv != self._in_force:
+                    self._put_in_force(item.setting.fastv)
                 item.begin()
                 number = self._slots.start(item.request)
             except Exception as error:
@@ -270,9 +270,7 @@ class Batcher:
                 values,
                 n_layer=self._n_layer,
                 image_decode_ms=item.image_decode_ms,
-                fastv=item.fastv,
-                turbo=item.turbo,
-                reduce=item.reduce,
+                setting=item.setting,
             )
         with self._changed:
             if self._admitting is item:

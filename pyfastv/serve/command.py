@@ -73,9 +73,7 @@ def serve(**options: Any) -> None:
                 **arguments,
                 slots=options["slots"],
                 queue=options["queue"],
-                fastv=setting.fastv,
-                turbo=setting.turbo,
-                reduce=setting.reduce,
+                **setting.options(),
                 max_pixels=options["max_pixels"],
                 progress=loading,
             )

@@ -16,15 +16,17 @@ from .._native_options import (
     native_pictures,
     sampling_options,
     seed_of,
+    setting_options,
 )
 from ..chat import ChatTemplate, Prompt
 from ..errors import ModelError, OptionError, printable
 from ..images import MAX_PIXELS
 from ..options import Sampling
-from ..presets import Recommended, to_schedule
-from ..reduce import Reducer, to_reducer
+from ..presets import Recommended
+from ..reduce import Reducer
 from ..schedule import Schedule
-from ..turbo import Turbo, to_turbo
+from ..setting import InForce, Setting, SettingOptions
+from ..turbo import Turbo
 from .active import Active
 from .batcher import Batcher, PoolBusy
 from .job import Job, Piece, TokenProb
@@ -32,7 +34,7 @@ from .job import Job, Piece, TokenProb
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 __all__ = ["Job", "Piece", "Pool", "PoolBusy", "TokenProb"]
 
@@ -40,14 +42,7 @@ _DEFAULT_N_CTX = 8192  # of each slot, at most, where nobody says
 _MAX_TOP = 100
 
 
-class _OfThePool:
-    """The default of what a request may bring: what the pool was given."""
-
-
-_OF_THE_POOL = _OfThePool()
-
-
-class Pool:
+class Pool(InForce):
     """One model, and slots that answer as many requests at once; others wait in a queue.
 
     The slots share one context. A thread of the pool's own runs it: a token of every answer, then a piece of a
@@ -93,12 +88,11 @@ class Pool:
         errors are those of :class:`pyfastv.Runner`. ``n_ubatch`` is also how many rows of a prompt are evaluated
         between two tokens of other answers.
         """
+        self.setting = Setting.of(fastv, turbo, reduce)
+        """Of requests that bring none of their own."""
         queue = integer("queue", queue, 0)
         self._seed = seed_of(seed)
         self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
-        schedule = to_schedule(fastv)
-        self.turbo, self.reduce = to_turbo(turbo), to_reducer(reduce)
-        """The merging, and the reducer, of requests that bring none; None: off."""
         model, mmproj = model_files(model_path, mmproj_path)
         self.name = printable(model.name)
         """File name of the model."""
@@ -123,15 +117,13 @@ class Pool:
         )
         """The vision encoder's file that was loaded, and its type; None: there is none."""
         self._slots = _native.Engine(**options, progress=progress)
-        self.fastv = schedule
-        """The schedule of requests that bring none; None: off."""
         self.n_slots = self._slots.n_slots
         self.n_ctx = self._slots.n_ctx
         """Tokens of each slot."""
         self.n_layer = self._slots.n_layer
         try:
-            self._slots.check(_spec(self.turbo), _spec(self.reduce))
-            self._batcher = Batcher(self._slots, schedule, queue)
+            self._slots.check(**setting_options(self.setting))
+            self._batcher = Batcher(self._slots, self.setting.fastv, queue)
         except BaseException:
             self._slots.close()
             raise
@@ -145,7 +137,7 @@ class Pool:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<pyfastv.serve.Pool {self.name}, {self.n_slots} slots, {self.fastv or 'fastv off'}>"
+        return f"<pyfastv.serve.Pool {self.name}, {self.n_slots} slots, {self.setting}>"
 
     def submit(
         self,
@@ -153,10 +145,8 @@ class Pool:
         sampling: Sampling,
         *,
         n_probs: int = 0,
-        fastv: Schedule | str | _OfThePool | None = _OF_THE_POOL,
-        turbo: Turbo | str | _OfThePool | None = _OF_THE_POOL,
-        reduce: Reducer | str | _OfThePool | None = _OF_THE_POOL,
         details: bool = False,
+        **options: Unpack[SettingOptions],
     ) -> Job:
         """Queue a chat. The calling thread renders the template, decodes the pictures and counts the tokens.
 
@@ -170,12 +160,10 @@ class Pool:
         PoolBusy, ClosedError.
         """
         return self._submit(
+            self.setting.but(**options),
             lambda: self._template.render(messages, self._slots.media_marker),
             sampling,
             n_probs,
-            fastv,
-            turbo,
-            reduce,
             details,
         )
 
@@ -185,17 +173,14 @@ class Pool:
         sampling: Sampling,
         *,
         n_probs: int = 0,
-        fastv: Schedule | str | _OfThePool | None = _OF_THE_POOL,
-        turbo: Turbo | str | _OfThePool | None = _OF_THE_POOL,
-        reduce: Reducer | str | _OfThePool | None = _OF_THE_POOL,
         details: bool = False,
+        **options: Unpack[SettingOptions],
     ) -> Job:
         """Queue a text to go on from, as it is, without a chat template. Otherwise as :meth:`submit`."""
         if not isinstance(prompt, str):
             raise OptionError(f"prompt must be a string; got {prompt!r:.200}")
-        return self._submit(
-            lambda: Prompt(prompt, (), add_bos=True), sampling, n_probs, fastv, turbo, reduce, details
-        )
+        setting = self.setting.but(**options)
+        return self._submit(setting, lambda: Prompt(prompt, (), add_bos=True), sampling, n_probs, details)
 
     def stats(self) -> dict[str, float]:
         """Now: ``slots``, ``active``, ``waiting``. Since the start: ``requests`` (taken), ``finished``, ``cancelled``,
@@ -213,20 +198,15 @@ class Pool:
 
     def _submit(
         self,
+        setting: Setting,
         render: Callable[[], Prompt],
         sampling: Sampling,
         n_probs: int,
-        fastv: Schedule | str | _OfThePool | None,
-        turbo: Turbo | str | _OfThePool | None,
-        reduce: Reducer | str | _OfThePool | None,
         details: bool,
     ) -> Job:
-        merging = self.turbo if isinstance(turbo, _OfThePool) else to_turbo(turbo)
-        reducer = self.reduce if isinstance(reduce, _OfThePool) else to_reducer(reduce)
         n_probs = integer("n_probs", n_probs, 0, _MAX_TOP)
-        schedule = self.fastv if isinstance(fastv, _OfThePool) else to_schedule(fastv)
-        if schedule is not None:
-            _native.check_schedule(schedule.spec(), self.n_layer)
+        if setting.fastv is not None:
+            _native.check_schedule(setting.fastv.spec(), self.n_layer)
         with self._batcher.place():
             begin = time.perf_counter()
             prompt = render()
@@ -243,16 +223,13 @@ class Pool:
                 prompt.add_bos,
                 frames=frames,
                 **sampling_options(sampling, self._seed),
+                **setting_options(setting),
                 n_probs=n_probs,
-                turbo=_spec(merging),
-                reducer=_spec(reducer),
             )
             item = Active(
                 job=Job(self._batcher.cancel),
                 request=request,
-                fastv=schedule,
-                turbo=merging,
-                reduce=reducer,
+                setting=setting,
                 stop=sampling.stop or (),
                 image_decode_ms=image_decode_ms,
                 n_pictures=len(images),
@@ -265,7 +242,3 @@ class Pool:
     def _template(self) -> ChatTemplate:
         slots = self._slots
         return ChatTemplate(slots.chat_template, bos_token=slots.bos_token, eos_token=slots.eos_token)
-
-
-def _spec(setting: Turbo | Reducer | None) -> str:
-    return "" if setting is None else setting.spec()

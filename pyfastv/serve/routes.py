@@ -6,7 +6,7 @@ import threading
 import time
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request
@@ -14,10 +14,8 @@ from starlette.responses import JSONResponse, Response
 
 from .. import __version__
 from ..options import Sampling
-from ..presets import to_schedule
-from ..reduce import Reducer
 from ..schedule import Cut, Schedule
-from ..turbo import Turbo
+from ..setting import SETTING_OPTIONS, SettingOptions
 from .answering import ClientGone, Wanted, answer, while_connected
 from .body import BoundedJsonRoute
 from .errors import ApiError, invalid
@@ -76,9 +74,7 @@ def make_router(pool: Pool, settings: Settings, metrics: Metrics) -> APIRouter:
         "meta": {
             "n_ctx": pool.n_ctx,
             "slots": pool.n_slots,
-            "fastv": _spec(pool.fastv),
-            "turbo": _spec(pool.turbo),
-            "reduce": _spec(pool.reduce),
+            **pool.setting.specs(),
         },
     }
 
@@ -119,13 +115,16 @@ def make_router(pool: Pool, settings: Settings, metrics: Metrics) -> APIRouter:
         begin = time.perf_counter()
         body.check_supported()
         sampling = _sampling(body, pool, settings, grammar=await to_thread.run_sync(_grammar, body))
-        extra = _extra(body)
+        options = _setting_options(body)
+        details = bool(body.fastv_details)
         form = ChatForm(pool.name, body.n_probs > 0, body.top_logprobs or 0)
         async with AsyncExitStack() as held:
 
             async def submit() -> Job:
                 messages = await held.enter_async_context(pictures.read(body.messages))
-                call = partial(pool.submit, messages, sampling, n_probs=body.n_probs, **extra)
+                call = partial(
+                    pool.submit, messages, sampling, n_probs=body.n_probs, details=details, **options
+                )
                 return await _submit(call, preparing)
 
             return await _respond(request, submit, form, body, held, begin)
@@ -138,7 +137,14 @@ def make_router(pool: Pool, settings: Settings, metrics: Metrics) -> APIRouter:
         begin = time.perf_counter()
         body.check_supported()
         sampling = _sampling(body, pool, settings, grammar=None)
-        call = partial(pool.submit_text, body.prompt, sampling, n_probs=body.n_probs, **_extra(body))
+        call = partial(
+            pool.submit_text,
+            body.prompt,
+            sampling,
+            n_probs=body.n_probs,
+            details=bool(body.fastv_details),
+            **_setting_options(body),
+        )
         form = TextForm(pool.name, body.logprobs)
         async with AsyncExitStack() as held:
             return await _respond(request, lambda: _submit(call, preparing), form, body, held, begin)
@@ -216,28 +222,18 @@ def _grammar(body: ChatRequest) -> str | None:
     return None
 
 
-def _extra(body: ChatRequest | CompletionRequest) -> dict[str, Any]:
-    """The keywords of this project, where the request has them."""
-    extra: dict[str, Any] = {"details": bool(body.fastv_details)}
-    if body.fastv is not None:
-        extra["fastv"] = _schedule(body.fastv)
-    for name in ("turbo", "reduce"):
-        value = getattr(body, name)
-        if value is not None:
-            extra[name] = None if value is False else value
-    return extra
+def _setting_options(body: ChatRequest | CompletionRequest) -> SettingOptions:
+    """What the request says of its setting; false is off."""
+    given = {name: value for name in SETTING_OPTIONS if (value := getattr(body, name)) is not None}
+    return cast(SettingOptions, {name: _setting_option(value) for name, value in given.items()})
 
 
-def _schedule(value: str | bool | ScheduleFields) -> Schedule | None:
+def _setting_option(value: str | bool | ScheduleFields) -> Schedule | str | None:
     if isinstance(value, ScheduleFields):
         given = value.model_dump(exclude_none=True, exclude={"k", "recall", "cells"})
         shared = value.model_dump(exclude_none=True, include={"recall", "cells"})
         return Schedule([Cut(value.k, **given)], **shared)
-    return None if value is False else to_schedule(str(value))
-
-
-def _spec(setting: Schedule | Turbo | Reducer | None) -> str | None:
-    return None if setting is None else setting.spec()
+    return None if value is False else str(value)
 
 
 def _or(value: float | None, default: float) -> Any:

@@ -122,7 +122,7 @@ def tune_command(paths: tuple[str, ...], **options: Any) -> None:
             "prefill_times_faster": ratio(off.prefill_ms, pruned.prefill_ms)._asdict(),
             "first_token_times_faster": ratio(off.first_token_ms, pruned.first_token_ms)._asdict(),
         }
-    chosen = Setting(OFF) if best is None else Setting.parse(best.setting)
+    chosen = Setting() if best is None else Setting.parse(best.setting)
     profile = Profile(chosen.fastv, model_identity(model), measured, turbo=chosen.turbo, reduce=chosen.reduce)
     try:
         profile.save(output.path)

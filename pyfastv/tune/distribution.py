@@ -46,7 +46,7 @@ def refer(runner: Runner, question: Question, text: str, system: str | None, pos
 
     The first is that behind the prompt; the last one may be that of the token that ends the answer.
     """
-    _prefill(runner, Setting("off"), question, text, system, positions)
+    _prefill(runner, Setting(), question, text, system, positions)
     tokens: list[int] = []
     likeliest, probabilities = [], []
     with runner._engine_at_work() as engine:
@@ -99,9 +99,7 @@ def _prefill(
         system=system,
         max_tokens=max_tokens,
         temperature=0.0,
-        fastv=setting.fastv,
-        turbo=setting.turbo,
-        reduce=setting.reduce,
+        **setting.options(),
     )
 
 
