@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,10 @@ from .output import Output
 
 __all__ = ["show"]
 
-_CUT = ("k", "drop", "score", "pick", "weigh", "merge", "off", "schedule", "profile", "recall", "cells")
+_SETTING = (
+    *("k", "drop", "score", "pick", "weigh", "merge", "off", "schedule", "profile", "recall", "cells"),
+    *("turbo", "reduce"),
+)
 
 
 @click.command(context_settings={"show_default": True})
@@ -30,7 +32,7 @@ _CUT = ("k", "drop", "score", "pick", "weigh", "merge", "off", "schedule", "prof
     "--rules",
     multiple=True,
     metavar="SPEC",
-    help="Rules to show side by side, can be repeated: as --schedule takes them.",
+    help="Settings to show side by side, can be repeated: as --schedule takes them, and with turbo: and reduce:.",
 )
 @click.option("--follow-up", multiple=True, metavar="QUESTION", help="Asked next, about the same picture.")
 @request_options
@@ -40,18 +42,17 @@ def show(images: tuple[str, ...], question: str, **options: Any) -> None:
     from .show.terminal import can_show, print_image
 
     given = click.get_current_context().get_parameter_source
-    single = [name for name in _CUT if given(name) is ParameterSource.COMMANDLINE]
+    single = [name for name in _SETTING if given(name) is ParameterSource.COMMANDLINE]
     if options["rules"] and single:
         raise click.UsageError(f"--rules excludes --{single[0]}.")
     setting = to_setting(options)
-    rules = named(options["rules"] or [setting.fastv])
+    rules = named(options["rules"] or [setting], setting)
     sampling = to_sampling(options)
     inline = options["output"] is None and can_show()
     output = None if inline else _check_output(options["output"], images[0])
     _check_matplotlib()
     pictures = [load_image(image) for image in images]
-    setting = replace(setting, fastv=next(iter(rules.values())))
-    with load_runner(options, setting) as runner:
+    with load_runner(options, next(iter(rules.values()))) as runner:
         questions = [question, *options["follow_up"]]
         image = draw(trace(runner, pictures, questions, rules, sampling, system=options["system"]))
     if output is None:
