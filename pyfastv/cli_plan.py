@@ -26,7 +26,7 @@ from .plan import (
     measured_lengths,
     plan_model,
 )
-from .presets import to_schedule
+from .setting import Setting
 from .speed import Speed, measure
 
 __all__ = ["plan"]
@@ -50,7 +50,7 @@ _WIDTH = 100  # of the table; a narrower terminal breaks its lines, which reads 
     "--settings",
     multiple=True,
     metavar="SPEC",
-    help='In place of the grid, can be repeated: as for ask --schedule, "k=2,drop=0.5" or a preset.',
+    help='In place of the grid, can be repeated: "k=2,drop=0.5", a preset, "turbo:share=0.5 + k=2", ...',
 )
 @click.option("--no-measure", is_flag=True, help="Counts only: run nothing, predict no times.")
 @click.option("-t", "--threads", type=int, help="CPU threads to measure with.  [default: all cores]")
@@ -67,7 +67,7 @@ def plan(model: str | None, mmproj: str | None, **options: Any) -> None:
     pairs = [(model, mmproj)]
     if options["against"] is not None:
         pairs.append((options["against"], options["against_mmproj"]))
-    given = {spec: to_schedule(spec) for spec in options["settings"]}
+    given = {spec: Setting.parse(spec) for spec in options["settings"]}
     plans = [_plan(read_model(*pair), given, options) for pair in pairs]
     verdict = compare(*plans) if len(plans) == 2 else None
     if options["as_json"]:
@@ -101,8 +101,9 @@ def _plan(files: ModelFiles, given: Settings, options: dict[str, Any]) -> Plan:
         try:
             speed, seen = measure(
                 files,
-                measured_lengths(settings, files.decoder.n_layer, guess),
+                measured_lengths(settings, files, guess),
                 picture=picture,
+                turbos={s.turbo for s in settings.values() if s.turbo is not None},
                 n_threads=options["threads"],
                 progress=progress,
             )
@@ -130,8 +131,8 @@ def _print(console: Console, plan: Plan) -> None:
         "weights": f"{files.weight_bytes / 1e6:,.0f} MB"
         + (f" and {files.mmproj_bytes / 1e6:,.0f} MB of mmproj" if files.mmproj_bytes else ""),
         "encoder": "none"
-        if plan.encoder_flops is None
-        else f"{_tera(plan.encoder_flops)} TFLOP" + _encoder_time(plan),
+        if off.encoder_flops is None
+        else f"{_tera(off.encoder_flops)} TFLOP" + _encoder_time(plan),
         "speed": _speed(plan),
     }
     if files.window and prompt.visual_tokens * prompt.pictures + prompt.text_tokens > files.window:
@@ -152,6 +153,8 @@ def _print(console: Console, plan: Plan) -> None:
             f"{cost.paper_flops / off.paper_flops:.2f}",
             f"{cost.kv_bytes / 1e6:,.1f}",
         ]
+        if _merges(plan):
+            cells.append("" if cost.encoder_flops is None else _tera(cost.encoder_flops))
         if cost.prefill_ms is not None:
             cells.append(_seconds(cost.prefill_ms))
         if cost.first_token_ms is not None:
@@ -162,11 +165,17 @@ def _print(console: Console, plan: Plan) -> None:
 
 def _columns(plan: Plan) -> list[str]:
     columns = ["seen", "TFLOP", "of off", "paper's", "of off", "KV, MB"]
+    if _merges(plan):
+        columns.append("encoder, TFLOP")
     if plan.costs[0].prefill_ms is not None:
         columns.append("prefill, s")
     if plan.costs[0].first_token_ms is not None:
         columns.append("+ encoder, s")
     return columns
+
+
+def _merges(plan: Plan) -> bool:
+    return any(cost.turbo is not None for cost in plan.costs)
 
 
 def _encoder_time(plan: Plan) -> str:

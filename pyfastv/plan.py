@@ -10,13 +10,13 @@ from ._checks import integer
 from .errors import OptionError
 from .header import ModelFiles
 from .presets import PRESETS, FastV
-from .schedule import Schedule
+from .setting import Setting
 from .speed import Speed, prefill_ms
-from .theory import flops, kv_bytes, paper_flops, rows_by_layer, visual_by_layer
+from .theory import Encoder, entering_tokens, flops, kv_bytes, paper_flops, rows_by_layer, visual_by_layer
 
 __all__ = ["Cost", "Plan", "Prompt", "compare", "default_settings", "plan_model"]
 
-Settings = Mapping[str, "Schedule | None"]
+Settings = Mapping[str, Setting]
 
 OFF = "off"
 
@@ -47,8 +47,16 @@ class Cost:
     setting: str
     schedule: str | None
     """As text; None: no pruning."""
+    turbo: str | None
+    reduce: str | None
+    """As text; None: none."""
+    visual_tokens: int
+    """Of a picture, as they enter the language model."""
     retained_share: float
-    """Share of the visual tokens that a layer sees, mean over the layers."""
+    """Share of the visual tokens, of those that there are without Turbo and reducer, that a layer sees, mean over the
+    layers."""
+    encoder_flops: int | None
+    """Of all pictures; None without an mmproj."""
     paper_flops: int
     """By the formula of FastV's paper."""
     flops: int
@@ -63,12 +71,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """The costs of one model, the setting without pruning first."""
+    """The costs of one model, off first."""
 
     files: ModelFiles
     prompt: Prompt
-    encoder_flops: int | None
-    """Of all pictures; None without an mmproj."""
     speed: Speed | None
     costs: tuple[Cost, ...]
     unmeasured: str | None = None
@@ -83,35 +89,39 @@ class Plan:
             "description": self.files.description,
             "weight_bytes": self.files.weight_bytes,
             "mmproj_bytes": self.files.mmproj_bytes,
-            "encoder_flops": self.encoder_flops,
+            "encoder_flops": self.costs[0].encoder_flops,
             "measured": None if speed is None else asdict(speed),
             "unmeasured": self.unmeasured,
             "settings": [asdict(cost) for cost in self.costs],
         }
 
 
-def default_settings(n_layer: int) -> dict[str, Schedule | None]:
+def default_settings(n_layer: int) -> dict[str, Setting]:
     """Off, K in 2, 3, 4 with drop 0.25 to 0.9, and the presets, as far as a model has so many layers."""
-    settings: dict[str, Schedule | None] = {OFF: None}
+    settings = {OFF: Setting()}
     for k in (2, 3, 4):
         if k < n_layer:
-            settings |= {f"K={k} drop {drop:g}": FastV(k, drop) for drop in (0.25, 0.5, 0.75, 0.9)}
+            settings |= {f"K={k} drop {drop:g}": Setting(FastV(k, drop)) for drop in (0.25, 0.5, 0.75, 0.9)}
     # those with one cut at a share cost what a row above costs
     for name in ("pyramiddrop", "feather", "vtw", "zipvl"):
-        settings[name] = PRESETS[name]()
+        settings[name] = Setting(PRESETS[name]())
     return settings
 
 
-def measured_lengths(settings: Settings, n_layer: int, prompt: Prompt) -> list[int]:
+def measured_lengths(settings: Settings, files: ModelFiles, prompt: Prompt) -> list[int]:
     """Prompt lengths that a measurement should cover: the shortest and the longest stage, and some between."""
-    rows = {
-        n
-        for schedule in settings.values()
-        for n in rows_by_layer(schedule, n_layer, prompt.counts, prompt.text_tokens)
-    }
+    rows: set[int] = set()
+    for setting in settings.values():
+        counts = _entering(setting, files.encoder, prompt)
+        rows |= {*rows_by_layer(setting.fastv, files.decoder.n_layer, counts, prompt.text_tokens)}
     low, high = max(16, min(rows)), max(16, *rows)
     # a rate changes fast where a matrix has few rows
     return sorted({low, *(round(low * (high / low) ** share) for share in (1 / 3, 2 / 3)), high})
+
+
+def _entering(setting: Setting, encoder: Encoder | None, prompt: Prompt) -> list[int]:
+    """Visual tokens of every picture that enter the language model."""
+    return [entering_tokens(setting, encoder, n) for n in prompt.counts]
 
 
 def plan_model(
@@ -123,26 +133,31 @@ def plan_model(
 ) -> Plan:
     """Costs of a prompt for each setting; off comes first, whether given or not.
 
-    Raises OptionError for a schedule that the model cannot have."""
-    decoder = files.decoder
-    settings = {OFF: None} | dict(settings)
-    encoder = files.encoder
-    encoder_flops = None if encoder is None else prompt.pictures * encoder.flops(prompt.visual_tokens)
+    Raises OptionError for a setting that the model cannot have."""
+    decoder, encoder = files.decoder, files.encoder
     costs = []
-    for name, schedule in settings.items():
+    for name, setting in ({OFF: Setting()} | dict(settings)).items():
         try:
-            visual = visual_by_layer(schedule, decoder.n_layer, prompt.counts)
+            counts = _entering(setting, encoder, prompt)
+            visual = visual_by_layer(setting.fastv, decoder.n_layer, counts)
+            of_picture = None if encoder is None else encoder.flops(prompt.visual_tokens, turbo=setting.turbo)
         except OptionError as error:
             raise OptionError(f"{files.name}, setting {name!r}: {error}") from error
         rows = [prompt.text_tokens + n for n in visual]
         prefill = None if speed is None else prefill_ms(decoder, rows, speed)
+        encode_ms = None if speed is None else speed.encode_ms_of(setting.turbo)
         first = None
-        if speed is not None and prefill is not None and speed.encode_ms is not None:
-            first = prefill + prompt.pictures * speed.encode_ms
+        if prefill is not None and encode_ms is not None:
+            first = prefill + prompt.pictures * encode_ms
+        specs = setting.specs()
         costs.append(
             Cost(
                 setting=name,
-                schedule=None if schedule is None else schedule.spec(),
+                schedule=specs["fastv"],
+                turbo=specs["turbo"],
+                reduce=specs["reduce"],
+                visual_tokens=counts[0],
+                encoder_flops=None if of_picture is None else prompt.pictures * of_picture,
                 retained_share=sum(visual) / (sum(prompt.counts) * decoder.n_layer),
                 paper_flops=paper_flops(decoder, rows),
                 flops=flops(decoder, rows),
@@ -151,12 +166,12 @@ def plan_model(
                 first_token_ms=first,
             )
         )
-    return Plan(files, prompt, encoder_flops, speed, tuple(costs), unmeasured)
+    return Plan(files, prompt, speed, tuple(costs), unmeasured)
 
 
-def total_flops(plan: Plan, cost: Cost) -> int:
+def total_flops(cost: Cost) -> int:
     """Language model and vision encoder."""
-    return cost.flops + (plan.encoder_flops or 0)
+    return cost.flops + (cost.encoder_flops or 0)
 
 
 def time_ms(cost: Cost) -> float | None:
@@ -185,7 +200,7 @@ def compare(first: Plan, second: Plan) -> dict[str, Any]:
             {
                 "setting": cost.setting,
                 "paper_flops": ratio(cost.paper_flops, off.paper_flops),
-                "flops": ratio(total_flops(large, cost), total_flops(small, off)),
+                "flops": ratio(total_flops(cost), total_flops(off)),
                 "kv_bytes": ratio(cost.kv_bytes, off.kv_bytes),
                 "time": ratio(time_ms(cost), time_ms(off)),
             }

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from . import _native
+from .errors import OptionError, UnsupportedModelError
 from .header import ModelFiles
 from .runner import Runner
 from .theory import Decoder, layer_flops
+from .turbo import Turbo
 
 __all__ = ["Speed", "measure", "prefill_ms"]
 
@@ -39,6 +41,12 @@ class Speed:
     encode_ms: float | None
     """Vision encoder and projector for one picture; None without an mmproj."""
     n_threads: int | None
+    encode_ms_by_turbo: Mapping[str, float] = field(default_factory=dict)
+    """The same with each Turbo that was asked for, by its text."""
+
+    def encode_ms_of(self, turbo: Turbo | None) -> float | None:
+        """With a Turbo, or with none."""
+        return self.encode_ms if turbo is None else self.encode_ms_by_turbo.get(turbo.spec())
 
 
 def measure(
@@ -46,6 +54,7 @@ def measure(
     lengths: Sequence[int],
     *,
     picture: np.ndarray | None = None,
+    turbos: Iterable[Turbo] = (),
     n_threads: int | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> tuple[Speed, int | None]:
@@ -53,7 +62,8 @@ def measure(
 
     An excerpt of the model, three layers with the embeddings and the output matrix, is written to a temporary file.
     Returns the speed and the number of visual tokens of ``picture`` (RGB, uint8 [height, width, 3]; None where there is
-    no encoder). Raises ModelError if the excerpt cannot be written, and what :class:`pyfastv.Runner` raises.
+    no encoder). ``turbos``: the encoder is run with each of them, too. Raises ModelError if the excerpt cannot be
+    written, OptionError where the encoder cannot merge, and what :class:`pyfastv.Runner` raises.
     """
     n_layers = min(_LAYERS, files.decoder.n_layer)
     with tempfile.TemporaryDirectory(prefix="pyfastv-") as folder:
@@ -69,13 +79,19 @@ def measure(
             encoder_cache_mb=0,
         ) as runner:
             encode_ms, visual_tokens = None, None
+            by_turbo: dict[str, float] = {}
             if picture is not None and files.mmproj is not None:
                 encode_ms, visual_tokens = _measure_encoder(runner._engine, picture)
+                for turbo in turbos:
+                    try:
+                        runner.set_turbo(turbo)
+                    except UnsupportedModelError as error:
+                        raise OptionError(str(error)) from error
+                    by_turbo[turbo.spec()] = _measure_encoder(runner._engine, picture)[0]
             if progress:
                 progress(0.2)
-            return _measure_decoder(
-                runner._engine, files, n_layers, lengths, encode_ms, n_threads, progress
-            ), visual_tokens
+            speed = _measure_decoder(runner._engine, files, n_layers, lengths, encode_ms, n_threads, progress)
+            return replace(speed, encode_ms_by_turbo=by_turbo), visual_tokens
 
 
 def _measure_encoder(engine: _native.Engine, picture: np.ndarray) -> tuple[float, int]:
