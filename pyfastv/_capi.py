@@ -50,6 +50,8 @@ def declare_turbo(libmtmd: Any) -> Any:
         return None
     libmtmd.pyfastv_turbo_parse.argtypes = [ctypes.c_char_p, ctypes.POINTER(TurboParams)]
     libmtmd.pyfastv_turbo_attach.argtypes = [ctypes.c_void_p, ctypes.POINTER(TurboParams)]
+    libmtmd.pyfastv_turbo_places.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32), ctypes.c_size_t]
+    libmtmd.pyfastv_turbo_places.restype = ctypes.c_size_t
     libmtmd.pyfastv_turbo_last_error.argtypes = []
     libmtmd.pyfastv_turbo_last_error.restype = ctypes.c_char_p
     return libmtmd
