@@ -5,25 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from . import _native, completion
 from ._checks import integer
 from ._desk import Desk, InThread, Place
-from ._native_options import (
-    PathLike,
-    engine_options,
-    model_files,
-    native_pictures,
-    sampling_options,
-    seed_of,
-    setting_options,
-)
+from ._native_options import LoadedModel, PathLike, model_files, setting_options
 from .answer import Answer, Report
-from .chat import ChatTemplate, system_message, user_message
-from .errors import ClosedError, ModelError, OptionError, printable
-from .images import MAX_PIXELS, Frame, Picture, Pictures, as_list, load_image
+from .chat import system_message, user_message
+from .errors import ClosedError, OptionError, printable
+from .images import MAX_PIXELS, Frame, Pictures, as_list
 from .options import RequestOptions, of_request
 from .presets import Recommended
 from .reduce import Reducer
@@ -37,8 +28,6 @@ from .video import Video, VideoSource, load_frames
 if TYPE_CHECKING:
     from types import TracebackType
 
-    import numpy as np
-    from numpy.typing import NDArray
     from typing_extensions import Self, Unpack
 
 __all__ = ["Runner"]
@@ -112,12 +101,9 @@ class Runner(InForce):
         OutOfMemoryError.
         """
         setting = Setting.of(fastv, turbo, reduce)
-        self._seed = seed_of(seed)
-        self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
-        self._model_path, self._mmproj_path = model_files(model_path, mmproj_path)
-        options, self._encoder = engine_options(
-            self._model_path,
-            self._mmproj_path,
+        self._max_pixels = max_pixels
+        self._model = LoadedModel(
+            *model_files(model_path, mmproj_path),
             n_slots=integer("n_slots", n_slots, 1, 2**31 - 1),
             n_ctx=n_ctx,
             n_batch=n_batch,
@@ -127,11 +113,14 @@ class Runner(InForce):
             flash_attn=flash_attn,
             type_k=type_k,
             type_v=type_v,
+            seed=seed,
+            verbose=verbose,
+            progress=progress,
+            max_pixels=max_pixels,
             encoder_cache_mb=encoder_cache_mb,
             encoder_type=encoder_type,
-            verbose=verbose,
         )
-        self._engine = _native.Engine(**options, progress=progress)
+        self._engine = self._model.engine
         self._desk = Desk(n_slots, self._engine.cancel)
         self._lock = self._desk.lock
         self.setting = Setting()
@@ -153,7 +142,7 @@ class Runner(InForce):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<pyfastv.Runner {printable(self._model_path.name)}, {self.setting}>"
+        return f"<pyfastv.Runner {printable(self._model.path.name)}, {self.setting}>"
 
     def close(self) -> None:
         """Free the model and the context. Can be called again; anything else then raises ClosedError."""
@@ -219,11 +208,12 @@ class Runner(InForce):
     def info(self) -> dict[str, Any]:
         """``model`` and ``mmproj`` (file names), ``encoder`` (the type that its matrices are loaded in, and where from),
         ``description``, ``n_layer``, ``n_ctx``, ``fastv``, ``turbo``, ``reduce``."""
+        model = self._model
         with self._engine_at_work() as engine:
             return {
-                "model": self._model_path.name,
-                "mmproj": None if self._mmproj_path is None else self._mmproj_path.name,
-                "encoder": None if self._encoder is None else str(self._encoder),
+                "model": model.path.name,
+                "mmproj": None if model.mmproj is None else model.mmproj.name,
+                "encoder": None if model.encoder is None else str(model.encoder),
                 "description": engine.description,
                 "n_layer": engine.n_layer,
                 "n_ctx": engine.n_ctx,
@@ -365,7 +355,7 @@ class Runner(InForce):
         completion, or an iterator of its chunks. The completion and the last chunk have one key more than
         OpenAI's: ``pyfastv``, the report. Raises as :meth:`ask` does.
         """
-        name = printable(self._model_path.name)
+        name = printable(self._model.path.name)
         if stream:
             return completion.chunks(self._start(messages, None, options), name)
         with self._desk.holding() as place:
@@ -384,11 +374,8 @@ class Runner(InForce):
         ``place``: whose holder it is for; None: nobody's."""
         setting, sampling = of_request(options, self.setting)
         self._refuse_closed()
-        prompt = self._template.render(messages, self._engine.media_marker)
-        begin = time.perf_counter()
-        self._refuse_pictures(prompt.pictures)
-        images, ids, frames = native_pictures(prompt.pictures, self._max_pixels)
-        image_decode_ms += (time.perf_counter() - begin) * 1000.0
+        request, spent_ms = self._model.request(self._model.render(messages), setting)
+        image_decode_ms += spent_ms
 
         desk, engine = self._desk, self._engine
         place = place or Place()
@@ -400,17 +387,12 @@ class Runner(InForce):
                 if setting.fastv != self._in_force:
                     self._put_in_force(engine, setting.fastv)
             engine.prefill(
-                prompt.text,
-                images,
-                ids,
-                progress and desk.calling_back(progress),
-                prompt.add_bos,
-                1,
-                frames,
-                **setting_options(setting),
+                **request,
+                progress=progress and desk.calling_back(progress),
+                reserve=1,
                 started=lambda number: desk.begin(place, number),
             )
-            engine.start(place.number, **sampling_options(sampling, self._seed))
+            engine.start(place.number, **self._model.sampling_options(sampling))
         desk.pause(place)
 
         def next_bytes() -> bytes | None:
@@ -435,23 +417,8 @@ class Runner(InForce):
 
         return Stream(next_bytes, finish, sampling.stop or (), lambda: desk.stop(place))
 
-    def _refuse_pictures(self, pictures: Sequence[Picture]) -> None:
-        if pictures and self._mmproj_path is None:
-            raise ModelError(
-                f"{self._model_path.name} was loaded without a vision encoder: pass its mmproj_path to Runner"
-            )
-
-    def _load_images(self, pictures: Sequence[Picture]) -> list[NDArray[np.uint8]]:
-        self._refuse_pictures(pictures)
-        return [load_image(picture, max_pixels=self._max_pixels) for picture in pictures]
-
     def _load_frames(self, video: Video | VideoSource | None) -> list[Frame]:
         return [] if video is None else load_frames(video, max_pixels=self._max_pixels)
-
-    @cached_property
-    def _template(self) -> ChatTemplate:
-        engine = self._engine
-        return ChatTemplate(engine.chat_template, bos_token=engine.bos_token, eos_token=engine.eos_token)
 
     @contextmanager
     def _computing(self, place: Place) -> Iterator[None]:

@@ -111,7 +111,7 @@ class Session:
         given = as_list(image)
         images: list[Picture] = [
             picture if isinstance(picture, Frame) else pixels
-            for picture, pixels in zip(given, self._runner._load_images(given), strict=True)
+            for picture, pixels in zip(given, self._runner._model.load_images(given), strict=True)
         ]
         images += self._runner._load_frames(video)
         image_decode_ms = (time.perf_counter() - begin) * 1000.0

@@ -494,8 +494,8 @@ def test_probabilities_are_those_of_the_model_s_logits(pool: Pool) -> None:
 
     with Runner(n_ctx=1024) as runner:
         engine = runner._engine
-        rendered = runner._template.render([user_message(CLOCK.question, CLOCK.picture)], engine.media_marker)
-        images = runner._load_images(rendered.pictures)
+        rendered = runner._model.render([user_message(CLOCK.question, CLOCK.picture)])
+        images = runner._model.load_images(rendered.pictures)
         engine.prefill(rendered.text, images, ["a"], None, rendered.add_bos, len(probs))
         for prob in probs:
             logits = engine.logits().astype(np.float64)

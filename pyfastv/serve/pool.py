@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from .._checks import integer
-from .._native_options import (
-    PathLike,
-    engine_options,
-    model_files,
-    native_pictures,
-    sampling_options,
-    seed_of,
-    setting_options,
-)
-from ..chat import ChatTemplate, Prompt
-from ..errors import ModelError, OptionError, printable
-from ..images import MAX_PIXELS
+from .._native_options import LoadedModel, LoadOptions, PathLike, model_files, setting_options
+from ..chat import Prompt
+from ..errors import OptionError, printable
 from ..options import Sampling
 from ..presets import Recommended
 from ..reduce import Reducer
@@ -64,22 +53,10 @@ class Pool(InForce):
         slots: int = 4,
         queue: int = 32,
         n_ctx: int | None = None,
-        n_batch: int = 2048,
-        n_ubatch: int = 512,
-        n_threads: int | None = None,
-        n_gpu_layers: int = -1,
-        flash_attn: bool | Literal["auto", "on", "off"] = "auto",
-        type_k: str = "f16",
-        type_v: str = "f16",
-        seed: int | None = None,
-        verbose: bool = False,
         fastv: Schedule | str | None = Recommended(),  # noqa: B008 - frozen
         turbo: Turbo | str | None = None,
         reduce: Reducer | str | None = None,
-        progress: Callable[[float], object] | None = None,
-        max_pixels: int = MAX_PIXELS,
-        encoder_cache_mb: int = 256,
-        encoder_type: str = "auto",
+        **options: Unpack[LoadOptions],
     ) -> None:
         """Load a model, and start.
 
@@ -91,32 +68,17 @@ class Pool(InForce):
         self.setting = Setting.of(fastv, turbo, reduce)
         """Of requests that bring none of their own."""
         queue = integer("queue", queue, 0)
-        self._seed = seed_of(seed)
-        self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
-        model, mmproj = model_files(model_path, mmproj_path)
-        self.name = printable(model.name)
+        path, mmproj = model_files(model_path, mmproj_path)
+        self.name = printable(path.name)
         """File name of the model."""
-        self.has_vision = mmproj is not None
         if n_ctx is None:
-            n_ctx = min(_native.model_info(model)["n_ctx_train"], _DEFAULT_N_CTX)
-        options, self.encoder = engine_options(
-            model,
-            mmproj,
-            n_slots=integer("slots", slots, 1, 2**31 - 1),
-            n_ctx=integer("n_ctx", n_ctx, 1),
-            n_batch=n_batch,
-            n_ubatch=n_ubatch,
-            n_threads=n_threads,
-            n_gpu_layers=n_gpu_layers,
-            flash_attn=flash_attn,
-            type_k=type_k,
-            type_v=type_v,
-            encoder_cache_mb=encoder_cache_mb,
-            encoder_type=encoder_type,
-            verbose=verbose,
-        )
+            n_ctx = min(_native.model_info(path)["n_ctx_train"], _DEFAULT_N_CTX)
+        n_slots = integer("slots", slots, 1, 2**31 - 1)
+        n_ctx = integer("n_ctx", n_ctx, 1)
+        self._model = LoadedModel(path, mmproj, n_slots=n_slots, n_ctx=n_ctx, **options)
+        self.encoder = self._model.encoder
         """The vision encoder's file that was loaded, and its type; None: there is none."""
-        self._slots = _native.Engine(**options, progress=progress)
+        self._slots = self._model.engine
         self.n_slots = self._slots.n_slots
         self.n_ctx = self._slots.n_ctx
         """Tokens of each slot."""
@@ -161,7 +123,7 @@ class Pool(InForce):
         """
         return self._submit(
             self.setting.but(**options),
-            lambda: self._template.render(messages, self._slots.media_marker),
+            lambda: self._model.render(messages),
             sampling,
             n_probs,
             details,
@@ -208,37 +170,18 @@ class Pool(InForce):
         if setting.fastv is not None:
             _native.check_schedule(setting.fastv.spec(), self.n_layer)
         with self._batcher.place():
-            begin = time.perf_counter()
-            prompt = render()
-            if prompt.pictures and not self.has_vision:
-                raise ModelError(
-                    f"{self.name} was loaded without a vision encoder: pass its mmproj_path to Pool"
-                )
-            images, ids, frames = native_pictures(prompt.pictures, self._max_pixels)
-            image_decode_ms = (time.perf_counter() - begin) * 1000.0
-            request = self._slots.prepare(
-                prompt.text,
-                images,
-                ids,
-                prompt.add_bos,
-                frames=frames,
-                **sampling_options(sampling, self._seed),
-                **setting_options(setting),
-                n_probs=n_probs,
+            request, image_decode_ms = self._model.request(render(), setting)
+            prepared = self._slots.prepare(
+                **request, **self._model.sampling_options(sampling), n_probs=n_probs
             )
             item = Active(
                 job=Job(self._batcher.cancel),
-                request=request,
+                request=prepared,
                 setting=setting,
                 stop=sampling.stop or (),
                 image_decode_ms=image_decode_ms,
-                n_pictures=len(images),
+                n_pictures=len(request["images"]),
                 details=details,
             )
             self._batcher.add(item)
         return item.job
-
-    @cached_property
-    def _template(self) -> ChatTemplate:
-        slots = self._slots
-        return ChatTemplate(slots.chat_template, bos_token=slots.bos_token, eos_token=slots.eos_token)

@@ -93,7 +93,7 @@ def trace(
     question.
 
     Raises OptionError, ImageError if there is no picture, and what :meth:`pyfastv.Session.ask` raises."""
-    images = runner._load_images(as_list(pictures))
+    images = runner._model.load_images(as_list(pictures))
     if not images:
         raise ImageError("there is no picture to show: pass at least one")
     settings = {name: to_setting(rule, runner.setting) for name, rule in rules.items()}
