@@ -16,9 +16,9 @@ from PIL import Image
 
 from ..errors import ImageError
 from ..images import FORMATS, data_uri_bytes
+from .chat import ChatMessage, ImagePart
 from .errors import ApiError, as_api_error
 from .fetch import fetch
-from .schema import ChatMessage, ImagePart
 from .settings import Settings
 
 __all__ = ["PictureReader", "read_local_file"]

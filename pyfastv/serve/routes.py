@@ -6,25 +6,22 @@ import threading
 import time
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from .. import __version__
-from ..options import Sampling
-from ..schedule import Cut, Schedule
-from ..setting import SETTING_OPTIONS, SettingOptions
-from .answering import ClientGone, Wanted, answer, while_connected
+from .answering import ClientGone, answer, while_connected
 from .body import BoundedJsonRoute
-from .errors import ApiError, invalid
-from .forms import ChatForm, TextForm
-from .grammar import json_grammar, schema_grammar
+from .chat import ChatForm, ChatRequest
+from .completions import CompletionRequest, TextForm
+from .errors import ApiError
+from .generation import Wanted
 from .metrics import Metrics
 from .pictures import PictureReader
 from .pool import Job, Pool
-from .schema import ChatRequest, CompletionRequest, JsonObjectFormat, JsonSchemaFormat, ScheduleFields
 from .settings import Settings
 
 __all__ = ["make_router"]
@@ -113,21 +110,15 @@ def make_router(pool: Pool, settings: Settings, metrics: Metrics) -> APIRouter:
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """OpenAI's chat completion; pictures in image_url parts."""
         begin = time.perf_counter()
-        body.check_supported()
-        sampling = _sampling(body, pool, settings, grammar=await to_thread.run_sync(_grammar, body))
-        options = _setting_options(body)
-        details = bool(body.fastv_details)
+        wanted = await to_thread.run_sync(body.wanted, pool, settings)
         form = ChatForm(pool.name, body.n_probs > 0, body.top_logprobs or 0)
         async with AsyncExitStack() as held:
 
             async def submit() -> Job:
                 messages = await held.enter_async_context(pictures.read(body.messages))
-                call = partial(
-                    pool.submit, messages, sampling, n_probs=body.n_probs, details=details, **options
-                )
-                return await _submit(call, preparing)
+                return await _submit(partial(pool.submit, messages, **wanted.keywords()), preparing)
 
-            return await _respond(request, submit, form, body, held, begin)
+            return await _respond(request, submit, form, wanted, held, begin)
 
     @router.post(
         "/v1/completions", tags=["completions"], response_class=JSONResponse, responses=_COMPLETION_OK
@@ -135,27 +126,15 @@ def make_router(pool: Pool, settings: Settings, metrics: Metrics) -> APIRouter:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """OpenAI's text completion: no chat template, no pictures."""
         begin = time.perf_counter()
-        body.check_supported()
-        sampling = _sampling(body, pool, settings, grammar=None)
-        call = partial(
-            pool.submit_text,
-            body.prompt,
-            sampling,
-            n_probs=body.n_probs,
-            details=bool(body.fastv_details),
-            **_setting_options(body),
-        )
+        wanted = body.wanted(pool, settings)
+        call = partial(pool.submit_text, body.prompt, **wanted.keywords())
         form = TextForm(pool.name, body.logprobs)
         async with AsyncExitStack() as held:
-            return await _respond(request, lambda: _submit(call, preparing), form, body, held, begin)
+            return await _respond(request, lambda: _submit(call, preparing), form, wanted, held, begin)
 
     async def _respond(
-        request: Request, submit: Any, form: Any, body: Any, held: AsyncExitStack, begin: float
+        request: Request, submit: Any, form: Any, wanted: Wanted, held: AsyncExitStack, begin: float
     ) -> Response:
-        options = body.stream_options
-        wanted = Wanted(
-            bool(body.stream), bool(options is not None and options.include_usage), bool(body.fastv_details)
-        )
         try:
             job = await while_connected(request, submit())
             return await answer(request, job, form, wanted, pool.n_layer, metrics, begin, held.aclose)
@@ -183,58 +162,3 @@ async def _submit(call: Any, limiter: CapacityLimiter) -> Job:
         for job in made:
             job.cancel()
         raise
-
-
-def _sampling(
-    body: ChatRequest | CompletionRequest, pool: Pool, settings: Settings, grammar: str | None
-) -> Sampling:
-    name, most = body.most_tokens
-    limit = pool.n_ctx if settings.max_tokens is None else settings.max_tokens
-    if most is not None and most > limit:
-        raise invalid(f"{name} is {most}; the limit is {limit}", name, "too_many_tokens")
-    if most is None and settings.max_tokens is not None:
-        most = settings.max_tokens
-    defaults = settings.sampling
-    return Sampling(
-        max_tokens=most,
-        temperature=_or(body.temperature, defaults.temperature),
-        # -1 is what other servers take for all
-        top_k=max(0, int(_or(body.top_k, defaults.top_k))),
-        top_p=_or(body.top_p, defaults.top_p),
-        min_p=_or(body.min_p, defaults.min_p),
-        typical_p=_or(body.typical_p, 1.0),
-        repeat_penalty=_or(body.repeat_penalty, 1.0),
-        frequency_penalty=_or(body.frequency_penalty, 0.0),
-        presence_penalty=_or(body.presence_penalty, 0.0),
-        # OpenAI's seeds are signed and of 64 bits; -1 is llama-server's for none
-        seed=None if body.seed in (None, -1) else int(body.seed or 0) % (2**32 - 1),
-        stop=tuple(body.stop),
-        grammar=grammar,
-    )
-
-
-def _grammar(body: ChatRequest) -> str | None:
-    form = body.response_format
-    if isinstance(form, JsonSchemaFormat):
-        return schema_grammar(form.json_schema.schema_)
-    if isinstance(form, JsonObjectFormat):
-        return json_grammar() if form.schema_ is None else schema_grammar(form.schema_)
-    return None
-
-
-def _setting_options(body: ChatRequest | CompletionRequest) -> SettingOptions:
-    """What the request says of its setting; false is off."""
-    given = {name: value for name in SETTING_OPTIONS if (value := getattr(body, name)) is not None}
-    return cast(SettingOptions, {name: _setting_option(value) for name, value in given.items()})
-
-
-def _setting_option(value: str | bool | ScheduleFields) -> Schedule | str | None:
-    if isinstance(value, ScheduleFields):
-        given = value.model_dump(exclude_none=True, exclude={"k", "recall", "cells"})
-        shared = value.model_dump(exclude_none=True, include={"recall", "cells"})
-        return Schedule([Cut(value.k, **given)], **shared)
-    return None if value is False else str(value)
-
-
-def _or(value: float | None, default: float) -> Any:
-    return default if value is None else value
