@@ -40,7 +40,7 @@ from pyfastv.bench.geometry.sizes import GEOMETRIES
 from pyfastv.bench.measure import check_comparable
 from pyfastv.bench.picture import save_picture
 from pyfastv.bench.worker import Worker, start_library_worker
-from pyfastv.setting import Setting
+from pyfastv.settings.setting import Setting
 
 
 def compare(name: str, theirs: np.ndarray, ours: np.ndarray, tolerance: float) -> bool:

@@ -18,7 +18,7 @@ import statistics
 from dataclasses import dataclass
 
 import pyfastv
-from pyfastv.setting import Setting
+from pyfastv.settings.setting import Setting
 
 from accuracy import Question, arguments, ask, mean_share, percent, read_questions
 

@@ -4,31 +4,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import _native
-from .answer import Answer, Report
-from .errors import (
-    ClosedError,
-    ContextLengthError,
-    DataError,
-    DecodeError,
-    Error,
-    ImageError,
-    ModelError,
-    OptionError,
-    OutOfMemoryError,
-    UnsupportedModelError,
-)
-from .images import Frame, load_image
+from .engine.answer import Answer, Report
+from .errors import ClosedError, ContextLengthError, DataError, DecodeError, Error, ImageError, ModelError, OptionError, OutOfMemoryError, UnsupportedModelError
+from .inputs.images import Frame, load_image
 from .models import from_hub
-from .options import Sampling
-from .presets import VTW, FastV, Feather, PyramidDrop, Recommended, ZipVL
-from .profile import Profile
-from .reduce import EVS, CDPruner, DivPrune, Merge, PLLaVA, Pool, Reducer, Stride, VidCom2
-from .runner import Runner
-from .schedule import Cut, Schedule
-from .session import Session
-from .stream import Stream
-from .turbo import Turbo
-from .video import Video, load_frames
+from .engine.sampling import Sampling
+from .settings.presets import VTW, FastV, Feather, PyramidDrop, Recommended, ZipVL
+from .settings.profile import Profile
+from .settings.reduce import EVS, CDPruner, DivPrune, Merge, PLLaVA, Pool, Reducer, Stride, VidCom2
+from .engine.runner import Runner
+from .settings.schedule import Cut, Schedule
+from .engine.session import Session
+from .engine.stream import Stream
+from .settings.turbo import Turbo
+from .inputs.video import Video, load_frames
 
 __all__ = [
     "EVS",

@@ -25,18 +25,19 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from . import _capi, _native, lib_path
-from ._process_lock import ProcessLock
-from .chat import ChatTemplate, Prompt
-from .encoder_type import resolve
+from .engine import c_structures
+from . import _native, lib_path
+from .engine.process_lock import ProcessLock
+from .inputs.chat import ChatTemplate, Prompt
+from .models.encoder_type import resolve
 from .errors import Error, OptionError
-from .handler_pictures import Mtmd
-from .images import MAX_PIXELS, load_image
-from .presets import Recommended
-from .reduce import Reducer
-from .schedule import Schedule
-from .setting import InForce, Setting
-from .turbo import Turbo
+from .engine.handler_pictures import Mtmd
+from .inputs.images import MAX_PIXELS, load_image
+from .settings.presets import Recommended
+from .settings.reduce import Reducer
+from .settings.schedule import Schedule
+from .settings.setting import InForce, Setting
+from .settings.turbo import Turbo
 
 __all__ = ["FastVChatHandler", "HandlerReport"]
 
@@ -92,8 +93,8 @@ def _load() -> tuple[Any, Any]:
 _chat_format, _mtmd_cpp = _load()
 _llama_cpp: Any = sys.modules["llama_cpp.llama_cpp"]
 _fastv = _llama_cpp._lib
-_capi.declare(_fastv)
-_turbo = _capi.declare_turbo(_mtmd_cpp._libmtmd)
+c_structures.declare(_fastv)
+_turbo = c_structures.declare_turbo(_mtmd_cpp._libmtmd)
 _MTMDChatHandler: Any = _chat_format.MTMDChatHandler
 
 # libmtmd's log follows the Llama's verbose, as libllama's does
@@ -298,30 +299,30 @@ class FastVChatHandler(_MTMDChatHandler):
         turbo = self._setting.turbo
         if turbo is None:
             return
-        params = _capi.TurboParams()
+        params = c_structures.TurboParams()
         status = _turbo.pyfastv_turbo_parse(turbo.spec().encode(), ctypes.byref(params))
         if not status:
             status = _turbo.pyfastv_turbo_attach(self.mtmd_ctx, ctypes.byref(params))
         if status:
-            _capi.raise_error(status, _turbo.pyfastv_turbo_last_error())
+            c_structures.raise_error(status, _turbo.pyfastv_turbo_last_error())
 
     def _attach(self, llama: Any, schedule: Schedule | None) -> None:
         params = None
         if schedule is not None:
-            params = _capi.FastvParams()
+            params = c_structures.FastvParams()
             n_layer = _llama_cpp.llama_model_n_layer(llama.model)
             status = _fastv.pyfastv_parse(schedule.spec().encode(), n_layer, ctypes.byref(params))
             if status:
-                _capi.raise_error(status, _fastv.pyfastv_last_error())
+                c_structures.raise_error(status, _fastv.pyfastv_last_error())
         status = _fastv.pyfastv_attach(llama.ctx, None if params is None else ctypes.byref(params))
         # attaching replaces the memory, also where it fails
         llama._ctx.memory = _llama_cpp.llama_get_memory(llama.ctx)
         llama.reset()
         if status:
-            _capi.raise_error(status, _fastv.pyfastv_last_error())
+            c_structures.raise_error(status, _fastv.pyfastv_last_error())
 
     def _make_report(self, llama: Any) -> HandlerReport:
-        native, counts = _capi.report_of(_fastv, llama.ctx), self._mtmd_cpp
+        native, counts = c_structures.report_of(_fastv, llama.ctx), self._mtmd_cpp
         if native.n_pending:
             raise Error("the answer has not begun: read from the stream first")
         kept = [_fastv.pyfastv_get_kept(llama.ctx, 0, cut, None, 0) for cut in range(native.n_stages - 1)]

@@ -26,12 +26,12 @@ import yaml  # type: ignore[import-untyped]
 from pydantic import Field, ValidationInfo, field_validator
 
 from .errors import Error
-from .images import Picture
+from .inputs.images import Picture
 from .models import mmproj_beside
-from .options import RequestOptions
-from .presets import Recommended
-from .runner import Runner
-from .setting import SETTING_OPTIONS, Setting
+from .engine.sampling import RequestOptions
+from .settings.presets import Recommended
+from .engine.runner import Runner
+from .settings.setting import SETTING_OPTIONS, Setting
 
 __all__ = ["PyfastvModel", "register_models"]
 

@@ -21,9 +21,9 @@ from math import isqrt
 
 from . import _native
 from .errors import OptionError
-from .schedule import Schedule
-from .setting import Setting
-from .turbo import Turbo
+from .settings.schedule import Schedule
+from .settings.setting import Setting
+from .settings.turbo import Turbo
 
 __all__ = [
     "Decoder",

@@ -10,7 +10,7 @@ import pytest
 from conftest import REPORT
 
 from pyfastv import Answer, FastV, PyramidDrop, Report, Schedule
-from pyfastv.setting import Setting
+from pyfastv.settings.setting import Setting
 
 
 def report(fastv: Schedule | None = None, **changes: Any) -> Report:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from pyfastv import Runner
-from pyfastv.chat import user_message
-from pyfastv.cli import main
+from pyfastv.inputs.chat import user_message
+from pyfastv.commands.main import main
 from pyfastv.eval import AnswerFile, Asking, Question, ask_all
 from pyfastv.models import bundled_examples
-from pyfastv.options import Sampling
-from pyfastv.serve.pool import Pool
+from pyfastv.engine.sampling import Sampling
+from pyfastv.engine.job_pool import JobPool
 from pyfastv.show import trace
 
 from test_llama_cpp_handler import script
@@ -72,14 +72,14 @@ def of_a_chat_completion() -> tuple[int, int]:
 
 
 def of_a_pool() -> tuple[int, int]:
-    with Pool(slots=1, **OPTIONS, **PARTS) as pool:
+    with JobPool(slots=1, **OPTIONS, **PARTS) as pool:
         job = pool.submit([user_message(CLOCK.question, [CLOCK.picture])], Sampling(max_tokens=1))
         job.wait()
     return counts(job.report)
 
 
 def of_a_job() -> tuple[int, int]:
-    with Pool(slots=1, **OPTIONS) as pool:
+    with JobPool(slots=1, **OPTIONS) as pool:
         messages = [user_message(CLOCK.question, [CLOCK.picture])]
         job = pool.submit(messages, Sampling(max_tokens=1), **PARTS)
         job.wait()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import pyfastv
-from pyfastv import _capi
+from pyfastv.engine import c_structures
 from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
 
 from c_api import fastv as libllama
@@ -335,7 +335,7 @@ def test_another_version_is_refused(tmp_path: Path, version: str | None) -> None
 
 
 def test_the_structures_are_those_of_the_libraries() -> None:
-    params = _capi.FastvParams()
+    params = c_structures.FastvParams()
     text = b"k=3,drop=0.25,score=random7,pick=window5,weigh,merge,recall=0.5,cells=77"
     assert libllama.pyfastv_parse(text, 12, ctypes.byref(params)) == 0
     cut = params.cuts[0]

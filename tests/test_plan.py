@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 import pyfastv
-from pyfastv import FastV, _native, plan, theory
-from pyfastv.cli import main
-from pyfastv.header import read_model
+from pyfastv import FastV, _native, theory
+from pyfastv.bench import plan
+from pyfastv.commands.main import main
+from pyfastv.models.header import read_model
 from pyfastv.models import bundled_mmproj, bundled_model
-from pyfastv.setting import Setting
-from pyfastv.speed import Speed, prefill_ms
+from pyfastv.settings.setting import Setting
+from pyfastv.bench.speed import Speed, prefill_ms
 
 import random_gguf
 
@@ -286,7 +287,7 @@ def test_experts_that_are_active_are_counted() -> None:
         "blk.0.ffn_up_shexp.weight": (m, d),
         "blk.0.ffn_down_shexp.weight": (d, m),
     }
-    from pyfastv.header import _decoder
+    from pyfastv.models.header import _decoder
 
     values = {"embedding_length": d, "expert_count": experts, "expert_used_count": used}
     decoder = _decoder("moe", values, shapes, 1)
@@ -333,7 +334,7 @@ def test_without_a_measurement_the_counts_stand(
     def fail(*_: object, **__: object) -> None:
         raise pyfastv.ModelError("no room for an excerpt")
 
-    monkeypatch.setattr("pyfastv.cli_plan.measure", fail)
+    monkeypatch.setattr("pyfastv.commands.plan.measure", fail)
     (model,) = run(capsys, "--settings", "vtw")["models"]
     assert model["unmeasured"] == "no room for an excerpt"
     assert model["settings"][1]["flops"] < model["settings"][0]["flops"]

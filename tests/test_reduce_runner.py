@@ -8,24 +8,9 @@ from typing import Any
 
 import pytest
 
-from pyfastv import (
-    EVS,
-    CDPruner,
-    ContextLengthError,
-    DivPrune,
-    FastV,
-    Merge,
-    OptionError,
-    PLLaVA,
-    Pool,
-    Recommended,
-    Reducer,
-    Runner,
-    Stride,
-    VidCom2,
-)
-from pyfastv.cli import main
-from pyfastv.demo import same_answer
+from pyfastv import EVS, CDPruner, ContextLengthError, DivPrune, FastV, Merge, OptionError, PLLaVA, Pool, Recommended, Reducer, Runner, Stride, VidCom2
+from pyfastv.commands.main import main
+from pyfastv.commands.demo import same_answer
 from pyfastv.models import bundled_examples
 
 CLOCK = bundled_examples()[0]

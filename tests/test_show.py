@@ -13,10 +13,10 @@ from PIL import Image
 
 import pyfastv
 from pyfastv import FastV, PyramidDrop, Recommended, Schedule
-from pyfastv.cli import main
+from pyfastv.commands.main import main
 from pyfastv.models import bundled_examples
-from pyfastv.schedule import Cut
-from pyfastv.setting import Setting
+from pyfastv.settings.schedule import Cut
+from pyfastv.settings.setting import Setting
 from pyfastv.show import RuleTrace, StageTrace, Trace, Turn, draw, figure, named, render, terminal, trace
 from pyfastv.show.geometry import GAP, Canvas, boxes_of_slice, lay_out
 

@@ -17,7 +17,7 @@ import pyfastv
 from pyfastv import DataError, ImageError, OptionError, Runner, Sampling
 from pyfastv.eval.layouts._files import read_json, read_jsonl
 from pyfastv.models import bundled_examples
-from pyfastv.profile import Profile
+from pyfastv.settings.profile import Profile
 
 import random_gguf
 from serving import Server

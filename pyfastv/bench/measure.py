@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..errors import Error
-from ..setting import Setting
+from ..settings.setting import Setting
 from .worker import Worker, start_library_worker, start_runner_worker
 
 __all__ = ["STOCK", "Plan", "Results", "busy_warning", "measure", "order"]

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ._checks import integer
-from .errors import OptionError
-from .header import ModelFiles
-from .presets import PRESETS, FastV
-from .setting import Setting
+from .._checks import integer
+from ..errors import OptionError
+from ..models.header import ModelFiles
+from ..settings.presets import PRESETS, FastV
+from ..settings.setting import Setting
 from .speed import Speed, prefill_ms
-from .theory import Encoder, entering_tokens, flops, kv_bytes, paper_flops, rows_by_layer, visual_by_layer
+from ..theory import Encoder, entering_tokens, flops, kv_bytes, paper_flops, rows_by_layer, visual_by_layer
 
 __all__ = ["Cost", "Plan", "Prompt", "compare", "default_settings", "plan_model"]
 

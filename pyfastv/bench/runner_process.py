@@ -18,9 +18,9 @@ import numpy as np
 
 from .. import _native, lib_path
 from ..errors import DecodeError
-from ..images import load_image
-from ..runner import Runner
-from ..setting import Setting
+from ..inputs.images import load_image
+from ..engine.runner import Runner
+from ..settings.setting import Setting
 from .lowlevel.requests import Stopwatch, peak_bytes, reset_peak, serve
 
 __all__ = ["Options", "main"]
@@ -101,7 +101,7 @@ class _Measuring:
         return best[0]
 
     def set(self, setting: str) -> dict[str, Any]:
-        """The setting, as :meth:`pyfastv.setting.Setting.parse` takes it."""
+        """The setting, as :meth:`pyfastv.settings.setting.Setting.parse` takes it."""
         self._runner._use(Setting.parse(setting))
         return {}
 

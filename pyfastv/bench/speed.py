@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from . import _native
-from .errors import OptionError, UnsupportedModelError
-from .header import ModelFiles
-from .runner import Runner
-from .theory import Decoder, layer_flops
-from .turbo import Turbo
+from .. import _native
+from ..errors import OptionError, UnsupportedModelError
+from ..models.header import ModelFiles
+from ..engine.runner import Runner
+from ..theory import Decoder, layer_flops
+from ..settings.turbo import Turbo
 
 __all__ = ["Speed", "measure", "prefill_ms"]
 

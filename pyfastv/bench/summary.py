@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import theory
-from ..header import ModelFiles
+from ..models.header import ModelFiles
 from .measure import STOCK, Plan, Results
 from .ratios import Ratio, compare
 

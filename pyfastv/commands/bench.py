@@ -18,23 +18,23 @@ import click
 from rich.console import Console
 
 from .. import _native
-from .._native_options import MAX_N_CTX, MAX_THREADS
-from ..console import bar
-from ..encoder_type import ENCODER_TYPES, resolve
+from ..engine.loaded import MAX_N_CTX, MAX_THREADS
+from .bars import bar
+from ..models.encoder_type import ENCODER_TYPES, resolve
 from ..errors import DataError, Error, UnsupportedModelError
 from ..eval.plot import check_plot
-from ..header import ModelFiles, read_model
-from ..images import load_image
+from ..models.header import ModelFiles, read_model
+from ..inputs.images import load_image
 from ..models import bundled_mmproj, bundled_model, mmproj_beside
 from ..output import Output
-from ..setting import parse_settings
-from ..streams import tell
-from .measure import Plan, Results, busy_warning, measure
-from .picture import save_picture
-from .plot import save_plot
-from .ratios import RULE
-from .summary import Row, summarize
-from .tables import as_markdown, print_tables, tables_of
+from ..settings.setting import parse_settings
+from .streams import tell
+from ..bench.measure import Plan, Results, busy_warning, measure
+from ..bench.picture import save_picture
+from ..bench.plot import save_plot
+from ..bench.ratios import RULE
+from ..bench.summary import Row, summarize
+from ..bench.tables import as_markdown, print_tables, tables_of
 
 __all__ = ["bench"]
 
@@ -166,7 +166,7 @@ def _need(module: str, what: str) -> Any:
 
 
 def _list_geometries() -> int:
-    from .geometry.sizes import GEOMETRIES
+    from ..bench.geometry.sizes import GEOMETRIES
 
     for name, geometry in GEOMETRIES.items():
         d = geometry.decoder
@@ -183,7 +183,7 @@ def _find_model(model: str | None, options: dict[str, Any]) -> tuple[str, str]:
         if model is not None or mmproj is not None:
             raise click.UsageError("--geometry excludes MODEL and --mmproj.")
         _need("gguf", "geometries")
-        from .geometry.files import default_cache, make_geometry
+        from ..bench.geometry.files import default_cache, make_geometry
 
         with bar(f"Writing {options['geometry']}") as progress:
             paths = make_geometry(
@@ -204,7 +204,7 @@ def _find_model(model: str | None, options: dict[str, Any]) -> tuple[str, str]:
 def _context_length(mmproj: str, options: dict[str, Any]) -> int:
     """What the prompt and the generation need, where it is known: a larger KV cache only takes memory."""
     if options["geometry"] is not None:
-        from .geometry.sizes import GEOMETRIES
+        from ..bench.geometry.sizes import GEOMETRIES
 
         n_visual: int | None = GEOMETRIES[options["geometry"]].visual_tokens
     else:

@@ -11,12 +11,12 @@ from types import FrameType
 
 import click
 
-from .answer import Report
-from .console import bar
-from .errors import Error
-from .images import Picture, load_image
-from .options import SamplingOptions
-from .session import Session
+from ..engine.answer import Report
+from .bars import bar
+from ..errors import Error
+from ..inputs.images import Picture, load_image
+from ..engine.sampling import SamplingOptions
+from ..engine.session import Session
 from .streams import tell
 
 __all__ = ["Repl"]

@@ -7,12 +7,12 @@ import re
 from rich.console import Console
 from rich.table import Table
 
-from .answer import Answer
-from .check import check_machine
-from .console import bar
-from .models import bundled_examples
-from .presets import FastV, Recommended
-from .runner import Runner
+from ..engine.answer import Answer
+from ..models.check import check_machine
+from .bars import bar
+from ..models import bundled_examples
+from ..settings.presets import FastV, Recommended
+from ..engine.runner import Runner
 
 __all__ = ["run_demo", "same_answer"]
 

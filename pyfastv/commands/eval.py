@@ -11,19 +11,19 @@ import click
 from rich.console import Console
 
 from .._checks import integer
-from ..cli_options import model_options, runner_arguments, shows_progress
-from ..console import bar
+from .options import model_options, runner_arguments, shows_progress
+from .bars import bar
 from ..output import Output
-from .answers import AnswerFile
-from .asking import Asking, ask_all
-from .evaluation import evaluate
-from .layouts import LAYOUTS, load_dataset
-from .plot import check_plot, plot
-from .question import Dataset, Question
-from .scorers import SCORERS, check_answers
-from .settings import check_settings
-from .table import tables
-from .timing import Timing, time_settings
+from ..eval.answers import AnswerFile
+from ..eval.asking import Asking, ask_all
+from ..eval.evaluation import evaluate
+from ..eval.layouts import LAYOUTS, load_dataset
+from ..eval.plot import check_plot, plot
+from ..eval.question import Dataset, Question
+from ..eval.scorers import SCORERS, check_answers
+from ..eval.settings import check_settings
+from ..eval.table import tables
+from ..eval.timing import Timing, time_settings
 
 __all__ = ["dataset_options", "eval_command", "load", "pick_pictures"]
 

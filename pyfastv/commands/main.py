@@ -9,22 +9,22 @@ from typing import Any
 
 import click
 
-from . import __version__, lib_path
-from .bench.command import bench
-from .check import check_machine
-from .cli_options import load_runner, read_media, request_options, shows_progress, to_sampling, to_setting
-from .cli_plan import plan
-from .cli_show import show
-from .console import bar
+from .. import __version__, lib_path
+from .bench import bench
+from ..models.check import check_machine
+from .options import load_runner, read_media, request_options, shows_progress, to_sampling, to_setting
+from .plan import plan
+from .show import show
+from .bars import bar
 from .demo import run_demo
-from .errors import Error
-from .eval.command import eval_command
-from .info import describe, gather
-from .quantize import TYPES, quantize_mmproj
-from .repl import Repl
-from .serve.command import serve
+from ..errors import Error
+from .eval import eval_command
+from ..models.info import describe, gather
+from ..models.quantize import TYPES, quantize_mmproj
+from .conversation import Repl
+from .serve import serve
 from .streams import reason_of, stderr_lost, tell, usable_streams
-from .tune.command import tune_command
+from .tune import tune_command
 
 __all__ = ["main"]
 

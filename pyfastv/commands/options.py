@@ -11,20 +11,20 @@ import click
 import huggingface_hub
 from click.core import ParameterSource
 
-from . import _native
-from .console import bar
-from .encoder_type import ENCODER_TYPES, resolve
-from .errors import ImageError, OptionError
-from .images import load_image
-from .models import from_hub, mmproj_beside
-from .options import Sampling, SamplingOptions
-from .presets import PRESETS, Recommended
-from .profile import Profile
-from .reduce import REDUCERS, Reducer, to_reducer
-from .runner import Runner
-from .schedule import RECALL, Cut, Schedule
-from .setting import Setting
-from .video import Video, is_video, load_frames
+from .. import _native
+from .bars import bar
+from ..models.encoder_type import ENCODER_TYPES, resolve
+from ..errors import ImageError, OptionError
+from ..inputs.images import load_image
+from ..models import from_hub, mmproj_beside
+from ..engine.sampling import Sampling, SamplingOptions
+from ..settings.presets import PRESETS, Recommended
+from ..settings.profile import Profile
+from ..settings.reduce import REDUCERS, Reducer, to_reducer
+from ..engine.runner import Runner
+from ..settings.schedule import RECALL, Cut, Schedule
+from ..settings.setting import Setting
+from ..inputs.video import Video, is_video, load_frames
 
 __all__ = [
     "load_runner",

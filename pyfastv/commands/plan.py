@@ -10,24 +10,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from .console import bar
-from .errors import Error, OptionError
-from .header import ModelFiles, read_model
-from .images import load_image
-from .models import bundled_mmproj, bundled_model
-from .plan import (
-    OFF,
-    Plan,
-    Prompt,
-    Settings,
-    cheaper,
-    compare,
-    default_settings,
-    measured_lengths,
-    plan_model,
-)
-from .setting import Setting
-from .speed import Speed, measure
+from .bars import bar
+from ..errors import Error, OptionError
+from ..models.header import ModelFiles, read_model
+from ..inputs.images import load_image
+from ..models import bundled_mmproj, bundled_model
+from ..bench.plan import OFF, Plan, Prompt, Settings, cheaper, compare, default_settings, measured_lengths, plan_model
+from ..settings.setting import Setting
+from ..bench.speed import Speed, measure
 
 __all__ = ["plan"]
 

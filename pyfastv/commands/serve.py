@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from .._checks import real
-from ..cli_options import runner_arguments, schedule_options, shows_progress, to_setting
-from ..console import bar
+from .options import runner_arguments, schedule_options, shows_progress, to_setting
+from .bars import bar
 from ..errors import Error, OutOfMemoryError
-from ..streams import tell
+from .streams import tell
 
 __all__ = ["serve"]
 
@@ -58,7 +58,8 @@ def serve(**options: Any) -> None:
     setting = to_setting(options)
     real("temp", options["temp"], "a number from 0 to 100", 0.0, 100.0)
     try:
-        from . import app, pool, server, settings
+        from ..serve import app, server, settings
+        from ..engine import job_pool
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in _NEEDED:
             raise
@@ -69,7 +70,7 @@ def serve(**options: Any) -> None:
         arguments = runner_arguments(options)
         arguments["n_ctx"] = arguments["n_ctx"] or None
         with bar("Loading", shows_progress(options)) as loading:
-            slots = pool.Pool(
+            slots = job_pool.JobPool(
                 **arguments,
                 slots=options["slots"],
                 queue=options["queue"],

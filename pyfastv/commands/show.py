@@ -9,10 +9,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from .cli_options import load_runner, request_options, to_sampling, to_setting
-from .errors import OptionError
-from .images import load_image
-from .output import Output
+from .options import load_runner, request_options, to_sampling, to_setting
+from ..errors import OptionError
+from ..inputs.images import load_image
+from ..output import Output
 
 __all__ = ["show"]
 
@@ -38,8 +38,8 @@ _SETTING = (
 @request_options
 def show(images: tuple[str, ...], question: str, **options: Any) -> None:
     """Draw what was kept of PICTURE for QUESTION: dropped patches dimmed, and what ranked them."""
-    from .show import draw, named, trace
-    from .show.terminal import can_show, print_image
+    from ..show import draw, named, trace
+    from ..show.terminal import can_show, print_image
 
     given = click.get_current_context().get_parameter_source
     single = [name for name in _SETTING if given(name) is ParameterSource.COMMANDLINE]
@@ -82,7 +82,7 @@ def _unused(path: Path) -> Path:
 def _check_matplotlib() -> None:
     from importlib.util import find_spec
 
-    from .errors import Error
+    from ..errors import Error
 
     if find_spec("matplotlib") is None:
         raise Error("pyfastv show needs matplotlib: pip install 'pyfastv[show]'")

@@ -13,7 +13,7 @@ from typing import TextIO
 
 import click
 
-from .errors import printable
+from ..errors import printable
 
 __all__ = ["reason_of", "stderr_lost", "tell", "usable_streams"]
 

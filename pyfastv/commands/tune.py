@@ -11,21 +11,21 @@ from rich.console import Console
 from rich.table import Table
 
 from .._checks import integer, real
-from ..cli_options import model_options, runner_arguments, shows_progress
-from ..console import bar
+from .options import model_options, runner_arguments, shows_progress
+from .bars import bar
 from ..errors import DataError
 from ..eval.asking import Asking
-from ..eval.command import dataset_options, load, pick_pictures
+from .eval import dataset_options, load, pick_pictures
 from ..eval.settings import OFF, check_settings
 from ..eval.timing import ratio, time_settings
 from ..models import bundled_model
 from ..output import Output
-from ..profile import Profile, model_identity
-from ..runner import Runner
-from ..setting import Setting
-from .candidates import candidates, turbo_candidates, why_no_turbo
-from .measuring import Measuring
-from .search import Standing, search
+from ..settings.profile import Profile, model_identity
+from ..engine.runner import Runner
+from ..settings.setting import Setting
+from ..eval.tune.candidates import candidates, turbo_candidates, why_no_turbo
+from ..eval.tune.measuring import Measuring
+from ..eval.tune.search import Standing, search
 
 __all__ = ["tune_command"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import _native
-from ..answer import Report
-from ..pieces import PieceReader
-from ..setting import Setting
+from .answer import Report
+from .pieces import PieceReader
+from ..settings.setting import Setting
 from .job import Job, Piece, TokenProb
 
 __all__ = ["Active"]

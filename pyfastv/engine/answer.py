@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from .setting import InForce, Setting
+from ..settings.setting import InForce, Setting
 
 __all__ = ["Answer", "Report", "Saved"]
 

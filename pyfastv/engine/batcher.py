@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from .. import _native
-from .._process_lock import ProcessLock
-from ..answer import Report
+from .process_lock import ProcessLock
+from .answer import Report
 from ..errors import ClosedError, Error, OptionError, OutOfMemoryError
-from ..schedule import Schedule
+from ..settings.schedule import Schedule
 from .active import Active
 from .job import Job
 
@@ -101,7 +101,7 @@ class Batcher:
             self._changed.notify_all()
 
     def stats(self) -> dict[str, float]:
-        """See :meth:`pyfastv.serve.pool.Pool.stats`."""
+        """See :meth:`pyfastv.engine.job_pool.JobPool.stats`."""
         with self._changed:
             now = {"slots": self._n_slots, "active": len(self._active), "waiting": len(self._waiting)}
             return {**now, **self._totals}
@@ -131,7 +131,7 @@ class Batcher:
         self.close(timeout=0)
 
     def cancel(self, job: Job) -> None:
-        """See :meth:`pyfastv.serve.job.Job.cancel`."""
+        """See :meth:`pyfastv.engine.job.Job.cancel`."""
         with self._changed:
             for item in self._waiting:
                 if item.job is job:

@@ -7,8 +7,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any, ClassVar, NoReturn
 
-from .bench.lowlevel.bindings import FastvParams, FastvReport, Sized, declare, report_of
-from .errors import DecodeError, Error, OptionError, OutOfMemoryError, UnsupportedModelError
+from ..bench.lowlevel.bindings import FastvParams, FastvReport, Sized, declare, report_of
+from ..errors import DecodeError, Error, OptionError, OutOfMemoryError, UnsupportedModelError
 
 __all__ = [
     "FastvParams",

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _native
-from .errors import OptionError, UnsupportedModelError
-from .reduce import Reducer
+from .. import _native
+from ..errors import OptionError, UnsupportedModelError
+from ..settings.reduce import Reducer
 
 __all__ = ["Mtmd"]
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from .._process_lock import ProcessLock
-from ..answer import Report
+from .process_lock import ProcessLock
+from .answer import Report
 
 __all__ = ["Job", "Piece", "TokenProb"]
 
@@ -39,7 +39,7 @@ class Piece:
 
 
 class Job:
-    """A request, waiting or computed or finished; made by :meth:`pyfastv.serve.pool.Pool.submit`.
+    """A request, waiting or computed or finished; made by :meth:`pyfastv.engine.job_pool.JobPool.submit`.
 
     Iterating, blocking or ``async``, gives the pieces of the answer from its beginning, as they come; what went wrong
     with the computation is raised there. Every method can be called from any thread.

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from .._checks import integer
-from .._native_options import LoadedModel, LoadOptions, PathLike, model_files, setting_options
-from ..chat import Prompt
+from .loaded import LoadedModel, LoadOptions, PathLike, model_files, setting_options
+from ..inputs.chat import Prompt
 from ..errors import OptionError, printable
-from ..options import Sampling
-from ..presets import Recommended
-from ..reduce import Reducer
-from ..schedule import Schedule
-from ..setting import InForce, Setting, SettingOptions
-from ..turbo import Turbo
+from .sampling import Sampling
+from ..settings.presets import Recommended
+from ..settings.reduce import Reducer
+from ..settings.schedule import Schedule
+from ..settings.setting import InForce, Setting, SettingOptions
+from ..settings.turbo import Turbo
 from .active import Active
 from .batcher import Batcher, PoolBusy
 from .job import Job, Piece, TokenProb
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
-__all__ = ["Job", "Piece", "Pool", "PoolBusy", "TokenProb"]
+__all__ = ["Job", "Piece", "JobPool", "PoolBusy", "TokenProb"]
 
 _DEFAULT_N_CTX = 8192  # of each slot, at most, where nobody says
 _MAX_TOP = 100
 
 
-class Pool(InForce):
+class JobPool(InForce):
     """One model, and slots that answer as many requests at once; others wait in a queue.
 
     The slots share one context. A thread of the pool's own runs it: a token of every answer, then a piece of a
     prompt, and so on. A request whose prompt begins as one that a slot still holds, pictures included, goes on from
     there, whoever asked. Every method can be called from any thread; a context manager.
 
-    >>> with Pool(slots=4) as pool:
+    >>> with JobPool(slots=4) as pool:
     ...     jobs = [pool.submit([user_message("What time is it?", path)], Sampling()) for path in paths]
     ...     print([job.read() for job in jobs])
 
@@ -99,7 +99,7 @@ class Pool(InForce):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<pyfastv.serve.Pool {self.name}, {self.n_slots} slots, {self.setting}>"
+        return f"<pyfastv.engine.JobPool {self.name}, {self.n_slots} slots, {self.setting}>"
 
     def submit(
         self,
@@ -112,7 +112,7 @@ class Pool(InForce):
     ) -> Job:
         """Queue a chat. The calling thread renders the template, decodes the pictures and counts the tokens.
 
-        ``messages``: see :meth:`pyfastv.chat.ChatTemplate.render`. ``n_probs``: how many of the likeliest tokens
+        ``messages``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`. ``n_probs``: how many of the likeliest tokens
         each piece names, 0 to 100. ``fastv``: a schedule for this request: it waits until all before it have ended, and
         those behind it wait for it, unless they bring the same; a change of schedule empties the context.
         ``turbo``, ``reduce``: a merging and a reducer for this request, which none waits for; None: none.

@@ -11,15 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
-from . import _native
-from ._checks import integer, utf8
-from .chat import ChatTemplate, Prompt
-from .encoder_type import Encoder, check_encoder_type, resolve
-from .errors import ModelError, OptionError
-from .images import MAX_PIXELS, Frame, Picture, load_image
-from .models import bundled_mmproj, bundled_model
-from .options import Sampling
-from .setting import Setting
+from .. import _native
+from .._checks import integer, utf8
+from ..inputs.chat import ChatTemplate, Prompt
+from ..models.encoder_type import Encoder, check_encoder_type, resolve
+from ..errors import ModelError, OptionError
+from ..inputs.images import MAX_PIXELS, Frame, Picture, load_image
+from ..models import bundled_mmproj, bundled_model
+from .sampling import Sampling
+from ..settings.setting import Setting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,7 +122,7 @@ class LoadedModel:
         return ChatTemplate(engine.chat_template, bos_token=engine.bos_token, eos_token=engine.eos_token)
 
     def render(self, messages: Sequence[dict[str, Any]]) -> Prompt:
-        """See :meth:`pyfastv.chat.ChatTemplate.render`."""
+        """See :meth:`pyfastv.inputs.chat.ChatTemplate.render`."""
         return self.template.render(messages, self.engine.media_marker)
 
     def load_images(self, pictures: Sequence[Picture]) -> list[NDArray[np.uint8]]:

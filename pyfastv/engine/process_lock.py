@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from . import _native
-from .errors import ClosedError
+from .. import _native
+from ..errors import ClosedError
 
 __all__ = ["ProcessLock"]
 

@@ -7,23 +7,24 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
-from . import _native, completion
-from ._checks import integer
-from ._desk import Desk, InThread, Place
-from ._native_options import LoadedModel, PathLike, model_files, setting_options
+from .. import _native
+from . import completion
+from .._checks import integer
+from .desk import Desk, InThread, Place
+from .loaded import LoadedModel, PathLike, model_files, setting_options
 from .answer import Answer, Report
-from .chat import system_message, user_message
-from .errors import ClosedError, OptionError, printable
-from .images import MAX_PIXELS, Frame, Pictures, as_list
-from .options import RequestOptions, of_request
-from .presets import Recommended
-from .reduce import Reducer
-from .schedule import Schedule
+from ..inputs.chat import system_message, user_message
+from ..errors import ClosedError, OptionError, printable
+from ..inputs.images import MAX_PIXELS, Frame, Pictures, as_list
+from .sampling import RequestOptions, of_request
+from ..settings.presets import Recommended
+from ..settings.reduce import Reducer
+from ..settings.schedule import Schedule
 from .session import Session
-from .setting import InForce, Setting
+from ..settings.setting import InForce, Setting
 from .stream import Stream
-from .turbo import Turbo
-from .video import Video, VideoSource, load_frames
+from ..settings.turbo import Turbo
+from ..inputs.video import Video, VideoSource, load_frames
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -93,7 +94,7 @@ class Runner(InForce):
         ``progress``: called with 0..1 while loading; an exception in it ends the loading.
         ``max_pixels``: largest picture taken, in pixels. ``encoder_cache_mb``: memory for the vision encoder's
         outputs, so that a picture that comes again is not encoded again; 0: none.
-        ``encoder_type``: of the vision encoder's matrices, one of :data:`pyfastv.encoder_type.ENCODER_TYPES`. "auto" is
+        ``encoder_type``: of the vision encoder's matrices, one of :data:`pyfastv.models.encoder_type.ENCODER_TYPES`. "auto" is
         q8_0 where this machine's products with it are faster than with f16, "stock" the file as it is. Where the file
         has to be quantized, that is done once, and kept in the user's cache.
 
@@ -351,7 +352,7 @@ class Runner(InForce):
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """OpenAI's chat completion, in the shape of llama-cpp-python's method of this name.
 
-        ``messages``: see :meth:`pyfastv.chat.ChatTemplate.render`; ``options``: as in :meth:`ask`. Returns the
+        ``messages``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`; ``options``: as in :meth:`ask`. Returns the
         completion, or an iterator of its chunks. The completion and the last chunk have one key more than
         OpenAI's: ``pyfastv``, the report. Raises as :meth:`ask` does.
         """

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict, cast
 
-from ._checks import integer, real, shown, utf8
-from .errors import OptionError
-from .setting import SETTING_OPTIONS, Setting, SettingOptions
+from .._checks import integer, real, shown, utf8
+from ..errors import OptionError
+from ..settings.setting import SETTING_OPTIONS, Setting, SettingOptions
 
 __all__ = ["RequestOptions", "Sampling", "SamplingOptions", "of_request"]
 

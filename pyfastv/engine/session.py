@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ._desk import Place
-from ._process_lock import ProcessLock
+from .desk import Place
+from .process_lock import ProcessLock
 from .answer import Answer
-from .chat import assistant_message, system_message, user_message
-from .errors import ClosedError
-from .images import Frame, Picture, Pictures, as_list
-from .options import RequestOptions
+from ..inputs.chat import assistant_message, system_message, user_message
+from ..errors import ClosedError
+from ..inputs.images import Frame, Picture, Pictures, as_list
+from .sampling import RequestOptions
 from .stream import Stream
-from .video import Video, VideoSource
+from ..inputs.video import Video, VideoSource
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from .answer import Answer, Report
-from .errors import ClosedError, Error
+from ..errors import ClosedError, Error
 from .pieces import PieceReader
 
 __all__ = ["Stream"]

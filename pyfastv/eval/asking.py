@@ -15,11 +15,11 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-from ..answer import Report
+from ..engine.answer import Report
 from ..errors import Error
 from ..models import bundled_mmproj, bundled_model
-from ..runner import Runner
-from ..setting import Setting
+from ..engine.runner import Runner
+from ..settings.setting import Setting
 from .answers import AnswerFile, Given
 from .question import Question
 

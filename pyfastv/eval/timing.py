@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OptionError
-from ..runner import Runner
-from ..setting import Setting
+from ..engine.runner import Runner
+from ..settings.setting import Setting
 from .asking import Asking
 from .bootstrap import Interval, median_interval
 from .question import Question

@@ -14,8 +14,8 @@ import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ._checks import shown, utf8
-from .errors import ModelError, OptionError
+from .._checks import shown, utf8
+from ..errors import ModelError, OptionError
 from .images import Picture, Pictures, as_list
 
 __all__ = ["ChatTemplate", "Prompt", "assistant_message", "system_message", "user_message"]

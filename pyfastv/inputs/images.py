@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ._checks import integer
-from .errors import ImageError
+from .._checks import integer
+from ..errors import ImageError
 
 __all__ = ["MAX_PIXELS", "Frame", "Picture", "Pictures", "as_list", "load_image"]
 

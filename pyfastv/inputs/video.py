@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ._checks import integer, real
-from .errors import ImageError, OptionError
+from .._checks import integer, real
+from ..errors import ImageError, OptionError
 from .images import MAX_PIXELS, Frame, Picture, load_image
 
 __all__ = ["MAX_FRAMES", "Video", "VideoSource", "is_video", "load_frames"]

@@ -1,4 +1,4 @@
-"""The process of :mod:`pyfastv.check`: says what it is about to try, and tries it."""
+"""The process of :mod:`pyfastv.models.check`: says what it is about to try, and tries it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _native
-from .demo import same_answer
-from .errors import Error
-from .models import bundled_examples, bundled_mmproj, bundled_model
-from .runner import Runner
+from .. import _native
+from ..commands.demo import same_answer
+from ..errors import Error
+from .hub import bundled_examples, bundled_mmproj, bundled_model
+from ..engine.runner import Runner
 
 __all__ = ["STEPS", "main", "relative_error", "tolerance"]
 

@@ -10,9 +10,9 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from . import _native
-from .errors import Error
-from .output import Output
+from .. import _native
+from ..errors import Error
+from ..output import Output
 from .user_cache import user_cache
 
 __all__ = ["gain_of_q8_0"]

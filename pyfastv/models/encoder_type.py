@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import _native
+from .. import _native
 from .encoder_gain import gain_of_q8_0
-from .errors import DataError, Error, ModelError, OptionError
+from ..errors import DataError, Error, ModelError, OptionError
 from .kept_encoders import folder, kept_encoder
 from .quantize_plan import FLOATS, matrices
 

@@ -9,10 +9,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from . import _native
-from .errors import ModelError, UnsupportedModelError
-from .models import mmproj_beside
-from .theory import Decoder, Encoder
+from .. import _native
+from ..errors import ModelError, UnsupportedModelError
+from .hub import mmproj_beside
+from ..theory import Decoder, Encoder
 
 __all__ = ["ModelFiles", "WeightBytes", "read_model"]
 

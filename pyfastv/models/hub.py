@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import huggingface_hub
 
-from .errors import ModelError
+from ..errors import ModelError
 
 __all__ = ["Example", "bundled_examples", "bundled_mmproj", "bundled_model", "from_hub", "mmproj_beside"]
 

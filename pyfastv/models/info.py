@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, _native
+from .. import __version__, _native
 from .check import Findings
 from .encoder_type import choose
 from .encoder_type import describe as describe_encoder
-from .models import bundled_model, mmproj_beside
+from .hub import bundled_model, mmproj_beside
 
 __all__ = ["compact", "describe", "gather"]
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from . import _native
-from .errors import DataError, Error
+from .. import _native
+from ..errors import DataError, Error
 from .quantize import quantize_mmproj
 from .user_cache import user_cache
 

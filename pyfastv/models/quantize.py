@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import _native
-from .errors import ModelError, OptionError
-from .output import Output
+from .. import _native
+from ..errors import ModelError, OptionError
+from ..output import Output
 from .quantize_plan import FLOATS, Plan, make_plan, matrices
 
 __all__ = ["TYPES", "Quantized", "quantize_mmproj"]
@@ -50,7 +50,7 @@ def quantize_mmproj(
     The matrices of the encoder's blocks and of the projector change their type; patch and position embeddings, norms,
     biases and the class embedding stay as they are, and so does all metadata but ``general.file_type``. Where the
     feed-forward blocks are no whole number of type blocks wide, zeros are added, which change nothing
-    (:func:`pyfastv.quantize_plan.make_plan`). ``force``: write over an existing file. ``progress``: called with (bytes
+    (:func:`pyfastv.models.quantize_plan.make_plan`). ``force``: write over an existing file. ``progress``: called with (bytes
     done, bytes) of the weights; an exception in it, or Ctrl-C, ends the writing. ``target`` is there when it is complete,
     never before; a link stays one, and a pipe or a device is written to.
 

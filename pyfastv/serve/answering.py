@@ -17,7 +17,7 @@ from . import replies
 from .errors import as_api_error, error_body
 from .generation import Wanted
 from .metrics import Metrics
-from .pool import Job, Piece, TokenProb
+from ..engine.job_pool import Job, Piece, TokenProb
 
 __all__ = ["ClientGone", "Form", "answer", "while_connected"]
 

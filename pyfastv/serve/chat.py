@@ -10,7 +10,7 @@ from . import replies
 from .errors import invalid
 from .generation import INT32_MAX, Generation, Model
 from .grammar import json_grammar, schema_grammar
-from .pool import Piece, TokenProb
+from ..engine.job_pool import Piece, TokenProb
 
 __all__ = ["ChatForm", "ChatMessage", "ChatRequest", "ImagePart", "TextPart"]
 

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from . import replies
 from .errors import invalid
 from .generation import Generation
-from .pool import Piece, TokenProb
+from ..engine.job_pool import Piece, TokenProb
 
 __all__ = ["CompletionRequest", "TextForm"]
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from ..options import Sampling
-from ..schedule import Cut, Schedule
-from ..setting import SETTING_OPTIONS, Setting, SettingOptions
+from ..engine.sampling import Sampling
+from ..settings.schedule import Cut, Schedule
+from ..settings.setting import SETTING_OPTIONS, Setting, SettingOptions
 from .errors import invalid
-from .pool import Pool
+from ..engine.job_pool import JobPool
 from .settings import Settings
 
 __all__ = ["INT32_MAX", "Generation", "Model", "Wanted"]
@@ -65,7 +65,7 @@ class Wanted:
     include_usage: bool
 
     def keywords(self) -> dict[str, Any]:
-        """Of :meth:`pyfastv.serve.pool.Pool.submit`."""
+        """Of :meth:`pyfastv.engine.job_pool.JobPool.submit`."""
         return {
             "sampling": self.sampling,
             "n_probs": self.n_probs,
@@ -122,7 +122,7 @@ class Generation(Model):
     def _refused(self) -> tuple[str, ...]:
         return ("logit_bias",)
 
-    def wanted(self, pool: Pool, settings: Settings) -> Wanted:
+    def wanted(self, pool: JobPool, settings: Settings) -> Wanted:
         """What it asks for. It may take a while. Raises ApiError, OptionError."""
         self.check_supported()
         usage = self.stream_options is not None and bool(self.stream_options.include_usage)

@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..answer import Report
-from .pool import TokenProb
+from ..engine.answer import Report
+from ..engine.job_pool import TokenProb
 
 __all__ = ["chat_logprobs", "details", "head", "text_logprobs", "timings", "unpruned_prefill_ms", "usage"]
 

@@ -21,7 +21,7 @@ from .errors import ApiError
 from .generation import Wanted
 from .metrics import Metrics
 from .pictures import PictureReader
-from .pool import Job, Pool
+from ..engine.job_pool import Job, JobPool
 from .settings import Settings
 
 __all__ = ["make_router"]
@@ -57,7 +57,7 @@ _COMPLETION_OK: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_router(pool: Pool, settings: Settings, metrics: Metrics) -> APIRouter:
+def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRouter:
     """All of them."""
     router = APIRouter(route_class=BoundedJsonRoute, responses=_ERRORS)
     pictures = PictureReader(settings)

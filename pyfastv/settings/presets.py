@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from . import _native
-from .errors import OptionError
+from .. import _native
+from ..errors import OptionError
 from .schedule import RECALL, Cut, Schedule, schedule_of
 
 __all__ = [

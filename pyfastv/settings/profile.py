@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import _native
-from .errors import DataError, OptionError
-from .models import bundled_model
-from .output import Output
+from .. import _native
+from ..errors import DataError, OptionError
+from ..models import bundled_model
+from ..output import Output
 from .reduce import Reducer
 from .schedule import Schedule
 from .setting import Setting
@@ -68,7 +68,7 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """What is in the file."""
-        from . import __version__  # of a package that imports this module
+        from .. import __version__  # of a package that imports this module
 
         specs = self.setting.specs()
         return {

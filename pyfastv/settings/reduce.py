@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-from . import _native
-from ._checks import INT32_MAX, integer, real
-from .errors import OptionError
+from .. import _native
+from .._checks import INT32_MAX, integer, real
+from ..errors import OptionError
 
 __all__ = [
     "EVS",

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import _native
-from ._checks import integer, real
-from .errors import OptionError
+from .. import _native
+from .._checks import integer, real
+from ..errors import OptionError
 
 __all__ = ["MAX_CUTS", "PICKS", "RECALL", "SCORES", "Cut", "Schedule", "schedule_of"]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from . import _native
-from .errors import OptionError
+from .. import _native
+from ..errors import OptionError
 from .presets import preset_or_schedule, to_schedule
 from .reduce import Reducer, reducer_of, to_reducer
 from .schedule import Schedule

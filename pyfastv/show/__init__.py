@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ..errors import OptionError
-from ..images import Pictures
-from ..options import SamplingOptions
-from ..presets import FastV, Recommended
-from ..schedule import Schedule
-from ..setting import Setting
+from ..inputs.images import Pictures
+from ..engine.sampling import SamplingOptions
+from ..settings.presets import FastV, Recommended
+from ..settings.schedule import Schedule
+from ..settings.setting import Setting
 from .figure import draw
 from .trace import RuleTrace, StageTrace, Trace, Turn, to_setting, trace
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ..runner import Runner
+    from ..engine.runner import Runner
 
 __all__ = ["RuleTrace", "StageTrace", "Trace", "Turn", "draw", "render", "trace"]
 

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from .. import _native
 from ..errors import ImageError
-from ..images import Pictures, as_list
-from ..schedule import Cut, Schedule
-from ..setting import InForce, Setting
+from ..inputs.images import Pictures, as_list
+from ..settings.schedule import Cut, Schedule
+from ..settings.setting import InForce, Setting
 from .geometry import Canvas, lay_out
 
 if TYPE_CHECKING:
-    from ..options import SamplingOptions
-    from ..runner import Runner
+    from ..engine.sampling import SamplingOptions
+    from ..engine.runner import Runner
 
 __all__ = ["RuleTrace", "StageTrace", "Trace", "Turn", "to_setting", "trace"]
 

@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType as Type
 
 from ...errors import DataError, Error, OptionError
 from ...output import Output
-from ...user_cache import user_cache
+from ...models.user_cache import user_cache
 from .sizes import GEOMETRIES, Decoder, Encoder, Value
 from .tensors import Tensor, language_tensors, vision_tensors
 from .weights import RandomTensors

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .. import _native
-from ..errors import UnsupportedModelError
-from ..presets import FastV, PyramidDrop, Recommended
-from ..runner import Runner
-from ..schedule import Cut, Schedule
-from ..turbo import Turbo
+from ... import _native
+from ...errors import UnsupportedModelError
+from ...settings.presets import FastV, PyramidDrop, Recommended
+from ...engine.runner import Runner
+from ...settings.schedule import Cut, Schedule
+from ...settings.turbo import Turbo
 
 __all__ = ["candidates", "turbo_candidates", "why_no_turbo"]
 

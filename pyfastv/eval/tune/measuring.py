@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..eval.asking import Asking
-from ..eval.question import Question
-from ..runner import Runner
-from ..setting import Setting
+from ..asking import Asking
+from ..question import Question
+from ...engine.runner import Runner
+from ...settings.setting import Setting
 from .distribution import Reference, compare, refer
 from .search import Sample
 
@@ -16,7 +16,7 @@ __all__ = ["Measuring"]
 
 
 class Measuring:
-    """What :func:`pyfastv.tune.search` calls: settings on one picture's questions, picture by picture."""
+    """What :func:`pyfastv.eval.tune.search` calls: settings on one picture's questions, picture by picture."""
 
     def __init__(self, runner: Runner, questions: Sequence[Question], asking: Asking, positions: int) -> None:
         """``positions``: tokens of an answer that are compared."""

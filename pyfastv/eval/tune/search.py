@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OptionError
-from ..eval.bootstrap import upper_bound
+from ...errors import OptionError
+from ..bootstrap import upper_bound
 
 __all__ = ["MIN_PICTURES", "Sample", "Standing", "search"]
 
