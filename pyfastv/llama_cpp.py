@@ -25,14 +25,15 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
+from . import _native
+from ._about import lib_path
 from .engine import c_structures
-from . import _native, lib_path
-from .engine.process_lock import ProcessLock
-from .inputs.chat import ChatTemplate, Prompt
-from .models.encoder_type import resolve
-from .errors import Error, OptionError
 from .engine.handler_pictures import Mtmd
+from .engine.process_lock import ProcessLock
+from .errors import Error, OptionError
+from .inputs.chat import ChatTemplate, Prompt
 from .inputs.images import MAX_PIXELS, load_image
+from .models.encoder_type import resolve
 from .settings.presets import Recommended
 from .settings.reduce import Reducer
 from .settings.schedule import Schedule

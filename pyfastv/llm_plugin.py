@@ -25,12 +25,12 @@ import llm
 import yaml  # type: ignore[import-untyped]
 from pydantic import Field, ValidationInfo, field_validator
 
+from .engine.runner import Runner
+from .engine.sampling import RequestOptions
 from .errors import Error
 from .inputs.images import Picture
 from .models import mmproj_beside
-from .engine.sampling import RequestOptions
 from .settings.presets import Recommended
-from .engine.runner import Runner
 from .settings.setting import SETTING_OPTIONS, Setting
 
 __all__ = ["PyfastvModel", "register_models"]

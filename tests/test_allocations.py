@@ -14,9 +14,9 @@ import pytest
 from test_option_ranges import ENGINE
 
 from pyfastv import Sampling
-from pyfastv.models import bundled_examples
 from pyfastv.engine.active import Active
 from pyfastv.engine.job_pool import JobPool
+from pyfastv.models import bundled_examples
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="this machine is not Linux: RLIMIT_AS")
 

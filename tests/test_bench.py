@@ -20,8 +20,8 @@ from pyfastv.bench.plot import save_plot
 from pyfastv.bench.summary import COMPARED, PARTS, Row, count, summarize
 from pyfastv.bench.tables import as_markdown, cost_table, print_tables, ratio_table, tables_of
 from pyfastv.errors import Error, OptionError
-from pyfastv.models.header import read_model
 from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
+from pyfastv.models.header import read_model
 from pyfastv.settings.setting import Setting, parse_settings
 
 MODEL, MMPROJ = str(bundled_model()), str(bundled_mmproj())

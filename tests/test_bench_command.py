@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 import pyfastv
-from pyfastv.commands import bench
 from pyfastv.bench import measure as measuring
 from pyfastv.bench.geometry.files import files_of
 from pyfastv.bench.summary import PARTS
 from pyfastv.bench.worker import start_library_worker, start_runner_worker
+from pyfastv.commands import bench
 from pyfastv.commands.main import main
 from pyfastv.errors import Error
 from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model

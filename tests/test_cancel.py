@@ -18,10 +18,10 @@ from PIL import Image
 
 import pyfastv
 from pyfastv import Runner, Sampling
-from pyfastv.inputs.chat import user_message
 from pyfastv.commands.demo import same_answer
-from pyfastv.models import bundled_examples, bundled_mmproj
 from pyfastv.engine.job_pool import JobPool
+from pyfastv.inputs.chat import user_message
+from pyfastv.models import bundled_examples, bundled_mmproj
 
 import random_gguf
 import random_mmproj

@@ -15,10 +15,9 @@ import pytest
 
 import pyfastv
 from pyfastv import FastV, PyramidDrop, Recommended, Schedule, _native
-from pyfastv.commands import options, demo
-from pyfastv.models import info
+from pyfastv.commands import demo, options
 from pyfastv.commands.main import main
-from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
+from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model, info
 
 CLOCK = bundled_examples()[0]
 PICTURE = str(CLOCK.picture)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from pyfastv import Runner
-from pyfastv.inputs.chat import user_message
 from pyfastv.commands.main import main
-from pyfastv.eval import AnswerFile, Asking, Question, ask_all
-from pyfastv.models import bundled_examples
-from pyfastv.engine.sampling import Sampling
 from pyfastv.engine.job_pool import JobPool
+from pyfastv.engine.sampling import Sampling
+from pyfastv.eval import AnswerFile, Asking, Question, ask_all
+from pyfastv.inputs.chat import user_message
+from pyfastv.models import bundled_examples
 from pyfastv.show import trace
 
 from test_llama_cpp_handler import script

@@ -16,13 +16,19 @@ import numpy as np
 import pytest
 
 from pyfastv import ModelError, OptionError, Runner, _native
-from pyfastv.models import encoder_gain, encoder_type, kept_encoders
 from pyfastv.commands.main import main
+from pyfastv.engine.job_pool import JobPool
+from pyfastv.models import (
+    bundled_examples,
+    bundled_mmproj,
+    bundled_model,
+    encoder_gain,
+    encoder_type,
+    kept_encoders,
+)
 from pyfastv.models.encoder_type import ENCODER_TYPES, Encoder, choose, resolve
-from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
 from pyfastv.models.quantize import quantize_mmproj
 from pyfastv.models.quantize_plan import make_plan
-from pyfastv.engine.job_pool import JobPool
 
 import random_mmproj
 from compare import relative_rms

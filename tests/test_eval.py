@@ -20,10 +20,21 @@ from PIL import Image
 
 import pyfastv
 from pyfastv import DataError, OptionError
-from pyfastv.commands.main import cli, main
-from pyfastv.eval import LAYOUTS, SCORERS, AnswerFile, Asking, Given, Question, Timing, ask_all, evaluate, plot
-from pyfastv.eval import asking as asking_module
 from pyfastv.commands.eval import pick_pictures
+from pyfastv.commands.main import cli, main
+from pyfastv.eval import (
+    LAYOUTS,
+    SCORERS,
+    AnswerFile,
+    Asking,
+    Given,
+    Question,
+    Timing,
+    ask_all,
+    evaluate,
+    plot,
+)
+from pyfastv.eval import asking as asking_module
 from pyfastv.eval.plot import Point, pareto, series_of, spread_out
 from pyfastv.eval.settings import check_settings, same_as
 from pyfastv.eval.table import tables

@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from pyfastv import ClosedError, OutOfMemoryError, Runner, Sampling, _native
-from pyfastv.inputs.chat import user_message
 from pyfastv.engine.active import Active
 from pyfastv.engine.job import Job
 from pyfastv.engine.job_pool import JobPool
+from pyfastv.inputs.chat import user_message
 
 import random_gguf
 import random_mmproj

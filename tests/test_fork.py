@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from pyfastv import ClosedError, Runner, Sampling
-from pyfastv.inputs.chat import user_message
 from pyfastv.engine.job_pool import JobPool
+from pyfastv.inputs.chat import user_message
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"n_ctx": 512, "n_threads": 2}  # with one, ggml computes in the thread that asks

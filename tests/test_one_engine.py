@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from pyfastv import ClosedError, ModelError, Runner, Sampling, _native
-from pyfastv.inputs.chat import user_message
 from pyfastv.commands.demo import same_answer
+from pyfastv.engine.job_pool import JobPool
+from pyfastv.inputs.chat import user_message
 from pyfastv.inputs.images import Frame
 from pyfastv.models import bundled_examples, bundled_model
-from pyfastv.engine.job_pool import JobPool
 
 EXAMPLES = bundled_examples()
 CLOCK = EXAMPLES[0]

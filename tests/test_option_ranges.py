@@ -10,8 +10,8 @@ import pytest
 
 from pyfastv import OptionError, Runner, _native
 from pyfastv.commands.main import main
-from pyfastv.models import bundled_examples, bundled_model
 from pyfastv.engine.job_pool import JobPool
+from pyfastv.models import bundled_examples, bundled_model
 
 ENGINE: dict[str, Any] = {
     "model_path": str(bundled_model()),

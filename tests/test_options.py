@@ -13,7 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyfastv import VTW, Cut, Error, FastV, Feather, OptionError, PyramidDrop, Recommended, Sampling, Schedule, ZipVL, _native
+from pyfastv import (
+    VTW,
+    Cut,
+    Error,
+    FastV,
+    Feather,
+    OptionError,
+    PyramidDrop,
+    Recommended,
+    Sampling,
+    Schedule,
+    ZipVL,
+    _native,
+)
 from pyfastv.settings.presets import PRESETS, to_schedule
 from pyfastv.settings.schedule import SCORES
 

@@ -19,14 +19,13 @@ from typing import Any
 import pytest
 
 import pyfastv
-from pyfastv import DataError, Profile, Recommended
-from pyfastv.commands.bench import _tell
+from pyfastv import DataError, Profile, Recommended, model_identity
 from pyfastv.bench.plot import save_plot
 from pyfastv.bench.summary import summarize
+from pyfastv.commands.bench import _tell
 from pyfastv.commands.main import main
 from pyfastv.eval import AnswerFile, Given, evaluate, plot
 from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
-from pyfastv.settings.profile import model_identity
 from pyfastv.models.quantize import quantize_mmproj
 
 from dequantize import dequantize

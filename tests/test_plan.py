@@ -13,11 +13,11 @@ import pytest
 import pyfastv
 from pyfastv import FastV, _native, theory
 from pyfastv.bench import plan
-from pyfastv.commands.main import main
-from pyfastv.models.header import read_model
-from pyfastv.models import bundled_mmproj, bundled_model
-from pyfastv.settings.setting import Setting
 from pyfastv.bench.speed import Speed, prefill_ms
+from pyfastv.commands.main import main
+from pyfastv.models import bundled_mmproj, bundled_model
+from pyfastv.models.header import read_model
+from pyfastv.settings.setting import Setting
 
 import random_gguf
 

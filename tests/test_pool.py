@@ -15,10 +15,10 @@ import pytest
 
 from pyfastv import ClosedError, ContextLengthError, FastV, ImageError, OptionError, Runner, Sampling, Turbo
 from pyfastv import Pool as Pooling
-from pyfastv.inputs.chat import assistant_message, user_message
 from pyfastv.commands.demo import same_answer
-from pyfastv.models import bundled_examples
 from pyfastv.engine.job_pool import Job, JobPool, PoolBusy
+from pyfastv.inputs.chat import assistant_message, user_message
+from pyfastv.models import bundled_examples
 
 CLOCK, ANALOG, *_ = bundled_examples()
 SLICE = Path(__file__).parent / "bench_slice"

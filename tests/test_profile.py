@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from pyfastv import DataError, DivPrune, OptionError, Profile, Recommended, Stride, Turbo
+from pyfastv import DataError, DivPrune, OptionError, Profile, Recommended, Stride, Turbo, model_identity
 from pyfastv.commands.main import main
 from pyfastv.commands.options import to_setting
-from pyfastv.models import bundled_examples, bundled_model
-from pyfastv.settings.profile import model_identity
 from pyfastv.commands.serve import serve
+from pyfastv.models import bundled_examples, bundled_model
 from pyfastv.settings.setting import Setting
 
 PICTURE, QUESTION, _ = bundled_examples()[0]

@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyfastv import EVS, CDPruner, DivPrune, Merge, OptionError, PLLaVA, Pool, Reducer, Stride, VidCom2, _native
+from pyfastv import (
+    EVS,
+    CDPruner,
+    DivPrune,
+    Merge,
+    OptionError,
+    PLLaVA,
+    Pool,
+    Reducer,
+    Stride,
+    VidCom2,
+    _native,
+)
 from pyfastv.settings.reduce import REDUCERS, to_reducer
 
 import reduce_reference as reference

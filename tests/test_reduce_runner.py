@@ -8,9 +8,24 @@ from typing import Any
 
 import pytest
 
-from pyfastv import EVS, CDPruner, ContextLengthError, DivPrune, FastV, Merge, OptionError, PLLaVA, Pool, Recommended, Reducer, Runner, Stride, VidCom2
-from pyfastv.commands.main import main
+from pyfastv import (
+    EVS,
+    CDPruner,
+    ContextLengthError,
+    DivPrune,
+    FastV,
+    Merge,
+    OptionError,
+    PLLaVA,
+    Pool,
+    Recommended,
+    Reducer,
+    Runner,
+    Stride,
+    VidCom2,
+)
 from pyfastv.commands.demo import same_answer
+from pyfastv.commands.main import main
 from pyfastv.models import bundled_examples
 
 CLOCK = bundled_examples()[0]

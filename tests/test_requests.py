@@ -13,7 +13,24 @@ import pytest
 from conftest import FakeEngine
 
 import pyfastv
-from pyfastv import ClosedError, ContextLengthError, Cut, DecodeError, Error, FastV, ImageError, ModelError, OptionError, OutOfMemoryError, PyramidDrop, Recommended, Runner, Schedule, UnsupportedModelError, _native
+from pyfastv import (
+    ClosedError,
+    ContextLengthError,
+    Cut,
+    DecodeError,
+    Error,
+    FastV,
+    ImageError,
+    ModelError,
+    OptionError,
+    OutOfMemoryError,
+    PyramidDrop,
+    Recommended,
+    Runner,
+    Schedule,
+    UnsupportedModelError,
+    _native,
+)
 
 PICTURE = np.zeros((4, 6, 3), np.uint8)
 

@@ -14,7 +14,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyfastv import VTW, ClosedError, ContextLengthError, FastV, Feather, ImageError, ModelError, OptionError, PyramidDrop, Recommended, Runner, Schedule, ZipVL
+from pyfastv import (
+    VTW,
+    ClosedError,
+    ContextLengthError,
+    FastV,
+    Feather,
+    ImageError,
+    ModelError,
+    OptionError,
+    PyramidDrop,
+    Recommended,
+    Runner,
+    Schedule,
+    ZipVL,
+)
 from pyfastv.commands.demo import same_answer
 from pyfastv.models import Example, bundled_examples, bundled_mmproj, bundled_model
 

@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyfastv import Answer, ClosedError, DecodeError, FastV, ImageError, OptionError, PyramidDrop, Recommended, Report, Runner, Schedule
+from pyfastv import (
+    Answer,
+    ClosedError,
+    DecodeError,
+    FastV,
+    ImageError,
+    OptionError,
+    PyramidDrop,
+    Recommended,
+    Report,
+    Runner,
+    Schedule,
+)
 from pyfastv.commands.demo import same_answer
 from pyfastv.models import bundled_examples
 

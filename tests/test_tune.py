@@ -11,14 +11,33 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyfastv import DivPrune, OptionError, Profile, Runner, Schedule, Turbo, UnsupportedModelError, _native, load_image
+from pyfastv import (
+    DivPrune,
+    OptionError,
+    Profile,
+    Runner,
+    Schedule,
+    Turbo,
+    UnsupportedModelError,
+    _native,
+    load_image,
+)
 from pyfastv.commands.main import main
 from pyfastv.eval import Question
 from pyfastv.eval.asking import Asking
+from pyfastv.eval.tune import (
+    Sample,
+    Standing,
+    candidates,
+    compare,
+    refer,
+    search,
+    turbo_candidates,
+    why_no_turbo,
+)
+from pyfastv.eval.tune.measuring import Measuring
 from pyfastv.models import bundled_examples, bundled_model
 from pyfastv.settings.setting import Setting
-from pyfastv.eval.tune import Sample, Standing, candidates, compare, refer, search, turbo_candidates, why_no_turbo
-from pyfastv.eval.tune.measuring import Measuring
 
 import random_mmproj
 

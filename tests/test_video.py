@@ -13,9 +13,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pyfastv import EVS, Frame, ImageError, OptionError, PLLaVA, Pool, Runner, Stride, VidCom2, Video, load_frames
-from pyfastv.commands.main import main
+from pyfastv import (
+    EVS,
+    Frame,
+    ImageError,
+    OptionError,
+    PLLaVA,
+    Pool,
+    Runner,
+    Stride,
+    VidCom2,
+    Video,
+    load_frames,
+)
 from pyfastv.commands.demo import same_answer
+from pyfastv.commands.main import main
 from pyfastv.inputs.images import load_image
 from pyfastv.models import bundled_examples
 

@@ -11,8 +11,8 @@ from ..errors import OptionError
 from ..models.header import ModelFiles
 from ..settings.presets import PRESETS, FastV
 from ..settings.setting import Setting
-from .speed import Speed, prefill_ms
 from ..theory import Encoder, entering_tokens, flops, kv_bytes, paper_flops, rows_by_layer, visual_by_layer
+from .speed import Speed, prefill_ms
 
 __all__ = ["Cost", "Plan", "Prompt", "compare", "default_settings", "plan_model"]
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import _native, lib_path
+from .. import _native
+from .._about import lib_path
+from ..engine.runner import Runner
 from ..errors import DecodeError
 from ..inputs.images import load_image
-from ..engine.runner import Runner
 from ..settings.setting import Setting
 from .lowlevel.requests import Stopwatch, peak_bytes, reset_peak, serve
 

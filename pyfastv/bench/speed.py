@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from .. import _native
+from ..engine.runner import Runner
 from ..errors import OptionError, UnsupportedModelError
 from ..models.header import ModelFiles
-from ..engine.runner import Runner
-from ..theory import Decoder, layer_flops
 from ..settings.turbo import Turbo
+from ..theory import Decoder, layer_flops
 
 __all__ = ["Speed", "measure", "prefill_ms"]
 

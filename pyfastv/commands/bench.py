@@ -18,23 +18,23 @@ import click
 from rich.console import Console
 
 from .. import _native
-from ..engine.loaded import MAX_N_CTX, MAX_THREADS
-from .bars import bar
-from ..models.encoder_type import ENCODER_TYPES, resolve
-from ..errors import DataError, Error, UnsupportedModelError
-from ..eval.plot import check_plot
-from ..models.header import ModelFiles, read_model
-from ..inputs.images import load_image
-from ..models import bundled_mmproj, bundled_model, mmproj_beside
-from ..output import Output
-from ..settings.setting import parse_settings
-from .streams import tell
 from ..bench.measure import Plan, Results, busy_warning, measure
 from ..bench.picture import save_picture
 from ..bench.plot import save_plot
 from ..bench.ratios import RULE
 from ..bench.summary import Row, summarize
 from ..bench.tables import as_markdown, print_tables, tables_of
+from ..engine.loaded import MAX_N_CTX, MAX_THREADS
+from ..errors import DataError, Error, UnsupportedModelError
+from ..eval.plot import check_plot
+from ..inputs.images import load_image
+from ..models import bundled_mmproj, bundled_model, mmproj_beside
+from ..models.encoder_type import ENCODER_TYPES, resolve
+from ..models.header import ModelFiles, read_model
+from ..output import Output
+from ..settings.setting import parse_settings
+from .bars import bar
+from .streams import tell
 
 __all__ = ["bench"]
 

@@ -12,11 +12,11 @@ from types import FrameType
 import click
 
 from ..engine.answer import Report
-from .bars import bar
-from ..errors import Error
-from ..inputs.images import Picture, load_image
 from ..engine.sampling import SamplingOptions
 from ..engine.session import Session
+from ..errors import Error
+from ..inputs.images import Picture, load_image
+from .bars import bar
 from .streams import tell
 
 __all__ = ["Repl"]

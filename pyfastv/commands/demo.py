@@ -1,20 +1,27 @@
-"""The demonstration: one bundled picture and question, without pruning and with it, side by side."""
+"""``pyfastv demo``: one bundled picture and question, without pruning and with it, side by side."""
 
 from __future__ import annotations
 
 import re
 
+import click
 from rich.console import Console
 from rich.table import Table
 
 from ..engine.answer import Answer
-from ..models.check import check_machine
-from .bars import bar
-from ..models import bundled_examples
-from ..settings.presets import FastV, Recommended
 from ..engine.runner import Runner
+from ..models import bundled_examples
+from ..models.check import check_machine
+from ..settings.presets import FastV, Recommended
+from .bars import bar
 
-__all__ = ["run_demo", "same_answer"]
+__all__ = ["demo", "run_demo", "same_answer"]
+
+
+@click.command()
+def demo() -> int:
+    """Ask the bundled model about a bundled picture, without pruning and with it."""
+    return run_demo()
 
 
 def run_demo() -> int:

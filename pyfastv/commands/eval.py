@@ -11,9 +11,6 @@ import click
 from rich.console import Console
 
 from .._checks import integer
-from .options import model_options, runner_arguments, shows_progress
-from .bars import bar
-from ..output import Output
 from ..eval.answers import AnswerFile
 from ..eval.asking import Asking, ask_all
 from ..eval.evaluation import evaluate
@@ -24,6 +21,9 @@ from ..eval.scorers import SCORERS, check_answers
 from ..eval.settings import check_settings
 from ..eval.table import tables
 from ..eval.timing import Timing, time_settings
+from ..output import Output
+from .bars import bar
+from .options import model_options, runner_arguments, shows_progress
 
 __all__ = ["dataset_options", "eval_command", "load", "pick_pictures"]
 

@@ -12,19 +12,19 @@ import huggingface_hub
 from click.core import ParameterSource
 
 from .. import _native
-from .bars import bar
-from ..models.encoder_type import ENCODER_TYPES, resolve
+from ..engine.runner import Runner
+from ..engine.sampling import Sampling, SamplingOptions
 from ..errors import ImageError, OptionError
 from ..inputs.images import load_image
+from ..inputs.video import Video, is_video, load_frames
 from ..models import from_hub, mmproj_beside
-from ..engine.sampling import Sampling, SamplingOptions
+from ..models.encoder_type import ENCODER_TYPES, resolve
 from ..settings.presets import PRESETS, Recommended
 from ..settings.profile import Profile
 from ..settings.reduce import REDUCERS, Reducer, to_reducer
-from ..engine.runner import Runner
 from ..settings.schedule import RECALL, Cut, Schedule
 from ..settings.setting import Setting
-from ..inputs.video import Video, is_video, load_frames
+from .bars import bar
 
 __all__ = [
     "load_runner",

@@ -10,14 +10,24 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from .bars import bar
+from ..bench.plan import (
+    OFF,
+    Plan,
+    Prompt,
+    Settings,
+    cheaper,
+    compare,
+    default_settings,
+    measured_lengths,
+    plan_model,
+)
+from ..bench.speed import Speed, measure
 from ..errors import Error, OptionError
-from ..models.header import ModelFiles, read_model
 from ..inputs.images import load_image
 from ..models import bundled_mmproj, bundled_model
-from ..bench.plan import OFF, Plan, Prompt, Settings, cheaper, compare, default_settings, measured_lengths, plan_model
+from ..models.header import ModelFiles, read_model
 from ..settings.setting import Setting
-from ..bench.speed import Speed, measure
+from .bars import bar
 
 __all__ = ["plan"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from .._checks import real
-from .options import runner_arguments, schedule_options, shows_progress, to_setting
-from .bars import bar
 from ..errors import Error, OutOfMemoryError
+from .bars import bar
+from .options import runner_arguments, schedule_options, shows_progress, to_setting
 from .streams import tell
 
 __all__ = ["serve"]
@@ -58,8 +58,8 @@ def serve(**options: Any) -> None:
     setting = to_setting(options)
     real("temp", options["temp"], "a number from 0 to 100", 0.0, 100.0)
     try:
-        from ..serve import app, server, settings
         from ..engine import job_pool
+        from ..serve import app, server, settings
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in _NEEDED:
             raise

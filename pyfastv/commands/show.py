@@ -9,10 +9,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from .options import load_runner, request_options, to_sampling, to_setting
 from ..errors import OptionError
 from ..inputs.images import load_image
 from ..output import Output
+from .options import load_runner, request_options, to_sampling, to_setting
 
 __all__ = ["show"]
 

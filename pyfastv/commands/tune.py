@@ -11,21 +11,21 @@ from rich.console import Console
 from rich.table import Table
 
 from .._checks import integer, real
-from .options import model_options, runner_arguments, shows_progress
-from .bars import bar
+from ..engine.runner import Runner
 from ..errors import DataError
 from ..eval.asking import Asking
-from .eval import dataset_options, load, pick_pictures
 from ..eval.settings import OFF, check_settings
 from ..eval.timing import ratio, time_settings
-from ..models import bundled_model
-from ..output import Output
-from ..settings.profile import Profile, model_identity
-from ..engine.runner import Runner
-from ..settings.setting import Setting
 from ..eval.tune.candidates import candidates, turbo_candidates, why_no_turbo
 from ..eval.tune.measuring import Measuring
 from ..eval.tune.search import Standing, search
+from ..models import bundled_model
+from ..output import Output
+from ..settings.profile import Profile, model_identity
+from ..settings.setting import Setting
+from .bars import bar
+from .eval import dataset_options, load, pick_pictures
+from .options import model_options, runner_arguments, shows_progress
 
 __all__ = ["tune_command"]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import _native
-from .answer import Report
-from .pieces import PieceReader
 from ..settings.setting import Setting
+from .answer import Report
 from .job import Job, Piece, TokenProb
+from .pieces import PieceReader
 
 __all__ = ["Active"]
 

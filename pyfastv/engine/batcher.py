@@ -11,12 +11,12 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from .. import _native
-from .process_lock import ProcessLock
-from .answer import Report
 from ..errors import ClosedError, Error, OptionError, OutOfMemoryError
 from ..settings.schedule import Schedule
 from .active import Active
+from .answer import Report
 from .job import Job
+from .process_lock import ProcessLock
 
 __all__ = ["Batcher", "PoolBusy"]
 

@@ -10,9 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .process_lock import ProcessLock
 from ..errors import ClosedError, Error
 from ..settings.schedule import Schedule
+from .process_lock import ProcessLock
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from .process_lock import ProcessLock
 from .answer import Report
+from .process_lock import ProcessLock
 
 __all__ = ["Job", "Piece", "TokenProb"]
 

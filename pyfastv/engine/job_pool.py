@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from .._checks import integer
-from .loaded import LoadedModel, LoadOptions, PathLike, model_files, setting_options
-from ..inputs.chat import Prompt
 from ..errors import OptionError, printable
-from .sampling import Sampling
+from ..inputs.chat import Prompt
 from ..settings.presets import Recommended
 from ..settings.reduce import Reducer
 from ..settings.schedule import Schedule
@@ -19,13 +17,15 @@ from ..settings.turbo import Turbo
 from .active import Active
 from .batcher import Batcher, PoolBusy
 from .job import Job, Piece, TokenProb
+from .loaded import LoadedModel, LoadOptions, PathLike, model_files, setting_options
+from .sampling import Sampling
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self, Unpack
 
-__all__ = ["Job", "Piece", "JobPool", "PoolBusy", "TokenProb"]
+__all__ = ["Job", "JobPool", "Piece", "PoolBusy", "TokenProb"]
 
 _DEFAULT_N_CTX = 8192  # of each slot, at most, where nobody says
 _MAX_TOP = 100

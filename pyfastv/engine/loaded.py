@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from .. import _native
 from .._checks import integer, utf8
-from ..inputs.chat import ChatTemplate, Prompt
-from ..models.encoder_type import Encoder, check_encoder_type, resolve
 from ..errors import ModelError, OptionError
+from ..inputs.chat import ChatTemplate, Prompt
 from ..inputs.images import MAX_PIXELS, Frame, Picture, load_image
 from ..models import bundled_mmproj, bundled_model
-from .sampling import Sampling
+from ..models.encoder_type import Encoder, check_encoder_type, resolve
 from ..settings.setting import Setting
+from .sampling import Sampling
 
 if TYPE_CHECKING:
     import numpy as np

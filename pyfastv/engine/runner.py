@@ -8,23 +8,23 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from .. import _native
-from . import completion
 from .._checks import integer
-from .desk import Desk, InThread, Place
-from .loaded import LoadedModel, PathLike, model_files, setting_options
-from .answer import Answer, Report
-from ..inputs.chat import system_message, user_message
 from ..errors import ClosedError, OptionError, printable
+from ..inputs.chat import system_message, user_message
 from ..inputs.images import MAX_PIXELS, Frame, Pictures, as_list
-from .sampling import RequestOptions, of_request
+from ..inputs.video import Video, VideoSource, load_frames
 from ..settings.presets import Recommended
 from ..settings.reduce import Reducer
 from ..settings.schedule import Schedule
-from .session import Session
 from ..settings.setting import InForce, Setting
-from .stream import Stream
 from ..settings.turbo import Turbo
-from ..inputs.video import Video, VideoSource, load_frames
+from . import completion
+from .answer import Answer, Report
+from .desk import Desk, InThread, Place
+from .loaded import LoadedModel, PathLike, model_files, setting_options
+from .sampling import RequestOptions, of_request
+from .session import Session
+from .stream import Stream
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -94,9 +94,9 @@ class Runner(InForce):
         ``progress``: called with 0..1 while loading; an exception in it ends the loading.
         ``max_pixels``: largest picture taken, in pixels. ``encoder_cache_mb``: memory for the vision encoder's
         outputs, so that a picture that comes again is not encoded again; 0: none.
-        ``encoder_type``: of the vision encoder's matrices, one of :data:`pyfastv.models.encoder_type.ENCODER_TYPES`. "auto" is
-        q8_0 where this machine's products with it are faster than with f16, "stock" the file as it is. Where the file
-        has to be quantized, that is done once, and kept in the user's cache.
+        ``encoder_type``: of the vision encoder's matrices, one of :data:`pyfastv.models.encoder_type.ENCODER_TYPES`.
+        "auto" is q8_0 where this machine's products with it are faster than with f16, "stock" the file as it is. Where
+        the file has to be quantized, that is done once, and kept in the user's cache.
 
         Raises ModelError, UnsupportedModelError (with ``fastv=None`` such a model runs), OptionError,
         OutOfMemoryError.

@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ClosedError
+from ..inputs.chat import assistant_message, system_message, user_message
+from ..inputs.images import Frame, Picture, Pictures, as_list
+from ..inputs.video import Video, VideoSource
+from .answer import Answer
 from .desk import Place
 from .process_lock import ProcessLock
-from .answer import Answer
-from ..inputs.chat import assistant_message, system_message, user_message
-from ..errors import ClosedError
-from ..inputs.images import Frame, Picture, Pictures, as_list
 from .sampling import RequestOptions
 from .stream import Stream
-from ..inputs.video import Video, VideoSource
 
 if TYPE_CHECKING:
     from types import TracebackType

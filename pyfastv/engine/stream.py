@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
-from .answer import Answer, Report
 from ..errors import ClosedError, Error
+from .answer import Answer, Report
 from .pieces import PieceReader
 
 __all__ = ["Stream"]

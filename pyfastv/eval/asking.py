@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from ..engine.answer import Report
+from ..engine.runner import Runner
 from ..errors import Error
 from ..models import bundled_mmproj, bundled_model
-from ..engine.runner import Runner
 from ..settings.setting import Setting
 from .answers import AnswerFile, Given
 from .question import Question

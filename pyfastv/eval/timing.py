@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import OptionError
 from ..engine.runner import Runner
+from ..errors import OptionError
 from ..settings.setting import Setting
 from .asking import Asking
 from .bootstrap import Interval, median_interval

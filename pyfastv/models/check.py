@@ -16,7 +16,8 @@ from typing import IO, Any, Literal
 
 from .. import _native
 from ..errors import Error
-from .hub import bundled_model, mmproj_beside
+from .bundled import bundled_model
+from .hub import mmproj_beside
 
 __all__ = ["Findings", "Result", "build_options", "check_machine", "run_checks"]
 
@@ -97,7 +98,7 @@ def check_machine(model: str | None = None, mmproj: str | None = None) -> Findin
         _native.gguf_header(file)
     # this package, wherever it was found
     code = "import sys; sys.path.insert(0, sys.argv[1]); from pyfastv.models.check_child import main; main(sys.argv[2:])"
-    package = str(Path(__file__).resolve().parents[1])
+    package = str(Path(__file__).resolve().parents[2])
     results = run_checks(lambda start: [sys.executable, "-c", code, package, str(start), *files])
     return Findings(results, build_options(results, _native.build_info()["cpu_flags"]))
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from .. import _native
 from ..commands.demo import same_answer
-from ..errors import Error
-from .hub import bundled_examples, bundled_mmproj, bundled_model
 from ..engine.runner import Runner
+from ..errors import Error
+from .bundled import bundled_examples, bundled_mmproj, bundled_model
 
 __all__ = ["STEPS", "main", "relative_error", "tolerance"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import _native
-from .encoder_gain import gain_of_q8_0
 from ..errors import DataError, Error, ModelError, OptionError
+from .encoder_gain import gain_of_q8_0
 from .kept_encoders import folder, kept_encoder
 from .quantize_plan import FLOATS, matrices
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from .. import _native
 from ..errors import ModelError, UnsupportedModelError
-from .hub import mmproj_beside
 from ..theory import Decoder, Encoder
+from .hub import mmproj_beside
 
 __all__ = ["ModelFiles", "WeightBytes", "read_model"]
 

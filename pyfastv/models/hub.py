@@ -1,51 +1,20 @@
-"""Where models come from: the one bundled with the package, and Hugging Face."""
+"""Models from Hugging Face, and what lies beside a model."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import huggingface_hub
 
 from ..errors import ModelError
 
-__all__ = ["Example", "bundled_examples", "bundled_mmproj", "bundled_model", "from_hub", "mmproj_beside"]
+__all__ = ["from_hub", "mmproj_beside"]
 
 _DEFAULT_QUANT = "Q4_K_M"
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
-
-
-def bundled_model() -> Path:
-    """The bundled language model, tiny-llava (Q4_K_M); its model card lies beside it."""
-    return _data() / "tiny-llava-Q4_K_M.gguf"
-
-
-def bundled_mmproj() -> Path:
-    """The vision encoder and projector of the bundled model (Q8_0)."""
-    return _data() / "mmproj-tiny-llava-q8_0.gguf"
-
-
-class Example(NamedTuple):
-    """A question about a bundled picture, with the right answer."""
-
-    picture: Path
-    question: str
-    answer: str
-
-
-def bundled_examples() -> list[Example]:
-    """Questions that the bundled model answers right, also with FastV at k=2 and drop=0.5."""
-    entries = json.loads((_data() / "examples.json").read_text(encoding="utf-8"))
-    return [Example(_data() / entry["image"], entry["question"], entry["answer"]) for entry in entries]
-
-
-def _data() -> Path:
-    return Path(str(resources.files("pyfastv"))) / "data"
 
 
 def mmproj_beside(model: str | os.PathLike[str]) -> str | None:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, _native
+from .. import _native
+from .._about import __version__
+from .bundled import bundled_model
 from .check import Findings
 from .encoder_type import choose
 from .encoder_type import describe as describe_encoder
-from .hub import bundled_model, mmproj_beside
+from .hub import mmproj_beside
 
 __all__ = ["compact", "describe", "gather"]
 

@@ -50,9 +50,9 @@ def quantize_mmproj(
     The matrices of the encoder's blocks and of the projector change their type; patch and position embeddings, norms,
     biases and the class embedding stay as they are, and so does all metadata but ``general.file_type``. Where the
     feed-forward blocks are no whole number of type blocks wide, zeros are added, which change nothing
-    (:func:`pyfastv.models.quantize_plan.make_plan`). ``force``: write over an existing file. ``progress``: called with (bytes
-    done, bytes) of the weights; an exception in it, or Ctrl-C, ends the writing. ``target`` is there when it is complete,
-    never before; a link stays one, and a pipe or a device is written to.
+    (:func:`pyfastv.models.quantize_plan.make_plan`). ``force``: write over an existing file. ``progress``: called with
+    (bytes done, bytes) of the weights; an exception in it, or Ctrl-C, ends the writing. ``target`` is there when it is
+    complete, never before; a link stays one, and a pipe or a device is written to.
 
     Raises ModelError (``source`` is no mmproj, damaged, or quantized already), OptionError (``type``; ``target``
     exists), DataError (it cannot be written).

@@ -12,12 +12,12 @@ from typing import Any, Protocol, TypeVar
 from fastapi import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from ..engine.job_pool import Job, Piece, TokenProb
 from ..errors import ClosedError
 from . import replies
 from .errors import as_api_error, error_body
 from .generation import Wanted
 from .metrics import Metrics
-from ..engine.job_pool import Job, Piece, TokenProb
 
 __all__ = ["ClientGone", "Form", "answer", "while_connected"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from .. import __version__
+from .._about import __version__
+from ..engine.job_pool import JobPool
 from .errors import add_handlers
 from .guard import Guard
 from .metrics import Measured, Metrics
 from .page import page
-from ..engine.job_pool import JobPool
 from .routes import make_router
 from .settings import Settings
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from ..engine.job_pool import Piece, TokenProb
 from . import replies
 from .errors import invalid
 from .generation import INT32_MAX, Generation, Model
 from .grammar import json_grammar, schema_grammar
-from ..engine.job_pool import Piece, TokenProb
 
 __all__ = ["ChatForm", "ChatMessage", "ChatRequest", "ImagePart", "TextPart"]
 

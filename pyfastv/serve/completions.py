@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from ..engine.job_pool import Piece, TokenProb
 from . import replies
 from .errors import invalid
 from .generation import Generation
-from ..engine.job_pool import Piece, TokenProb
 
 __all__ = ["CompletionRequest", "TextForm"]
 

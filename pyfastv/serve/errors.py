@@ -11,8 +11,16 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from ..errors import ClosedError, ContextLengthError, Error, ImageError, ModelError, OptionError, OutOfMemoryError
 from ..engine.job_pool import PoolBusy
+from ..errors import (
+    ClosedError,
+    ContextLengthError,
+    Error,
+    ImageError,
+    ModelError,
+    OptionError,
+    OutOfMemoryError,
+)
 
 __all__ = ["ApiError", "add_handlers", "as_api_error", "error_body", "error_response", "invalid"]
 

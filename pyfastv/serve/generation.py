@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from ..engine.job_pool import JobPool
 from ..engine.sampling import Sampling
 from ..settings.schedule import Cut, Schedule
 from ..settings.setting import SETTING_OPTIONS, Setting, SettingOptions
 from .errors import invalid
-from ..engine.job_pool import JobPool
 from .settings import Settings
 
 __all__ = ["INT32_MAX", "Generation", "Model", "Wanted"]

@@ -12,7 +12,8 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from .. import __version__
+from .._about import __version__
+from ..engine.job_pool import Job, JobPool
 from .answering import ClientGone, answer, while_connected
 from .body import BoundedJsonRoute
 from .chat import ChatForm, ChatRequest
@@ -21,7 +22,6 @@ from .errors import ApiError
 from .generation import Wanted
 from .metrics import Metrics
 from .pictures import PictureReader
-from ..engine.job_pool import Job, JobPool
 from .settings import Settings
 
 __all__ = ["make_router"]

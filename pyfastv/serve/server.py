@@ -12,8 +12,8 @@ from functools import partial
 import uvicorn
 from fastapi import FastAPI
 
-from ..errors import OptionError
 from ..engine.job_pool import JobPool
+from ..errors import OptionError
 
 __all__ = ["address_of", "listen", "run"]
 

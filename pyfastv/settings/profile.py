@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _native
+from .._about import __version__
 from ..errors import DataError, OptionError
 from ..models import bundled_model
 from ..output import Output
@@ -68,8 +69,6 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """What is in the file."""
-        from .. import __version__  # of a package that imports this module
-
         specs = self.setting.specs()
         return {
             "format": _FORMAT,

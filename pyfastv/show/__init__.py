@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from ..engine.sampling import SamplingOptions
 from ..errors import OptionError
 from ..inputs.images import Pictures
-from ..engine.sampling import SamplingOptions
 from ..settings.presets import FastV, Recommended
 from ..settings.schedule import Schedule
 from ..settings.setting import Setting

@@ -17,8 +17,8 @@ from ..settings.setting import InForce, Setting
 from .geometry import Canvas, lay_out
 
 if TYPE_CHECKING:
-    from ..engine.sampling import SamplingOptions
     from ..engine.runner import Runner
+    from ..engine.sampling import SamplingOptions
 
 __all__ = ["RuleTrace", "StageTrace", "Trace", "Turn", "to_setting", "trace"]
 

@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .bindings import EngineError, FastvParams, FastvReport, declare, foreign_libraries, load_bindings, report_of
+from .bindings import (
+    EngineError,
+    FastvParams,
+    FastvReport,
+    declare,
+    foreign_libraries,
+    load_bindings,
+    report_of,
+)
 from .requests import Stopwatch, peak_bytes, reset_peak
 
 __all__ = ["FLASH_ATTENTION", "Engine", "Options"]

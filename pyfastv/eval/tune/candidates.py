@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ... import _native
+from ...engine.runner import Runner
 from ...errors import UnsupportedModelError
 from ...settings.presets import FastV, PyramidDrop, Recommended
-from ...engine.runner import Runner
 from ...settings.schedule import Cut, Schedule
 from ...settings.turbo import Turbo
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..question import Question
 from ...engine.runner import Runner
 from ...settings.setting import Setting
+from ..question import Question
 
 __all__ = ["Divergence", "Reference", "compare", "refer"]
 

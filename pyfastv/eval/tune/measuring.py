@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..asking import Asking
-from ..question import Question
 from ...engine.runner import Runner
 from ...settings.setting import Setting
+from ..asking import Asking
+from ..question import Question
 from .distribution import Reference, compare, refer
 from .search import Sample
 
