@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import pyfastv.eval
-from pyfastv.console import bar
+from pyfastv.commands.bars import bar
 from pyfastv.eval import AnswerFile, Asking, Given, ask_all
 
 REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "reference"

@@ -40,7 +40,7 @@ from pyfastv.bench.geometry.sizes import GEOMETRIES
 from pyfastv.bench.measure import check_comparable
 from pyfastv.bench.picture import save_picture
 from pyfastv.bench.worker import Worker, start_library_worker
-from pyfastv.setting import Setting
+from pyfastv.settings.setting import Setting
 
 
 def compare(name: str, theirs: np.ndarray, ours: np.ndarray, tolerance: float) -> bool:
@@ -95,7 +95,7 @@ def compare_flash(args: argparse.Namespace, flash: str, folder: Path) -> bool:
                 ours.request("attach", spec=setting.fastv.spec())
             ours.request("logits", steps=args.steps, save=mine, embeddings=embeddings, tokens=tokens)
             tolerance = 0 if setting.is_off or flash == "off" else args.tolerance
-            name = f"logits, {setting.name}, flash attention {flash}"
+            name = f"logits, {setting.spec()}, flash attention {flash}"
             passed &= compare(name, np.load(theirs), np.load(mine), tolerance)
     return passed
 
@@ -123,7 +123,7 @@ def main() -> None:
         "--settings",
         nargs="+",
         type=Setting.parse,
-        default=[Setting("off")],
+        default=[Setting()],
         help="of our libraries: off, k=2,drop=0",
     )
     parser.add_argument(

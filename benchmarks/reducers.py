@@ -18,7 +18,7 @@ import statistics
 from dataclasses import dataclass
 
 import pyfastv
-from pyfastv.setting import Setting
+from pyfastv.settings.setting import Setting
 
 from accuracy import Question, arguments, ask, mean_share, percent, read_questions
 
@@ -75,7 +75,7 @@ def measure(questions: list[Question], settings: list[str], args: argparse.Names
     with pyfastv.Runner(args.model, args.mmproj, n_ctx=1024, fastv=None, encoder_cache_mb=0) as runner:
         for question in asked:
             for setting in settings:
-                Setting.parse(setting).put_in_force(runner)
+                runner._use(Setting.parse(setting))
                 for _ in range(2):  # the first one warms up
                     runner._engine.reset()
                     report = runner.ask(

@@ -1,10 +1,11 @@
 """Quantized vision-language models on llama.cpp, with FastV: later layers see fewer visual tokens."""
 
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-
-from . import _native
-from .answer import Answer, Report
+from ._about import __version__, lib_path
+from .engine.answer import Answer, Report
+from .engine.runner import Runner
+from .engine.sampling import Sampling
+from .engine.session import Session
+from .engine.stream import Stream
 from .errors import (
     ClosedError,
     ContextLengthError,
@@ -17,18 +18,14 @@ from .errors import (
     OutOfMemoryError,
     UnsupportedModelError,
 )
-from .images import Frame, load_image
+from .inputs.images import Frame, load_image
+from .inputs.video import Video, load_frames
 from .models import from_hub
-from .options import Sampling
-from .presets import VTW, FastV, Feather, PyramidDrop, Recommended, ZipVL
-from .profile import Profile
-from .reduce import EVS, CDPruner, DivPrune, Merge, PLLaVA, Pool, Reducer, Stride, VidCom2
-from .runner import Runner
-from .schedule import Cut, Schedule
-from .session import Session
-from .stream import Stream
-from .turbo import Turbo
-from .video import Video, load_frames
+from .settings.presets import VTW, FastV, Feather, PyramidDrop, Recommended, ZipVL
+from .settings.profile import Profile, model_identity
+from .settings.reduce import EVS, CDPruner, DivPrune, Merge, PLLaVA, Pool, Reducer, Stride, VidCom2
+from .settings.schedule import Cut, Schedule
+from .settings.turbo import Turbo
 
 __all__ = [
     "EVS",
@@ -73,14 +70,5 @@ __all__ = [
     "lib_path",
     "load_frames",
     "load_image",
+    "model_identity",
 ]
-
-try:
-    __version__ = version("pyfastv")
-except PackageNotFoundError:  # run from a source tree that was not installed
-    __version__ = "0+source"
-
-
-def lib_path() -> Path:
-    """Folder of the patched libllama and libmtmd, for programs that load them in place of the stock ones."""
-    return Path(str(_native.__file__)).parent / "lib"

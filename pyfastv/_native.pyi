@@ -73,6 +73,9 @@ def reduce(
     output takes; ``centre`` [m, 3]: slice, row, column; ``member`` [n]: the output that each input went into, or -1;
     ``grids``: (nx, ny) of the outputs of each slice. Raises OptionError."""
 
+def count_reduced(spec: str, grids: Sequence[tuple[int, int]]) -> int:
+    """How many outputs :func:`reduce` gives for slices of (nx, ny). Raises OptionError."""
+
 PRESETS: tuple[str, ...]
 RECALL: float
 MAX_CUTS: int
@@ -82,7 +85,7 @@ PICKS: tuple[str, ...]
 PICK_CHOICES: tuple[str, ...]
 
 def parse_setting(text: str) -> dict[str, Any]:
-    """``name``; ``fastv``, ``turbo``, ``reduce``: as the functions below. Raises OptionError."""
+    """``fastv``, ``turbo``, ``reduce``: as the functions below. Raises OptionError."""
 
 def parse_schedule(text: str) -> dict[str, Any] | None:
     """``preset`` (its name, if the text is nothing else, or None), ``cuts`` (the fields of a Cut each), ``recall``,
@@ -241,11 +244,11 @@ class Engine:
         self, spec: str
     ) -> None:  # the language of pyfastv_turbo_parse() (native/include/pyfastv_turbo.h)
         """Merge tokens in the vision encoder, for :meth:`embed`, :meth:`pixels`, and :meth:`prefill` where it is not told
-        (clears the context). Raises OptionError, UnsupportedModelError."""
+        (clears the context); empty: none. Raises OptionError, UnsupportedModelError."""
     def clear_turbo(self) -> None:
         """Merge nothing (clears the context)."""
     def set_reducer(self, spec: str) -> None:  # the language of parse_reducer() (native/settings/reducer.h)
-        """Where :meth:`prefill` is not told. Raises OptionError, UnsupportedModelError."""
+        """Where :meth:`prefill` is not told; empty: none. Raises OptionError, UnsupportedModelError."""
     def clear_reducer(self) -> None:
         """Every visual token enters the language model."""
     def check(self, turbo: str, reducer: str) -> None:
@@ -284,8 +287,7 @@ class Engine:
         ``logprob`` (natural log of the softmax of the raw logits) and ``top`` (list of (token, bytes, logprob)); and of
         a request that has ended ``finish`` ("stop", "length", "cancelled") or ``error`` (an exception), ``report`` as
         :meth:`report` (of the KV cache: all slots), ``kept`` (a list of :meth:`kept` of every cut),
-        ``grids`` as :meth:`grids`, and ``pictures``: of each its slices, (patches, places): (nx, ny) of the grids
-        that the encoder sees, and of every visual token the patch whose position it has."""
+        ``grids`` as :meth:`grids`, and ``pictures`` as :meth:`pictures`."""
     def prefill(
         self,
         prompt: str,  # this and what follows: as of prepare()
@@ -336,6 +338,11 @@ class Engine:
         """Score of every visual token in the last choice at a cut."""
     def grids(self, request: int | None = None) -> list[list[tuple[int, int]]]:
         """(nx, ny) of the slices of every picture in the slot."""
+    def pictures(
+        self, request: int | None = None
+    ) -> list[list[tuple[list[tuple[int, int]], NDArray[np.int32]]]]:
+        """Of every picture in the slot its slices, (patches, places): (nx, ny) of the grids that the encoder sees, and of
+        every visual token the patch, counted in its slice, whose position it has."""
     def report(self, request: int | None = None) -> dict[str, Any]:
         """Of a request: ``visual_tokens`` (that entered the language model),
         ``encoded_tokens`` (that the encoder makes), ``patches`` (that it would make without Turbo), ``prompt_tokens``,

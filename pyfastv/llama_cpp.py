@@ -17,7 +17,6 @@ import ctypes
 import hashlib
 import os
 import sys
-import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,15 +25,20 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from . import _capi, _native, lib_path
-from ._checks import utf8
-from ._process_lock import ProcessLock
-from .chat import ChatTemplate, Prompt
-from .encoder_type import resolve
+from . import _native
+from ._about import lib_path
+from .engine import c_structures
+from .engine.handler_pictures import Mtmd
+from .engine.process_lock import ProcessLock
 from .errors import Error, OptionError
-from .images import MAX_PIXELS, load_image
-from .presets import Recommended, to_schedule
-from .schedule import Schedule
+from .inputs.chat import ChatTemplate, Prompt
+from .inputs.images import MAX_PIXELS, load_image
+from .models.encoder_type import resolve
+from .settings.presets import Recommended
+from .settings.reduce import Reducer
+from .settings.schedule import Schedule
+from .settings.setting import InForce, Setting
+from .settings.turbo import Turbo
 
 __all__ = ["FastVChatHandler", "HandlerReport"]
 
@@ -90,8 +94,8 @@ def _load() -> tuple[Any, Any]:
 _chat_format, _mtmd_cpp = _load()
 _llama_cpp: Any = sys.modules["llama_cpp.llama_cpp"]
 _fastv = _llama_cpp._lib
-_capi.declare(_fastv)
-_turbo = _capi.declare_turbo(_mtmd_cpp._libmtmd)
+c_structures.declare(_fastv)
+_turbo = c_structures.declare_turbo(_mtmd_cpp._libmtmd)
 _MTMDChatHandler: Any = _chat_format.MTMDChatHandler
 
 # libmtmd's log follows the Llama's verbose, as libllama's does
@@ -100,13 +104,14 @@ _mtmd_cpp.mtmd_helper_log_set(_log, ctypes.c_void_p(0))
 
 
 @dataclass(frozen=True)
-class HandlerReport:
+class HandlerReport(InForce):
     """What became of a request's pictures; the names are those of :class:`pyfastv.Report`, times milliseconds."""
 
-    fastv: Schedule | None
-    turbo: str | None
+    setting: Setting
+    """What was in force; ``fastv``, ``turbo`` and ``reduce`` are its parts."""
     prompt_tokens: int
     """Visual tokens included."""
+    encoded_tokens: int
     visual_tokens: int
     visual_tokens_kept: int
     """Those that the last layers see."""
@@ -115,58 +120,12 @@ class HandlerReport:
     pictures_encoded: int
     """Slices of a picture count each."""
     encode_ms: float
+    reduce_ms: float
     stage0_ms: float
     choose_ms: float
     later_ms: float
     kv_bytes_used: tuple[int, ...]
     kv_bytes_used_stock: int
-
-
-class _Mtmd:
-    """llama_cpp.mtmd_cpp, with its pictures counted and their encoding timed."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.tokens = self.visual_tokens = self.encoded = 0
-        self.encode_ms = 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(_mtmd_cpp, name)
-
-    def mtmd_input_chunks_get(self, chunks: Any, index: int) -> Any:
-        chunk = _mtmd_cpp.mtmd_input_chunks_get(chunks, index)
-        self.tokens += _mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk)
-        return chunk
-
-    def mtmd_helper_eval_chunk_single(
-        self,
-        vision: Any,
-        context: Any,
-        chunk: Any,
-        n_past: Any,
-        seq_id: Any,
-        n_batch: int,
-        logits_last: bool,
-        new_n_past: Any,
-    ) -> int:
-        """As in mtmd-helper.cpp for chunks of a picture or of audio."""
-        begin = time.perf_counter()
-        status = int(_mtmd_cpp.mtmd_encode_chunk(vision, chunk))
-        self.encode_ms += (time.perf_counter() - begin) * 1e3
-        if status:
-            return status
-        if _mtmd_cpp.mtmd_input_chunk_get_type(chunk) == _mtmd_cpp.MTMD_INPUT_CHUNK_TYPE_IMAGE:
-            self.encoded += 1
-            self.visual_tokens += _mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk)
-        rows = _mtmd_cpp.mtmd_get_output_embd(vision)
-        no_callback = _mtmd_cpp.mtmd_helper_post_decode_callback()
-        return int(
-            _mtmd_cpp.mtmd_helper_decode_image_chunk(
-                vision, context, chunk, rows, n_past, seq_id, n_batch, new_n_past, no_callback, None
-            )
-        )
 
 
 class FastVChatHandler(_MTMDChatHandler):
@@ -190,29 +149,30 @@ class FastVChatHandler(_MTMDChatHandler):
         use_gpu: bool = True,
         *,
         fastv: Schedule | str | None = Recommended(),  # noqa: B008 - frozen
-        turbo: str | None = None,
+        turbo: Turbo | str | None = None,
+        reduce: Reducer | str | None = None,
         chat_template: str | None = None,
         max_pixels: int = MAX_PIXELS,
         encoder_type: str = "auto",
     ) -> None:
         """``clip_model_path``, ``verbose``, ``use_gpu``: as in llama_cpp.llama_chat_format.MTMDChatHandler.
 
-        ``fastv``: as in :class:`pyfastv.Runner`. ``turbo``: merging in the vision encoder, text as in ``LLAMA_TURBO``
-        ("share=0.5"). ``chat_template``: Jinja2 text in place of the model's. ``max_pixels``: largest picture taken.
-        ``encoder_type``: as in :class:`pyfastv.Runner`.
+        ``fastv``, ``turbo``, ``reduce``, ``encoder_type``: as in :class:`pyfastv.Runner`. ``chat_template``: Jinja2 text
+        in place of the model's. ``max_pixels``: largest picture taken.
 
-        Raises ValueError (no such file), OptionError. A schedule that the model cannot have is told by the first
+        Raises ValueError (no such file), OptionError. A setting that the model cannot have is told by the first
         request: OptionError, UnsupportedModelError, OutOfMemoryError.
         """
-        self._fastv = to_schedule(fastv)
-        self._turbo = _parse_turbo(turbo)
-        self._turbo_text = turbo
+        self._setting = Setting.of(fastv, turbo, reduce)
+        _check_turbo(self._setting.turbo)
         self._chat_template = chat_template
         self._max_pixels = max_pixels
         mmproj = Path(os.fsdecode(clip_model_path))
         encoder = resolve(mmproj, encoder_type, n_gpu_layers=-1 if use_gpu else 0)
         super().__init__(str(encoder.path), verbose, use_gpu)
-        self._mtmd_cpp: Any = _Mtmd()
+        self._mtmd_cpp: Any = Mtmd(
+            _mtmd_cpp, _llama_cpp, self._setting.reduce, merges=self._setting.turbo is not None
+        )
         self._llama: weakref.ref[Any] | None = None
         self._process = ProcessLock("handler")
         self._template: ChatTemplate | None = None
@@ -222,15 +182,15 @@ class FastVChatHandler(_MTMDChatHandler):
     @property
     def fastv(self) -> Schedule | None:
         """The schedule; one that is set holds from the next request on."""
-        return self._fastv
+        return self._setting.fastv
 
     @fastv.setter
     def fastv(self, value: Schedule | str | None) -> None:
-        schedule = to_schedule(value)
+        setting = self._setting.but(fastv=value)
         llama = self._serving()
         if llama is not None:
-            self._attach(llama, schedule)
-        self._fastv = schedule
+            self._attach(llama, setting.fastv)
+        self._setting = setting
 
     @property
     def report(self) -> HandlerReport:
@@ -264,7 +224,7 @@ class FastVChatHandler(_MTMDChatHandler):
         super()._init_mtmd_context(llama_model)
         try:
             self._attach_turbo()
-            self._attach(llama_model, self._fastv)
+            self._attach(llama_model, self._setting.fastv)
         except BaseException:
             _mtmd_cpp.mtmd_free(self.mtmd_ctx)
             self.mtmd_ctx = None
@@ -307,7 +267,8 @@ class FastVChatHandler(_MTMDChatHandler):
         height, width, _ = rgb.shape
         bitmap = _mtmd_cpp.mtmd_bitmap_init(width, height, rgb.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
         # slices of one picture are known by their common id
-        _mtmd_cpp.mtmd_bitmap_set_id(bitmap, hashlib.blake2b(rgb.data, digest_size=16).hexdigest().encode())
+        name = f"{hashlib.blake2b(rgb.data, digest_size=16).hexdigest()}#{self._mtmd_cpp.number()}"
+        _mtmd_cpp.mtmd_bitmap_set_id(bitmap, name.encode())
         return bitmap
 
     # our own
@@ -336,41 +297,47 @@ class FastVChatHandler(_MTMDChatHandler):
         return prompt
 
     def _attach_turbo(self) -> None:
-        if self._turbo is not None:
-            status = _turbo.pyfastv_turbo_attach(self.mtmd_ctx, ctypes.byref(self._turbo))
-            if status:
-                _capi.raise_error(status, _turbo.pyfastv_turbo_last_error())
+        turbo = self._setting.turbo
+        if turbo is None:
+            return
+        params = c_structures.TurboParams()
+        status = _turbo.pyfastv_turbo_parse(turbo.spec().encode(), ctypes.byref(params))
+        if not status:
+            status = _turbo.pyfastv_turbo_attach(self.mtmd_ctx, ctypes.byref(params))
+        if status:
+            c_structures.raise_error(status, _turbo.pyfastv_turbo_last_error())
 
     def _attach(self, llama: Any, schedule: Schedule | None) -> None:
         params = None
         if schedule is not None:
-            params = _capi.FastvParams()
+            params = c_structures.FastvParams()
             n_layer = _llama_cpp.llama_model_n_layer(llama.model)
             status = _fastv.pyfastv_parse(schedule.spec().encode(), n_layer, ctypes.byref(params))
             if status:
-                _capi.raise_error(status, _fastv.pyfastv_last_error())
+                c_structures.raise_error(status, _fastv.pyfastv_last_error())
         status = _fastv.pyfastv_attach(llama.ctx, None if params is None else ctypes.byref(params))
         # attaching replaces the memory, also where it fails
         llama._ctx.memory = _llama_cpp.llama_get_memory(llama.ctx)
         llama.reset()
         if status:
-            _capi.raise_error(status, _fastv.pyfastv_last_error())
+            c_structures.raise_error(status, _fastv.pyfastv_last_error())
 
     def _make_report(self, llama: Any) -> HandlerReport:
-        native, counts = _capi.report_of(_fastv, llama.ctx), self._mtmd_cpp
+        native, counts = c_structures.report_of(_fastv, llama.ctx), self._mtmd_cpp
         if native.n_pending:
             raise Error("the answer has not begun: read from the stream first")
         kept = [_fastv.pyfastv_get_kept(llama.ctx, 0, cut, None, 0) for cut in range(native.n_stages - 1)]
         return HandlerReport(
-            fastv=self._fastv,
-            turbo=self._turbo_text,
+            setting=self._setting,
             prompt_tokens=counts.tokens,
+            encoded_tokens=counts.encoded_tokens,
             visual_tokens=counts.visual_tokens,
             visual_tokens_kept=[counts.visual_tokens, *kept][-1],
             first_layers=tuple(native.first_layer[: native.n_stages]),
             visual_tokens_in_stage=(counts.visual_tokens, *kept),
             pictures_encoded=counts.encoded,
             encode_ms=counts.encode_ms,
+            reduce_ms=counts.reduce_ms,
             stage0_ms=native.t_stage0_ms,
             choose_ms=native.t_choose_ms,
             later_ms=native.t_later_ms,
@@ -379,20 +346,11 @@ class FastVChatHandler(_MTMDChatHandler):
         )
 
 
-def _parse_turbo(text: str | None) -> _capi.TurboParams | None:
-    if text is None:
-        return None
-    if _turbo is None:
+def _check_turbo(turbo: Turbo | None) -> None:
+    if turbo is not None and _turbo is None:
         raise OptionError(
-            f"turbo={text!r}: these libraries have no Turbo: leave it out, or build a newer pyfastv"
+            f"turbo={turbo.spec()!r}: these libraries have no Turbo: leave it out, or build a newer pyfastv"
         )
-    if not isinstance(text, str):
-        raise OptionError(f"turbo must be text such as 'share=0.5', or None; got {text!r}")
-    params = _capi.TurboParams()
-    status = _turbo.pyfastv_turbo_parse(utf8("turbo", text).encode(), ctypes.byref(params))
-    if status:
-        _capi.raise_error(status, _turbo.pyfastv_turbo_last_error())
-    return params
 
 
 def _needs_tools(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> bool:

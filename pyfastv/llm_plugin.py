@@ -25,20 +25,18 @@ import llm
 import yaml  # type: ignore[import-untyped]
 from pydantic import Field, ValidationInfo, field_validator
 
+from .engine.runner import Runner
+from .engine.sampling import RequestOptions
 from .errors import Error
-from .images import Picture
+from .inputs.images import Picture
 from .models import mmproj_beside
-from .options import RequestOptions, Sampling
-from .presets import Recommended, to_schedule
-from .reduce import to_reducer
-from .runner import Runner
-from .turbo import to_turbo
+from .settings.presets import Recommended
+from .settings.setting import SETTING_OPTIONS, Setting
 
 __all__ = ["PyfastvModel", "register_models"]
 
 _CONFIGURATION = "pyfastv.yaml"
-_KEYS = {"model_id", "model", "mmproj", "fastv", "turbo", "reduce", "n_ctx", "aliases"}
-_CHEAPER: dict[str, Callable[[Any], Any]] = {"fastv": to_schedule, "turbo": to_turbo, "reduce": to_reducer}
+_KEYS = {"model_id", "model", "mmproj", *SETTING_OPTIONS, "n_ctx", "aliases"}
 
 # what pyfastv.load_image reads, as llm tells types
 _PICTURES = ("png", "jpeg", "webp", "gif", "bmp", "x-ms-bmp", "tiff", "avif", "jp2", "x-portable-pixmap")
@@ -81,10 +79,10 @@ class PyfastvModel(llm.Model):
         mmproj: str | None = Field(None, description="Path of its vision encoder")
         n_ctx: int | None = Field(None, description="Context in tokens; 0: what the model was trained for")
 
-        @field_validator(*_CHEAPER)
+        @field_validator(*SETTING_OPTIONS)
         @classmethod
         def _check(cls, value: str | None, info: ValidationInfo) -> str | None:
-            _CHEAPER[str(info.field_name)](value)
+            Setting.of(**{str(info.field_name): value})
             return value
 
     def __init__(
@@ -98,13 +96,9 @@ class PyfastvModel(llm.Model):
         n_ctx: int = 0,
     ) -> None:
         """``model`` None: the bundled one; ``fastv`` None: the package's default."""
+        self._setting = Setting.of(Recommended() if fastv is None else fastv, turbo, reduce)
         self.model_id = model_id
         self._model, self._mmproj, self._n_ctx = model, mmproj, n_ctx
-        self._cheaper: RequestOptions = {
-            "fastv": Recommended() if fastv is None else to_schedule(fastv),
-            "turbo": to_turbo(turbo),
-            "reduce": to_reducer(reduce),
-        }
         self._runner: Runner | None = None
         self._loaded: tuple[Any, ...] = ()
 
@@ -117,8 +111,7 @@ class PyfastvModel(llm.Model):
         """Pieces of the answer. The response's JSON is the report of :class:`pyfastv.Report`."""
         options = {name: value for name, value in prompt.options if value is not None}
         runner = self._load(*(options.pop(name, None) for name in ("model", "mmproj", "n_ctx")))
-        Sampling(**{name: value for name, value in options.items() if name not in _CHEAPER})
-        asked = cast(RequestOptions, {**self._cheaper, **options})
+        asked = cast(RequestOptions, {**self._setting.options(), **options})
         chunks = runner.create_chat_completion(_messages(prompt), stream=True, **asked)
         pieces = []
         for chunk in chunks:
@@ -196,8 +189,7 @@ def _checked(path: Path, entry: Any) -> dict[str, Any]:
         wrong = "n_ctx must be a number, aliases a list"
     else:
         try:
-            for name, check in _CHEAPER.items():
-                check(entry.get(name))
+            Setting.of(*(entry.get(name) for name in SETTING_OPTIONS))
         except ValueError as error:
             wrong = str(error)
     if wrong is not None:

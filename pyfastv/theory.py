@@ -17,17 +17,23 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isqrt
 
 from . import _native
-from .schedule import Schedule
+from .errors import OptionError
+from .settings.schedule import Schedule
+from .settings.setting import Setting
+from .settings.turbo import Turbo
 
 __all__ = [
     "Decoder",
     "Encoder",
+    "entering_tokens",
     "flops",
     "kept_tokens",
     "kv_bytes",
     "paper_flops",
+    "patches_by_block",
     "rows_by_layer",
     "visual_by_layer",
     "weight_flops",
@@ -90,14 +96,55 @@ class Encoder:
     cls: bool
     """One row more than patches."""
 
-    def flops(self, n_visual: int, n_slices: int = 1) -> int:
-        """Multiply-adds for one picture of ``n_visual`` tokens in equal slices, each of which attends to itself."""
+    def flops(self, n_visual: int, n_slices: int = 1, turbo: Turbo | None = None) -> int:
+        """Multiply-adds for one picture of ``n_visual`` tokens in equal slices, each of which attends to itself.
+
+        With ``turbo`` a block's attention runs on the rows before it merges, what is behind it on those that are left;
+        finding who merges is not counted. Raises OptionError for blocks that the encoder does not have."""
         patches = n_visual // n_slices * self.merged if self.patches is None else self.patches
-        rows = patches + self.cls
-        # not causal: all pairs, Q.K and P.V
-        attention = 2 * rows * rows * self.width * len(self.layer_weights)
-        of_slice = patches * self.patch_weights + rows * sum(self.layer_weights) + attention
-        return n_slices * of_slice + n_visual * self.projector_weights
+        left = patches_by_block(turbo, len(self.layer_weights), patches)
+        of_slice = patches * self.patch_weights
+        for weights, n, after in zip(self.layer_weights, left[:-1], left[1:], strict=True):
+            of_attention = min(weights, 4 * self.width * self.width)
+            # not causal: all pairs, Q.K and P.V
+            of_slice += (n + self.cls) * of_attention + 2 * (n + self.cls) ** 2 * self.width
+            of_slice += (after + self.cls) * (weights - of_attention)
+        return n_slices * of_slice + n_visual * left[-1] // patches * self.projector_weights
+
+
+def patches_by_block(turbo: Turbo | None, n_blocks: int, n_patches: int) -> list[int]:
+    """Patches of a slice that enter each block of an encoder, and, the last, that leave it. Raises OptionError for blocks
+    that it does not have."""
+    if turbo is None:
+        return [n_patches] * (n_blocks + 1)
+    first, last = turbo.layers or (0, max(0, (n_blocks + 1) // 2 - 1))
+    if turbo.once:
+        first = last = n_blocks - 1
+    if last >= n_blocks:
+        raise OptionError(
+            f"turbo: layers={first}-{last}: this encoder has {n_blocks} blocks, the last is {n_blocks - 1}"
+        )
+    length = last - first + 1
+    wanted = round(n_patches * turbo.share) if turbo.share is not None else (turbo.r or 0) * length
+    total = min(wanted, n_patches - 1)
+    merging = [min(max(0, block - first), length) for block in range(n_blocks + 1)]
+    return [n_patches - total * blocks // length for blocks in merging]
+
+
+def entering_tokens(setting: Setting, encoder: Encoder | None, n_visual: int) -> int:
+    """Of a picture's ``n_visual`` tokens those that Turbo and the reducer leave for the language model.
+
+    Where shapes count (pool), a square number of tokens is a square, any other one row. Raises OptionError."""
+    left = n_visual
+    if setting.turbo is not None:
+        if encoder is None:
+            raise OptionError("turbo merges in a vision encoder, and there is none: pass an mmproj")
+        left = patches_by_block(setting.turbo, len(encoder.layer_weights), n_visual)[-1]
+    if setting.reduce is None:
+        return left
+    side = isqrt(left)
+    grid = (side, side) if setting.turbo is None and side * side == left else (left, 1)
+    return _native.count_reduced(setting.reduce.spec(), [grid])
 
 
 def kept_tokens(n_visual: int, drop: float) -> int:

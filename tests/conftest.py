@@ -199,13 +199,10 @@ class FakeEngine:
     def set_turbo(self, spec: str) -> None:
         self._call("set_turbo", spec)
 
-    def clear_turbo(self) -> None:
-        self._call("clear_turbo")
-
     def set_reducer(self, spec: str) -> None:
         self._call("set_reducer", spec)
 
-    def clear_reducer(self) -> None:
+    def check(self, turbo: str, reducer: str) -> None:
         pass
 
     def prefill(

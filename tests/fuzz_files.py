@@ -98,8 +98,8 @@ class Kind:
         self._text, self._logits = self._ask(self._model, self._mmproj)
 
     def try_file(self, path: Path, tell: Callable[[str], None]) -> Outcome:
-        from pyfastv import header, info
-        from pyfastv.quantize import quantize_mmproj
+        from pyfastv.models import header, info
+        from pyfastv.models.quantize import quantize_mmproj
 
         model, mmproj = (path, self._mmproj) if self._of_model else (self._model, path)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

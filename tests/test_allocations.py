@@ -14,9 +14,9 @@ import pytest
 from test_option_ranges import ENGINE
 
 from pyfastv import Sampling
+from pyfastv.engine.active import Active
+from pyfastv.engine.job_pool import JobPool
 from pyfastv.models import bundled_examples
-from pyfastv.serve.active import Active
-from pyfastv.serve.pool import Pool
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="this machine is not Linux: RLIMIT_AS")
 
@@ -136,7 +136,7 @@ def test_the_pool_ends_a_request_whose_event_finds_no_memory(monkeypatch: pytest
 
     monkeypatch.setattr(Active, "take", short_of_memory)
     message = [{"role": "user", "content": "a"}]
-    with Pool(slots=1, n_ctx=256, n_threads=1) as pool:
+    with JobPool(slots=1, n_ctx=256, n_threads=1) as pool:
         job = pool.submit(message, Sampling(max_tokens=4))
         given_up = time.monotonic() + 30
         while not job.done and time.monotonic() < given_up:

@@ -10,10 +10,11 @@ import pytest
 from conftest import REPORT
 
 from pyfastv import Answer, FastV, PyramidDrop, Report, Schedule
+from pyfastv.settings.setting import Setting
 
 
 def report(fastv: Schedule | None = None, **changes: Any) -> Report:
-    return Report.of({**REPORT, **changes}, n_layer=12, image_decode_ms=2.0, fastv=fastv)
+    return Report.of({**REPORT, **changes}, n_layer=12, image_decode_ms=2.0, setting=Setting(fastv))
 
 
 def test_rates_are_counts_over_times() -> None:

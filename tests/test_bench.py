@@ -20,9 +20,9 @@ from pyfastv.bench.plot import save_plot
 from pyfastv.bench.summary import COMPARED, PARTS, Row, count, summarize
 from pyfastv.bench.tables import as_markdown, cost_table, print_tables, ratio_table, tables_of
 from pyfastv.errors import Error, OptionError
-from pyfastv.header import read_model
 from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
-from pyfastv.setting import Setting, parse_settings
+from pyfastv.models.header import read_model
+from pyfastv.settings.setting import Setting, parse_settings
 
 MODEL, MMPROJ = str(bundled_model()), str(bundled_mmproj())
 PICTURE = str(bundled_examples()[0].picture)
@@ -33,11 +33,9 @@ PICTURE = str(bundled_examples()[0].picture)
 
 def test_a_setting_has_a_schedule_turbo_and_a_reducer() -> None:
     setting = Setting.parse(" turbo:share=0.5 + k=2,drop=0.75;k=6,drop=0.9+reduce:pool,window=2")
-    assert setting.name == "turbo:share=0.5 + k=2,drop=0.75;k=6,drop=0.9 + reduce:pool,window=2"
     assert (setting.turbo, setting.reduce) == (pyfastv.Turbo(0.5), pyfastv.Pool(2))
     assert setting.fastv == pyfastv.Schedule.parse("k=2,drop=0.75;k=6,drop=0.9")
-    assert Setting.parse(setting.name) == setting
-    assert Setting.parse(setting.spec()).spec() == setting.spec()
+    assert Setting.parse(setting.spec()) == setting
     assert Setting.parse("turbo + reduce:off + off").spec() == f"turbo:{pyfastv.Turbo(0.5).spec()}"
 
 
@@ -98,8 +96,8 @@ def test_what_is_no_setting_is_told(text: str) -> None:
 
 
 def test_off_is_in_front_whether_given_or_not() -> None:
-    assert [s.name for s in parse_settings(["k=2", "recommended"])] == ["off", "k=2", "recommended"]
-    assert [s.name for s in parse_settings(["k=2", "off"])] == ["off", "k=2"]
+    assert [*parse_settings(["k=2", "recommended"])] == ["off", "k=2", "recommended"]
+    assert [*parse_settings([" k=2+turbo:r=1 ", "off"])] == ["off", "k=2 + turbo:r=1"]
     with pytest.raises(OptionError, match="twice"):
         parse_settings(["k=2", "off", "k=2"])
 
@@ -345,11 +343,10 @@ def test_of_turbo_s_encoder_no_theory_is_told() -> None:
 def test_a_setting_is_put_in_force_and_taken_back() -> None:
     called: list[Any] = []
     process = object.__new__(runner_process._Measuring)
-    runner = SimpleNamespace(**{f"set_{name}": called.append for name in ("fastv", "turbo", "reduce")})
-    process._runner = cast(pyfastv.Runner, runner)
+    process._runner = cast(pyfastv.Runner, SimpleNamespace(_use=called.append))
     process.set("turbo + k=2")
     process.set("off")
-    assert called == [pyfastv.Turbo(0.5), None, pyfastv.FastV(), None, None, None]
+    assert called == [Setting(pyfastv.FastV(), pyfastv.Turbo(0.5)), Setting()]
 
 
 def test_tables_say_where_there_is_no_difference(rows: list[Row]) -> None:

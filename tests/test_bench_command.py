@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 import pyfastv
-from pyfastv.bench import command
 from pyfastv.bench import measure as measuring
 from pyfastv.bench.geometry.files import files_of
 from pyfastv.bench.summary import PARTS
 from pyfastv.bench.worker import start_library_worker, start_runner_worker
-from pyfastv.cli import main
+from pyfastv.commands import bench
+from pyfastv.commands.main import main
 from pyfastv.errors import Error
 from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
-from pyfastv.setting import parse_settings
+from pyfastv.settings.setting import parse_settings
 
 MODEL, MMPROJ = str(bundled_model()), str(bundled_mmproj())
 PICTURE = str(bundled_examples()[0].picture)
@@ -161,7 +161,7 @@ def test_ctrl_c_prints_what_was_measured() -> None:
     code = (
         f"import signal, sys; sys.path[:] = {sys.path!r}; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from pyfastv.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from pyfastv.commands.main import main; sys.exit(main(sys.argv[1:]))"
     )
     options = [
         "--rounds",
@@ -215,7 +215,7 @@ def test_the_commands_of_the_pages_are_understood(tmp_path: Path, monkeypatch: p
     ]
     assert len(commands) >= 6
     for arguments in commands:
-        options = command.bench.make_context("bench", arguments).params
+        options = bench.bench.make_context("bench", arguments).params
         parse_settings(options["settings"])
         if options["geometry"] is not None:
             files_of(options["geometry"], tmp_path, options["type_name"])
@@ -224,5 +224,5 @@ def test_the_commands_of_the_pages_are_understood(tmp_path: Path, monkeypatch: p
 def test_a_busy_machine_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 0, 0), raising=False)
-    assert command.busy_warning(1) is None
-    assert "quiet" in (command.busy_warning(4) or "")
+    assert bench.busy_warning(1) is None
+    assert "quiet" in (bench.busy_warning(4) or "")

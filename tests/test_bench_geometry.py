@@ -20,7 +20,7 @@ from pyfastv.bench.geometry.sizes import GEOMETRIES
 from pyfastv.bench.geometry.tensors import language_tensors, vision_tensors
 from pyfastv.bench.geometry.weights import RandomTensors
 from pyfastv.bench.picture import drawn_picture
-from pyfastv.header import read_model
+from pyfastv.models.header import read_model
 
 # Published sizes: the language model's parameters, all of it, in millions (from the model cards and configurations), and
 # the vision encoder's.

@@ -13,8 +13,8 @@ import pytest
 
 import pyfastv
 from pyfastv import _native
-from pyfastv._capi import FastvParams, FastvReport, TurboParams
 from pyfastv.bench.lowlevel.bindings import MAX_CUTS, MAX_STAGES, FastvCut
+from pyfastv.engine.c_structures import FastvParams, FastvReport, TurboParams
 
 from c_api import BAD_PARAMS, OK, Context, Model, _Grid, fastv, last_error
 from vision_api import _lib as turbo

@@ -18,10 +18,10 @@ from PIL import Image
 
 import pyfastv
 from pyfastv import Runner, Sampling
-from pyfastv.chat import user_message
-from pyfastv.demo import same_answer
+from pyfastv.commands.demo import same_answer
+from pyfastv.engine.job_pool import JobPool
+from pyfastv.inputs.chat import user_message
 from pyfastv.models import bundled_examples, bundled_mmproj
-from pyfastv.serve.pool import Pool
 
 import random_gguf
 import random_mmproj
@@ -379,7 +379,7 @@ def test_a_stream_that_is_closed_after_any_piece_leaves_its_runner() -> None:
 
 
 def test_a_job_that_is_cancelled_at_any_time_disturbs_no_other() -> None:
-    with Pool(slots=2, **OPTIONS) as pool:
+    with JobPool(slots=2, **OPTIONS) as pool:
 
         def ask() -> Any:
             return pool.submit([user_message(CLOCK.question, CLOCK.picture)], Sampling())

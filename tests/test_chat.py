@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyfastv import ModelError, OptionError
-from pyfastv.chat import ChatTemplate
+from pyfastv.inputs.chat import ChatTemplate
 
 MARKER = "<__media_5fc1b1d0__>"
 

@@ -17,11 +17,12 @@ import gguf
 import numpy as np
 import pytest
 
-from pyfastv import Error, ModelError, _native, check, demo
-from pyfastv.check import Findings, Result, build_options, run_checks
-from pyfastv.check_child import STEPS, relative_error, tolerance
-from pyfastv.cli import main
-from pyfastv.models import bundled_model
+from pyfastv import Error, ModelError, _native
+from pyfastv.commands import demo
+from pyfastv.commands.main import main
+from pyfastv.models import bundled_model, check
+from pyfastv.models.check import Findings, Result, build_options, run_checks
+from pyfastv.models.check_child import STEPS, relative_error, tolerance
 
 ROOT = Path(__file__).parents[1]
 
@@ -209,8 +210,8 @@ def test_nothing_is_asked_of_a_build_that_cannot_start(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = [Result("start", "CPU", "CPU", "died", "devices: died of SIGILL")]
-    monkeypatch.setattr("pyfastv.cli.check_machine", lambda *_: Findings(results, PORTABLE))
-    monkeypatch.delattr("pyfastv.cli.gather")  # would die
+    monkeypatch.setattr("pyfastv.commands.info.check_machine", lambda *_: Findings(results, PORTABLE))
+    monkeypatch.delattr("pyfastv.commands.info.gather")  # would die
     assert main(["info", "--check"]) == 1
     assert "start in CPU, devices: died of SIGILL" in capsys.readouterr().out
     assert main(["info", "--check", "--json"]) == 1
@@ -299,7 +300,7 @@ def test_the_flag_against_amx_wins_over_native() -> None:
 def broken(monkeypatch: pytest.MonkeyPatch) -> Findings:
     results = [Result("f32", "CPU", "CPU"), fault("AMX")]
     findings = Findings(results, build_options(results, "-march=native"))
-    for module in ("pyfastv.cli", "pyfastv.demo"):
+    for module in ("pyfastv.commands.info", "pyfastv.commands.demo"):
         monkeypatch.setattr(f"{module}.check_machine", lambda *_: findings)
     return findings
 
@@ -319,7 +320,7 @@ def test_info_says_what_died_and_what_to_build_with(
 def test_info_is_done_where_all_is_right(
     findings: Findings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyfastv.cli.check_machine", lambda *_: findings)
+    monkeypatch.setattr("pyfastv.commands.info.check_machine", lambda *_: findings)
     assert main(["info", "--check"]) == 0
     out = capsys.readouterr().out
     assert "right           CPU: f32, f16, " in out

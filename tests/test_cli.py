@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 import pyfastv
-from pyfastv import FastV, PyramidDrop, Recommended, Schedule, _native, cli_options, demo, info
-from pyfastv.cli import main
-from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
+from pyfastv import FastV, PyramidDrop, Recommended, Schedule, _native
+from pyfastv.commands import demo, options
+from pyfastv.commands.main import main
+from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model, info
 
 CLOCK = bundled_examples()[0]
 PICTURE = str(CLOCK.picture)
@@ -149,7 +150,7 @@ def test_ctrl_c_exits_with_130() -> None:
     code = (
         f"import signal, sys; sys.path[:] = {sys.path!r}; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from pyfastv.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from pyfastv.commands.main import main; sys.exit(main(sys.argv[1:]))"
     )
     endless = ["--temp", "9", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--seed", "1"]
     process = subprocess.Popen(
@@ -224,7 +225,7 @@ def test_a_model_by_its_hugging_face_name(
         asked.append(name)
         return Path("a.gguf"), Path("mmproj-a.gguf")
 
-    monkeypatch.setattr(cli_options, "from_hub", from_hub)
+    monkeypatch.setattr(options, "from_hub", from_hub)
     for option in ("-hf", "--hf-repo"):
         assert main(["ask", option, "owner/llava:Q8_0", PICTURE, "Q?"]) == 0
     assert asked == ["owner/llava:Q8_0"] * 2

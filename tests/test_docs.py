@@ -13,10 +13,10 @@ import pytest
 
 import pyfastv
 from pyfastv import errors
-from pyfastv.cli import cli
-from pyfastv.options import SamplingOptions
-from pyfastv.presets import PRESETS
-from pyfastv.schedule import PICKS, SCORES
+from pyfastv.commands.main import cli
+from pyfastv.engine.sampling import SamplingOptions
+from pyfastv.settings.presets import PRESETS
+from pyfastv.settings.schedule import PICKS, SCORES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

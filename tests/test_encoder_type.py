@@ -15,13 +15,20 @@ import gguf
 import numpy as np
 import pytest
 
-from pyfastv import ModelError, OptionError, Runner, _native, encoder_gain, encoder_type, kept_encoders
-from pyfastv.cli import main
-from pyfastv.encoder_type import ENCODER_TYPES, Encoder, choose, resolve
-from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
-from pyfastv.quantize import quantize_mmproj
-from pyfastv.quantize_plan import make_plan
-from pyfastv.serve.pool import Pool
+from pyfastv import ModelError, OptionError, Runner, _native
+from pyfastv.commands.main import main
+from pyfastv.engine.job_pool import JobPool
+from pyfastv.models import (
+    bundled_examples,
+    bundled_mmproj,
+    bundled_model,
+    encoder_gain,
+    encoder_type,
+    kept_encoders,
+)
+from pyfastv.models.encoder_type import ENCODER_TYPES, Encoder, choose, resolve
+from pyfastv.models.quantize import quantize_mmproj
+from pyfastv.models.quantize_plan import make_plan
 
 import random_mmproj
 from compare import relative_rms
@@ -131,7 +138,7 @@ def test_parts_that_nobody_writes_to_any_more_go(pair: Pair, cache: Path) -> Non
     assert (old.exists(), new.exists()) == (False, True)
 
 
-RESOLVING = "import sys; from pathlib import Path; from pyfastv.encoder_type import resolve;"
+RESOLVING = "import sys; from pathlib import Path; from pyfastv.models.encoder_type import resolve;"
 
 
 def test_two_processes_at_once_make_one_file(pair: Pair, cache: Path) -> None:
@@ -201,7 +208,7 @@ def test_quantized_matrices_are_taken_as_they_are(pair: Pair, tmp_path: Path, ca
 def test_an_unknown_type_is_refused_at_every_door(value: Any) -> None:
     for load in (
         lambda: Runner(encoder_type=value),
-        lambda: Pool(encoder_type=value),
+        lambda: JobPool(encoder_type=value),
         lambda: resolve(bundled_mmproj(), value),
     ):
         with pytest.raises(OptionError, match=f"encoder_type must be one of {', '.join(ENCODER_TYPES)}"):
@@ -264,7 +271,7 @@ def test_a_runner_tells_what_it_has(pair: Pair, cache: Path) -> None:
         assert runner.info["mmproj"] == pair[1].name
         assert runner.info["encoder"] == f"q8_0 (quantized from f32, kept in {cache})"
         assert runner.ask(CLOCK, "Q?", max_tokens=1).report.pictures_encoded == 1
-    with Pool(*pair, n_ctx=256, slots=1, fastv=None, encoder_type="q8_0") as pool:
+    with JobPool(*pair, n_ctx=256, slots=1, fastv=None, encoder_type="q8_0") as pool:
         assert pool.encoder is not None
         assert pool.encoder.type == "q8_0"
     with Runner(n_ctx=256) as runner:

@@ -20,7 +20,8 @@ from PIL import Image
 
 import pyfastv
 from pyfastv import DataError, OptionError
-from pyfastv.cli import cli, main
+from pyfastv.commands.eval import pick_pictures
+from pyfastv.commands.main import cli, main
 from pyfastv.eval import (
     LAYOUTS,
     SCORERS,
@@ -34,7 +35,6 @@ from pyfastv.eval import (
     plot,
 )
 from pyfastv.eval import asking as asking_module
-from pyfastv.eval.command import pick_pictures
 from pyfastv.eval.plot import Point, pareto, series_of, spread_out
 from pyfastv.eval.settings import check_settings, same_as
 from pyfastv.eval.table import tables
@@ -132,13 +132,8 @@ class FakeRunner:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def set_fastv(self, fastv: Any) -> None:
-        self.fastv = "off" if fastv is None else type(fastv).__name__.lower()
-
-    def set_turbo(self, turbo: Any) -> None:
-        assert turbo is None
-
-    set_reduce = set_turbo
+    def _use(self, setting: Any) -> None:
+        self.fastv = "off" if setting.is_off else type(setting.fastv).__name__.lower()
 
     def ask(self, image: Any, text: str, **options: Any) -> Any:
         if text == self.broken:

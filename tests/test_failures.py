@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from pyfastv import ClosedError, OptionError, OutOfMemoryError, Runner, Sampling, _native
-from pyfastv.chat import user_message
-from pyfastv.serve.active import Active
-from pyfastv.serve.job import Job
-from pyfastv.serve.pool import Pool
+from pyfastv.engine.active import Active
+from pyfastv.engine.job import Job
+from pyfastv.engine.job_pool import JobPool
+from pyfastv.inputs.chat import user_message
 
 import random_gguf
 import random_mmproj
@@ -49,24 +49,24 @@ def memory_left(n_bytes: int) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Pool]:
-    with Pool(slots=2, n_ctx=512, n_threads=1) as pool:
+def shared() -> Iterator[JobPool]:
+    with JobPool(slots=2, n_ctx=512, n_threads=1) as pool:
         yield pool
 
 
 @pytest.fixture
-def pool(shared: Pool) -> Iterator[Pool]:
+def pool(shared: JobPool) -> Iterator[JobPool]:
     yield shared
     assert ask(shared).wait(20)
     assert shared._slots.idle
 
 
-def ask(pool: Pool, question: str = "Hello", n: int = 8) -> Job:
+def ask(pool: JobPool, question: str = "Hello", n: int = 8) -> Job:
     return pool.submit([user_message(question)], Sampling(max_tokens=n, grammar="root ::= [a-z ] root"))
 
 
 def test_what_goes_wrong_with_an_answer_ends_it_and_no_other(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: JobPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take = Active.take
 
@@ -98,7 +98,7 @@ class FailingSlots:
 
 
 def test_a_schedule_that_cannot_be_had_is_told_to_its_request(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: JobPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside another one: whether it fits cannot be asked for, so it is tried."""
     expected = ask(pool).read()
@@ -115,7 +115,7 @@ def test_a_schedule_that_cannot_be_had_is_told_to_its_request(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_whoever_waits_for_a_thread_that_has_died_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Pool(slots=1, n_ctx=512, n_threads=1) as pool:
+    with JobPool(slots=1, n_ctx=512, n_threads=1) as pool:
         monkeypatch.setattr(
             pool._batcher, "_slots", FailingSlots(pool._batcher._slots, "step", GeneratorExit("what"))
         )

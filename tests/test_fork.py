@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from pyfastv import ClosedError, Runner, Sampling
-from pyfastv.chat import user_message
-from pyfastv.serve.pool import Pool
+from pyfastv.engine.job_pool import JobPool
+from pyfastv.inputs.chat import user_message
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"n_ctx": 512, "n_threads": 2}  # with one, ggml computes in the thread that asks
@@ -141,7 +141,7 @@ def test_a_runner_made_in_the_child_answers(used: Runner) -> None:
 
 def test_a_pool_of_the_parent_raises_in_the_child() -> None:
     hello = [user_message("Hello.", [])]
-    with Pool(slots=1, **SMALL) as pool:
+    with JobPool(slots=1, **SMALL) as pool:
         job = pool.submit(
             hello, Sampling(max_tokens=200, temperature=9.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
         )

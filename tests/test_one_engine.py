@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from pyfastv import ClosedError, ModelError, Runner, Sampling, _native
-from pyfastv.chat import user_message
-from pyfastv.demo import same_answer
-from pyfastv.images import Frame
+from pyfastv.commands.demo import same_answer
+from pyfastv.engine.job_pool import JobPool
+from pyfastv.inputs.chat import user_message
+from pyfastv.inputs.images import Frame
 from pyfastv.models import bundled_examples, bundled_model
-from pyfastv.serve.pool import Pool
 
 EXAMPLES = bundled_examples()
 CLOCK = EXAMPLES[0]
@@ -216,7 +216,7 @@ def test_errors_come_to_who_awaits(one: Runner) -> None:
 
 
 def test_what_is_kept_for_later_questions_is_counted_alike(one: Runner) -> None:
-    with Pool(slots=1, fastv=COVER, **OPTIONS) as pool:
+    with JobPool(slots=1, fastv=COVER, **OPTIONS) as pool:
         job = pool.submit([user_message(CLOCK.question, CLOCK.picture)], Sampling())
         job.read()
     assert job.report is not None
@@ -227,7 +227,7 @@ def test_what_is_kept_for_later_questions_is_counted_alike(one: Runner) -> None:
 def test_frames_of_a_video_are_one_picture_to_a_pool() -> None:
     pixels = [np.full((336, 336, 3), 60 * i, np.uint8) for i in range(3)]
     frames = [Frame(each, "video", i) for i, each in enumerate(pixels)]
-    with Pool(slots=1, n_ctx=2048, n_threads=1, encoder_cache_mb=0) as pool:
+    with JobPool(slots=1, n_ctx=2048, n_threads=1, encoder_cache_mb=0) as pool:
         job = pool.submit([user_message("What?", frames)], Sampling(max_tokens=1), details=True)
         job.read()
     assert job.details is not None
@@ -237,7 +237,7 @@ def test_frames_of_a_video_are_one_picture_to_a_pool() -> None:
 def test_what_a_pool_reduces_is_encoded_once() -> None:
     """There is text between the frames."""
     frames = [Frame(np.full((336, 336, 3), 80 * i, np.uint8), "video", i) for i in range(3)]
-    with Pool(slots=1, n_ctx=2048, n_threads=1, encoder_cache_mb=0, reduce="pool,window=3") as pool:
+    with JobPool(slots=1, n_ctx=2048, n_threads=1, encoder_cache_mb=0, reduce="pool,window=3") as pool:
         job = pool.submit([user_message("What?", frames)], Sampling(max_tokens=1))
         job.read()
     assert job.report is not None
@@ -258,7 +258,7 @@ def test_a_damaged_model_is_told_alike(tmp_path: Path) -> None:
     options: dict[str, Any] = {"n_ctx": 256, "n_threads": 1, "fastv": None}
     with Runner(path, **options) as runner, pytest.raises(ModelError, match=rf"damaged.*{tensor}"):
         runner.ask(None, "Hello", max_tokens=4)
-    with Pool(path, slots=2, **options) as pool:
+    with JobPool(path, slots=2, **options) as pool:
         jobs = [pool.submit([user_message("Hello")], Sampling(max_tokens=4)) for _ in range(2)]
         for job in jobs:
             with pytest.raises(ModelError, match=rf"damaged.*{tensor}"):

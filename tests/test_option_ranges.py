@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pyfastv import OptionError, Runner, _native
-from pyfastv.cli import main
+from pyfastv.commands.main import main
+from pyfastv.engine.job_pool import JobPool
 from pyfastv.models import bundled_examples, bundled_model
-from pyfastv.serve.pool import Pool
 
 ENGINE: dict[str, Any] = {
     "model_path": str(bundled_model()),
@@ -71,7 +71,7 @@ def engine() -> Iterator[_native.Engine]:
     made.close()
 
 
-@pytest.mark.parametrize("door", [_native.Engine, Runner, Pool])
+@pytest.mark.parametrize("door", [_native.Engine, Runner, JobPool])
 @pytest.mark.parametrize(("name", "value"), WRONG)
 def test_a_model_is_not_loaded_with_such_a_number(door: Any, name: str, value: int) -> None:
     options: dict[str, Any] = {name: value}

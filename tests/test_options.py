@@ -27,8 +27,8 @@ from pyfastv import (
     ZipVL,
     _native,
 )
-from pyfastv.presets import PRESETS, to_schedule
-from pyfastv.schedule import SCORES
+from pyfastv.settings.presets import PRESETS, to_schedule
+from pyfastv.settings.schedule import SCORES
 
 # schedules
 

@@ -19,15 +19,14 @@ from typing import Any
 import pytest
 
 import pyfastv
-from pyfastv import DataError, Profile, Recommended
-from pyfastv.bench.command import _tell
+from pyfastv import DataError, Profile, Recommended, model_identity
 from pyfastv.bench.plot import save_plot
 from pyfastv.bench.summary import summarize
-from pyfastv.cli import main
+from pyfastv.commands.bench import _tell
+from pyfastv.commands.main import main
 from pyfastv.eval import AnswerFile, Given, evaluate, plot
 from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
-from pyfastv.profile import model_identity
-from pyfastv.quantize import quantize_mmproj
+from pyfastv.models.quantize import quantize_mmproj
 
 from dequantize import dequantize
 from test_bench import plan, results_of
@@ -136,7 +135,7 @@ def test_a_full_disk_leaves_the_old_file(kind: str, writers: dict[str, Write], t
 def test_our_own_stdout_is_written_to_where_it_is(tmp_path: Path) -> None:
     """A file that stdout goes to is not replaced: what is printed before and after is in it, too."""
     code = (
-        "from pyfastv import Profile; from pyfastv.profile import model_identity; print('before'); "
+        "from pyfastv import Profile; from pyfastv.settings.profile import model_identity; print('before'); "
         "Profile(None, model_identity()).save('/dev/stdout'); print('after')"
     )
     with (tmp_path / "out").open("w") as out:
@@ -195,11 +194,11 @@ def test_where_a_result_cannot_go_is_told_before_a_model_is_loaded(
 def test_a_profile_that_cannot_be_written_in_the_end_is_printed(
     data: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pyfastv.tune.command.Runner", lambda **_: nullcontext())
-    monkeypatch.setattr("pyfastv.tune.command.why_no_turbo", lambda runner: "no")
+    monkeypatch.setattr("pyfastv.commands.tune.Runner", lambda **_: nullcontext())
+    monkeypatch.setattr("pyfastv.commands.tune.why_no_turbo", lambda runner: "no")
     measured = SimpleNamespace(n_pictures=4, n_positions=8)
-    monkeypatch.setattr("pyfastv.tune.command.Measuring", lambda *_: measured)
-    monkeypatch.setattr("pyfastv.tune.command.search", lambda *_, **__: (None, []))
+    monkeypatch.setattr("pyfastv.commands.tune.Measuring", lambda *_: measured)
+    monkeypatch.setattr("pyfastv.commands.tune.search", lambda *_, **__: (None, []))
     assert main(["tune", str(data), "-o", "/dev/full"]) == 1
     printed = capfd.readouterr()
     assert json.loads(printed.out)["measured"]["turbo_not_tried"] == "no"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyfastv.pieces import PieceReader
+from pyfastv.engine.pieces import PieceReader
 
 
 def read(tokens: list[bytes], stop: tuple[str, ...] = ()) -> tuple[list[str], bool]:

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 import pyfastv
-from pyfastv import FastV, _native, plan, theory
-from pyfastv.cli import main
-from pyfastv.header import read_model
+from pyfastv import FastV, _native, theory
+from pyfastv.bench import plan
+from pyfastv.bench.speed import Speed, prefill_ms
+from pyfastv.commands.main import main
 from pyfastv.models import bundled_mmproj, bundled_model
-from pyfastv.speed import Speed, prefill_ms
+from pyfastv.models.header import read_model
+from pyfastv.settings.setting import Setting
 
 import random_gguf
 
@@ -63,6 +65,56 @@ def test_json_has_the_grid_with_off_first(capsys: pytest.CaptureFixture[str]) ->
 def test_settings_of_one_s_own_replace_the_grid(capsys: pytest.CaptureFixture[str]) -> None:
     made = run(capsys, "--no-measure", "--settings", "k=5,drop=0.6", "--settings", "vtw")
     assert [entry["setting"] for entry in made["models"][0]["settings"]] == ["off", "k=5,drop=0.6", "vtw"]
+
+
+def test_turbo_and_a_reducer_are_counted_as_they_run(
+    capsys: pytest.CaptureFixture[str], runner: pyfastv.Runner, picture: dict[str, Path]
+) -> None:
+    settings = [
+        "turbo:share=0.3 + k=2,drop=0.5",
+        "turbo:r=7,layers=1-5",
+        "turbo:r=100,once + reduce:divprune,keep=0.3",
+        "reduce:pool,window=5",
+    ]
+    made = run(capsys, "--no-measure", *(word for text in settings for word in ("--settings", text)))
+    off, *costs = made["models"][0]["settings"]
+    assert [cost["setting"] for cost in costs] == settings
+    assert (off["turbo"], off["reduce"], off["visual_tokens"]) == (None, None, 576)
+    for text, cost in zip(settings, costs, strict=True):
+        setting = Setting.parse(text)
+        report = runner.ask(picture["clock"], "What?", max_tokens=1, **setting.options()).report
+        assert cost["visual_tokens"] == report.visual_tokens
+        seen = report.retained_share * report.visual_tokens / 576
+        assert cost["retained_share"] == pytest.approx(seen)
+        assert (cost["turbo"], cost["reduce"]) == (setting.specs()["turbo"], setting.specs()["reduce"])
+        assert (cost["encoder_flops"] < off["encoder_flops"]) == (setting.turbo is not None)
+        assert cost["flops"] < off["flops"]
+
+
+def test_the_encoder_is_run_with_turbo(capsys: pytest.CaptureFixture[str]) -> None:
+    (model,) = run(capsys, "--settings", "turbo:share=0.75,layers=0-1")["models"]
+    _, merged = model["settings"]
+    (encode_ms,) = model["measured"]["encode_ms_by_turbo"].values()
+    assert merged["first_token_ms"] == pytest.approx(merged["prefill_ms"] + encode_ms)
+    assert encode_ms < model["measured"]["encode_ms"]
+
+
+@pytest.mark.parametrize("spec", ["turbo:layers=2-9", "turbo:share=2"])
+def test_turbo_that_the_encoder_cannot_have_is_told(capfd: pytest.CaptureFixture[str], spec: str) -> None:
+    assert main(["plan", "--no-measure", "--settings", spec]) == 1
+    assert "turbo: " in capfd.readouterr().err
+
+
+def test_turbo_of_an_encoder_by_hand() -> None:
+    """12 patches, a quarter merged in the first of two blocks: 9 leave it."""
+    encoder = theory.Encoder(
+        width=2, layer_weights=(48, 48), patch_weights=3, projector_weights=5, patches=12, merged=1, cls=True
+    )
+    turbo = pyfastv.Turbo(share=0.25)
+    assert theory.patches_by_block(turbo, 2, 12) == [12, 9, 9]
+    attention = 13 * 16 + 2 * 13 * 13 * 2 + 10 * 16 + 2 * 10 * 10 * 2
+    behind = 10 * 32 * 2
+    assert encoder.flops(12, turbo=turbo) == 12 * 3 + attention + behind + 9 * 5
 
 
 def test_more_pictures_cost_more(capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,7 +287,7 @@ def test_experts_that_are_active_are_counted() -> None:
         "blk.0.ffn_up_shexp.weight": (m, d),
         "blk.0.ffn_down_shexp.weight": (d, m),
     }
-    from pyfastv.header import _decoder
+    from pyfastv.models.header import _decoder
 
     values = {"embedding_length": d, "expert_count": experts, "expert_used_count": used}
     decoder = _decoder("moe", values, shapes, 1)
@@ -282,7 +334,7 @@ def test_without_a_measurement_the_counts_stand(
     def fail(*_: object, **__: object) -> None:
         raise pyfastv.ModelError("no room for an excerpt")
 
-    monkeypatch.setattr("pyfastv.cli_plan.measure", fail)
+    monkeypatch.setattr("pyfastv.commands.plan.measure", fail)
     (model,) = run(capsys, "--settings", "vtw")["models"]
     assert model["unmeasured"] == "no room for an excerpt"
     assert model["settings"][1]["flops"] < model["settings"][0]["flops"]

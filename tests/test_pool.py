@@ -15,10 +15,10 @@ import pytest
 
 from pyfastv import ClosedError, ContextLengthError, FastV, ImageError, OptionError, Runner, Sampling, Turbo
 from pyfastv import Pool as Pooling
-from pyfastv.chat import assistant_message, user_message
-from pyfastv.demo import same_answer
+from pyfastv.commands.demo import same_answer
+from pyfastv.engine.job_pool import Job, JobPool, PoolBusy
+from pyfastv.inputs.chat import assistant_message, user_message
 from pyfastv.models import bundled_examples
-from pyfastv.serve.pool import Job, Pool, PoolBusy
 
 CLOCK, ANALOG, *_ = bundled_examples()
 SLICE = Path(__file__).parent / "bench_slice"
@@ -28,33 +28,33 @@ ENDLESS = Sampling(grammar="root ::= [a-z ] root")
 GREEDY = Sampling()
 
 
-def ask(pool: Pool, picture: Any, question: str, sampling: Sampling = GREEDY, **options: Any) -> Job:
+def ask(pool: JobPool, picture: Any, question: str, sampling: Sampling = GREEDY, **options: Any) -> Job:
     return pool.submit([user_message(question, picture)], sampling, **options)
 
 
-def endless(pool: Pool, question: str = "Describe.", **options: Any) -> Job:
+def endless(pool: JobPool, question: str = "Describe.", **options: Any) -> Job:
     """A job that has a slot and generates until it is cancelled."""
     job = ask(pool, None, question, ENDLESS, **options)
     next(iter(job))
     return job
 
 
-def still_answers(pool: Pool) -> bool:
+def still_answers(pool: JobPool) -> bool:
     return same_answer(ask(pool, CLOCK.picture, CLOCK.question).read(), CLOCK.answer)
 
 
-def idle(pool: Pool) -> bool:
+def idle(pool: JobPool) -> bool:
     return pool.stats()["active"] == pool.stats()["waiting"] == 0 and pool._slots.idle
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Pool]:
-    with Pool(slots=4, queue=100, n_ctx=1024) as pool:
+def shared() -> Iterator[JobPool]:
+    with JobPool(slots=4, queue=100, n_ctx=1024) as pool:
         yield pool
 
 
 @pytest.fixture
-def pool(shared: Pool) -> Iterator[Pool]:
+def pool(shared: JobPool) -> Iterator[JobPool]:
     """Four slots that hold nothing; all are idle again at the end."""
     shared._slots.reset()
     yield shared
@@ -62,8 +62,8 @@ def pool(shared: Pool) -> Iterator[Pool]:
 
 
 @pytest.fixture
-def one_slot() -> Iterator[Pool]:
-    with Pool(slots=1, queue=1, n_ctx=1024) as pool:
+def one_slot() -> Iterator[JobPool]:
+    with JobPool(slots=1, queue=1, n_ctx=1024) as pool:
         yield pool
 
 
@@ -93,7 +93,7 @@ def test_each_of_eight_clients_gets_the_answer_that_it_gets_alone(
         "reduce": reduce,
     }
     asked = list({question["image"]: question for question in QUESTIONS}.values())[:8]
-    with Pool(slots=4, **exact) as pool, Runner(**exact) as runner:
+    with JobPool(slots=4, **exact) as pool, Runner(**exact) as runner:
         jobs = [ask(pool, SLICE / q["image"], q["question"]) for q in asked]
         texts = [job.read() for job in jobs]
         assert texts == [runner.ask(SLICE / q["image"], q["question"]).text for q in asked]
@@ -120,7 +120,7 @@ def test_each_request_has_its_own_turbo_and_reducer() -> None:
     ]
     question = QUESTIONS[0]
     picture, text = SLICE / question["image"], question["question"]
-    with Pool(slots=8, **exact) as pool, Runner(**exact) as runner:
+    with JobPool(slots=8, **exact) as pool, Runner(**exact) as runner:
         running = [endless(pool, f"{i}") for i in range(2)]
         jobs = [ask(pool, picture, text, **setting) for setting in [*settings, *settings]]
         texts = [job.read() for job in jobs]
@@ -131,7 +131,7 @@ def test_each_request_has_its_own_turbo_and_reducer() -> None:
     assert [job.report.patches for job in jobs if job.report is not None] == 16 * [576]
 
 
-def test_a_picture_is_reused_only_if_it_was_made_cheaper_in_the_same_way(pool: Pool) -> None:
+def test_a_picture_is_reused_only_if_it_was_made_cheaper_in_the_same_way(pool: JobPool) -> None:
     def cached(question: str = CLOCK.question, **setting: Any) -> int:
         job = ask(pool, CLOCK.picture, question, **setting)
         job.read()
@@ -146,7 +146,7 @@ def test_a_picture_is_reused_only_if_it_was_made_cheaper_in_the_same_way(pool: P
     assert cached("What is this?", turbo="share=0.4") < 50
 
 
-def test_a_picture_reduced_for_its_first_question_stays_in_its_conversation(pool: Pool) -> None:
+def test_a_picture_reduced_for_its_first_question_stays_in_its_conversation(pool: JobPool) -> None:
     messages = [user_message(CLOCK.question, CLOCK.picture)]
     first = pool.submit(messages, GREEDY, reduce="cdpruner,keep=288").read()
     messages += [assistant_message(first), user_message("Is the clock digital or analog?", [])]
@@ -157,7 +157,7 @@ def test_a_picture_reduced_for_its_first_question_stays_in_its_conversation(pool
     assert (second.report.pictures_encoded, second.report.visual_tokens) == (0, 288)
 
 
-def test_what_turbo_and_reducers_left_is_told_in_places(pool: Pool) -> None:
+def test_what_turbo_and_reducers_left_is_told_in_places(pool: JobPool) -> None:
     told = {}
     for name, setting in {
         "none": {},
@@ -178,7 +178,7 @@ def test_what_turbo_and_reducers_left_is_told_in_places(pool: Pool) -> None:
     assert told["stride"] == list(range(2, 576, 4))
 
 
-def test_generation_goes_on_while_another_s_picture_is_evaluated(pool: Pool) -> None:
+def test_generation_goes_on_while_another_s_picture_is_evaluated(pool: JobPool) -> None:
     job = endless(pool)
     other = ask(pool, CLOCK.picture, CLOCK.question)
     assert other.read()
@@ -189,7 +189,7 @@ def test_generation_goes_on_while_another_s_picture_is_evaluated(pool: Pool) -> 
     assert job.wait(10)
 
 
-def test_pieces_are_whole_characters_without_the_stop_string(pool: Pool) -> None:
+def test_pieces_are_whole_characters_without_the_stop_string(pool: JobPool) -> None:
     whole = ask(pool, CLOCK.picture, CLOCK.question).read()
     job = ask(pool, CLOCK.picture, CLOCK.question, Sampling(stop=":"))
     assert job.read() == whole[: whole.index(":")]
@@ -198,7 +198,7 @@ def test_pieces_are_whole_characters_without_the_stop_string(pool: Pool) -> None
     assert [piece.text for piece in job] == [piece.text for piece in job]  # from the beginning each time
 
 
-def test_max_tokens_ends_an_answer(pool: Pool) -> None:
+def test_max_tokens_ends_an_answer(pool: JobPool) -> None:
     job = ask(pool, None, "Hello", Sampling(max_tokens=3, grammar=ENDLESS.grammar))
     job.read()
     assert job.finish_reason == "length"
@@ -207,7 +207,7 @@ def test_max_tokens_ends_an_answer(pool: Pool) -> None:
 
 
 def test_an_answer_ends_where_its_part_of_the_context_does() -> None:
-    with Pool(slots=2, n_ctx=64) as pool:
+    with JobPool(slots=2, n_ctx=64) as pool:
         jobs = [ask(pool, None, "Hello", ENDLESS), ask(pool, None, "Goodbye", ENDLESS)]
         for job in jobs:
             job.read()
@@ -218,7 +218,7 @@ def test_an_answer_ends_where_its_part_of_the_context_does() -> None:
             )  # the last is not evaluated
 
 
-def test_jobs_can_be_read_by_an_event_loop(pool: Pool) -> None:
+def test_jobs_can_be_read_by_an_event_loop(pool: JobPool) -> None:
     async def read(job: Job) -> str:
         return "".join([piece.text async for piece in job])
 
@@ -233,7 +233,7 @@ def test_jobs_can_be_read_by_an_event_loop(pool: Pool) -> None:
     ]
 
 
-def test_text_without_a_template(pool: Pool) -> None:
+def test_text_without_a_template(pool: JobPool) -> None:
     job = pool.submit_text("USER: Hello ASSISTANT:", Sampling(max_tokens=4))
     job.read()
     assert job.report is not None
@@ -243,7 +243,7 @@ def test_text_without_a_template(pool: Pool) -> None:
 # what is not computed again
 
 
-def test_a_second_question_on_a_picture_costs_its_own_tokens(pool: Pool, runner: Runner) -> None:
+def test_a_second_question_on_a_picture_costs_its_own_tokens(pool: JobPool, runner: Runner) -> None:
     first = ask(pool, CLOCK.picture, CLOCK.question)
     first.read()
     second = ask(pool, CLOCK.picture, ANALOG.question)
@@ -257,7 +257,7 @@ def test_a_second_question_on_a_picture_costs_its_own_tokens(pool: Pool, runner:
     assert second.report.prompt_tokens - second.report.cached_tokens < 40
 
 
-def test_a_picture_that_another_client_asks_about_is_evaluated_once(pool: Pool, runner: Runner) -> None:
+def test_a_picture_that_another_client_asks_about_is_evaluated_once(pool: JobPool, runner: Runner) -> None:
     """All three at the same time, the first still being computed."""
     questions = [CLOCK.question, ANALOG.question, "Describe the image."]
     jobs = [ask(pool, CLOCK.picture, question) for question in questions]
@@ -269,7 +269,7 @@ def test_a_picture_that_another_client_asks_about_is_evaluated_once(pool: Pool, 
     assert [report.cached_tokens >= 576 for report in reports] == [False, True, True]
 
 
-def test_conversations_do_not_cost_each_other_what_they_hold(pool: Pool) -> None:
+def test_conversations_do_not_cost_each_other_what_they_hold(pool: JobPool) -> None:
     talks = []
     for example in bundled_examples()[::3][:2]:
         message = user_message(example.question, example.picture)
@@ -283,7 +283,7 @@ def test_conversations_do_not_cost_each_other_what_they_hold(pool: Pool) -> None
         assert job.report.pictures_encoded == 0
 
 
-def test_a_question_beside_a_conversation_leaves_it_its_answer(pool: Pool) -> None:
+def test_a_question_beside_a_conversation_leaves_it_its_answer(pool: JobPool) -> None:
     """It is asked on a copy of the picture, in an empty slot."""
     message = user_message(CLOCK.question, CLOCK.picture)
     answer = pool.submit([message], Sampling(max_tokens=40, grammar=ENDLESS.grammar)).read()
@@ -294,9 +294,9 @@ def test_a_question_beside_a_conversation_leaves_it_its_answer(pool: Pool) -> No
     assert job.report.cached_tokens > 576 + 30
 
 
-def test_the_slot_that_was_not_used_for_longest_is_given_away(one_slot: Pool) -> None:
+def test_the_slot_that_was_not_used_for_longest_is_given_away(one_slot: JobPool) -> None:
     pictures = [SLICE / q["image"] for q in QUESTIONS[:20:8]]
-    with Pool(slots=2, n_ctx=1024) as pool:
+    with JobPool(slots=2, n_ctx=1024) as pool:
         for picture in pictures[:2]:
             ask(pool, picture, "Describe the image.").read()
         ask(pool, pictures[0], CLOCK.question).read()
@@ -310,7 +310,7 @@ def test_the_slot_that_was_not_used_for_longest_is_given_away(one_slot: Pool) ->
 # ends
 
 
-def test_a_cancelled_job_leaves_its_slot_within_a_token(one_slot: Pool) -> None:
+def test_a_cancelled_job_leaves_its_slot_within_a_token(one_slot: JobPool) -> None:
     job = endless(one_slot)
     pieces = len(job._pieces)
     job.cancel()
@@ -323,7 +323,7 @@ def test_a_cancelled_job_leaves_its_slot_within_a_token(one_slot: Pool) -> None:
     job.cancel()  # too late, and no error
 
 
-def test_a_job_is_cancelled_while_its_picture_is_encoded(one_slot: Pool, runner: Runner) -> None:
+def test_a_job_is_cancelled_while_its_picture_is_encoded(one_slot: JobPool, runner: Runner) -> None:
     """Half an encoder output is not kept for the next one."""
     for delay in (0.0, 0.02, 0.05, 0.1):
         job = ask(one_slot, CLOCK.picture, CLOCK.question)
@@ -334,7 +334,7 @@ def test_a_job_is_cancelled_while_its_picture_is_encoded(one_slot: Pool, runner:
     assert still_answers(one_slot)
 
 
-def test_the_queue_is_bounded(one_slot: Pool) -> None:
+def test_the_queue_is_bounded(one_slot: JobPool) -> None:
     running = endless(one_slot)
     waiting = ask(one_slot, None, "Hello")
     with pytest.raises(PoolBusy, match="queue of 1 is full") as caught:
@@ -352,7 +352,7 @@ def test_the_queue_is_bounded(one_slot: Pool) -> None:
 
 
 def test_closing_lets_jobs_finish_and_cancels_what_takes_longer() -> None:
-    pool = Pool(slots=2, n_ctx=1024)
+    pool = JobPool(slots=2, n_ctx=1024)
     short, long = ask(pool, CLOCK.picture, CLOCK.question), endless(pool)
     begin = time.monotonic()
     pool.close(timeout=5)
@@ -365,7 +365,7 @@ def test_closing_lets_jobs_finish_and_cancels_what_takes_longer() -> None:
 
 
 def test_closing_at_once_cancels_all_and_waits_for_nobody() -> None:
-    pool = Pool(slots=1, n_ctx=1024)
+    pool = JobPool(slots=1, n_ctx=1024)
     jobs = [endless(pool), ask(pool, CLOCK.picture, CLOCK.question)]
     pool.close(timeout=0)
     assert [job.finish_reason for job in jobs] == ["cancelled", "cancelled"]
@@ -374,7 +374,7 @@ def test_closing_at_once_cancels_all_and_waits_for_nobody() -> None:
 # errors
 
 
-def test_what_is_wrong_with_a_request_is_raised_when_it_is_made(pool: Pool) -> None:
+def test_what_is_wrong_with_a_request_is_raised_when_it_is_made(pool: JobPool) -> None:
     job = endless(pool)
     with pytest.raises(OptionError, match="GBNF"):
         ask(pool, None, "Hello", Sampling(grammar="root ::= ("))
@@ -395,7 +395,7 @@ def test_what_is_wrong_with_a_request_is_raised_when_it_is_made(pool: Pool) -> N
     with pytest.raises(OptionError, match="a string"):
         pool.submit_text(3, GREEDY)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="slots = 100000"):
-        Pool(slots=100000)
+        JobPool(slots=100000)
     assert still_answers(pool)
     assert not job.done
     job.cancel()
@@ -425,7 +425,7 @@ class Failing:
 
 
 def test_an_error_of_one_job_is_raised_to_its_reader_alone(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: JobPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = Failing(pool._slots)
     monkeypatch.setattr(pool._batcher, "_slots", failing)
@@ -444,7 +444,7 @@ def test_an_error_of_one_job_is_raised_to_its_reader_alone(
 
 def test_a_request_without_room_in_the_later_layers_takes_that_of_idle_slots_or_waits() -> None:
     text = "USER: " + "Describe the image. " * 90 + "ASSISTANT:"  # about 500 tokens
-    with Pool(slots=3, n_ctx=1024, fastv="k=2,drop=0.75,cells=1024") as pool:
+    with JobPool(slots=3, n_ctx=1024, fastv="k=2,drop=0.75,cells=1024") as pool:
         for i in range(4):
             job = pool.submit_text(f"{i} {text}", Sampling(max_tokens=2))
             job.read()
@@ -465,7 +465,7 @@ def test_a_request_without_room_in_the_later_layers_takes_that_of_idle_slots_or_
 # schedules
 
 
-def test_every_request_has_its_own_schedule(pool: Pool) -> None:
+def test_every_request_has_its_own_schedule(pool: JobPool) -> None:
     """All at once."""
     settings: list[Any] = [{}, {"fastv": FastV(2, 0.75)}, {"fastv": None}, {}]
     jobs = [ask(pool, CLOCK.picture, CLOCK.question, details=True, **setting) for setting in settings]
@@ -485,7 +485,7 @@ def test_every_request_has_its_own_schedule(pool: Pool) -> None:
 # probabilities
 
 
-def test_probabilities_are_those_of_the_model_s_logits(pool: Pool) -> None:
+def test_probabilities_are_those_of_the_model_s_logits(pool: JobPool) -> None:
     job = ask(pool, CLOCK.picture, CLOCK.question, n_probs=5)
     pieces = list(job)
     probs = [prob for piece in pieces for prob in piece.probs]
@@ -495,8 +495,8 @@ def test_probabilities_are_those_of_the_model_s_logits(pool: Pool) -> None:
 
     with Runner(n_ctx=1024) as runner:
         engine = runner._engine
-        rendered = runner._template.render([user_message(CLOCK.question, CLOCK.picture)], engine.media_marker)
-        images = runner._load_images(rendered.pictures)
+        rendered = runner._model.render([user_message(CLOCK.question, CLOCK.picture)])
+        images = runner._model.load_images(rendered.pictures)
         engine.prefill(rendered.text, images, ["a"], None, rendered.add_bos, len(probs))
         for prob in probs:
             logits = engine.logits().astype(np.float64)
@@ -514,7 +514,7 @@ def test_probabilities_are_those_of_the_model_s_logits(pool: Pool) -> None:
 # for long
 
 
-def test_a_hundred_requests_leave_memory_and_slots_as_they_were(pool: Pool) -> None:
+def test_a_hundred_requests_leave_memory_and_slots_as_they_were(pool: JobPool) -> None:
     process, jobs = psutil.Process(), []
 
     def batch(begin: int, end: int) -> int:

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from pyfastv import DataError, DivPrune, OptionError, Profile, Recommended, Stride, Turbo
-from pyfastv.cli import main
-from pyfastv.cli_options import to_setting
+from pyfastv import DataError, DivPrune, OptionError, Profile, Recommended, Stride, Turbo, model_identity
+from pyfastv.commands.main import main
+from pyfastv.commands.options import to_setting
+from pyfastv.commands.serve import serve
 from pyfastv.models import bundled_examples, bundled_model
-from pyfastv.profile import model_identity
-from pyfastv.serve.command import serve
-from pyfastv.setting import Setting
+from pyfastv.settings.setting import Setting
 
 PICTURE, QUESTION, _ = bundled_examples()[0]
 
@@ -153,7 +152,7 @@ def test_the_server_loads_its_model_with_the_turbo_of_the_profile(
     tmp_path: Path, profile: Profile, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("fastapi", reason="needs the extra serve")
-    from pyfastv.serve import pool
+    from pyfastv.engine import job_pool
 
     loaded: dict[str, Any] = {}
 
@@ -161,7 +160,7 @@ def test_the_server_loads_its_model_with_the_turbo_of_the_profile(
         loaded.update(options)
         raise DataError("enough")
 
-    monkeypatch.setattr(pool, "Pool", load)
+    monkeypatch.setattr(job_pool, "JobPool", load)
     file = write(tmp_path, profile, version=2, turbo="share=0.25")
     assert main(["serve", "--port", "0", "--no-progress", "--profile", file]) == 1
     assert "enough" in capfd.readouterr().err

@@ -15,7 +15,7 @@ PUBLIC = {
         "EVS VTW Answer CDPruner ClosedError ContextLengthError Cut DataError DecodeError DivPrune Error FastV Feather "
         "Frame ImageError Merge ModelError OptionError OutOfMemoryError PLLaVA Pool Profile PyramidDrop Recommended "
         "Reducer Report Runner Sampling Schedule Session Stream Stride Turbo UnsupportedModelError VidCom2 Video ZipVL "
-        "__version__ from_hub lib_path load_frames load_image"
+        "__version__ from_hub lib_path load_frames load_image model_identity"
     ),
 }
 

@@ -14,9 +14,9 @@ from gguf import GGMLQuantizationType as Kind
 
 import pyfastv
 from pyfastv import ModelError, OptionError
-from pyfastv.cli import main
+from pyfastv.commands.main import main
 from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
-from pyfastv.quantize import TYPES, quantize_mmproj
+from pyfastv.models.quantize import TYPES, quantize_mmproj
 
 import random_mmproj
 from compare import relative_rms
@@ -116,7 +116,7 @@ def test_encoders_of_other_families_still_run(tmp_path: Path, name: str) -> None
     assert made.matrices > 0
     picture = tmp_path / "picture.png"
     pixels = np.random.default_rng(5).integers(0, 256, (168, 224, 3), dtype=np.uint8)
-    pyfastv.images.Image.fromarray(pixels).save(picture)
+    pyfastv.inputs.images.Image.fromarray(pixels).save(picture)
     exact, rows = (
         features(model, file, picture, tmp_path / "rows.npy") for file in (mmproj, tmp_path / "q4_0.gguf")
     )

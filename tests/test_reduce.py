@@ -23,7 +23,7 @@ from pyfastv import (
     VidCom2,
     _native,
 )
-from pyfastv.reduce import REDUCERS, to_reducer
+from pyfastv.settings.reduce import REDUCERS, to_reducer
 
 import reduce_reference as reference
 

@@ -24,8 +24,8 @@ from pyfastv import (
     Stride,
     VidCom2,
 )
-from pyfastv.cli import main
-from pyfastv.demo import same_answer
+from pyfastv.commands.demo import same_answer
+from pyfastv.commands.main import main
 from pyfastv.models import bundled_examples
 
 CLOCK = bundled_examples()[0]

@@ -13,7 +13,7 @@ import pytest
 from conftest import FakeEngine
 
 import pyfastv
-from pyfastv.cli import main
+from pyfastv.commands.main import main
 from pyfastv.models import bundled_examples
 
 CLOCK, ANALOG, *_ = bundled_examples()

@@ -429,10 +429,10 @@ def test_threads_wait_for_each_other(fake_runner: Runner) -> None:
     engine = engine_of(fake_runner)
     prefill = engine.prefill
 
-    def alone(*arguments: Any) -> None:
+    def alone(*arguments: Any, **options: Any) -> None:
         assert inside.acquire(blocking=False)
         threading.Event().wait(0.002)
-        prefill(*arguments)
+        prefill(*arguments, **options)
         inside.release()
 
     engine.prefill = alone

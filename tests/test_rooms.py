@@ -1,8 +1,10 @@
-"""The rooms of native/: what may look into libllama and libmtmd (docs/design.md)."""
+"""The rooms of native/: what may look into libllama and libmtmd (docs/design.md); and of pyfastv/."""
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,47 @@ def test_no_patch_changes_how_llama_cpp_is_configured() -> None:
     }
     assert files
     assert not {name for name in files if name.endswith((".cmake", "CMakeLists.txt"))}
+
+
+# pyfastv
+
+PACKAGE = ROOT / "pyfastv"
+
+
+def imported(module: str, path: Path, modules: set[str]) -> Iterator[str]:
+    """Modules of ours that are imported with this one: not in a function, nor for types alone."""
+    here = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = ".".join([*here[: len(here) - node.level + 1], *([node.module] if node.module else [])])
+            for alias in node.names:
+                name = f"{base}.{alias.name}"
+                yield name if name in modules else base
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    graph = {
+        module: set(imported(module, path, set(files))) & set(files) - {module}
+        for module, path in files.items()
+    }
+    # a package that only lends names is imported by its own modules, and imports them
+    left = {module: found - {"pyfastv"} for module, found in graph.items() if module != "pyfastv"}
+    while free := {module for module, found in left.items() if not found & set(left)}:
+        left = {module: found for module, found in left.items() if module not in free}
+    assert left == {}
+
+
+def test_http_is_in_one_room() -> None:
+    """And nothing else is there."""
+    web = {"fastapi", "starlette", "uvicorn", "anyio", "httpcore2"}
+    users = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in PACKAGE.rglob("*.py")
+        if web
+        & {name.split(".")[0] for name in re.findall(r"^\s*(?:from|import) ([\w.]+)", path.read_text(), re.M)}
+    }
+    assert users == {"serve"}

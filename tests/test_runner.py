@@ -29,7 +29,7 @@ from pyfastv import (
     Schedule,
     ZipVL,
 )
-from pyfastv.demo import same_answer
+from pyfastv.commands.demo import same_answer
 from pyfastv.models import Example, bundled_examples, bundled_mmproj, bundled_model
 
 CLOCK = bundled_examples()[0]

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 
-from pyfastv.cli import main
+from pyfastv.commands.main import main
 from pyfastv.serve.guard import is_loopback
 
 from serving import CLOCK, Server, data_uri, question, serving
@@ -130,9 +130,7 @@ def test_wrong_options_are_told_before_anything_is_loaded(
 
 
 def test_a_missing_package_names_the_extra(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['uvicorn'] = None; from pyfastv.cli import main; sys.exit(main(['serve']))"
-    )
+    code = "import sys; sys.modules['uvicorn'] = None; from pyfastv.commands.main import main; sys.exit(main(['serve']))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path
     )
@@ -141,9 +139,7 @@ def test_a_missing_package_names_the_extra(tmp_path: Path) -> None:
 
 
 def test_the_package_and_its_command_line_need_no_extra(tmp_path: Path) -> None:
-    code = (
-        "import pyfastv.cli, sys; print([m for m in ('fastapi', 'uvicorn', 'pydantic') if m in sys.modules])"
-    )
+    code = "import pyfastv.commands.main, sys; print([m for m in ('fastapi', 'uvicorn', 'pydantic') if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path
     )

@@ -181,7 +181,7 @@ def _read_all(connection: socket.socket) -> bytes:
 STOPPED_EARLY = """
 import os, signal
 import uvicorn
-from pyfastv.cli import main
+from pyfastv.commands.main import main
 run = uvicorn.Server.run
 def stopped(self, *args, **options):
     os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])

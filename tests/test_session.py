@@ -23,7 +23,7 @@ from pyfastv import (
     Runner,
     Schedule,
 )
-from pyfastv.demo import same_answer
+from pyfastv.commands.demo import same_answer
 from pyfastv.models import bundled_examples
 
 CLOCK, ANALOG, *_ = bundled_examples()

@@ -13,9 +13,10 @@ from PIL import Image
 
 import pyfastv
 from pyfastv import FastV, PyramidDrop, Recommended, Schedule
-from pyfastv.cli import main
+from pyfastv.commands.main import main
 from pyfastv.models import bundled_examples
-from pyfastv.schedule import Cut
+from pyfastv.settings.schedule import Cut
+from pyfastv.settings.setting import Setting
 from pyfastv.show import RuleTrace, StageTrace, Trace, Turn, draw, figure, named, render, terminal, trace
 from pyfastv.show.geometry import GAP, Canvas, boxes_of_slice, lay_out
 
@@ -137,8 +138,8 @@ def test_recalled_patches_are_outlined_in_the_drawing(canvas: Canvas) -> None:
     def drawn(recalled: np.ndarray) -> int:
         first = Turn("Q", "A", (stage(np.ones(24, bool)),))
         second = Turn("Q2", "A2", (stage(np.ones(24, bool), recalled=recalled),))
-        rule = RuleTrace("rule", FastV(2, 0.5), (first, second))
-        pixels = np.asarray(draw(Trace(canvas, (rule,), 24)), int)
+        rule = RuleTrace("rule", Setting(FastV(2, 0.5)), (first, second), np.arange(24))
+        pixels = np.asarray(draw(Trace(canvas, (rule,))), int)
         color = np.array([int(figure.RECALLED[i : i + 2], 16) for i in (1, 3, 5)])
         return int((np.abs(pixels - color).sum(-1) < 30).sum())
 
@@ -150,14 +151,15 @@ def test_recalled_patches_are_outlined_in_the_drawing(canvas: Canvas) -> None:
 
 @pytest.mark.parametrize("text", ["$x_1$ costs 5$?", "日本語 \U0001f600", "a" * 500, ""])
 def test_any_text_can_be_drawn(canvas: Canvas, text: str) -> None:
-    rule = RuleTrace("rule", FastV(2, 0.5), (Turn(text, text, (stage(np.ones(24, bool)),)),))
-    assert draw(Trace(canvas, (rule,), 24)).width > 300
+    turns = (Turn(text, text, (stage(np.ones(24, bool)),)),)
+    rule = RuleTrace("rule", Setting(FastV(2, 0.5)), turns, np.arange(24))
+    assert draw(Trace(canvas, (rule,))).width > 300
 
 
 def test_no_scores_are_no_heat_map(canvas: Canvas) -> None:
     empty = stage(np.zeros(24, bool), np.zeros(24, np.float32))
-    rule = RuleTrace("vtw", pyfastv.VTW(2), (Turn("Q", "A", (empty,)),))
-    assert draw(Trace(canvas, (rule,), 24)).height > 100
+    rule = RuleTrace("vtw", Setting(pyfastv.VTW(2)), (Turn("Q", "A", (empty,)),), np.arange(24))
+    assert draw(Trace(canvas, (rule,))).height > 100
 
 
 # with a model
@@ -188,7 +190,7 @@ def test_patches_lie_where_the_picture_is(runner: pyfastv.Runner) -> None:
 
 
 def test_the_trace_is_what_the_engine_did(runner: pyfastv.Runner) -> None:
-    rules = named(["k=2,drop=0.75", PyramidDrop(), None])
+    rules = named(["k=2,drop=0.75", PyramidDrop(), None], Setting())
     made = trace(runner, CLOCK.picture, [CLOCK.question], rules, {"max_tokens": 3})
     first, pyramid, off = made.rules
     (only,) = first.turns[0].stages
@@ -200,6 +202,29 @@ def test_the_trace_is_what_the_engine_did(runner: pyfastv.Runner) -> None:
     dimmed = (figure.dim(made.canvas, only.kept) != made.canvas.pixels).any(-1)
     # a patch may have the color that dimming gives; none of the kept ones changes
     assert dimmed.mean() == pytest.approx(0.75, abs=0.01)
+
+
+def test_turbo_and_a_reducer_are_traced_and_drawn(runner: pyfastv.Runner) -> None:
+    """By text for one rule, and the runner's own beside a schedule."""
+    rules = {
+        "pooled": "reduce:pool,window=2 + k=2,drop=0.5",
+        "merged": "turbo:share=0.25",
+        "own": FastV(2, 0.75),
+    }
+    runner.set_reduce("stride,keep=100")
+    try:
+        made = trace(runner, CLOCK.picture, [CLOCK.question], rules, {"max_tokens": 1})
+        image = draw(made)
+    finally:
+        runner.set_reduce(None)
+    pooled, merged, own = made.rules
+    (cut,) = pooled.turns[0].stages
+    assert (cut.kept.sum(), len(pooled.places), made.n_visual) == (72, 144, 576)
+    # at the center of its window, or before
+    assert pooled.places.tolist() == [24 * y + x for y in range(0, 24, 2) for x in range(0, 24, 2)]
+    assert (len(merged.places), merged.turns[0].stages) == (432, ())
+    assert (own.turns[0].stages[0].kept.sum(), own.turbo, str(own.reduce)) == (25, None, "stride, keep=100")
+    assert image.height > 300
 
 
 def test_a_follow_up_shows_what_recall_brought_back(runner: pyfastv.Runner, picture: dict[str, Path]) -> None:
@@ -275,6 +300,7 @@ def test_stdout_that_is_no_terminal_cannot_show() -> None:
     [
         (["missing.png", "What?"], 1, "missing.png: no such file"),
         ([str(CLOCK.picture), "What?", "--rules", "k=2", "--drop", "0.5"], 2, "--rules excludes --drop"),
+        ([str(CLOCK.picture), "What?", "--rules", "k=2", "--turbo", "r=1"], 2, "--rules excludes --turbo"),
         (
             [str(CLOCK.picture), "What?", "--rules", "k=2", "--profile", "p.json"],
             2,

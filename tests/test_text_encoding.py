@@ -17,7 +17,7 @@ import pyfastv
 from pyfastv import DataError, ImageError, OptionError, Runner, Sampling
 from pyfastv.eval.layouts._files import read_json, read_jsonl
 from pyfastv.models import bundled_examples
-from pyfastv.profile import Profile
+from pyfastv.settings.profile import Profile
 
 import random_gguf
 from serving import Server
@@ -151,10 +151,11 @@ def test_lines_of_chat_in_latin_1_are_told_and_the_next_is_answered() -> None:
 def test_answers_are_written_in_any_encoding(encoding: str) -> None:
     code = """
 import sys
-from pyfastv import cli, Runner
+from pyfastv import Runner
+from pyfastv.commands.main import main
 stream = Runner.stream
 Runner.stream = lambda self, *args, **options: stream(self, *args, grammar='root ::= "5\u2192"', **options)
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code, "ask", "-t", "1", str(CLOCK.picture), "What?"],

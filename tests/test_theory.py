@@ -8,8 +8,8 @@ import pytest
 
 import pyfastv
 from pyfastv import FastV, PyramidDrop, Schedule, theory
-from pyfastv.header import read_model
 from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
+from pyfastv.models.header import read_model
 
 import random_gguf
 

@@ -22,12 +22,10 @@ from pyfastv import (
     _native,
     load_image,
 )
-from pyfastv.cli import main
+from pyfastv.commands.main import main
 from pyfastv.eval import Question
 from pyfastv.eval.asking import Asking
-from pyfastv.models import bundled_examples, bundled_model
-from pyfastv.setting import Setting
-from pyfastv.tune import (
+from pyfastv.eval.tune import (
     Sample,
     Standing,
     candidates,
@@ -37,7 +35,9 @@ from pyfastv.tune import (
     turbo_candidates,
     why_no_turbo,
 )
-from pyfastv.tune.measuring import Measuring
+from pyfastv.eval.tune.measuring import Measuring
+from pyfastv.models import bundled_examples, bundled_model
+from pyfastv.settings.setting import Setting
 
 import random_mmproj
 

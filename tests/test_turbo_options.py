@@ -13,7 +13,7 @@ import pytest
 
 import pyfastv
 from pyfastv import OptionError, Turbo
-from pyfastv.cli import main
+from pyfastv.commands.main import main
 from pyfastv.models import bundled_examples
 
 from test_environment import COMPARED, EXAMPLE, answer

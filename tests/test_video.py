@@ -26,9 +26,9 @@ from pyfastv import (
     Video,
     load_frames,
 )
-from pyfastv.cli import main
-from pyfastv.demo import same_answer
-from pyfastv.images import load_image
+from pyfastv.commands.demo import same_answer
+from pyfastv.commands.main import main
+from pyfastv.inputs.images import load_image
 from pyfastv.models import bundled_examples
 
 av = pytest.importorskip("av")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import pyfastv
-from pyfastv._capi import TurboParams
+from pyfastv.engine.c_structures import TurboParams
 
 os.environ["LLAMA_CPP_LIB_PATH"] = os.environ["MTMD_CPP_LIB"] = str(pyfastv.lib_path())
 

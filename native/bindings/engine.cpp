@@ -164,6 +164,22 @@ std::unique_ptr<py_request> prepare(py_engine & self, const std::string & prompt
     });
 }
 
+py::list to_list(const std::vector<std::vector<pyfastv::slot_event::seen_slice>> & pictures) {
+    py::list res;
+    for (const auto & slices : pictures) {
+        py::list of_picture;
+        for (const auto & slice : slices) {
+            py::list patches;
+            for (const auto & grid : slice.patches) {
+                patches.append(py::make_tuple(grid.nx, grid.ny));
+            }
+            of_picture.append(py::make_tuple(patches, to_array(slice.places)));
+        }
+        res.append(of_picture);
+    }
+    return res;
+}
+
 py::dict event_dict(const pyfastv::slot_event & event) {
     py::dict res("id"_a = event.id, "token"_a = py::none(), "bytes"_a = py::bytes(event.bytes), "logprob"_a = py::none(), "top"_a = py::list(),
             "finish"_a = event.finish, "error"_a = py::none(), "report"_a = py::none());
@@ -190,19 +206,7 @@ py::dict event_dict(const pyfastv::slot_event & event) {
         }
         res["kept"]  = kept;
         res["grids"] = to_grids(event.grids);
-        py::list pictures;
-        for (const auto & slices : event.pictures) {
-            py::list of_picture;
-            for (const auto & slice : slices) {
-                py::list patches;
-                for (const auto & grid : slice.patches) {
-                    patches.append(py::make_tuple(grid.nx, grid.ny));
-                }
-                of_picture.append(py::make_tuple(patches, to_array(slice.places)));
-            }
-            pictures.append(of_picture);
-        }
-        res["pictures"] = pictures;
+        res["pictures"] = to_list(event.pictures);
     }
     return res;
 }
@@ -351,6 +355,9 @@ void bind_engine(py::module_ & m) {
         }, "request"_a = py::none())
         .def("places",      [](py_engine & self, const request_number & request) {
             return to_array(run(self, request, [](engine & e, int64_t id) { return e.places(id); }));
+        }, "request"_a = py::none())
+        .def("pictures",    [](py_engine & self, const request_number & request) {
+            return to_list(run(self, request, [](engine & e, int64_t id) { return e.pictures(id); }));
         }, "request"_a = py::none())
         .def("embed",       &embed, "image"_a, "image_id"_a)
         .def("pixels",      &pixels, "picture"_a)

@@ -20,18 +20,25 @@ using namespace py::literals;
 using matrix    = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using grid_list = std::vector<std::pair<int32_t, int32_t>>;
 
+static std::vector<pyfastv::patch_grid> to_slices(const grid_list & grids) {
+    std::vector<pyfastv::patch_grid> res;
+    for (const auto & [nx, ny] : grids) {
+        if (nx < 1 || ny < 1) {
+            throw std::invalid_argument("grids has a slice of " + std::to_string(nx) + " x " + std::to_string(ny) + " tokens; each side is at least 1");
+        }
+        res.push_back({ nx, ny });
+    }
+    return res;
+}
+
 static std::vector<pyfastv::patch_grid> to_slices(const std::optional<grid_list> & grids, int64_t n) {
     if (!grids) {
         return { { (int32_t) n, 1 } };
     }
-    std::vector<pyfastv::patch_grid> res;
+    auto    res = to_slices(*grids);
     int64_t sum = 0;
-    for (const auto & [nx, ny] : *grids) {
-        if (nx < 1 || ny < 1) {
-            throw std::invalid_argument("grids has a slice of " + std::to_string(nx) + " x " + std::to_string(ny) + " tokens; each side is at least 1");
-        }
-        sum += (int64_t) nx*ny;
-        res.push_back({ nx, ny });
+    for (const auto & slice : res) {
+        sum += (int64_t) slice.nx*slice.ny;
     }
     if (sum != n) {
         throw std::invalid_argument("grids has " + std::to_string(sum) + " tokens and embeddings " + std::to_string(n) + "; as many are expected");
@@ -85,4 +92,7 @@ void bind_reduce(py::module_ & m) {
             const std::optional<matrix> & question, int64_t n_threads) {
         return pyfastv::option_checked([&] { return reduce(embeddings, spec, grids, question, n_threads); });
     }, "embeddings"_a, "spec"_a, py::kw_only(), "grids"_a = py::none(), "question"_a = py::none(), "n_threads"_a = 1);
+    m.def("count_reduced", [](const std::string & spec, const grid_list & grids) {
+        return pyfastv::option_checked([&] { return pyfastv::count_reduced(pyfastv::parse_reducer(spec), to_slices(grids)); });
+    }, "spec"_a, "grids"_a);
 }

@@ -103,7 +103,7 @@ void bind_settings(py::module_ & m) {
     m.def("parse_setting", [](const std::string & text) {
         const auto setting = pyfastv::option_checked([&] { return pyfastv::parse_setting(text); });
         return py::dict(
-            "name"_a = setting.name, "fastv"_a = or_none(setting.fastv, of_schedule), "turbo"_a = or_none(setting.turbo, of_turbo),
+            "fastv"_a = or_none(setting.fastv, of_schedule), "turbo"_a = or_none(setting.turbo, of_turbo),
             "reduce"_a = or_none(setting.reduce, of_reducer));
     }, "text"_a);
     m.def("parse_schedule", [](const std::string & text) {

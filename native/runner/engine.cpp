@@ -38,6 +38,12 @@ static std::vector<std::vector<slot_event::seen_slice>> pictures_of(const std::v
     return res;
 }
 
+std::vector<std::vector<slot_event::seen_slice>> engine::pictures(int64_t id) const {
+    const turn mine(*this);
+
+    return pictures_of(at(id).evaluated);
+}
+
 engine::engine(const engine_options & options_in) :
         options(options_in), media_marker(random_marker()), encoded(options_in.encoder_cache_bytes) {
     check_options(options);

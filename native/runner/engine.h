@@ -125,6 +125,8 @@ public:
     std::vector<pyfastv_grid> grids (int64_t id) const;
     // in its pictures, one entry a token that entered: the patch, of its slice, whose position it has
     std::vector<int32_t>      places(int64_t id) const;
+    // [picture][slice]
+    std::vector<std::vector<slot_event::seen_slice>> pictures(int64_t id) const;
 
     int32_t n_slots() const { return (int32_t) all.size(); }
     int32_t n_ctx()   const { return n_ctx_slot; }

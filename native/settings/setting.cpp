@@ -54,7 +54,6 @@ setting parse_setting(const std::string & text) {
         } else {
             res.fastv = schedule_or_off(part);
         }
-        res.name += (res.name.empty() ? "" : " + ") + part;
     }
     return res;
 }

@@ -12,7 +12,6 @@
 namespace pyfastv {
 
 struct setting {
-    std::string                         name; // the text, trimmed: for tables
     std::optional<schedule_setting>     fastv;
     std::optional<pyfastv_turbo_params> turbo;
     std::optional<reducer>              reduce;

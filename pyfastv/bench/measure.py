@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..errors import Error
-from ..setting import Setting
+from ..settings.setting import Setting
 from .worker import Worker, start_library_worker, start_runner_worker
 
 __all__ = ["STOCK", "Plan", "Results", "busy_warning", "measure", "order"]
@@ -27,8 +27,8 @@ class Plan:
 
     model: str
     mmproj: str
-    settings: Sequence[Setting]
-    """The first is off, with which the others are compared."""
+    settings: Mapping[str, Setting]
+    """By name; the first is off, with which the others are compared."""
     picture: str
     """A file."""
     rounds: int = 6
@@ -51,7 +51,12 @@ class Plan:
     @property
     def names(self) -> list[str]:
         """Rows of the table, in order."""
-        return [*([STOCK] if self.stock else []), *(setting.name for setting in self.settings)]
+        return [*([STOCK] if self.stock else []), *self.settings]
+
+    @property
+    def off(self) -> str:
+        """The name of the first."""
+        return next(iter(self.settings))
 
 
 @dataclass
@@ -114,14 +119,14 @@ def measure(plan: Plan, results: Results, progress: Progress) -> None:
                 entries: list[tuple[str, Worker, Setting | None]] = []
                 if stock is not None:
                     entries.append((STOCK, stock, None))
-                entries += [(setting.name, ours, setting) for setting in plan.settings]
+                entries += [(name, ours, setting) for name, setting in plan.settings.items()]
                 for name, _, _ in entries:
                     results.rounds.setdefault(name, []).append([])
                 for number in range(plan.rounds):
                     for name, worker, setting in order(entries, number):
                         progress(f"round {number + 1}/{plan.rounds}: {name}", done, n_all)
                         if setting is not None:
-                            worker.request("set", setting=setting.name)
+                            worker.request("set", setting=name)
                         result = worker.request("measure", generate=plan.generate)
                         done += 1
                         results.rounds[name][-1].append(result)

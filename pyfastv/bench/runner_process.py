@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import _native, lib_path
+from .. import _native
+from .._about import lib_path
+from ..engine.runner import Runner
 from ..errors import DecodeError
-from ..images import load_image
-from ..runner import Runner
-from ..setting import Setting
+from ..inputs.images import load_image
+from ..settings.setting import Setting
 from .lowlevel.requests import Stopwatch, peak_bytes, reset_peak, serve
 
 __all__ = ["Options", "main"]
@@ -101,8 +102,8 @@ class _Measuring:
         return best[0]
 
     def set(self, setting: str) -> dict[str, Any]:
-        """The setting, as :meth:`pyfastv.setting.Setting.parse` takes it."""
-        Setting.parse(setting).put_in_force(self._runner)
+        """The setting, as :meth:`pyfastv.settings.setting.Setting.parse` takes it."""
+        self._runner._use(Setting.parse(setting))
         return {}
 
     def measure(self, generate: int) -> dict[str, Any]:

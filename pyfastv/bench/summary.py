@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import theory
-from ..header import ModelFiles
+from ..models.header import ModelFiles
 from .measure import STOCK, Plan, Results
 from .ratios import Ratio, compare
 
@@ -132,8 +132,8 @@ def summarize(plan: Plan, results: Results, files: ModelFiles | None) -> list[Ro
     """A row for each setting that was measured at least once. ``files``: None: no theory."""
     rows = []
     n_visual = results.prompt.get("n_visual", 0)
-    merged = [setting.name for setting in plan.settings if setting.turbo is not None]
-    off = plan.settings[0].name
+    merged = [name for name, setting in plan.settings.items() if setting.turbo is not None]
+    off = plan.off
     counts_of: dict[str, Counts] = {}
     for name in plan.names:
         runs = results.runs(name)

@@ -15,11 +15,11 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-from ..answer import Report
+from ..engine.answer import Report
+from ..engine.runner import Runner
 from ..errors import Error
 from ..models import bundled_mmproj, bundled_model
-from ..runner import Runner
-from ..setting import Setting
+from ..settings.setting import Setting
 from .answers import AnswerFile, Given
 from .question import Question
 
@@ -145,7 +145,7 @@ def _answer(runner: Runner, job: Job, asking: Asking) -> list[Given]:
     """All questions about one picture, setting by setting: the encoder sees it once, stage 0 once for each setting."""
     given = []
     for setting in dict.fromkeys(setting for settings, _ in job for setting in settings):
-        Setting.parse(setting).put_in_force(runner)
+        runner._use(Setting.parse(setting))
         for settings, question in job:
             if setting in settings:
                 try:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from ..errors import OptionError
 from ..output import Output
-from ..presets import PRESETS
-from ..schedule import Cut, Schedule
-from ..setting import Setting
+from ..settings.presets import PRESETS
+from ..settings.schedule import Cut, Schedule
+from ..settings.setting import Setting
 from .evaluation import Evaluation, Result
 from .settings import OFF
 from .timing import spread

@@ -1,11 +1,11 @@
-"""Settings as text, as :meth:`pyfastv.setting.Setting.parse` takes them."""
+"""Settings as text, as :meth:`pyfastv.settings.setting.Setting.parse` takes them."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
 from ..errors import OptionError
-from ..setting import Setting
+from ..settings.setting import Setting
 
 __all__ = ["OFF", "check_settings", "same_as"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.runner import Runner
 from ..errors import OptionError
-from ..runner import Runner
-from ..setting import Setting
+from ..settings.setting import Setting
 from .asking import Asking
 from .bootstrap import Interval, median_interval
 from .question import Question
@@ -60,7 +60,7 @@ def time_settings(
     with Runner(**{**asking.runner, "fastv": None, "encoder_cache_mb": 0}) as runner:
 
         def ask(setting: str, question: Question) -> dict[str, float]:
-            Setting.parse(setting).put_in_force(runner)  # clears the context
+            runner._use(Setting.parse(setting))  # clears the context
             options: Any = {"system": asking.system, "max_tokens": asking.max_tokens}
             report = runner.ask(question.image, asking.text(question), **options).report
             return {part: getattr(report, part) for part in _PARTS}

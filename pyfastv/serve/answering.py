@@ -7,34 +7,25 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from ..engine.job_pool import Job, Piece, TokenProb
 from ..errors import ClosedError
 from . import replies
 from .errors import as_api_error, error_body
+from .generation import Wanted
 from .metrics import Metrics
-from .pool import Job, Piece, TokenProb
 
-__all__ = ["ClientGone", "Form", "Wanted", "answer", "while_connected"]
+__all__ = ["ClientGone", "Form", "answer", "while_connected"]
 
 T = TypeVar("T")
 
 
 class ClientGone(Exception):
     """The client has left; nobody reads an answer."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the request asked of the form of its answer."""
-
-    stream: bool
-    include_usage: bool
-    details: bool
 
 
 class Form(Protocol):

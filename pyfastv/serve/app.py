@@ -5,12 +5,12 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from .. import __version__
+from .._about import __version__
+from ..engine.job_pool import JobPool
 from .errors import add_handlers
 from .guard import Guard
 from .metrics import Measured, Metrics
 from .page import page
-from .pool import Pool
 from .routes import make_router
 from .settings import Settings
 
@@ -19,7 +19,7 @@ __all__ = ["make_app"]
 _SPARE = 16  # requests that are being read while all places of the pool are taken
 
 
-def make_app(pool: Pool, settings: Settings, queue: int) -> FastAPI:
+def make_app(pool: JobPool, settings: Settings, queue: int) -> FastAPI:
     """An ASGI application over a pool that has ``queue`` places to wait. The pool stays the caller's to close."""
     app = FastAPI(
         title="pyfastv",

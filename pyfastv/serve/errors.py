@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from ..engine.job_pool import PoolBusy
 from ..errors import (
     ClosedError,
     ContextLengthError,
@@ -20,7 +21,6 @@ from ..errors import (
     OptionError,
     OutOfMemoryError,
 )
-from .pool import PoolBusy
 
 __all__ = ["ApiError", "add_handlers", "as_api_error", "error_body", "error_response", "invalid"]
 

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .pool import Pool
+from ..engine.job_pool import JobPool
 
 __all__ = ["Measured", "Metrics"]
 
@@ -46,7 +46,7 @@ _PATHS = {
 class Metrics:
     """The numbers of one server."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: JobPool) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_OfPool(pool))
         self.responses = Counter(
@@ -74,7 +74,7 @@ class Metrics:
 
 
 class _OfPool(Collector):
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: JobPool) -> None:
         self._pool = pool
 
     def collect(self) -> Iterable[Metric]:

@@ -15,10 +15,10 @@ from anyio import to_thread
 from PIL import Image
 
 from ..errors import ImageError
-from ..images import FORMATS, data_uri_bytes
+from ..inputs.images import FORMATS, data_uri_bytes
+from .chat import ChatMessage, ImagePart
 from .errors import ApiError, as_api_error
 from .fetch import fetch
-from .schema import ChatMessage, ImagePart
 from .settings import Settings
 
 __all__ = ["PictureReader", "read_local_file"]
@@ -35,7 +35,7 @@ class PictureReader:
 
     @asynccontextmanager
     async def read(self, messages: Sequence[ChatMessage]) -> AsyncIterator[list[dict[str, Any]]]:
-        """The messages as :meth:`pyfastv.chat.ChatTemplate.render` takes them, pictures as bytes of their files.
+        """The messages as :meth:`pyfastv.inputs.chat.ChatTemplate.render` takes them, pictures as bytes of their files.
 
         What they weigh is held until the context ends. Raises ApiError.
         """

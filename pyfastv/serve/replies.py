@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..answer import Report
-from .pool import TokenProb
+from ..engine.answer import Report
+from ..engine.job_pool import TokenProb
 
 __all__ = ["chat_logprobs", "details", "head", "text_logprobs", "timings", "unpruned_prefill_ms", "usage"]
 
@@ -84,9 +84,7 @@ def unpruned_prefill_ms(report: Report, n_layer: int) -> float | None:
 def details(report: Report, found: Mapping[str, Any] | None, n_layer: int) -> dict[str, Any]:
     """``fastv_details``: which visual tokens each stage sees, and the time beside an estimate of it without pruning."""
     return {
-        "fastv": None if report.fastv is None else report.fastv.spec(),
-        "turbo": None if report.turbo is None else report.turbo.spec(),
-        "reduce": None if report.reduce is None else report.reduce.spec(),
+        **report.setting.specs(),
         "n_layer": n_layer,
         "first_layers": list(report.first_layers),
         "visual_tokens_in_stage": list(report.visual_tokens_in_stage),

@@ -12,21 +12,16 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from .. import __version__
-from ..options import Sampling
-from ..presets import to_schedule
-from ..reduce import Reducer
-from ..schedule import Cut, Schedule
-from ..turbo import Turbo
-from .answering import ClientGone, Wanted, answer, while_connected
+from .._about import __version__
+from ..engine.job_pool import Job, JobPool
+from .answering import ClientGone, answer, while_connected
 from .body import BoundedJsonRoute
-from .errors import ApiError, invalid
-from .forms import ChatForm, TextForm
-from .grammar import json_grammar, schema_grammar
+from .chat import ChatForm, ChatRequest
+from .completions import CompletionRequest, TextForm
+from .errors import ApiError
+from .generation import Wanted
 from .metrics import Metrics
 from .pictures import PictureReader
-from .pool import Job, Pool
-from .schema import ChatRequest, CompletionRequest, JsonObjectFormat, JsonSchemaFormat, ScheduleFields
 from .settings import Settings
 
 __all__ = ["make_router"]
@@ -62,7 +57,7 @@ _COMPLETION_OK: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_router(pool: Pool, settings: Settings, metrics: Metrics) -> APIRouter:
+def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRouter:
     """All of them."""
     router = APIRouter(route_class=BoundedJsonRoute, responses=_ERRORS)
     pictures = PictureReader(settings)
@@ -76,9 +71,7 @@ def make_router(pool: Pool, settings: Settings, metrics: Metrics) -> APIRouter:
         "meta": {
             "n_ctx": pool.n_ctx,
             "slots": pool.n_slots,
-            "fastv": _spec(pool.fastv),
-            "turbo": _spec(pool.turbo),
-            "reduce": _spec(pool.reduce),
+            **pool.setting.specs(),
         },
     }
 
@@ -117,18 +110,15 @@ def make_router(pool: Pool, settings: Settings, metrics: Metrics) -> APIRouter:
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """OpenAI's chat completion; pictures in image_url parts."""
         begin = time.perf_counter()
-        body.check_supported()
-        sampling = _sampling(body, pool, settings, grammar=await to_thread.run_sync(_grammar, body))
-        extra = _extra(body)
+        wanted = await to_thread.run_sync(body.wanted, pool, settings)
         form = ChatForm(pool.name, body.n_probs > 0, body.top_logprobs or 0)
         async with AsyncExitStack() as held:
 
             async def submit() -> Job:
                 messages = await held.enter_async_context(pictures.read(body.messages))
-                call = partial(pool.submit, messages, sampling, n_probs=body.n_probs, **extra)
-                return await _submit(call, preparing)
+                return await _submit(partial(pool.submit, messages, **wanted.keywords()), preparing)
 
-            return await _respond(request, submit, form, body, held, begin)
+            return await _respond(request, submit, form, wanted, held, begin)
 
     @router.post(
         "/v1/completions", tags=["completions"], response_class=JSONResponse, responses=_COMPLETION_OK
@@ -136,20 +126,15 @@ def make_router(pool: Pool, settings: Settings, metrics: Metrics) -> APIRouter:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """OpenAI's text completion: no chat template, no pictures."""
         begin = time.perf_counter()
-        body.check_supported()
-        sampling = _sampling(body, pool, settings, grammar=None)
-        call = partial(pool.submit_text, body.prompt, sampling, n_probs=body.n_probs, **_extra(body))
+        wanted = body.wanted(pool, settings)
+        call = partial(pool.submit_text, body.prompt, **wanted.keywords())
         form = TextForm(pool.name, body.logprobs)
         async with AsyncExitStack() as held:
-            return await _respond(request, lambda: _submit(call, preparing), form, body, held, begin)
+            return await _respond(request, lambda: _submit(call, preparing), form, wanted, held, begin)
 
     async def _respond(
-        request: Request, submit: Any, form: Any, body: Any, held: AsyncExitStack, begin: float
+        request: Request, submit: Any, form: Any, wanted: Wanted, held: AsyncExitStack, begin: float
     ) -> Response:
-        options = body.stream_options
-        wanted = Wanted(
-            bool(body.stream), bool(options is not None and options.include_usage), bool(body.fastv_details)
-        )
         try:
             job = await while_connected(request, submit())
             return await answer(request, job, form, wanted, pool.n_layer, metrics, begin, held.aclose)
@@ -177,68 +162,3 @@ async def _submit(call: Any, limiter: CapacityLimiter) -> Job:
         for job in made:
             job.cancel()
         raise
-
-
-def _sampling(
-    body: ChatRequest | CompletionRequest, pool: Pool, settings: Settings, grammar: str | None
-) -> Sampling:
-    name, most = body.most_tokens
-    limit = pool.n_ctx if settings.max_tokens is None else settings.max_tokens
-    if most is not None and most > limit:
-        raise invalid(f"{name} is {most}; the limit is {limit}", name, "too_many_tokens")
-    if most is None and settings.max_tokens is not None:
-        most = settings.max_tokens
-    defaults = settings.sampling
-    return Sampling(
-        max_tokens=most,
-        temperature=_or(body.temperature, defaults.temperature),
-        # -1 is what other servers take for all
-        top_k=max(0, int(_or(body.top_k, defaults.top_k))),
-        top_p=_or(body.top_p, defaults.top_p),
-        min_p=_or(body.min_p, defaults.min_p),
-        typical_p=_or(body.typical_p, 1.0),
-        repeat_penalty=_or(body.repeat_penalty, 1.0),
-        frequency_penalty=_or(body.frequency_penalty, 0.0),
-        presence_penalty=_or(body.presence_penalty, 0.0),
-        # OpenAI's seeds are signed and of 64 bits; -1 is llama-server's for none
-        seed=None if body.seed in (None, -1) else int(body.seed or 0) % (2**32 - 1),
-        stop=tuple(body.stop),
-        grammar=grammar,
-    )
-
-
-def _grammar(body: ChatRequest) -> str | None:
-    form = body.response_format
-    if isinstance(form, JsonSchemaFormat):
-        return schema_grammar(form.json_schema.schema_)
-    if isinstance(form, JsonObjectFormat):
-        return json_grammar() if form.schema_ is None else schema_grammar(form.schema_)
-    return None
-
-
-def _extra(body: ChatRequest | CompletionRequest) -> dict[str, Any]:
-    """The keywords of this project, where the request has them."""
-    extra: dict[str, Any] = {"details": bool(body.fastv_details)}
-    if body.fastv is not None:
-        extra["fastv"] = _schedule(body.fastv)
-    for name in ("turbo", "reduce"):
-        value = getattr(body, name)
-        if value is not None:
-            extra[name] = None if value is False else value
-    return extra
-
-
-def _schedule(value: str | bool | ScheduleFields) -> Schedule | None:
-    if isinstance(value, ScheduleFields):
-        given = value.model_dump(exclude_none=True, exclude={"k", "recall", "cells"})
-        shared = value.model_dump(exclude_none=True, include={"recall", "cells"})
-        return Schedule([Cut(value.k, **given)], **shared)
-    return None if value is False else to_schedule(str(value))
-
-
-def _spec(setting: Schedule | Turbo | Reducer | None) -> str | None:
-    return None if setting is None else setting.spec()
-
-
-def _or(value: float | None, default: float) -> Any:
-    return default if value is None else value

@@ -12,8 +12,8 @@ from functools import partial
 import uvicorn
 from fastapi import FastAPI
 
+from ..engine.job_pool import JobPool
 from ..errors import OptionError
-from .pool import Pool
 
 __all__ = ["address_of", "listen", "run"]
 
@@ -64,7 +64,7 @@ class _Server(uvicorn.Server):
             await ending
 
 
-def run(app: FastAPI, pool: Pool, listening: socket.socket, *, verbose: bool = False) -> None:
+def run(app: FastAPI, pool: JobPool, listening: socket.socket, *, verbose: bool = False) -> None:
     """Serve until SIGTERM or Ctrl-C; the pool is closed then."""
     config = uvicorn.Config(
         app,

@@ -7,22 +7,23 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from ..engine.sampling import SamplingOptions
 from ..errors import OptionError
-from ..images import Pictures
-from ..options import SamplingOptions
-from ..presets import FastV, Recommended, to_schedule
-from ..schedule import Schedule
+from ..inputs.images import Pictures
+from ..settings.presets import FastV, Recommended
+from ..settings.schedule import Schedule
+from ..settings.setting import Setting
 from .figure import draw
-from .trace import RuleTrace, StageTrace, Trace, Turn, trace
+from .trace import RuleTrace, StageTrace, Trace, Turn, to_setting, trace
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ..runner import Runner
+    from ..engine.runner import Runner
 
 __all__ = ["RuleTrace", "StageTrace", "Trace", "Turn", "draw", "render", "trace"]
 
-Rules = Sequence["Schedule | str | None"]
+Rules = Sequence["Setting | Schedule | str | None"]
 
 
 def render(
@@ -36,33 +37,46 @@ def render(
 ) -> Image.Image:
     """Ask about a picture or several (a list), and draw what was kept.
 
-    ``rules``: one schedule or more, as ``fastv=`` takes them, side by side; None: the runner's. ``follow_ups``:
-    later questions of the same conversation; what each of them recalled is outlined. ``sampling``: see
+    ``rules``: side by side, each a schedule (None: none), or text, which may have Turbo and a reducer, too, as
+    "turbo:share=0.5 + k=2"; no rules: the runner's own setting. A schedule is shown with the runner's Turbo and reducer.
+    ``follow_ups``: later questions of the same conversation; what each of them recalled is outlined. ``sampling``: see
     :class:`pyfastv.Sampling`.
 
-    The picture is drawn as the vision encoder sees it, resized and padded; patches that layers from a cut on do
-    not see are dimmed; beside it the scores. One row for each cut of each question, one group of columns for each
-    rule. RGB.
+    The picture is drawn as the vision encoder sees it, resized and padded; patches that layers from a cut on do not see
+    are dimmed, those without a token of their own, too; beside it the scores. One row for each cut of each question,
+    one group of columns for each rule. RGB.
 
     Needs the extra "show" (matplotlib). Raises ImageError, OptionError and what :meth:`pyfastv.Session.ask` raises.
     """
     questions = [question, *follow_ups]
-    return draw(trace(runner, pictures, questions, named(rules or [runner.fastv]), sampling))
+    return draw(
+        trace(runner, pictures, questions, named(rules or [runner.setting], runner.setting), sampling)
+    )
 
 
-def named(rules: Rules) -> Mapping[str, Schedule | None]:
-    """Rules by the names that stand above their columns. Raises OptionError."""
-    names: dict[str, Schedule | None] = {}
+def named(rules: Rules, default: Setting) -> Mapping[str, Setting]:
+    """Rules by the names that stand above their columns. ``default``: what is as it is beside a schedule. Raises
+    OptionError."""
+    names: dict[str, Setting] = {}
     for rule in rules:
-        schedule = to_schedule(rule)
-        name = "off" if schedule is None else _name(rule, schedule)
+        setting = to_setting(rule, default)
+        name = _name(rule, setting)
         if name in names:
             raise OptionError(f"the rule {name!r} is given twice")
-        names[name] = schedule
+        names[name] = setting
     return names
 
 
-def _name(rule: Schedule | str | None, schedule: Schedule) -> str:
+def _name(rule: Setting | Schedule | str | None, setting: Setting) -> str:
+    parts = [
+        None if setting.turbo is None else f"Turbo {setting.turbo}",
+        None if setting.reduce is None else str(setting.reduce),
+        None if setting.fastv is None else _schedule_name(rule, setting.fastv),
+    ]
+    return " + ".join(part for part in parts if part is not None) or "off"
+
+
+def _schedule_name(rule: Setting | Schedule | str | None, schedule: Schedule) -> str:
     title = "" if type(schedule) is Schedule else type(schedule).__name__
     if len(schedule.cuts) > 1:
         # K and drop stand above every row

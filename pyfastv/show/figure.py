@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def draw(trace: Trace) -> Image.Image:
     turns = len(trace.rules[0].turns)
     rows_of_turn = [max(1, *[len(rule.turns[turn].stages) for rule in trace.rules]) for turn in range(turns)]
     n_rows = sum(rows_of_turn)
-    group_widths = [1 if rule.schedule is None else 2 for rule in trace.rules]
+    group_widths = [1 if rule.fastv is None else 2 for rule in trace.rules]
     n_columns = 1 + sum(group_widths)
 
     height, width = trace.canvas.pixels.shape[:2]
@@ -100,7 +101,7 @@ def _draw_seen(axis: Axes, trace: Trace, turn: int) -> None:
     question = _wrapped(f"{_ordinal(turn)} question: {trace.rules[0].turns[turn].question}", 34)
     if turn == 0:
         axis.imshow(trace.canvas.pixels)
-        question = f"as the vision encoder sees it:\n{trace.n_visual} visual tokens"
+        question = f"as the vision encoder sees it:\n{trace.n_visual} {'patches' if _fewer(trace) else 'visual tokens'}"
         axis.set_title(question, fontsize=9, parse_math=False)
     else:
         axis.text(0.5, 0.5, question, ha="center", va="center", fontsize=10, wrap=True, parse_math=False)
@@ -108,19 +109,47 @@ def _draw_seen(axis: Axes, trace: Trace, turn: int) -> None:
 
 def _draw_stage(figure: Figure, axes: Any, trace: Trace, rule: RuleTrace, turn: int, number: int) -> None:
     made = rule.turns[turn]
-    if rule.schedule is None:
+    n_tokens = len(rule.places)
+    if rule.fastv is None:
         if number == 0:
-            axes[0].imshow(trace.canvas.pixels)
-            _title(axes[0], rule, made, f"no pruning: all {trace.n_visual} kept")
+            axes[0].imshow(dim(trace.canvas, _at(rule, trace, np.ones(n_tokens, np.bool_), False)))
+            _title(axes[0], rule, made, f"no pruning: all {n_tokens} kept{_of_patches(rule, trace)}")
         return
     if number >= len(made.stages):
         return
     stage = made.stages[number]
+    text = _kept(stage, len(made.stages) > 1, _of_patches(rule, trace))
+    reached = made.stages[number - 1].kept if number else np.ones_like(stage.kept)
+    reached, stage = _at(rule, trace, reached, False), _of_patch(rule, trace, stage)
     axes[0].imshow(dim(trace.canvas, stage.kept))
     _outline(axes[0], trace.canvas, stage)
-    _title(axes[0], rule if number == 0 else None, made, _kept(stage, len(made.stages) > 1))
-    reached = made.stages[number - 1].kept if number else np.ones_like(stage.kept)
+    _title(axes[0], rule if number == 0 else None, made, text)
     _draw_scores(figure, axes[1], trace.canvas, stage, reached)
+
+
+def _at(rule: RuleTrace, trace: Trace, values: NDArray[Any], elsewhere: Any) -> NDArray[Any]:
+    """[patches] the values of the tokens that stand there."""
+    made = np.full(trace.n_visual, elsewhere, values.dtype)
+    made[rule.places] = values
+    return made
+
+
+def _of_patch(rule: RuleTrace, trace: Trace, stage: StageTrace) -> StageTrace:
+    """As of a stage in which every patch has a token: those that have none were not kept."""
+    return replace(
+        stage,
+        kept=_at(rule, trace, stage.kept, False),
+        recalled=_at(rule, trace, stage.recalled, False),
+        scores=_at(rule, trace, stage.scores, 0.0),
+    )
+
+
+def _fewer(trace: Trace) -> bool:
+    return any(len(rule.places) < trace.n_visual for rule in trace.rules)
+
+
+def _of_patches(rule: RuleTrace, trace: Trace) -> str:
+    return f", for {trace.n_visual} patches" if len(rule.places) < trace.n_visual else ""
 
 
 def _draw_scores(
@@ -171,10 +200,10 @@ def _title(axis: Axes, rule: RuleTrace | None, turn: Turn, text: str) -> None:
     axis.set_title("\n".join(lines), fontsize=9, parse_math=False, loc="left")
 
 
-def _kept(stage: StageTrace, several: bool) -> str:
+def _kept(stage: StageTrace, several: bool, of_patches: str) -> str:
     n, all_ = int(stage.kept.sum()), len(stage.kept)
     recalled = int(stage.recalled.sum())
-    text = f"kept {n} of {all_}"
+    text = f"kept {n} of {all_}{of_patches}"
     if several:
         text = f"from layer {stage.layer}, drop {stage.cut.drop:g}: {text}"
     return f"{text}\n{recalled} of them recalled (outlined)" if recalled else text
@@ -192,8 +221,12 @@ def _score_name(score: str) -> str:
 
 
 def _draw_title(figure: Figure, trace: Trace) -> None:
-    pruned = any(rule.schedule is not None for rule in trace.rules)
+    pruned = any(rule.fastv is not None for rule in trace.rules)
     notes = "layers from K on do not see the dimmed patches" if pruned else "every layer sees every patch"
+    if _fewer(trace):
+        notes = (
+            "dimmed: no token of its own, merged or left out before the language model, or not seen from K on"
+        )
     figure.suptitle(
         f"{_wrapped('Q: ' + trace.rules[0].turns[0].question, 100)}\n{notes}", fontsize=11, parse_math=False
     )

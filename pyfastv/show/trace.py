@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from .. import _native
 from ..errors import ImageError
-from ..images import Pictures, as_list
-from ..schedule import Cut, Schedule
+from ..inputs.images import Pictures, as_list
+from ..settings.schedule import Cut, Schedule
+from ..settings.setting import InForce, Setting
 from .geometry import Canvas, lay_out
 
 if TYPE_CHECKING:
-    from ..options import SamplingOptions
-    from ..runner import Runner
+    from ..engine.runner import Runner
+    from ..engine.sampling import SamplingOptions
 
-__all__ = ["RuleTrace", "StageTrace", "Trace", "Turn", "trace"]
+__all__ = ["RuleTrace", "StageTrace", "Trace", "Turn", "to_setting", "trace"]
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,15 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class RuleTrace:
+class RuleTrace(InForce):
     """The conversation under one rule."""
 
     name: str
-    schedule: Schedule | None
+    setting: Setting
     turns: tuple[Turn, ...]
+    places: NDArray[np.int64]
+    """[tokens] the patch, counted over all pictures as in ``canvas.boxes``, where a token stands. One that was merged or
+    pooled stands for others, too; without Turbo and reducer every patch has its own."""
 
 
 @dataclass(frozen=True)
@@ -60,43 +64,64 @@ class Trace:
     """What was kept, for every rule."""
 
     canvas: Canvas
+    """With a box for every patch."""
     rules: tuple[RuleTrace, ...]
-    n_visual: int
-    """Visual tokens of all pictures."""
+
+    @property
+    def n_visual(self) -> int:
+        """Patches of all pictures: their visual tokens without Turbo and reducer."""
+        return len(self.canvas.boxes)
+
+
+def to_setting(rule: Setting | Schedule | str | None, default: Setting) -> Setting:
+    """Text says all; beside a schedule the rest is as in ``default``. Raises OptionError."""
+    if isinstance(rule, Setting):
+        return rule
+    return Setting.parse(rule) if isinstance(rule, str) else default.but(fastv=rule)
 
 
 def trace(
     runner: Runner,
     pictures: Pictures,
     questions: Sequence[str],
-    rules: Mapping[str, Schedule | None],
+    rules: Mapping[str, Setting | Schedule | str | None],
     sampling: SamplingOptions | None = None,
     *,
     system: str | None = None,
 ) -> Trace:
-    """Ask questions, one conversation for each rule. The pictures come with the first question.
+    """Ask questions, one conversation for each rule: see :func:`pyfastv.show.render`. The pictures come with the first
+    question.
 
-    Raises ImageError if there is no picture, and what :meth:`pyfastv.Session.ask` raises."""
-    images = runner._load_images(as_list(pictures))
+    Raises OptionError, ImageError if there is no picture, and what :meth:`pyfastv.Session.ask` raises."""
+    images = runner._model.load_images(as_list(pictures))
     if not images:
         raise ImageError("there is no picture to show: pass at least one")
-    traces, grids, n_visual = [], None, 0
-    for name, schedule in rules.items():
+    settings = {name: to_setting(rule, runner.setting) for name, rule in rules.items()}
+    traces, grids = [], []
+    for name, setting in settings.items():
         turns: list[Turn] = []
         with runner.session(system=system, **(sampling or {})) as session:
             for number, question in enumerate(questions):
-                answer = session.ask(question, images if number == 0 else None, fastv=schedule)
+                answer = session.ask(question, images if number == 0 else None, **setting.options())
                 with runner._engine_at_work() as engine:
                     before = turns[-1].stages if turns else None
-                    turns.append(Turn(question, answer.text, _stages(engine, schedule, before)))
-                    grids = engine.grids() or grids
-                n_visual = answer.report.visual_tokens
-        traces.append(RuleTrace(name, schedule, tuple(turns)))
+                    turns.append(Turn(question, answer.text, _stages(engine, setting.fastv, before)))
+                    seen = engine.pictures()
+        grids = [[grid for patches, _ in slices for grid in patches] for slices in seen]
+        traces.append(RuleTrace(name, setting, tuple(turns), _places(seen)))
     with runner._engine_at_work() as engine:
         pixels = [engine.pixels(image) for image in images]
-    if grids is None:  # nothing was pruned, so nobody asked where the tokens lie
-        grids = [[(1, 1)] * len(slices) for slices in pixels]
-    return Trace(lay_out(pixels, grids), tuple(traces), n_visual)
+    return Trace(lay_out(pixels, grids), tuple(traces))
+
+
+def _places(
+    seen: Sequence[Sequence[tuple[Sequence[tuple[int, int]], NDArray[np.int32]]]],
+) -> NDArray[np.int64]:
+    places, first = [np.zeros(0, np.int64)], 0
+    for patches, of_slice in (part for slices in seen for part in slices):
+        places.append(first + of_slice.astype(np.int64))
+        first += sum(nx * ny for nx, ny in patches)
+    return np.concatenate(places)
 
 
 def _stages(

@@ -25,7 +25,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from pyfastv.demo import same_answer
+from pyfastv.commands.demo import same_answer
 from pyfastv.models import bundled_examples
 
 PICTURE, QUESTION, ANSWER = bundled_examples()[0]

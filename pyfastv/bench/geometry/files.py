@@ -16,8 +16,8 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from ...errors import DataError, Error, OptionError
+from ...models.user_cache import user_cache
 from ...output import Output
-from ...user_cache import user_cache
 from .sizes import GEOMETRIES, Decoder, Encoder, Value
 from .tensors import Tensor, language_tensors, vision_tensors
 from .weights import RandomTensors

@@ -82,6 +82,10 @@ def declare(library: Any) -> None:
     library.pyfastv_attach.argtypes = [pointer, ctypes.POINTER(FastvParams)]
     library.pyfastv_flush.argtypes = [pointer]
     library.pyfastv_begin_media.argtypes = [pointer, ctypes.c_int, ctypes.c_char_p, int32, int32]
+    library.pyfastv_allow_position_gaps.argtypes = [pointer]
+    library.pyfastv_allow_position_gaps.restype = None
+    library.pyfastv_token_embedding.argtypes = [pointer, int32, ctypes.POINTER(ctypes.c_float)]
+    library.pyfastv_token_embedding.restype = ctypes.c_bool
     library.pyfastv_reset_report.argtypes = [pointer]
     library.pyfastv_get_report.argtypes = [pointer, ctypes.POINTER(FastvReport)]
     library.pyfastv_get_kept.argtypes = [pointer, int32, int32, ctypes.POINTER(int32), size]

@@ -1,0 +1,1 @@
+"""``pyfastv`` on the command line: one file a command."""

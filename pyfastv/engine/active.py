@@ -1,0 +1,105 @@
+"""A request of a pool between its queue and its end: tokens to pieces of text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import _native
+from ..settings.setting import Setting
+from .answer import Report
+from .job import Job, Piece, TokenProb
+from .pieces import PieceReader
+
+__all__ = ["Active"]
+
+
+@dataclass
+class Active:
+    """A request and its job; used by one thread once it has a slot."""
+
+    job: Job
+    request: _native.EngineRequest
+    setting: Setting
+    stop: Sequence[str]
+    image_decode_ms: float
+    n_pictures: int
+    details: bool = False
+    cancelled: bool = False
+    queued: float = field(default_factory=time.monotonic)
+    began: float | None = None
+
+    def __post_init__(self) -> None:
+        self._reader = PieceReader(self.stop)
+        self._probs: list[TokenProb] = []  # of tokens whose text is held back
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string came."""
+        return self._reader.stopped
+
+    @property
+    def queue_ms(self) -> float:
+        """From the queue to a slot."""
+        return 0.0 if self.began is None else (self.began - self.queued) * 1000.0
+
+    def begin(self) -> None:
+        """It has a slot."""
+        self.began = time.monotonic()
+
+    def take(self, event: dict[str, Any]) -> None:
+        """What a step did to it (:meth:`pyfastv._native.Engine.step`): text to the job."""
+        if self.stopped or self.job.done:
+            return
+        if event["token"] is not None:
+            if event["top"]:
+                self._probs.append(_token_prob(event))
+            self._give(self._reader.feed(event["bytes"]))
+        if event["finish"] is not None and not self.stopped:
+            self._give(self._reader.finish())
+
+    def _give(self, text: str) -> None:
+        if not text:
+            return
+        probs = self._probs
+        if self.stopped:  # tokens of the stop string became no text
+            probs, length = [], 0
+            for prob in self._probs:
+                if length < len(text):
+                    probs.append(prob)
+                length += len(prob.token)
+        self.job._add(Piece(text, tuple(probs)))
+        self._probs = []
+
+    def reason(self, event: dict[str, Any] | None) -> str | None:
+        """Why it ended."""
+        if self.stopped:
+            return "stop"
+        return None if event is None else event["finish"]
+
+    def end(self, event: dict[str, Any] | None, report: Report | None, error: BaseException | None) -> None:
+        """Tell the job."""
+        if event is not None and self.details:
+            self.job.details = {
+                "grids": [[list(grid) for grid in slices] for slices in event["grids"]],
+                "pictures": [
+                    [
+                        {"patches": [list(grid) for grid in patches], "places": places.tolist()}
+                        for patches, places in slices
+                    ]
+                    for slices in event["pictures"]
+                ],
+                "kept": [kept.tolist() for kept in event["kept"]],
+                "first_layers": list(event["report"]["first_layers"]),
+            }
+        self.job._end(None if error is not None else self.reason(event), report, error)
+
+
+def _token_prob(event: dict[str, Any]) -> TokenProb:
+    def prob(token: int, data: bytes, logprob: float, top: tuple[TokenProb, ...] = ()) -> TokenProb:
+        return TokenProb(data.decode("utf-8", "replace"), token, data, logprob, top)
+
+    top = tuple(prob(*item) for item in event["top"])
+    return prob(event["token"], event["bytes"], event["logprob"], top)

@@ -1,0 +1,195 @@
+"""A model in memory, and what a request for it is to the native engine: for a runner and the pool alike."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+
+from .. import _native
+from .._checks import integer, utf8
+from ..errors import ModelError, OptionError
+from ..inputs.chat import ChatTemplate, Prompt
+from ..inputs.images import MAX_PIXELS, Frame, Picture, load_image
+from ..models import bundled_mmproj, bundled_model
+from ..models.encoder_type import Encoder, check_encoder_type, resolve
+from ..settings.setting import Setting
+from .sampling import Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "MAX_N_CTX",
+    "MAX_THREADS",
+    "LoadOptions",
+    "LoadedModel",
+    "PathLike",
+    "content_id",
+    "model_files",
+    "setting_options",
+]
+
+PathLike: TypeAlias = "str | os.PathLike[str]"
+
+MAX_THREADS = 512  # ggml's GGML_MAX_N_THREADS
+MAX_N_CTX = 2**31 - 256  # llama.cpp rounds a context up to 256 tokens, and counts them in an int32
+_RANDOM_SEED = 2**32 - 1  # llama.cpp's LLAMA_DEFAULT_SEED
+_FLASH_ATTENTION = {"auto": "auto", True: "on", False: "off", "on": "on", "off": "off"}
+
+
+class LoadOptions(TypedDict, total=False):
+    """How a model is loaded: keywords of :class:`pyfastv.Runner`, which describes them."""
+
+    n_batch: int
+    n_ubatch: int
+    n_threads: int | None
+    n_gpu_layers: int
+    flash_attn: bool | Literal["auto", "on", "off"]
+    type_k: str
+    type_v: str
+    seed: int | None
+    verbose: bool
+    progress: Callable[[float], object] | None
+    max_pixels: int
+    encoder_cache_mb: int
+    encoder_type: str
+
+
+class LoadedModel:
+    """A model with its vision encoder, in a native engine; ``engine`` is the caller's to close."""
+
+    def __init__(
+        self,
+        path: Path,
+        mmproj: Path | None,
+        *,
+        n_slots: int,
+        n_ctx: int,
+        n_batch: int = 2048,
+        n_ubatch: int = 512,
+        n_threads: int | None = None,
+        n_gpu_layers: int = -1,
+        flash_attn: bool | Literal["auto", "on", "off"] = "auto",
+        type_k: str = "f16",
+        type_v: str = "f16",
+        seed: int | None = None,
+        verbose: bool = False,
+        progress: Callable[[float], object] | None = None,
+        max_pixels: int = MAX_PIXELS,
+        encoder_cache_mb: int = 256,
+        encoder_type: str = "auto",
+    ) -> None:
+        """See :class:`pyfastv.Runner`. ``n_slots`` is checked."""
+        self.path, self.mmproj = path, mmproj
+        self._seed = None if seed is None else integer("seed", seed, 0, 2**32 - 1)
+        self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
+        if flash_attn not in _FLASH_ATTENTION:
+            raise OptionError(f"flash_attn must be 'auto', True or False; got {flash_attn!r}")
+        options: dict[str, Any] = {
+            "n_slots": n_slots,
+            "n_ctx": integer("n_ctx", n_ctx, 0, MAX_N_CTX),
+            "n_batch": integer("n_batch", n_batch, 1),
+            "n_ubatch": integer("n_ubatch", n_ubatch, 1),
+            "n_threads": 0 if n_threads is None else integer("n_threads", n_threads, 1, MAX_THREADS),
+            "n_gpu_layers": integer("n_gpu_layers", n_gpu_layers, -1),
+            "flash_attn": _FLASH_ATTENTION[flash_attn],
+            "type_k": utf8("type_k", type_k),
+            "type_v": utf8("type_v", type_v),
+            "encoder_cache_bytes": integer("encoder_cache_mb", encoder_cache_mb, 0) * 2**20,
+            "verbose": bool(verbose),
+        }
+        check_encoder_type(encoder_type)
+        self.encoder = None if mmproj is None else Encoder(mmproj, None)
+        """The vision encoder's file that was loaded, and its type; None: there is none."""
+        if mmproj is not None and path.is_file():  # it may take a minute
+            self.encoder = resolve(mmproj, encoder_type, n_gpu_layers=n_gpu_layers)
+        encoder_path = None if self.encoder is None else str(self.encoder.path)
+        self.engine = _native.Engine(
+            model_path=str(path), mmproj_path=encoder_path, **options, progress=progress
+        )
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The model's own."""
+        engine = self.engine
+        return ChatTemplate(engine.chat_template, bos_token=engine.bos_token, eos_token=engine.eos_token)
+
+    def render(self, messages: Sequence[dict[str, Any]]) -> Prompt:
+        """See :meth:`pyfastv.inputs.chat.ChatTemplate.render`."""
+        return self.template.render(messages, self.engine.media_marker)
+
+    def load_images(self, pictures: Sequence[Picture]) -> list[NDArray[np.uint8]]:
+        """Raises ImageError; ModelError without a vision encoder."""
+        if pictures and self.mmproj is None:
+            raise ModelError(f"{self.path.name} was loaded without a vision encoder: pass its mmproj_path")
+        return [load_image(picture, max_pixels=self._max_pixels) for picture in pictures]
+
+    def request(self, prompt: Prompt, setting: Setting) -> tuple[dict[str, Any], float]:
+        """Keywords of the native prefill() and prepare(), and the milliseconds that reading the pictures took.
+
+        Raises as :meth:`load_images`."""
+        begin = time.perf_counter()
+        images = self.load_images(prompt.pictures)
+        ids, frames = [], []
+        for picture, image in zip(prompt.pictures, images, strict=True):
+            if isinstance(picture, Frame):
+                ids.append(picture.video)
+                frames.append(picture.number)
+            else:
+                ids.append(content_id(image))
+                frames.append(0)
+        image_decode_ms = (time.perf_counter() - begin) * 1000.0
+        keywords: dict[str, Any] = {
+            "prompt": prompt.text,
+            "images": images,
+            "image_ids": ids,
+            "add_bos": prompt.add_bos,
+            "frames": frames,
+            **setting_options(setting),
+        }
+        return keywords, image_decode_ms
+
+    def sampling_options(self, sampling: Sampling) -> dict[str, Any]:
+        """Keywords of the native start() and prepare()."""
+        values = {
+            field.name: getattr(sampling, field.name) for field in fields(sampling) if field.name != "stop"
+        }
+        if values["max_tokens"] is None:
+            values["max_tokens"] = -1
+        if values["seed"] is None:
+            values["seed"] = _RANDOM_SEED if self._seed is None else self._seed
+        return values
+
+
+def model_files(model: PathLike | None, mmproj: PathLike | None) -> tuple[Path, Path | None]:
+    """Of the language model and its vision encoder; no model is the bundled one. Raises ModelError: that is no path."""
+    if model is None:
+        model, mmproj = bundled_model(), mmproj or bundled_mmproj()
+    for path in (model, mmproj):
+        if path is not None and "\0" in os.fsdecode(path):
+            raise ModelError(f"{os.fsdecode(path)!r}: a path has no null character")
+    return Path(os.fsdecode(model)), None if mmproj is None else Path(os.fsdecode(mmproj))
+
+
+def setting_options(setting: Setting) -> dict[str, str]:
+    """Keywords of the native prefill() and prepare(); empty: none."""
+    specs = setting.specs()
+    return {
+        "fastv": specs["fastv"] or "",
+        "turbo": specs["turbo"] or "",
+        "reducer": specs["reduce"] or "",
+    }
+
+
+def content_id(image: NDArray[np.uint8]) -> str:
+    """A hash of an image's pixels and size."""
+    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+    digest.update(image.data)
+    return digest.hexdigest()

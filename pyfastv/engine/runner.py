@@ -1,0 +1,434 @@
+"""A model that answers questions about pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
+
+from .. import _native
+from .._checks import integer
+from ..errors import ClosedError, OptionError, printable
+from ..inputs.chat import system_message, user_message
+from ..inputs.images import MAX_PIXELS, Frame, Pictures, as_list
+from ..inputs.video import Video, VideoSource, load_frames
+from ..settings.presets import Recommended
+from ..settings.reduce import Reducer
+from ..settings.schedule import Schedule
+from ..settings.setting import InForce, Setting
+from ..settings.turbo import Turbo
+from . import completion
+from .answer import Answer, Report
+from .desk import Desk, InThread, Place
+from .loaded import LoadedModel, PathLike, model_files, setting_options
+from .sampling import RequestOptions, of_request
+from .session import Session
+from .stream import Stream
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self, Unpack
+
+__all__ = ["Runner"]
+
+Progress: TypeAlias = "Callable[[int, int], object]"
+
+
+class Runner(InForce):
+    """One model with its vision encoder and one context; a context manager.
+
+    >>> with Runner() as runner:                                            # the bundled model
+    ...     print(runner.ask("clock.png", "What time is it?"))
+
+    Several runners can live in one process. Any thread may use a runner: as many requests as it has slots (``n_slots``)
+    are computed side by side, others wait in order; one whose schedule has its cuts at other layers waits until it is
+    alone. A request that finds no slot ends a stream that is open and that nobody reads (continuing it raises
+    ClosedError). After an error, and after Ctrl-C, the runner stays usable. In a child of ``os.fork()`` it is closed.
+
+    Raises the classes of :mod:`pyfastv.errors`.
+    """
+
+    def __init__(
+        self,
+        model_path: PathLike | None = None,
+        mmproj_path: PathLike | None = None,
+        *,
+        n_slots: int = 1,
+        n_ctx: int = 0,
+        n_batch: int = 2048,
+        n_ubatch: int = 512,
+        n_threads: int | None = None,
+        n_gpu_layers: int = -1,
+        flash_attn: bool | Literal["auto", "on", "off"] = "auto",
+        type_k: str = "f16",
+        type_v: str = "f16",
+        seed: int | None = None,
+        verbose: bool = False,
+        fastv: Schedule | str | None = Recommended(),  # noqa: B008 - frozen
+        turbo: Turbo | str | None = None,
+        reduce: Reducer | str | None = None,
+        progress: Callable[[float], object] | None = None,
+        max_pixels: int = MAX_PIXELS,
+        encoder_cache_mb: int = 256,
+        encoder_type: str = "auto",
+    ) -> None:
+        """Load a model.
+
+        ``model_path``, ``mmproj_path``: GGUF files of the language model and of its vision encoder; without a
+        model the bundled one, without an mmproj text only.
+        ``n_slots``: requests computed side by side. ``n_ctx``: context of each in tokens, 0: what the model was trained
+        for. ``n_batch``, ``n_ubatch``: most tokens in a logical and in a physical batch. ``n_threads``: None: one for
+        each core that the system shows, hyperthreads included.
+        ``n_gpu_layers``: layers on the GPU if there is one, -1: all. ``type_k``, ``type_v``: ggml types of
+        the KV cache.
+        ``seed``: of requests that bring none. ``verbose``: llama.cpp's log on stderr.
+        ``fastv``: which visual tokens the later layers see: a :class:`pyfastv.Schedule`, text as in
+        ``LLAMA_FASTV`` ("k=2,drop=0.5"), or the name of a preset ("pyramiddrop"); None or "off": all, as in stock
+        llama.cpp.
+        ``turbo``: merge tokens in the vision encoder: a :class:`pyfastv.Turbo` or text as in ``LLAMA_TURBO``
+        ("share=0.5"); None or "off": none.
+        ``reduce``: fewer visual tokens before the language model: a :class:`pyfastv.Reducer`, or text such as
+        "divprune,keep=288"; None or "off": all.
+        ``progress``: called with 0..1 while loading; an exception in it ends the loading.
+        ``max_pixels``: largest picture taken, in pixels. ``encoder_cache_mb``: memory for the vision encoder's
+        outputs, so that a picture that comes again is not encoded again; 0: none.
+        ``encoder_type``: of the vision encoder's matrices, one of :data:`pyfastv.models.encoder_type.ENCODER_TYPES`.
+        "auto" is q8_0 where this machine's products with it are faster than with f16, "stock" the file as it is. Where
+        the file has to be quantized, that is done once, and kept in the user's cache.
+
+        Raises ModelError, UnsupportedModelError (with ``fastv=None`` such a model runs), OptionError,
+        OutOfMemoryError.
+        """
+        setting = Setting.of(fastv, turbo, reduce)
+        self._max_pixels = max_pixels
+        self._model = LoadedModel(
+            *model_files(model_path, mmproj_path),
+            n_slots=integer("n_slots", n_slots, 1, 2**31 - 1),
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_ubatch=n_ubatch,
+            n_threads=n_threads,
+            n_gpu_layers=n_gpu_layers,
+            flash_attn=flash_attn,
+            type_k=type_k,
+            type_v=type_v,
+            seed=seed,
+            verbose=verbose,
+            progress=progress,
+            max_pixels=max_pixels,
+            encoder_cache_mb=encoder_cache_mb,
+            encoder_type=encoder_type,
+        )
+        self._engine = self._model.engine
+        self._desk = Desk(n_slots, self._engine.cancel, self._engine.fits, self._engine.fit)
+        self._lock = self._desk.lock
+        self.setting = Setting()
+        """Of requests that bring none of their own."""
+        try:
+            if not setting.is_off:
+                self._use(setting)
+        except BaseException:
+            self._engine.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<pyfastv.Runner {printable(self._model.path.name)}, {self.setting}>"
+
+    def close(self) -> None:
+        """Free the model and the context. Can be called again; anything else then raises ClosedError."""
+        if self._lock.inherited:
+            return
+        with self._lock:
+            self._desk.wait_for_threads()
+            self._desk.clear()
+            self._engine.close()
+
+    @property
+    def closed(self) -> bool:
+        """True after :meth:`close`, and in a child of ``os.fork()``."""
+        return self._engine.closed
+
+    def set_fastv(self, fastv: Schedule | str | None) -> None:
+        """Change the schedule, None: off, without loading the model again. Clears the context.
+
+        Raises OptionError (a cut is not below the number of layers), UnsupportedModelError, OutOfMemoryError.
+        """
+        self._use(self.setting.but(fastv=fastv))
+
+    def set_turbo(self, turbo: Turbo | str | None) -> None:
+        """Change the merging in the vision encoder, None: off. Clears the context.
+
+        Raises OptionError (blocks that the encoder does not have), UnsupportedModelError (another kind of encoder).
+        """
+        self._use(self.setting.but(turbo=turbo))
+
+    def set_reduce(self, reduce: Reducer | str | None) -> None:
+        """Change the reducer, None: off. Clears the context. Raises OptionError, UnsupportedModelError (CDPruner)."""
+        self._use(self.setting.but(reduce=reduce))
+
+    def _use(self, setting: Setting) -> None:
+        """What requests that bring nothing of their own get from now on. Clears the context.
+
+        Raises as the setters do; nothing has changed then."""
+        with self._engine_at_work() as engine:
+            self._desk.clear()
+            options = setting_options(setting)
+            engine.check(options["turbo"], options["reducer"])
+            engine.set_fastv(options["fastv"])
+            if setting.turbo != self.turbo:
+                engine.set_turbo(options["turbo"])
+            if setting.reduce != self.reduce:
+                engine.set_reducer(options["reducer"])
+            self.setting = setting
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """``model`` and ``mmproj`` (file names), ``encoder`` (the type that its matrices are loaded in, and where from),
+        ``description``, ``n_layer``, ``n_ctx``, ``fastv``, ``turbo``, ``reduce``."""
+        model = self._model
+        with self._engine_at_work() as engine:
+            return {
+                "model": model.path.name,
+                "mmproj": None if model.mmproj is None else model.mmproj.name,
+                "encoder": None if model.encoder is None else str(model.encoder),
+                "description": engine.description,
+                "n_layer": engine.n_layer,
+                "n_ctx": engine.n_ctx,
+                **self.setting.options(),
+            }
+
+    def ask(
+        self,
+        image: Pictures = None,
+        question: str | None = None,
+        *,
+        video: Video | VideoSource | None = None,
+        system: str | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Answer:
+        """Answer a question about a picture, about several (a list), about a video, or about none (None).
+
+        ``image``: as :func:`pyfastv.load_image` takes it. ``video``: a path, bytes, a list of frames, or a
+        :class:`pyfastv.Video`, which says what frames are taken; it comes behind the pictures. ``system``: a system
+        message. ``progress``: called with (prompt tokens done, prompt tokens) during prefill, after every picture and
+        every frame. ``options``: see :class:`pyfastv.Sampling`; and ``fastv``, ``turbo`` and ``reduce``, a schedule, a
+        merging and a reducer for this request alone.
+
+        What the context or the encoder's cache still holds of an earlier request is not computed again. The visual
+        tokens are chosen anew, as by a new runner; only rounding may differ.
+
+        Raises ImageError, OptionError, ContextLengthError (the prompt does not fit), OutOfMemoryError,
+        DecodeError, ClosedError.
+        """
+        with self._desk.holding() as place:
+            return self._ask(image, question, video, system, progress, options, place).read()
+
+    def stream(
+        self,
+        image: Pictures = None,
+        question: str | None = None,
+        *,
+        video: Video | VideoSource | None = None,
+        system: str | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Stream:
+        """As :meth:`ask`, piece by piece. Prefill is done when this returns, and its errors raised."""
+        return self._ask(image, question, video, system, progress, options)
+
+    async def aask(
+        self,
+        image: Pictures = None,
+        question: str | None = None,
+        *,
+        video: Video | VideoSource | None = None,
+        system: str | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Answer:
+        """As :meth:`ask`, without blocking the event loop. Cancelling the task ends the computation at once.
+
+        A thread of its own computes it; ``progress`` is called there."""
+
+        def ask() -> Answer:
+            with self._desk.holding(thread.place) as place:
+                return self._ask(image, question, video, system, progress, options, place).read()
+
+        async with InThread(self._desk) as thread:
+            return await thread.run(ask)
+
+    async def astream(
+        self,
+        image: Pictures = None,
+        question: str | None = None,
+        *,
+        video: Video | VideoSource | None = None,
+        system: str | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> AsyncIterator[str]:
+        """As :meth:`aask`, piece by piece: ``async for``. It has its slot until it ends, or is closed, or its task is
+        cancelled."""
+        async with InThread(self._desk) as thread:
+            stream = await thread.run(
+                lambda: self._ask(image, question, video, system, progress, options, thread.place)
+            )
+            while (piece := await thread.run(lambda: next(stream, None))) is not None:
+                yield piece
+
+    def _ask(
+        self,
+        image: Pictures,
+        question: str | None,
+        video: Video | VideoSource | None,
+        system: str | None,
+        progress: Progress | None,
+        options: RequestOptions,
+        place: Place | None = None,
+    ) -> Stream:
+        self._refuse_closed()
+        begin = time.perf_counter()
+        pictures = [*as_list(image), *self._load_frames(video)]
+        image_decode_ms = (time.perf_counter() - begin) * 1000.0
+        messages = [user_message(question, pictures)]
+        if system is not None:
+            messages.insert(0, system_message(system))
+        return self._start(messages, progress, options, image_decode_ms=image_decode_ms, place=place)
+
+    def session(self, *, system: str | None = None, **options: Unpack[RequestOptions]) -> Session:
+        """A conversation: later questions may be about earlier pictures, and know the earlier answers.
+
+        ``options``: of every question that brings none of its own. Several sessions may share a runner; each time
+        that another one asks, the context is evaluated anew, save for what both have in common at the beginning.
+        """
+        self._refuse_closed()
+        return Session(self, system, **options)
+
+    @overload
+    def create_chat_completion(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[RequestOptions],
+    ) -> dict[str, Any]: ...
+
+    @overload
+    def create_chat_completion(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        stream: Literal[True],
+        **options: Unpack[RequestOptions],
+    ) -> Iterator[dict[str, Any]]: ...
+
+    def create_chat_completion(
+        self, messages: Sequence[dict[str, Any]], *, stream: bool = False, **options: Unpack[RequestOptions]
+    ) -> dict[str, Any] | Iterator[dict[str, Any]]:
+        """OpenAI's chat completion, in the shape of llama-cpp-python's method of this name.
+
+        ``messages``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`; ``options``: as in :meth:`ask`. Returns the
+        completion, or an iterator of its chunks. The completion and the last chunk have one key more than
+        OpenAI's: ``pyfastv``, the report. Raises as :meth:`ask` does.
+        """
+        name = printable(self._model.path.name)
+        if stream:
+            return completion.chunks(self._start(messages, None, options), name)
+        with self._desk.holding() as place:
+            return completion.whole(self._start(messages, None, options, place=place).read(), name)
+
+    def _start(
+        self,
+        messages: Sequence[dict[str, Any]],
+        progress: Progress | None,
+        options: RequestOptions,
+        *,
+        image_decode_ms: float = 0.0,
+        place: Place | None = None,
+    ) -> Stream:
+        """Prefill, and a stream over the generation after it. ``image_decode_ms``: spent on the pictures so far.
+        ``place``: whose holder it is for; None: nobody's."""
+        setting, sampling = of_request(options, self.setting)
+        self._refuse_closed()
+        request, spent_ms = self._model.request(self._model.render(messages), setting)
+        image_decode_ms += spent_ms
+
+        desk, engine = self._desk, self._engine
+        place = place or Place()
+        place.fastv = request["fastv"]
+        with self._computing(place):
+            desk.enter(place)
+            engine.prefill(
+                **request,
+                progress=progress and desk.calling_back(progress),
+                reserve=1,
+                started=lambda number: desk.begin(place, number),
+            )
+            engine.start(place.number, **self._model.sampling_options(sampling))
+        desk.pause(place)
+
+        def next_bytes() -> bytes | None:
+            self._refuse_closed()
+            with self._computing(place), desk.reading(place):
+                token = engine.next(place.number)
+                return None if token is None else token[1]
+
+        def finish() -> tuple[Report, str]:
+            self._refuse_closed()
+            with self._computing(place), desk.reading(place):
+                if place.result is None:
+                    report = Report.of(
+                        engine.report(place.number),
+                        n_layer=engine.n_layer,
+                        image_decode_ms=image_decode_ms,
+                        setting=setting,
+                    )
+                    place.result = report, engine.reason(place.number) or "stop"
+            desk.leave(place)
+            return cast("tuple[Report, str]", place.result)
+
+        return Stream(next_bytes, finish, sampling.stop or (), lambda: desk.stop(place))
+
+    def _load_frames(self, video: Video | VideoSource | None) -> list[Frame]:
+        return [] if video is None else load_frames(video, max_pixels=self._max_pixels)
+
+    @contextmanager
+    def _computing(self, place: Place) -> Iterator[None]:
+        """Whatever is raised meanwhile ends the request, and leaves nothing of it in the context."""
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):  # the first error is the one to tell
+                self._desk.give_up(place, self._engine.reset)
+            raise
+
+    @contextmanager
+    def _engine_at_work(self) -> Iterator[_native.Engine]:
+        """The engine, for this thread alone; whatever is raised meanwhile leaves it without a context."""
+        with self._lock:
+            self._refuse_closed()
+            self._desk.wait_for_threads()
+            self._refuse_closed()
+            try:
+                yield self._engine
+            except BaseException:
+                self._desk.clear()
+                with suppress(Exception):  # the first error is the one to tell
+                    self._engine.reset()
+                raise
+
+    def _refuse_closed(self) -> None:
+        self._lock.refuse_inherited()
+        if self._engine.closed:
+            raise ClosedError("this runner is closed: make a new one")

@@ -1,0 +1,123 @@
+"""A conversation with a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ClosedError
+from ..inputs.chat import assistant_message, system_message, user_message
+from ..inputs.images import Frame, Picture, Pictures, as_list
+from ..inputs.video import Video, VideoSource
+from .answer import Answer
+from .desk import Place
+from .process_lock import ProcessLock
+from .sampling import RequestOptions
+from .stream import Stream
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self, Unpack
+
+    from .runner import Runner
+
+__all__ = ["Session"]
+
+
+class Session:
+    """Questions that build on each other, about one picture or several; made by :meth:`pyfastv.Runner.session`.
+
+    >>> with runner.session() as chat:
+    ...     print(chat.ask("What time is it?", image="clock.png"))
+    ...     print(chat.ask("Is the clock digital?"))                    # the picture is not evaluated again
+
+    The first question of a picture chooses which of its tokens the later layers see; a later one brings back some
+    that it needs (``recall`` of :class:`pyfastv.Schedule`). As safe to use from several threads as the runner.
+    """
+
+    def __init__(self, runner: Runner, system: str | None = None, **options: Unpack[RequestOptions]) -> None:
+        """See :meth:`pyfastv.Runner.session`."""
+        self._lock = ProcessLock("runner")
+        self._runner = runner
+        self._options = options
+        self._history: list[dict[str, Any]] = [] if system is None else [system_message(system)]
+        self._answering: Stream | None = None  # to the last message of the history
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ask no more; ``messages`` stay readable. The runner stays open. Can be called again."""
+        self._closed = True
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation so far, as :meth:`pyfastv.Runner.create_chat_completion` takes it; pictures as RGB arrays.
+
+        An answer that was stopped is there as far as it came; a question that raised an error is not."""
+        answer = [] if self._answering is None else [assistant_message(self._answering.text)]
+        return [*self._history, *answer]
+
+    def ask(
+        self,
+        question: str,
+        image: Pictures = None,
+        *,
+        video: Video | VideoSource | None = None,
+        progress: Callable[[int, int], object] | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Answer:
+        """Answer a question; ``image``: a picture or several (a list), ``video``: a video that come with it.
+
+        Arguments and errors are those of :meth:`pyfastv.Runner.ask`.
+        """
+        with self._lock, self._runner._desk.holding() as place:
+            return self._ask(question, image, video, progress, options, place).read()
+
+    def stream(
+        self,
+        question: str,
+        image: Pictures = None,
+        *,
+        video: Video | VideoSource | None = None,
+        progress: Callable[[int, int], object] | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Stream:
+        """As :meth:`ask`, piece by piece. The next question ends it, wherever it is."""
+        with self._lock:
+            return self._ask(question, image, video, progress, options)
+
+    def _ask(
+        self,
+        question: str,
+        image: Pictures,
+        video: Video | VideoSource | None,
+        progress: Callable[[int, int], object] | None,
+        options: RequestOptions,
+        place: Place | None = None,
+    ) -> Stream:
+        if self._closed:
+            raise ClosedError("this session is closed: make a new one")
+        begin = time.perf_counter()
+        # read once: the file may be gone, or another one, when a later question is asked
+        given = as_list(image)
+        images: list[Picture] = [
+            picture if isinstance(picture, Frame) else pixels
+            for picture, pixels in zip(given, self._runner._model.load_images(given), strict=True)
+        ]
+        images += self._runner._load_frames(video)
+        image_decode_ms = (time.perf_counter() - begin) * 1000.0
+        messages = [*self.messages, user_message(question, images)]
+        stream = self._runner._start(
+            messages, progress, {**self._options, **options}, image_decode_ms=image_decode_ms, place=place
+        )
+        self._history, self._answering = messages, stream
+        return stream

@@ -1,0 +1,170 @@
+"""OpenAI's chat completions: their requests, and the choices of their answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from ..engine.job_pool import Piece, TokenProb
+from . import replies
+from .errors import invalid
+from .generation import INT32_MAX, Generation, Model
+from .grammar import json_grammar, schema_grammar
+
+__all__ = ["ChatForm", "ChatMessage", "ChatRequest", "ImagePart", "TextPart"]
+
+
+class TextPart(Model):
+    """Text of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(Model):
+    """Where a picture is: ``data:image/png;base64,...``; http(s) and file URLs if the server allows them."""
+
+    url: str = Field(min_length=1)
+
+
+def _as_image_url(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
+class ImagePart(Model):
+    """A picture of a message."""
+
+    type: Literal["image_url"]
+    image_url: Annotated[ImageUrl, BeforeValidator(_as_image_url, json_schema_input_type=ImageUrl | str)]
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+def _as_parts(value: Any) -> Any:
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    return [] if value is None else value
+
+
+class ChatMessage(Model):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[
+        list[Part], BeforeValidator(_as_parts, json_schema_input_type=str | list[Part] | None)
+    ] = Field(default_factory=list)
+
+
+class JsonSchema(Model):
+    """A schema that the answer follows."""
+
+    name: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class TextFormat(Model):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Model):
+    """Any JSON object; with ``schema``, as llama-server takes it, one that follows it."""
+
+    type: Literal["json_object"]
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+
+
+class JsonSchemaFormat(Model):
+    """A JSON value that follows a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class ChatRequest(Generation):
+    """``POST /v1/chat/completions``"""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    tools: Any = Field(default=None, description="Not supported.")
+    functions: Any = Field(default=None, description="Not supported.")
+    tool_choice: Any = Field(default=None, description="Not supported, but for none and auto.")
+    modalities: Any = Field(default=None, description="Only text.")
+    audio: Any = Field(default=None, description="Not supported.")
+    web_search_options: Any = Field(default=None, description="Not supported.")
+
+    def check_supported(self) -> None:
+        super().check_supported()
+        if self.tool_choice not in (None, "none", "auto"):
+            raise invalid(
+                "tool_choice is not supported by this server: leave it out", "tool_choice", "unsupported"
+            )
+        if self.modalities not in (None, ["text"]):
+            raise invalid("modalities: this server answers in text only", "modalities", "unsupported")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
+
+    def _refused(self) -> tuple[str, ...]:
+        return (*super()._refused(), "tools", "functions", "audio", "web_search_options")
+
+    @property
+    def most_tokens(self) -> tuple[str, int | None]:
+        """The field that limits the answer, and its value."""
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return "max_tokens", self.max_tokens
+
+    @property
+    def n_probs(self) -> int:
+        """Alternatives wanted for each token; at least 1 where probabilities are wanted at all."""
+        return max(1, self.top_logprobs or 0) if self.logprobs else 0
+
+    def grammar(self) -> str | None:
+        form = self.response_format
+        if isinstance(form, JsonSchemaFormat):
+            return schema_grammar(form.json_schema.schema_)
+        if isinstance(form, JsonObjectFormat):
+            return json_grammar() if form.schema_ is None else schema_grammar(form.schema_)
+        return None
+
+
+class ChatForm:
+    """``chat.completion``"""
+
+    def __init__(self, model: str, logprobs: bool, n_top: int) -> None:
+        self.head = replies.head("chat.completion", "chatcmpl", model)
+        self.chunk_head = {**self.head, "object": "chat.completion.chunk"}
+        self._logprobs, self._n_top = logprobs, n_top
+
+    def whole(self, text: str, probs: list[TokenProb], finish_reason: str) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {
+            "index": 0,
+            "message": message,
+            "logprobs": self._told(probs),
+            "finish_reason": finish_reason,
+        }
+
+    def opening(self) -> dict[str, Any] | None:
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def piece(self, piece: Piece) -> dict[str, Any]:
+        return {**self._chunk({"content": piece.text}), "logprobs": self._told(piece.probs)}
+
+    def closing(self, finish_reason: str) -> dict[str, Any]:
+        return {**self._chunk({}), "finish_reason": finish_reason}
+
+    def _chunk(self, delta: dict[str, str]) -> dict[str, Any]:
+        return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def _told(self, probs: Any) -> dict[str, Any] | None:
+        return replies.chat_logprobs(probs, self._n_top) if self._logprobs else None

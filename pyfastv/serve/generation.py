@@ -1,0 +1,192 @@
+"""What a request asks of the model, whatever its protocol: the fields, as OpenAI has them, and the one request that they
+become. What a client may send beside these fields is ignored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from ..engine.job_pool import JobPool
+from ..engine.sampling import Sampling
+from ..settings.schedule import Cut, Schedule
+from ..settings.setting import SETTING_OPTIONS, Setting, SettingOptions
+from .errors import invalid
+from .settings import Settings
+
+__all__ = ["INT32_MAX", "Generation", "Model", "Wanted"]
+
+INT32_MAX = 2**31 - 1
+_INT64 = 2**63
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class StreamOptions(Model):
+    """Of a streamed answer."""
+
+    include_usage: bool | None = None
+
+
+def _as_stops(value: Any) -> Any:
+    if isinstance(value, str):
+        return [value]
+    return [] if value is None else value
+
+
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+class ScheduleFields(Model):
+    """One cut, as the options of ``pyfastv ask`` have it."""
+
+    k: int | str = 2
+    drop: float = 0.5
+    score: str | None = None
+    pick: str | None = None
+    weigh: bool | None = None
+    merge: bool | None = None
+    recall: float | None = None
+    cells: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A request of any protocol: of the model, and of the form of its answer."""
+
+    sampling: Sampling
+    setting: Setting
+    n_probs: int
+    details: bool
+    stream: bool
+    include_usage: bool
+
+    def keywords(self) -> dict[str, Any]:
+        """Of :meth:`pyfastv.engine.job_pool.JobPool.submit`."""
+        return {
+            "sampling": self.sampling,
+            "n_probs": self.n_probs,
+            "details": self.details,
+            **self.setting.options(),
+        }
+
+
+class Generation(Model):
+    """What requests of every protocol have. None is as good as left out."""
+
+    model: str | None = None
+    max_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, le=INT32_MAX)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    typical_p: float | None = Field(default=None, ge=0, le=1)
+    repeat_penalty: float | None = Field(default=None, gt=0, le=100)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    seed: int | None = Field(default=None, ge=-_INT64, lt=_INT64)
+    stop: Annotated[
+        list[Stop], BeforeValidator(_as_stops, json_schema_input_type=str | list[Stop] | None)
+    ] = Field(default_factory=list, max_length=16)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    fastv: str | Literal[False] | ScheduleFields | None = Field(
+        default=None,
+        description='A schedule, such as "k=2,drop=0.5", "pyramiddrop" or "off", for this request.',
+    )
+    turbo: str | Literal[False] | None = Field(
+        default=None,
+        description='Merging in the vision encoder, such as "share=0.5" or "off", for this request.',
+    )
+    reduce: str | Literal[False] | None = Field(
+        default=None,
+        description='Fewer visual tokens before the language model, such as "pool,window=2" or "off", for this request.',
+    )
+    fastv_details: bool | None = Field(default=None, description="Report which visual tokens were kept.")
+    n: int | None = Field(default=None, description="Only 1.")
+    logit_bias: Any = Field(default=None, description="Not supported.")
+
+    def check_supported(self) -> None:
+        """Raises ApiError for what OpenAI has and this server has not, where ignoring it would change the answer."""
+        if self.n is not None and self.n != 1:
+            raise invalid(f"n must be 1: one answer a request; got {self.n}", "n", "unsupported")
+        for name in self._refused():
+            if getattr(self, name):
+                raise invalid(f"{name} is not supported by this server: leave it out", name, "unsupported")
+        if self.stream_options is not None and not self.stream:
+            raise invalid("stream_options needs stream: true", "stream_options")
+
+    def _refused(self) -> tuple[str, ...]:
+        return ("logit_bias",)
+
+    def wanted(self, pool: JobPool, settings: Settings) -> Wanted:
+        """What it asks for. It may take a while. Raises ApiError, OptionError."""
+        self.check_supported()
+        usage = self.stream_options is not None and bool(self.stream_options.include_usage)
+        return Wanted(
+            sampling=self._sampling(pool.n_ctx, settings),
+            setting=pool.setting.but(**self._setting_options()),
+            n_probs=self.n_probs,
+            details=bool(self.fastv_details),
+            stream=bool(self.stream),
+            include_usage=usage,
+        )
+
+    @property
+    def most_tokens(self) -> tuple[str, int | None]:
+        """The field that limits the answer, and its value."""
+        return "max_tokens", self.max_tokens
+
+    @property
+    def n_probs(self) -> int:
+        """Alternatives wanted for each token; at least 1 where probabilities are wanted at all."""
+        return 0
+
+    def grammar(self) -> str | None:
+        """That the answer follows."""
+        return None
+
+    def _sampling(self, n_ctx: int, settings: Settings) -> Sampling:
+        name, most = self.most_tokens
+        limit = n_ctx if settings.max_tokens is None else settings.max_tokens
+        if most is not None and most > limit:
+            raise invalid(f"{name} is {most}; the limit is {limit}", name, "too_many_tokens")
+        if most is None and settings.max_tokens is not None:
+            most = settings.max_tokens
+        defaults = settings.sampling
+        return Sampling(
+            max_tokens=most,
+            temperature=_or(self.temperature, defaults.temperature),
+            # -1 is what other servers take for all
+            top_k=max(0, int(_or(self.top_k, defaults.top_k))),
+            top_p=_or(self.top_p, defaults.top_p),
+            min_p=_or(self.min_p, defaults.min_p),
+            typical_p=_or(self.typical_p, 1.0),
+            repeat_penalty=_or(self.repeat_penalty, 1.0),
+            frequency_penalty=_or(self.frequency_penalty, 0.0),
+            presence_penalty=_or(self.presence_penalty, 0.0),
+            # OpenAI's seeds are signed and of 64 bits; -1 is llama-server's for none
+            seed=None if self.seed in (None, -1) else int(self.seed or 0) % (2**32 - 1),
+            stop=tuple(self.stop),
+            grammar=self.grammar(),
+        )
+
+    def _setting_options(self) -> SettingOptions:
+        """What it says of the setting; false is off."""
+        given = {name: value for name in SETTING_OPTIONS if (value := getattr(self, name)) is not None}
+        return cast(SettingOptions, {name: _setting_option(value) for name, value in given.items()})
+
+
+def _setting_option(value: str | bool | ScheduleFields) -> Schedule | str | None:
+    if isinstance(value, ScheduleFields):
+        given = value.model_dump(exclude_none=True, exclude={"k", "recall", "cells"})
+        shared = value.model_dump(exclude_none=True, include={"recall", "cells"})
+        return Schedule([Cut(value.k, **given)], **shared)
+    return None if value is False else str(value)
+
+
+def _or(value: float | None, default: float) -> Any:
+    return default if value is None else value

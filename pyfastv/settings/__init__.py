@@ -1,0 +1,1 @@
+"""What is done to pictures: schedules, Turbo, reducers, alone and as one value."""

@@ -1,0 +1,180 @@
+"""Schedules: from which layer on how many visual tokens are left out, and by what rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .. import _native
+from .._checks import integer, real
+from ..errors import OptionError
+
+__all__ = ["MAX_CUTS", "PICKS", "RECALL", "SCORES", "Cut", "Schedule", "schedule_of"]
+
+MAX_CUTS = _native.MAX_CUTS
+RECALL = _native.RECALL
+
+SCORES = _native.SCORES
+"""What ranks the visual tokens at a cut; see :class:`Cut`."""
+PICKS = _native.PICKS
+"""How the tokens to keep are picked, given their scores; see :class:`Cut`."""
+
+_FLAGS = ("weigh", "merge")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """From one layer on, a part of every picture's tokens is left out. Raises OptionError.
+
+    Of a picture's n tokens round(n * (1 - drop)) stay (half to even; at least 1 unless drop is 1), in prompt
+    order and at their own positions. Whether the layer is within a model's is checked by the runner.
+    """
+
+    layer: int | str
+    """The first layer that does not see all: a number, at least 1, or a share of the layers such as "25%"."""
+    drop: float
+    """Share of a picture's tokens that layers from here on do not see, in [0, 1]: of all that the picture has, not of
+    those that an earlier cut left."""
+    score: str = "last"
+    """What ranks the tokens: one of :data:`SCORES`, such as "question-max" or "random7", 7 being a seed. docs/methods.md
+    has whose attention each counts."""
+    pick: str = "top-k"
+    """How the tokens to keep are picked, given their scores: one of :data:`PICKS`, such as "cover", or "window4" with the
+    number that it takes. docs/methods.md has what each keeps."""
+    weigh: bool = False
+    """A kept token counts in attention, from here to the next cut, as often as the tokens that it stands for: itself and
+    the dropped ones of its picture that are most similar to it (as in ToMe, arXiv 2210.09461, section 3.2)."""
+    merge: bool = False
+    """Dropped rows are averaged into the kept row of the same picture that is nearest by cosine."""
+
+    def __post_init__(self) -> None:
+        for name in ("score", "pick"):
+            if not isinstance(getattr(self, name), str):
+                raise OptionError(f"{name} must be text; got {getattr(self, name)!r}")
+        drop = real("drop", self.drop, "a share of the visual tokens in [0, 1], such as 0.5")
+        checked = _native.check_cut(_layer(self.layer), drop, self.score, self.pick)
+        for name in _FLAGS:
+            checked[name] = _flag(name, getattr(self, name))
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def spec(self) -> str:
+        """As in ``LLAMA_FASTV``; what is as FastV has it is left out."""
+        fields = [f"k={self.layer}", f"drop={_number(self.drop)}"]
+        if self.score != Cut.score:
+            fields.append(f"score={self.score}")
+        if self.pick != Cut.pick:
+            fields.append(f"pick={self.pick}")
+        fields += [name for name in _FLAGS if getattr(self, name)]
+        return ",".join(fields)
+
+
+@dataclass(frozen=True, repr=False)
+class Schedule:
+    """Cuts, in the order of their layers; the layers between two cuts are a stage. Raises OptionError.
+
+    The presets (:class:`pyfastv.Recommended`, :class:`pyfastv.FastV`, ...) are schedules with a name. Schedules
+    with the same values are equal.
+    """
+
+    cuts: Sequence[Cut]
+    """1 to 8, layers ascending, drop never descending; kept as a tuple."""
+    recall: float = RECALL
+    """Share of a picture's tokens that one later question in a conversation may bring back at a cut; 0 or False: none,
+    the first choice stays."""
+    cells: int | str | None = None
+    """KV cells of the later stages; None: as many as the first stage has, "auto": by drop."""
+
+    def __post_init__(self) -> None:
+        cuts = (self.cuts,) if isinstance(self.cuts, Cut) else self.cuts
+        if not isinstance(cuts, Sequence) or not all(isinstance(cut, Cut) for cut in cuts):
+            raise OptionError(f"cuts must be Cuts; got {self.cuts!r}")
+        if not 1 <= len(cuts) <= MAX_CUTS:
+            raise OptionError(f"a schedule has 1 to {MAX_CUTS} cuts; got {len(cuts)}")
+        object.__setattr__(self, "cuts", tuple(cuts))
+        object.__setattr__(self, "recall", _recall(self.recall))
+        object.__setattr__(self, "cells", _cells(self.cells))
+        _native.parse_schedule(self.spec())  # what holds between the fields
+
+    def spec(self) -> str:
+        """As in ``LLAMA_FASTV``; what is as FastV has it is left out. :meth:`parse` reads it."""
+        fields = [";".join(cut.spec() for cut in self.cuts)]
+        if self.recall != RECALL:
+            fields.append(f"recall={_number(self.recall)}")
+        if self.cells is not None:
+            fields.append(f"cells={self.cells}")
+        return ",".join(fields)
+
+    @staticmethod
+    def parse(text: str) -> Schedule:
+        """From text as in ``LLAMA_FASTV``: cuts separated by ``;``, their fields by ``,``.
+
+        ``k=2`` or ``k=25%``, ``drop=0.5``, ``score=...`` and ``pick=...`` as in :class:`Cut`, ``weigh``, ``merge``;
+        and, in any cut, for all of them ``recall=0.025`` and ``cells=2048`` or ``cells=auto``. What is left out is as
+        FastV has it. Or the name of a preset, and what differs from it: ``recommended,k=4,drop=0.75``. Raises
+        OptionError.
+        """
+        found = _native.parse_schedule(text)
+        if found is None:
+            raise OptionError(f"{text!r} is no schedule: it means none")
+        return schedule_of(found)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schedule) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def _values(self) -> tuple[object, ...]:
+        return self.cuts, self.recall, self.cells
+
+    def __repr__(self) -> str:
+        return f"Schedule.parse({self.spec()!r})"
+
+    def __str__(self) -> str:
+        text = self.spec().replace(",", ", ").replace(";", "; ")
+        return text if type(self) is Schedule else f"{type(self).__name__} {text}"
+
+
+def schedule_of(found: dict[str, Any]) -> Schedule:
+    """Of what the native module has read."""
+    return Schedule([Cut(**cut) for cut in found["cuts"]], found["recall"], found["cells"])
+
+
+def _layer(value: object) -> str:
+    """As in text."""
+    if isinstance(value, str) and value.endswith("%"):
+        return value
+    if not isinstance(value, float):
+        try:
+            return str(integer("k", value, 1))
+        except OptionError:
+            pass
+    raise OptionError(
+        "k, the layer of a cut, must be an integer, at least 1, or a share of the layers such as '25%'; "
+        f"got {value!r}"
+    )
+
+
+def _recall(value: object) -> float:
+    if isinstance(value, bool):
+        return RECALL if value else 0.0
+    return real("recall", value, "a share of a picture's tokens in [0, 1]; 0 or False: none", 0.0, 1.0)
+
+
+def _cells(value: object) -> int | str | None:
+    return (
+        value if value in (None, "auto") else integer("cells (None: as the first stage, or 'auto')", value, 1)
+    )  # type: ignore[return-value]
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} must be True or False; got {value!r}")
+    return value
+
+
+def _number(value: float) -> str:
+    """As short as it can be; llama.cpp reads it as a 32-bit float, which has no more than 9 digits."""
+    return f"{value:.9g}"
