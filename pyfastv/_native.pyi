@@ -264,8 +264,7 @@ class Engine:
         n_probs: int = 0,  # how many of the likeliest tokens the events name; 0: none
         turbo: str = "",  # the language of pyfastv_turbo_parse(); empty: none
         reducer: str = "",  # the language of parse_reducer() (native/settings/reducer.h); empty: none
-        fastv: str
-        | None = None,  # the language of pyfastv_parse(); empty: all visual tokens stay; None: as set
+        fastv: str | None = None,  # the language of pyfastv_parse(); empty: all tokens stay; None: as set
         **sampling: Any,  # of SamplingOptions
     ) -> EngineRequest:
         """Tokens, prepared pictures and samplers of a request.

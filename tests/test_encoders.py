@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pyfastv import _native
-from pyfastv.header import _encoder
-from pyfastv.quantize_plan import matrices
+from pyfastv.models.header import _encoder
+from pyfastv.models.quantize_plan import matrices
 
 import random_mmproj
 from random_mmproj import FAMILIES

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from pyfastv import FastV, OptionError, Recommended, Runner, Sampling, UnsupportedModelError, _native
-from pyfastv.chat import user_message
-from pyfastv.demo import same_answer
+from pyfastv.inputs.chat import user_message
+from pyfastv.commands.demo import same_answer
 from pyfastv.models import bundled_examples
-from pyfastv.serve.pool import Pool
+from pyfastv.engine.job_pool import JobPool
 
 import random_mmproj
 
@@ -183,10 +183,10 @@ def test_a_pool_computes_them_side_by_side(files: tuple[Path, Path], family: str
     few = Sampling(max_tokens=4, grammar="root ::= [a-z ] root")
     expected = {}
     for rule in RULES:
-        with Pool(*files, slots=1, fastv=spec(family, rule) or None, **options) as pool:
+        with JobPool(*files, slots=1, fastv=spec(family, rule) or None, **options) as pool:
             job = pool.submit(asked, few, details=True)
             expected[rule] = (job.read(), job.details["kept"])
-    with Pool(*files, slots=2, fastv=spec(family, RULES[0]), **options) as pool:
+    with JobPool(*files, slots=2, fastv=spec(family, RULES[0]), **options) as pool:
         running = pool.submit(
             [user_message("Hello", PICTURES[0])], Sampling(grammar="root ::= [a-z ] root", max_tokens=150)
         )
@@ -241,7 +241,7 @@ def test_a_stream_goes_on_beside_a_request_with_another_rule() -> None:
 
 
 def test_other_layers_wait_until_the_others_have_ended() -> None:
-    with Pool(slots=2, n_ctx=1024, n_threads=1, fastv=FastV(2, 0.5)) as pool:
+    with JobPool(slots=2, n_ctx=1024, n_threads=1, fastv=FastV(2, 0.5)) as pool:
         running = pool.submit([user_message("Hello")], ENDLESS)
         next(iter(running))
         other = pool.submit(

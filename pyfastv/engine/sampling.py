@@ -34,9 +34,9 @@ class SamplingOptions(TypedDict, total=False):
 class RequestOptions(SamplingOptions, SettingOptions, total=False):
     """The keywords of :meth:`pyfastv.Runner.ask` and its siblings: those of sampling, and
 
-    ``fastv``: the schedule of this one request, in place of the runner's. A change of the cuts' layers allocates the
-    context anew, any change clears it. ``turbo``, ``reduce``: the merging in the vision encoder and the reducer of
-    this one request; what the context holds stays."""
+    ``fastv``: the schedule of this one request, in place of the runner's; with cuts at other layers, or other ``cells``,
+    the context is allocated anew. ``turbo``, ``reduce``: the merging in the vision encoder and the reducer of this one
+    request. Otherwise what the context holds stays."""
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ class Generation(Model):
     stream_options: StreamOptions | None = None
     fastv: str | Literal[False] | ScheduleFields | None = Field(
         default=None,
-        description='A schedule, such as "k=2,drop=0.5", "pyramiddrop" or "off", for this request.',
+        description='A schedule, such as "k=2,drop=0.5", "pyramiddrop" or "off", for this request. With cuts at other '
+        "layers than the server's it waits until those before it have ended.",
     )
     turbo: str | Literal[False] | None = Field(
         default=None,
