@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from pyfastv import FastV, OptionError, Recommended, Runner, Sampling, UnsupportedModelError, _native
-from pyfastv.inputs.chat import user_message
 from pyfastv.commands.demo import same_answer
-from pyfastv.models import bundled_examples
 from pyfastv.engine.job_pool import JobPool
+from pyfastv.inputs.chat import user_message
+from pyfastv.models import bundled_examples
 
 import random_mmproj
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from .. import _native
 from .._checks import integer
-from ..errors import ClosedError, OptionError, printable
+from ..errors import ClosedError, printable
 from ..inputs.chat import system_message, user_message
 from ..inputs.images import MAX_PIXELS, Frame, Pictures, as_list
 from ..inputs.video import Video, VideoSource, load_frames
