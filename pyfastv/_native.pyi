@@ -247,6 +247,7 @@ class Engine:
         n_probs: int = 0,  # how many of the likeliest tokens the events name; 0: none
         turbo: str = "",  # the language of pyfastv_turbo_parse(); empty: none
         reducer: str = "",  # the language of parse_reducer() (native/reduce/spec.h); empty: none
+        answers: Sequence[tuple[int, int]] = (),  # of earlier turns: begin and end, in bytes of the prompt, ascending
         **sampling: Any,  # of SamplingOptions
     ) -> EngineRequest:
         """Tokens, prepared pictures and samplers of a request.
@@ -282,12 +283,13 @@ class Engine:
         turbo: str | None = None,  # empty: none; None: as set
         reducer: str | None = None,
         started: Callable[[int], object] | None = None,  # called with the number, before anything is computed
+        answers: Sequence[tuple[int, int]] = (),
     ) -> int:
         """Tokenise, encode and decode; afterwards logits() and start() work. The request's number.
 
         What a slot holds of the prompt's beginning, pictures included, is not evaluated again. A question that
         follows the same picture in place of an earlier one chooses anew; one that follows in the same conversation
-        recalls. The encoder's output for a picture comes from the cache if it is there. Where all slots are taken, the
+        recalls; so it is with those of earlier turns, where the prompt says which they are. The encoder's output for a picture comes from the cache if it is there. Where all slots are taken, the
         oldest request that no thread waits for is ended. ClosedError: it was cancelled."""
     def next(self, request: int | None = None) -> tuple[int, bytes] | None:
         """The next token and its bytes (a piece of UTF-8, possibly cut inside a character); None when finished."""

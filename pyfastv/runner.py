@@ -437,6 +437,7 @@ class Runner:
                 "" if turbo is None else turbo.spec(),
                 "" if reduce is None else reduce.spec(),
                 lambda number: desk.begin(place, number),
+                prompt.answers,
             )
             engine.start(place.number, **sampling_options(sampling, self._seed))
         desk.pause(place)

@@ -203,9 +203,10 @@ class FakeEngine:
         turbo: str | None = None,
         reducer: str | None = None,
         started: Any = None,
+        answers: Any = (),
     ) -> int:
         arguments = {"images": images, "image_ids": image_ids, "add_bos": add_bos, "reserve": reserve}
-        self._call("prefill", {"prompt": prompt, **arguments, "turbo": turbo})
+        self._call("prefill", {"prompt": prompt, **arguments, "turbo": turbo, "answers": answers})
         if started is not None:
             started(1)
         if progress is not None:

@@ -159,6 +159,12 @@ enum pyfastv_status pyfastv_flush(struct llama_context * ctx) {
     });
 }
 
+void pyfastv_set_answering(struct llama_context * ctx, bool answering) {
+    if (auto * stages = context_access::stages_of(*ctx)) {
+        stages->set_answering(answering);
+    }
+}
+
 void pyfastv_allow_position_gaps(struct llama_context * ctx) {
     pyfastv::staged_decode::allow_position_gaps(*ctx);
 }

@@ -187,6 +187,10 @@ PYFASTV_API const char * pyfastv_unsupported_layer(const struct llama_model * mo
 // repeated.
 PYFASTV_API enum pyfastv_status pyfastv_flush(struct llama_context * ctx);
 
+// true: the text of the following llama_decode() calls is of answers that were given earlier, though several tokens come at
+// once. It is no question, and recalls nothing. false, as in a new context: as the number of tokens and of outputs says.
+PYFASTV_API void pyfastv_set_answering(struct llama_context * ctx, bool answering);
+
 // From now on the positions of this context's sequences may jump forward, as those of M-RoPE models may in llama.cpp: for
 // embedding rows that keep their places though others between them were left out. It stays so.
 PYFASTV_API void pyfastv_allow_position_gaps(struct llama_context * ctx);

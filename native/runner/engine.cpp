@@ -196,14 +196,14 @@ slot_sampling engine::make_sampling(const sampling_options & sampling, int64_t n
 }
 
 slot_request engine::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-        int64_t reserve) const {
+        int64_t reserve, const std::vector<span> & answers) const {
     check_whole("reserve", reserve, 0, INT32_MAX);
 
     slot_request res;
     auto &       wanted = res.wanted;
 
     const auto tokenized = [&] {
-        wanted = tokenize(model.get(), vision.get(), pictures.turbo, media_marker, text, images, add_bos, n_ctx_slot);
+        wanted = tokenize(model.get(), vision.get(), pictures.turbo, media_marker, text, images, add_bos, n_ctx_slot, answers);
     };
     if (images.empty()) {
         tokenized();
@@ -235,11 +235,11 @@ slot_request engine::prepare(const std::string & text, const std::vector<image> 
 }
 
 slot_request engine::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-        const sampling_options & sampling, int64_t n_probs) const {
+        const sampling_options & sampling, int64_t n_probs, const std::vector<span> & answers) const {
     const log_scope log(options.verbose);
 
     auto how = make_sampling(sampling, n_probs);
-    auto res = prepare(text, images, add_bos, pictures, 1);
+    auto res = prepare(text, images, add_bos, pictures, 1, answers);
 
     if (res.wanted.pieces.back().visual()) {
         throw error(error_kind::option, "the prompt ends with a picture: nothing behind it asks for an answer");

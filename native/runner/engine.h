@@ -57,9 +57,10 @@ public:
 
     // A request that can be started: tokens, prepared pictures, samplers. One with pictures waits while the
     // encoder runs with another Turbo. All that is wrong with a request is found here, save for a picture that is too large
-    // for a ubatch when reduced. n_probs: how many of the likeliest tokens each event names; 0: none.
+    // for a ubatch when reduced. n_probs: how many of the likeliest tokens each event names; 0: none. answers: of earlier turns,
+    // in bytes of the text: a question behind a picture that was answered chooses, and later ones recall, as when each was asked.
     slot_request prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-            const sampling_options & sampling, int64_t n_probs) const;
+            const sampling_options & sampling, int64_t n_probs, const std::vector<span> & answers = {}) const;
 
     // Give a request an idle slot, and return its number. error(option) if no slot is idle.
     int64_t start(slot_request request);
@@ -70,7 +71,7 @@ public:
     // Give a prompt, with one marker() for each picture, a slot, and return the request's number. `reserve` tokens have to fit
     // behind it. Where all slots are taken, it ends the oldest opened request that nobody waits for. pictures: none: as set.
     int64_t open(const std::string & text, const std::vector<image> & images, bool add_bos, int64_t reserve,
-            const std::optional<picture_options> & pictures);
+            const std::optional<picture_options> & pictures, const std::vector<span> & answers = {});
 
     // Read it, and wait. progress(done, all) counts prompt tokens. An exception ends the request, error(closed) says that it
     // was cancelled.
@@ -131,11 +132,12 @@ public:
     std::string         description() const { return describe(model.get()); }
 
 private:
-    // rows of one slot in a shared batch; the logits of the last are read if its prompt ends with it
+    // rows of one slot in a shared batch; the logits of the last are read if its prompt, or a question in it, ends with it
     struct part {
         slot *                    s;
         std::vector<prompt_piece> pieces; // text
         bool                      reads;
+        bool                      answers = false; // of an answer of an earlier turn; then all of the batch are
     };
     using events = std::vector<slot_event>;
 
@@ -151,7 +153,7 @@ private:
     };
 
     slot_request  prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-            int64_t reserve) const;
+            int64_t reserve, const std::vector<span> & answers) const;
     slot_sampling make_sampling(const sampling_options & sampling, int64_t n_probs) const;
     int64_t       give_slot(slot_request request);
 

@@ -88,19 +88,29 @@ bool engine::prefill_text(events & out) {
     size_t            room = llama_n_ubatch(ctx.get());
 
     for (slot * s : in(slot::state::starting)) {
-        const auto & pieces = s->request.wanted.pieces;
+        const auto & wanted = s->request.wanted;
+        const auto & pieces = wanted.pieces;
         const size_t begin  = s->evaluated.size();
 
+        // where nothing is chosen, turns make no difference
+        const size_t limit  = n_cuts > 0 ? wanted.end_of_turn(begin) : pieces.size();
+
         size_t end = begin;
-        while (!s->waits && end < pieces.size() && end - begin < room && !pieces[end].visual()) {
+        while (!s->waits && end < limit && end - begin < room && !pieces[end].visual()) {
             end++;
         }
         // a question is known by a row in its batch that is not read
-        const bool cut_short = end - begin == 1 && end < pieces.size() && !pieces[end].visual();
+        const bool cut_short = end - begin == 1 && end < limit && !pieces[end].visual();
         if (end == begin || (cut_short && !parts.empty())) {
             continue;
         }
-        parts.push_back({ s, { pieces.begin() + begin, pieces.begin() + end }, end == pieces.size() });
+        const bool answers = n_cuts > 0 && wanted.in_answer(begin);
+        if (!parts.empty() && parts[0].answers != answers) {
+            continue;
+        }
+        const bool reads = end == pieces.size() || (end == limit && wanted.asked_before(end));
+
+        parts.push_back({ s, { pieces.begin() + begin, pieces.begin() + end }, reads, answers });
         room -= end - begin;
     }
     if (!parts.empty()) {
@@ -212,6 +222,7 @@ void engine::run(const std::vector<part> & parts, events & out) {
                 const auto now    = entered(s);
                 auto &     before = entered_before[i];
                 before.resize(now.size(), 0);
+                s.counts.recalled_tokens = 0; // by the last question
                 for (size_t t = 0; t < now.size() && (int64_t) t < s.questions.back().n_visual; ++t) {
                     s.counts.recalled_tokens += now[t] > before[t];
                 }
@@ -223,7 +234,9 @@ void engine::run(const std::vector<part> & parts, events & out) {
                 check_numbers(logits[i], n_vocab(), "the language model", options);
             }
             s.logits.clear();
-            answer(s, logits[i], out);
+            if (!of_prompt || s.evaluated.size() == s.request.wanted.pieces.size()) {
+                answer(s, logits[i], out);
+            }
         }
     };
     for (size_t i = 0; i < parts.size(); ++i) {
@@ -263,6 +276,8 @@ int32_t engine::decode(const std::vector<part> & parts) {
     batch.n_seq_id = n_seq_id.data();
     batch.seq_id   = seq_id.data();
     batch.logits   = outputs.data();
+
+    pyfastv_set_answering(ctx.get(), parts[0].answers);
 
     int32_t result;
     do {

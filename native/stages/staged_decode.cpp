@@ -74,7 +74,7 @@ bool staged_decode::takes(const llama_batch_allocr & balloc) {
     return std::any_of(n_rows.begin(), n_rows.end(), [&](const auto & item) {
         const auto seq = memory.sequences.find(item.first);
 
-        return seq != memory.sequences.end() && (!seq->second.pending.empty() || (item.second.asks() && can_recall(item.first, seq->second)));
+        return seq != memory.sequences.end() && (!seq->second.pending.empty() || (!answering && item.second.asks() && can_recall(item.first, seq->second)));
     });
 }
 
@@ -171,7 +171,7 @@ int staged_decode::decode(llama_batch_allocr & balloc) {
 
     std::set<llama_seq_id> asking;
     for (const auto & [seq_id, n_rows] : rows_by_sequence(balloc.get_batch())) {
-        if (!balloc.get_batch().embd && n_rows.asks()) {
+        if (!balloc.get_batch().embd && !answering && n_rows.asks()) {
             asking.insert(seq_id);
         }
     }

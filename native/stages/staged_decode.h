@@ -65,6 +65,8 @@ public:
 
     void begin_media(pyfastv_media media, const char * id, int32_t nx, int32_t ny);
 
+    void set_answering(bool value) { answering = value; }
+
     pyfastv_report report() const;
     void           reset_report();
 
@@ -122,6 +124,8 @@ private:
     int32_t       media_nx = 0;
     int32_t       media_ny = 0;
     bool          media_begins = true; // with the next embedding row
+
+    bool answering = false; // text is no question
 
     int32_t n_ubatches = 0; // run through stage 0
     int32_t n_outputs  = 0; // outputs of the last batch that wait

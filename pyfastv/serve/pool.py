@@ -246,6 +246,7 @@ class Pool:
                 n_probs=n_probs,
                 turbo=_spec(merging),
                 reducer=_spec(reducer),
+                answers=prompt.answers,
             )
             item = Active(
                 job=Job(self._batcher.cancel),
