@@ -134,6 +134,8 @@ def vision_info(mmproj_path: _Path) -> dict[str, Any]:
     """An mmproj's header: ``projector``, ``image_size`` (pixels), ``patch_size``, ``n_layer``, ``visual_tokens`` (None
     where their number depends on the picture)."""
 
+DEFAULT_N_CTX: int
+
 class EngineOptions:
     """The keywords of :class:`Engine`, each with its default."""
 
@@ -168,6 +170,12 @@ class SamplingOptions:
     presence_penalty: float
     seed: int  # 0..2**32-1; 2**32-1: random
     grammar: str | None  # GBNF
+
+class RunReport:
+    """native/runner/options.h; what :class:`pyfastv.Report` has of the same names."""
+
+    def __init__(self) -> None: ...
+    def __getattr__(self, name: str) -> Any: ...
 
 class EngineRequest:
     """What :meth:`Engine.prepare` gives to :meth:`Engine.start`, once."""
@@ -320,18 +328,8 @@ class Engine:
         """Score of every visual token in the last choice at a cut."""
     def grids(self, request: int | None = None) -> list[list[tuple[int, int]]]:
         """(nx, ny) of the slices of every picture in the slot."""
-    def report(self, request: int | None = None) -> dict[str, Any]:
-        """Of a request: ``visual_tokens`` (that entered the language model),
-        ``encoded_tokens`` (that the encoder makes), ``patches`` (that it would make without Turbo), ``prompt_tokens``,
-        ``cached_tokens``, ``generated_tokens``,
-        ``encode_ms``, ``reduce_ms``, ``full_ms`` (prompt rows that ran through every layer at once),
-        ``stage0_ms``, ``choose_ms``, ``later_ms``, ``generate_ms``, ``first_token_ms`` (from its start to
-        the first sampled token), ``graphs_reused``, ``pictures_encoded``, ``pictures_from_cache``,
-        ``recalled_tokens`` (visual tokens that the question brought back),
-        and of the whole context, lists with one entry a stage: ``first_layers``, ``visual_tokens_in_stage`` (of the
-        prompt's visual tokens, those in the stage's KV cache), ``kv_bytes_used``, ``kv_bytes_allocated``;
-        ``kv_bytes_used_stock`` and ``kv_bytes_allocated_stock`` (what stock llama.cpp would have), ``archive_bytes``
-        (hidden rows and their similarities, kept for later questions)."""
+    def report(self, request: int | None = None) -> RunReport:
+        """Of a request, and of the KV cache of all."""
 
 def regex_split(text: str, expression: str) -> list[int] | None:
     """Lengths of the expression's matches in a text and of what lies between, in order: native/regex/split.h, as

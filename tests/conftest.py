@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -149,6 +150,14 @@ REPORT: dict[str, Any] = {
 }
 
 
+def engine_report(**changes: Any) -> Any:
+    """What an engine reports, with REPORT in it and these changes."""
+    names = [name for name in dir(_native.RunReport) if not name.startswith("_")]
+    made = {name: getattr(_native.RunReport(), name) for name in names}
+    assert made.keys() >= REPORT.keys()
+    return SimpleNamespace(**{**made, **REPORT, **changes})
+
+
 class FakeEngine:
     """Answers ``tokens``; remembers its calls; raises ``failure`` where ``failing`` names a method."""
 
@@ -230,8 +239,8 @@ class FakeEngine:
     def reset(self) -> None:
         self._call("reset")
 
-    def report(self, request: int | None = None) -> dict[str, Any]:
-        return dict(REPORT)
+    def report(self, request: int | None = None) -> Any:
+        return engine_report()
 
     def reason(self, request: int | None = None) -> str | None:
         return self.finish_reason

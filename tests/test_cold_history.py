@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,8 @@ def state_of(runner: Runner) -> tuple[list[list[int]], int]:
     """What every cut kept, and how many rows the engine keeps for later turns."""
     engine = runner._engine
     report = engine.report()
-    kept = [engine.kept(cut).tolist() for cut in range(len(report["first_layers"]) - 1)]
-    return kept, report["archive_bytes"]
+    kept = [engine.kept(cut).tolist() for cut in range(len(report.first_layers) - 1)]
+    return kept, report.archive_bytes
 
 
 def asked_anew(runner: Runner, messages: list[dict[str, Any]], **options: Any) -> str:
@@ -53,17 +52,16 @@ def test_a_history_is_cut_at_its_turns(pair: tuple[str, Path, Path]) -> None:
     rules = f"k={FAMILIES[name]},drop=0.5,{RECALL}"
     if name != "Gemma 3":  # behind the first, only layer 11 sees everything
         rules += f";k={FAMILIES[name] + 1},drop=0.75,score=question-max"
-    with Runner(model, mmproj, fastv=rules, **OPTIONS) as runner:
-        with runner.session() as chat:
-            for turn, question in enumerate(QUESTIONS):
-                answer = chat.ask(question, PICTURE if turn == 0 else None, **WORD)
-                # on the first turn both are the same computation
-                messages = chat.messages[:-1]
-                warm = (*state_of(runner), answer.text, answer.report.recalled_tokens)
-                assert answer.report.cached_tokens > 0 or turn == 0
-                assert answer.report.recalled_tokens > 0 or turn == 0 or name == "Gemma 3"  # forgets
-                text = asked_anew(runner, messages, **WORD)
-                assert (*state_of(runner), text, runner._engine.report()["recalled_tokens"]) == warm
+    with Runner(model, mmproj, fastv=rules, **OPTIONS) as runner, runner.session() as chat:
+        for turn, question in enumerate(QUESTIONS):
+            answer = chat.ask(question, PICTURE if turn == 0 else None, **WORD)
+            # on the first turn both are the same computation
+            messages = chat.messages[:-1]
+            warm = (*state_of(runner), answer.text, answer.report.recalled_tokens)
+            assert answer.report.cached_tokens > 0 or turn == 0
+            assert answer.report.recalled_tokens > 0 or turn == 0 or name == "Gemma 3"  # forgets
+            text = asked_anew(runner, messages, **WORD)
+            assert (*state_of(runner), text, runner._engine.report().recalled_tokens) == warm
 
 
 def test_a_pool_does_alike(pair: tuple[str, Path, Path]) -> None:
@@ -82,9 +80,11 @@ def test_a_pool_does_alike(pair: tuple[str, Path, Path]) -> None:
         warm, said = ask(messages)
         pool._slots.reset()
         cold, again = ask(messages)
-    assert warm.report is not None and cold.report is not None
+    assert warm.report is not None
+    assert cold.report is not None
     assert warm.report.cached_tokens > 0 == cold.report.cached_tokens
-    assert warm.details is not None and cold.details is not None
+    assert warm.details is not None
+    assert cold.details is not None
     assert (said, warm.details["kept"]) == (again, cold.details["kept"])
     assert warm.report.recalled_tokens == cold.report.recalled_tokens
 

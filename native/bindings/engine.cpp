@@ -193,7 +193,7 @@ py::dict event_dict(const pyfastv::slot_event & event) {
         res["error"] = to_exception(*event.failure);
     }
     if (event.ended()) {
-        res["report"] = to_dict(event.report);
+        res["report"] = event.report;
         py::list kept;
         for (const auto & of_cut : event.kept) {
             kept.append(to_array(of_cut));
@@ -347,7 +347,7 @@ void bind_engine(py::module_ & m) {
             return run(self, request, [](engine & e, int64_t id) { return e.why_finished(id); });
         }, "request"_a = py::none())
         .def("report",      [](py_engine & self, const request_number & request) {
-            return to_dict(run(self, request, [](engine & e, int64_t id) { return e.report(id); }));
+            return run(self, request, [](engine & e, int64_t id) { return e.report(id); });
         }, "request"_a = py::none())
         .def("kept",        [](py_engine & self, int32_t cut, const request_number & request) {
             return to_array(run(self, request, [&](engine & e, int64_t id) { return e.kept(id, cut); }));

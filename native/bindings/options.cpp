@@ -76,3 +76,9 @@ void bind_options(py::module_ & m) {
         .def_readwrite("seed",              &sampling_options::seed)
         .def_readwrite("grammar",           &sampling_options::grammar);
 }
+
+    py::class_<pyfastv::run_report> report(m, "RunReport");
+    report.def(py::init<>());
+#define X(type, name) report.def_readonly(#name, &pyfastv::run_report::name);
+    PYFASTV_RUN_REPORT(X)
+#undef X
