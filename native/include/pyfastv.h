@@ -187,6 +187,13 @@ PYFASTV_API const char * pyfastv_unsupported_layer(const struct llama_model * mo
 // repeated.
 PYFASTV_API enum pyfastv_status pyfastv_flush(struct llama_context * ctx);
 
+// The same of one sequence in pieces, for programs that have others which shall not wait: a call makes a choice, or runs at
+// most n_ubatch rows through the layers of a stage. *more: it is to be called again. Between the calls other sequences may be
+// decoded and read. What is done to this one, or to all (they are flushed, decoded, removed, copied, shifted, saved), and a
+// first piece of another, takes back what was done, and its rows wait as before. When there is no more to do, the outputs of
+// the batch that the sequence was decoded with, as far as they are its own, can be read, and no others.
+PYFASTV_API enum pyfastv_status pyfastv_flush_piece(struct llama_context * ctx, int32_t seq_id, bool * more);
+
 // true: the text of the following llama_decode() calls is of answers that were given earlier, though several tokens come at
 // once. It is no question, and recalls nothing. false, as in a new context: as the number of tokens and of outputs says.
 PYFASTV_API void pyfastv_set_answering(struct llama_context * ctx, bool answering);
@@ -203,6 +210,10 @@ PYFASTV_API bool pyfastv_token_embedding(const struct llama_model * model, int32
 // it is not known: a square number of tokens is then a square, any other one row. Chunks of the same non-empty id that
 // follow each other, with nothing but text between them, are slices of one picture.
 PYFASTV_API void pyfastv_begin_media(struct llama_context * ctx, enum pyfastv_media media, const char * id, int32_t nx, int32_t ny);
+
+// The embedding rows of the following llama_decode() calls go on with the picture that their sequence ends with, whatever was
+// decoded in other sequences since its beginning: for programs that decode a picture in pieces.
+PYFASTV_API void pyfastv_continue_media(struct llama_context * ctx);
 
 // Fills in the first report->size bytes. For a context without stages only the sizes of the KV cache, if it is a plain one; the
 // rest is 0. Returns PYFASTV_OK or an error, after which nothing has changed.

@@ -409,9 +409,13 @@ void engine::end(slot & s, slot_event & event) {
         }
     }
 
-    s.now     = slot::state::idle;
-    s.finish  = event.finish;
-    s.request = {};
+    if (s.n_rows > 0) {
+        keep(s, s.evaluated.size()); // a slot holds whole pictures
+    }
+    s.now      = slot::state::idle;
+    s.finish   = event.finish;
+    s.request  = {};
+    s.flushing = {};
     s.forget_picture();
 
     // there may be room for others now

@@ -65,7 +65,10 @@ public:
     // Give a request an idle slot, and return its number. error(option) if no slot is idle.
     int64_t start(slot_request request);
 
-    // Whatever happened since the last call. No computation is longer than a batch of n_ubatch rows or a picture.
+    // Whatever happened since the last call. After a token of each, it computes one thing at most, that is no longer than a
+    // batch of n_ubatch rows through all layers: rows of text, or of a picture; rows of a picture that was chosen from through
+    // the layers behind a cut; or a choice. A slice of a picture is encoded, and a picture is reduced, at once; cancelling
+    // ends that, too.
     std::vector<slot_event> step();
 
     // Give a prompt, with one marker() for each picture, a slot, and return the request's number. `reserve` tokens have to fit
@@ -189,12 +192,16 @@ private:
     void prefill (events & out);
     bool prefill_text   (events & out);
     bool prefill_picture(events & out);
+    bool prefill_later  (events & out); // a piece of a flush
 
     void    run(const std::vector<part> & parts, events & out); // batch, read, sample; if that fails, each alone
     int32_t decode(const std::vector<part> & parts);
     int32_t decode_visual(slot & s, const prompt_piece & piece);
     void    no_room(slot & s, events & out);                    // waits, or ends
-    void    end_with_picture(slot & s, events & out);           // its prompt does: no logits, but all layers are run
+    int64_t n_waiting(const slot & s) const;                    // rows that may wait at the first cut
+
+    // What was asked in its prompt is read. entered_before: what had passed the cuts; logits: null: it ends with a picture.
+    void asked(slot & s, const std::vector<int32_t> & entered_before, const float * logits, events & out);
 
     // Brings the picture that is next to its rows, by one run of the encoder at most; true: they are there.
     bool fetch(slot & s);
@@ -293,7 +300,7 @@ private:
     std::vector<slot>        all;
     std::map<int64_t, ended> lately_ended; // opened requests, whose slots may be another's by now
     int64_t                  n_requests    = 0;
-    bool                     text_was_last = false;   // of the pieces of prompts
+    size_t                   last_kind     = 0;       // of the pieces of prompts
     const slot *             decoded_last  = nullptr; // alone, and read: its logits are the context's last
 
     std::mutex        mutex; // of the following

@@ -62,14 +62,16 @@ bool engine::forgot(const slot & s, size_t n) const {
 }
 
 bool engine::can_copy(const slot & from, size_t n) const {
-    // a state that is no list of tokens has no beginning
-    return n > 0 && !llama_model_is_recurrent(model.get()) && !llama_model_is_hybrid(model.get()) && !forgot(from, n);
+    // a state that is no list of tokens has no beginning; and a copy would take back what is computed in pieces
+    return n > 0 && !from.flushing && !llama_model_is_recurrent(model.get()) && !llama_model_is_hybrid(model.get()) && !forgot(from, n);
 }
 
 void engine::clear(slot & s) {
     llama_memory_seq_rm(llama_get_memory(ctx.get()), s.seq_id, -1, -1);
     s.evaluated.clear();
     s.questions.clear();
+    s.flushing = {};
+    s.n_rows   = 0;
     s.n_past   = 0;
     s.n_tokens = 0;
 }
@@ -82,6 +84,7 @@ void engine::keep(slot & s, size_t n) {
         return;
     }
     s.evaluated.resize(n);
+    s.n_rows   = 0;
     s.n_past   = end;
     s.n_tokens = tokens_of(s.evaluated, n);
     drop_questions(s);

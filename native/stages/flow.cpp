@@ -138,7 +138,8 @@ void flow::choose(int32_t cut, const pyfastv_cut & rule, float recall, const too
         std::transform(input.scores.begin(), input.scores.end(), input.present.begin(), scores[cut].begin() + first,
                 [](float score, uint8_t present) { return present ? score : 0.0f; });
 
-        input.run = [&](size_t n, const std::function<void(size_t)> & f) { in_parallel(n, with.backend, f); };
+        input.run     = [&](size_t n, const std::function<void(size_t)> & f) { in_parallel(n, with.backend, f); };
+        input.stopped = with.stopped;
 
         const auto chosen = pyfastv::choose(input, rule);
 

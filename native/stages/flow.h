@@ -34,6 +34,7 @@ struct flow {
         ggml_backend_t backend;      // a CPU
         ledger_ptr     archive;      // who counts rows
         ledger_ptr     similarities; // and cosines
+        stop_fn        stopped = {}; // by several threads; then aborted is thrown (products/products.h)
     };
 
     // Makes the choice at a cut: `rows` become those that enter the stage behind it.

@@ -4,7 +4,7 @@
 
 #include "choose/choose.h"
 #include "stages/caught.h"
-#include "stages/flow.h"
+#include "stages/flight.h"
 #include "stages/scopes.h"
 #include "llama/stage_output.h"
 #include "llama/supported.h"
@@ -62,16 +62,17 @@ bool staged_decode::takes(const llama_batch_allocr & balloc) {
     }
     n_outputs = 0;
 
-    if (batch.embd && !batch.token && media == PYFASTV_MEDIA_IMAGE) {
-        return true;
-    }
+    const bool visual = batch.embd && !batch.token && media == PYFASTV_MEDIA_IMAGE;
     if (memory.sequences.empty()) {
-        return false;
+        return visual;
     }
 
     const auto n_rows = rows_by_sequence(batch);
 
-    return std::any_of(n_rows.begin(), n_rows.end(), [&](const auto & item) {
+    for (const auto & item : n_rows) {
+        memory.abandon(item.first);
+    }
+    return visual || std::any_of(n_rows.begin(), n_rows.end(), [&](const auto & item) {
         const auto seq = memory.sequences.find(item.first);
 
         return seq != memory.sequences.end() && (!seq->second.pending.empty() || (!answering && item.second.asks() && can_recall(item.first, seq->second)));
@@ -94,6 +95,10 @@ bool staged_decode::has_room_later(const llama_batch_allocr & balloc, bool visua
             n += visual ? at_most(rows.all) : rows.all;
         }
         for (const auto & [seq_id, seq] : memory.sequences) {
+            if (memory.in_air && memory.in_air->has(seq_id)) {
+                n += memory.in_air->stage <= s ? memory.in_air->n_rows_left(s) : 0;
+                continue;
+            }
             std::vector<size_t> waiting(seq.pictures.size(), 0); // visual tokens
             for (const auto & row : seq.pending) {
                 if (row.visual()) {
@@ -310,6 +315,11 @@ void staged_decode::begin_media(pyfastv_media media, const char * id, int32_t nx
     media_begins = true;
     media_id.clear(); // what memory runs out for is no slice of the last picture
     media_id     = id ? id : "";
+}
+
+void staged_decode::continue_media() {
+    media        = PYFASTV_MEDIA_IMAGE;
+    media_begins = false;
 }
 
 //
