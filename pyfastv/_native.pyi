@@ -143,7 +143,7 @@ class EngineOptions:
     model_path: _Path
     mmproj_path: _Path | None  # None: text only
     n_slots: int  # requests at once
-    n_ctx: int  # tokens of each; 0: from the model
+    n_ctx: int  # tokens of each; 0: what the model was trained for, at most DEFAULT_N_CTX
     n_batch: int
     n_ubatch: int  # most rows of prompts between two tokens of requests that generate
     n_threads: int  # 0: one for each core
@@ -255,7 +255,9 @@ class Engine:
         n_probs: int = 0,  # how many of the likeliest tokens the events name; 0: none
         turbo: str = "",  # the language of pyfastv_turbo_parse(); empty: none
         reducer: str = "",  # the language of parse_reducer() (native/reduce/spec.h); empty: none
-        answers: Sequence[tuple[int, int]] = (),  # of earlier turns: begin and end, in bytes of the prompt, ascending
+        answers: Sequence[
+            tuple[int, int]
+        ] = (),  # of earlier turns: begin and end, in bytes of the prompt, ascending
         **sampling: Any,  # of SamplingOptions
     ) -> EngineRequest:
         """Tokens, prepared pictures and samplers of a request.
@@ -297,8 +299,9 @@ class Engine:
 
         What a slot holds of the prompt's beginning, pictures included, is not evaluated again. A question that
         follows the same picture in place of an earlier one chooses anew; one that follows in the same conversation
-        recalls; so it is with those of earlier turns, where the prompt says which they are. The encoder's output for a picture comes from the cache if it is there. Where all slots are taken, the
-        oldest request that no thread waits for is ended. ClosedError: it was cancelled."""
+        recalls; so it is with those of earlier turns, where the prompt says which they are. The encoder's output for a
+        picture comes from the cache if it is there. Where all slots are taken, the oldest request that no thread waits
+        for is ended. ClosedError: it was cancelled."""
     def next(self, request: int | None = None) -> tuple[int, bytes] | None:
         """The next token and its bytes (a piece of UTF-8, possibly cut inside a character); None when finished."""
     @property

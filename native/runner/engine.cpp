@@ -54,14 +54,14 @@ engine::engine(const engine_options & options_in) :
     model = load_model(options);
     vocab = llama_model_get_vocab(model.get());
 
-    const int64_t n_ctx = options.n_ctx ? (int64_t) options.n_ctx : llama_model_n_ctx_train(model.get());
+    const int64_t n_ctx = options.n_ctx > 0 ? options.n_ctx : std::min<int64_t>(llama_model_n_ctx_train(model.get()), default_n_ctx);
     if (n_ctx*n_slots > max_n_ctx) {
         throw error(error_kind::option, n_slots == 1 ? "n_ctx = " + std::to_string(n_ctx) + ": it can be 1 to " + std::to_string(max_n_ctx) :
                 std::to_string(n_slots) + " slots of n_ctx = " + std::to_string(n_ctx) +
                 " tokens are more than the " + std::to_string(max_n_ctx) + " that a context can have");
     }
     n_ctx_slot = (int32_t) n_ctx;
-    ctx = make_context(model.get(), options, { (uint32_t) (options.n_ctx*n_slots), (uint32_t) n_slots }, stop);
+    ctx = make_context(model.get(), options, { (uint32_t) (n_ctx*n_slots), (uint32_t) n_slots }, stop);
     if (options.mmproj_path) {
         vision = load_vision(model.get(), options, media_marker, stop);
     }

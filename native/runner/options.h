@@ -11,6 +11,9 @@ namespace pyfastv {
 // cells of a context: llama.cpp rounds them up to 256, and counts them in an int32
 constexpr int64_t max_n_ctx = (int64_t) INT32_MAX + 1 - 256;
 
+// most tokens of a slot where nobody says: what models are trained for now may be more than there is memory for
+constexpr int64_t default_n_ctx = 8192;
+
 // Called often from long computations; true: stop as soon as possible.
 using interrupt_fn = std::function<bool()>;
 
@@ -18,7 +21,7 @@ struct engine_options {
     std::string                model_path;
     std::optional<std::string> mmproj_path;        // none: text only
     int64_t                    n_slots      = 1;   // requests at once
-    int64_t                    n_ctx        = 0;   // of each slot; 0: the model's own
+    int64_t                    n_ctx        = 0;   // tokens of each slot; 0: what the model was trained for, at most default_n_ctx
     int64_t                    n_batch      = 2048;
     int64_t                    n_ubatch     = 512;
     int64_t                    n_threads    = 0;   // 0: one for each core

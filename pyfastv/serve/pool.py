@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "Piece", "Pool", "PoolBusy", "TokenProb"]
 
-_DEFAULT_N_CTX = 8192  # of each slot, at most, where nobody says
 _MAX_TOP = 100
 
 
@@ -88,9 +87,8 @@ class Pool:
     ) -> None:
         """Load a model, and start.
 
-        ``slots``: requests answered at once. ``queue``: most requests that wait beside them. ``n_ctx``: tokens of
-        each slot, prompt and answer; None: what the model was trained for, at most 8192. The other arguments and the
-        errors are those of :class:`pyfastv.Runner`. ``n_ubatch`` is also how many rows of a prompt are evaluated
+        ``slots``: requests answered at once. ``queue``: most requests that wait beside them. The other arguments
+        and the errors are those of :class:`pyfastv.Runner`. ``n_ubatch`` is also how many rows of a prompt are evaluated
         between two tokens of other answers.
         """
         queue = integer("queue", queue, 0)
@@ -103,13 +101,11 @@ class Pool:
         self.name = printable(model.name)
         """File name of the model."""
         self.has_vision = mmproj is not None
-        if n_ctx is None:
-            n_ctx = min(_native.model_info(model)["n_ctx_train"], _DEFAULT_N_CTX)
         options, self.encoder = engine_options(
             model,
             mmproj,
             n_slots=integer("slots", slots, 1, 2**31 - 1),
-            n_ctx=integer("n_ctx", n_ctx, 1),
+            n_ctx=n_ctx,
             n_batch=n_batch,
             n_ubatch=n_ubatch,
             n_threads=n_threads,
