@@ -11,17 +11,17 @@ from __future__ import annotations
 import argparse
 import statistics
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 import pyfastv
+from pyfastv import _native
 
 PICTURE = Path(pyfastv.__file__).parent / "data" / "scene.png"
 
 
-def ask_twice(runner: pyfastv.Runner, n_question: int) -> list[dict[str, Any]]:
+def ask_twice(runner: pyfastv.Runner, n_question: int) -> list[_native.RunReport]:
     """Reports of the two questions: the picture and one, and one more behind it."""
     engine = runner._engine
     engine.reset()
@@ -34,8 +34,8 @@ def ask_twice(runner: pyfastv.Runner, n_question: int) -> list[dict[str, Any]]:
     return reports
 
 
-def prefill_ms(report: dict[str, Any]) -> float:
-    return sum(report[name] for name in ("full_ms", "stage0_ms", "choose_ms", "later_ms"))
+def prefill_ms(report: _native.RunReport) -> float:
+    return report.full_ms + report.stage0_ms + report.choose_ms + report.later_ms
 
 
 def main() -> None:
@@ -69,8 +69,8 @@ def main() -> None:
             runner.set_fastv(schedule)
             rounds = [ask_twice(runner, args.question) for _ in range(args.rounds)]
             first, second = (statistics.median(prefill_ms(pair[i]) for pair in rounds) for i in (0, 1))
-            encoder = statistics.median(pair[0]["encode_ms"] for pair in rounds)
-            choosing = statistics.median(pair[1]["choose_ms"] for pair in rounds)
+            encoder = statistics.median(pair[0].encode_ms for pair in rounds)
+            choosing = statistics.median(pair[1].choose_ms for pair in rounds)
             report = rounds[-1][1]
             table.add_row(
                 schedule,
@@ -78,8 +78,8 @@ def main() -> None:
                 f"{encoder:.0f}",
                 f"{second:.0f}",
                 f"{choosing:.0f}",
-                str(report["prompt_tokens"] - report["cached_tokens"]),
-                str(report["recalled_tokens"]),
+                str(report.prompt_tokens - report.cached_tokens),
+                str(report.recalled_tokens),
                 f"{first / second:.1f}",
                 f"{(first + encoder) / second:.1f}",
             )

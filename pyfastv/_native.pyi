@@ -144,6 +144,8 @@ def vision_info(mmproj_path: _Path) -> dict[str, Any]:
     """An mmproj's header: ``projector``, ``image_size`` (pixels), ``patch_size``, ``n_layer``, ``visual_tokens`` (None
     where their number depends on the picture)."""
 
+DEFAULT_N_CTX: int
+
 class EngineOptions:
     """The keywords of :class:`Engine`, each with its default."""
 
@@ -151,7 +153,7 @@ class EngineOptions:
     model_path: _Path
     mmproj_path: _Path | None  # None: text only
     n_slots: int  # requests at once
-    n_ctx: int  # tokens of each; 0: from the model
+    n_ctx: int  # tokens of each; 0: what the model was trained for, at most DEFAULT_N_CTX
     n_batch: int
     n_ubatch: int  # most rows of prompts between two tokens of requests that generate
     n_threads: int  # 0: one for each core
@@ -178,6 +180,12 @@ class SamplingOptions:
     presence_penalty: float
     seed: int  # 0..2**32-1; 2**32-1: random
     grammar: str | None  # GBNF
+
+class RunReport:
+    """native/runner/options.h; what :class:`pyfastv.Report` has of the same names."""
+
+    def __init__(self) -> None: ...
+    def __getattr__(self, name: str) -> Any: ...
 
 class EngineRequest:
     """What :meth:`Engine.prepare` gives to :meth:`Engine.start`, once."""
@@ -265,6 +273,9 @@ class Engine:
         turbo: str = "",  # the language of pyfastv_turbo_parse(); empty: none
         reducer: str = "",  # the language of parse_reducer() (native/settings/reducer.h); empty: none
         fastv: str | None = None,  # the language of pyfastv_parse(); empty: all tokens stay; None: as set
+        answers: Sequence[
+            tuple[int, int]
+        ] = (),  # of earlier turns: begin and end, in bytes of the prompt, ascending
         **sampling: Any,  # of SamplingOptions
     ) -> EngineRequest:
         """Tokens, prepared pictures and samplers of a request.
@@ -300,14 +311,15 @@ class Engine:
         reducer: str | None = None,
         started: Callable[[int], object] | None = None,  # called with the number, before anything is computed
         fastv: str | None = None,  # as of prepare()
+        answers: Sequence[tuple[int, int]] = (),
     ) -> int:
         """Tokenise, encode and decode; afterwards logits() and start() work. The request's number.
 
         What a slot holds of the prompt's beginning, pictures included if they were chosen from by the same
         schedule, is not evaluated again. A question that follows the same picture in place of an earlier one
-        chooses anew; one that follows in the same conversation recalls. The encoder's output for a picture comes
-        from the cache if it is there. Where all slots are taken, the oldest request that no thread waits for is
-        ended. ClosedError: it was cancelled."""
+        chooses anew; one that follows in the same conversation recalls; so it is with those of earlier turns, where
+        the prompt says which they are. The encoder's output for a picture comes from the cache if it is there. Where
+        all slots are taken, the oldest request that no thread waits for is ended. ClosedError: it was cancelled."""
     def next(self, request: int | None = None) -> tuple[int, bytes] | None:
         """The next token and its bytes (a piece of UTF-8, possibly cut inside a character); None when finished."""
     @property
@@ -342,18 +354,8 @@ class Engine:
     ) -> list[list[tuple[list[tuple[int, int]], NDArray[np.int32]]]]:
         """Of every picture in the slot its slices, (patches, places): (nx, ny) of the grids that the encoder sees, and of
         every visual token the patch, counted in its slice, whose position it has."""
-    def report(self, request: int | None = None) -> dict[str, Any]:
-        """Of a request: ``visual_tokens`` (that entered the language model),
-        ``encoded_tokens`` (that the encoder makes), ``patches`` (that it would make without Turbo), ``prompt_tokens``,
-        ``cached_tokens``, ``generated_tokens``,
-        ``encode_ms``, ``reduce_ms``, ``full_ms`` (prompt rows that ran through every layer at once),
-        ``stage0_ms``, ``choose_ms``, ``later_ms``, ``generate_ms``, ``first_token_ms`` (from its start to
-        the first sampled token), ``graphs_reused``, ``pictures_encoded``, ``pictures_from_cache``,
-        ``recalled_tokens`` (visual tokens that the question brought back),
-        and of the whole context, lists with one entry a stage: ``first_layers``, ``visual_tokens_in_stage`` (of the
-        prompt's visual tokens, those in the stage's KV cache), ``kv_bytes_used``, ``kv_bytes_allocated``;
-        ``kv_bytes_used_stock`` and ``kv_bytes_allocated_stock`` (what stock llama.cpp would have), ``archive_bytes``
-        (hidden rows and their similarities, kept for later questions)."""
+    def report(self, request: int | None = None) -> RunReport:
+        """Of a request, and of the KV cache of all."""
 
 def regex_split(text: str, expression: str) -> list[int] | None:
     """Lengths of the expression's matches in a text and of what lies between, in order: native/regex/split.h, as

@@ -9,7 +9,7 @@ folder (``llm logs path`` shows where that is), in the form of llm's own extra-o
       fastv: k=2,drop=0.5                             # left out: the package's default
       turbo: share=0.25                               # left out: off
       reduce: pool,window=2                           # left out: off
-      n_ctx: 4096                                     # left out: what the model was trained for
+      n_ctx: 4096                                     # left out: what the model was trained for, at most 8192
       aliases: [l]
 """
 
@@ -77,7 +77,9 @@ class PyfastvModel(llm.Model):
         )
         model: str | None = Field(None, description="Path of another GGUF model")
         mmproj: str | None = Field(None, description="Path of its vision encoder")
-        n_ctx: int | None = Field(None, description="Context in tokens; 0: what the model was trained for")
+        n_ctx: int | None = Field(
+            None, description="Context in tokens; 0: what the model was trained for, at most 8192"
+        )
 
         @field_validator(*SETTING_OPTIONS)
         @classmethod

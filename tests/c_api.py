@@ -41,6 +41,8 @@ for function in (fastv.pyfastv_set_schedule, fastv.pyfastv_get_schedule):
 fastv.pyfastv_fits.argtypes = [ctypes.c_void_p, ctypes.POINTER(FastvParams)]
 fastv.pyfastv_fits.restype = ctypes.c_bool
 fastv.pyfastv_get_grids.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(_Grid), ctypes.c_size_t]
+fastv.pyfastv_flush_piece.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(ctypes.c_bool)]
+fastv.pyfastv_continue_media.argtypes = [ctypes.c_void_p]
 fastv.pyfastv_get_grids.restype = ctypes.c_size_t
 
 quiet = llama.llama_log_callback(lambda level, text, user_data: None)
@@ -216,6 +218,9 @@ class Context:
         """As libmtmd does for every slice of a picture but the first."""
         fastv.pyfastv_begin_media(self.pointer, SLICE, name.encode(), nx, ny)
 
+    def continue_picture(self) -> None:
+        fastv.pyfastv_continue_media(self.pointer)
+
     def begin_audio(self) -> None:
         fastv.pyfastv_begin_media(self.pointer, AUDIO, b"", 0, 0)
 
@@ -248,6 +253,16 @@ class Context:
 
     def flush(self) -> int:
         return int(fastv.pyfastv_flush(self.pointer))
+
+    def flush_piece_status(self, seq: int) -> tuple[int, bool]:
+        more = ctypes.c_bool()
+        return int(fastv.pyfastv_flush_piece(self.pointer, seq, ctypes.byref(more))), more.value
+
+    def flush_piece(self, seq: int) -> bool:
+        """Is there more to do? It must not fail."""
+        status, more = self.flush_piece_status(seq)
+        assert status == OK, last_error()
+        return more
 
     def logits(self, index: int = -1) -> np.ndarray | None:
         """float32 [n_vocab] of an output by its index in the batch, or the last; None where llama.cpp has none."""

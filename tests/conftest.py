@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,6 +156,14 @@ def layers_of(spec: str) -> list[Any]:
     return [] if found is None else [cut["layer"] for cut in found["cuts"]]
 
 
+def engine_report(**changes: Any) -> Any:
+    """What an engine reports, with REPORT in it and these changes."""
+    names = [name for name in dir(_native.RunReport) if not name.startswith("_")]
+    made = {name: getattr(_native.RunReport(), name) for name in names}
+    assert made.keys() >= REPORT.keys()
+    return SimpleNamespace(**{**made, **REPORT, **changes})
+
+
 class FakeEngine:
     """Answers ``tokens``; remembers its calls; raises ``failure`` where ``failing`` names a method."""
 
@@ -218,9 +227,11 @@ class FakeEngine:
         reducer: str | None = None,
         started: Any = None,
         fastv: str | None = None,
+        answers: Any = (),
     ) -> int:
         arguments = {"images": images, "image_ids": image_ids, "add_bos": add_bos, "reserve": reserve}
-        self._call("prefill", {"prompt": prompt, **arguments, "turbo": turbo, "fastv": fastv})
+        settings = {"turbo": turbo, "fastv": fastv, "answers": answers}
+        self._call("prefill", {"prompt": prompt, **arguments, **settings})
         if started is not None:
             started(1)
         if progress is not None:
@@ -244,8 +255,8 @@ class FakeEngine:
     def reset(self) -> None:
         self._call("reset")
 
-    def report(self, request: int | None = None) -> dict[str, Any]:
-        return dict(REPORT)
+    def report(self, request: int | None = None) -> Any:
+        return engine_report()
 
     def reason(self, request: int | None = None) -> str | None:
         return self.finish_reason

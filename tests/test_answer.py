@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import fields
 from typing import Any
 
 import pytest
-from conftest import REPORT
+from conftest import REPORT, engine_report
 
-from pyfastv import Answer, FastV, PyramidDrop, Report, Schedule
+from pyfastv import Answer, FastV, PyramidDrop, Report, Schedule, _native
 from pyfastv.settings.setting import Setting
 
 
 def report(fastv: Schedule | None = None, **changes: Any) -> Report:
-    return Report.of({**REPORT, **changes}, n_layer=12, image_decode_ms=2.0, setting=Setting(fastv))
+    return Report.of(engine_report(**changes), n_layer=12, image_decode_ms=2.0, setting=Setting(fastv))
+
+
+def test_every_number_of_the_engine_is_told() -> None:
+    """A new one is a line of the native struct, and one here."""
+    of_engine = {name for name in dir(_native.RunReport) if not name.startswith("_")}
+    assert of_engine < {field.name for field in fields(Report)}
 
 
 def test_rates_are_counts_over_times() -> None:

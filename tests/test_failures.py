@@ -203,7 +203,7 @@ def a_runner_loses_its_memory(folder: Path) -> None:
     """Its KV cache is given back for those of the stages; then there is no room, neither for these nor for it."""
     random_gguf.write(folder / "model.gguf", "llama", vocab=random_mmproj.SPECIAL_TOKENS)
     with Runner(folder / "model.gguf", n_ctx=2**18, n_batch=8, n_ubatch=8, n_threads=1, fastv=None) as runner:
-        size = runner._engine.report()["kv_bytes_allocated"][0]
+        size = runner._engine.report().kv_bytes_allocated[0]
         with memory_left(-size // 2), pytest.raises(OutOfMemoryError):
             runner.set_fastv("k=1,drop=0.5")
         for _ in range(2):

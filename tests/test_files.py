@@ -132,7 +132,6 @@ CLAIMS: list[tuple[str, Edit, str]] = [
     ("Phi-4", value(f"{VISION}.image_min_pixels", 2**31 - 1), "PYFASTV_LIMITS=image_size"),
     ("SmolVLM", value(f"{VISION}.preproc_image_size", 2**30), "PYFASTV_LIMITS=image_size"),
     ("text", value(f"{LLAMA}.context_length", 2**31 - 1), "PYFASTV_LIMITS=context"),
-    ("text", value(f"{LLAMA}.context_length", 2**26), "n_ctx = 67108864 tokens, the model's context_length"),
     ("text", value(f"{LLAMA}.block_count", 10**6), f"{LLAMA}.block_count is 1000000, not 1 to 512"),
     ("text", value(f"{LLAMA}.vocab_size", 10**8), "PYFASTV_LIMITS=vocabulary"),
 ]

@@ -59,11 +59,11 @@ def test_kept_sets_scores_and_logits(exact: pyfastv.Runner, case: RuleCase) -> N
     n_cached = 0
     for turn in case.turns:
         prefill(exact, turn.prompt, case.image)
-        assert engine.report()["cached_tokens"] == n_cached
+        assert engine.report().cached_tokens == n_cached
         if not as_in_the_reference(exact, case, turn):
             return
         if len(turn.kept) == 1:
-            assert engine.report()["recalled_tokens"] == turn.n_recalled[0]
+            assert engine.report().recalled_tokens == turn.n_recalled[0]
         for token in turn.answer:
             engine.feed(token)
         n_cached = turn.n_rows

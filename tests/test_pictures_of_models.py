@@ -73,9 +73,9 @@ def test_the_pictures_matter(case: Case) -> None:
 def test_half_of_a_picture_with_all_its_slices_stays(case: Case) -> None:
     logits = case.prefill(f"k={case.layer},drop=0.5", PICTURES[:1])
     report = case.runner._engine.report()
-    assert report["visual_tokens"] == case.n
-    assert report["first_layers"] == [0, case.layer]
-    assert report["visual_tokens_in_stage"] == [case.n, case.n // 2]
+    assert report.visual_tokens == case.n
+    assert report.first_layers == [0, case.layer]
+    assert report.visual_tokens_in_stage == [case.n, case.n // 2]
     assert len(case.kept()) == case.n // 2
     assert np.isfinite(logits).all()
     assert np.abs(logits - case.prefill(None, PICTURES[:1])).max() > 1e-4

@@ -373,8 +373,7 @@ def test_a_copy_may_be_put_behind_what_a_sequence_has(make, spec, recall):
     read(context)
     context.copy(0, 1, -1, talk.end)
     context.copy(0, 1, talk.end, -1)
-    # the second part brings the places of the first picture, which are empty
-    whole = [[i if i < n else i + n for i in indices] for indices in kept(context, 0)]
+    whole = kept(context, 0)
     if recall == 0:
         assert kept(context, 1) == whole
     else:
@@ -390,7 +389,6 @@ def test_a_copy_may_be_put_behind_what_a_sequence_has(make, spec, recall):
     else:
         back = np.array(sorted(set(context.kept(seq=1)) - set(before)))
         assert 0 < (back < n).sum() <= recall * n
-        assert ((back < n) | (back >= 2 * n)).all()
         assert np.isfinite(logits[1]).all()
 
 
@@ -579,9 +577,8 @@ def test_a_picture_that_is_gone_is_not_compared(make, rule):
     context.shift(n, -1, -n)
     assert context.tokens(TALKS[5].question, end - n) == 0
     assert np.isfinite(read(context)).all()
-    assert min(context.kept()) >= n
+    assert max(context.kept()) < len(talk.picture) == len(context.scores())
     assert context.report().n_recalled > 0
-    assert not context.scores()[:n].any()
 
 
 @pytest.mark.parametrize("how", ["pick=cover", "pick=cover,weigh"])

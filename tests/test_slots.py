@@ -78,7 +78,9 @@ def finish(slots: _native.Engine) -> dict[int, dict[str, Any]]:
     return ends
 
 
-def alone(engine: _native.Engine, text: str, *images: Any) -> tuple[bytes, list[np.ndarray], dict[str, Any]]:
+def alone(
+    engine: _native.Engine, text: str, *images: Any
+) -> tuple[bytes, list[np.ndarray], _native.RunReport]:
     """Answer, kept sets and report of an engine, which goes on from what it holds."""
     ids = [str(image.sum()) for image in images]
     engine.prefill(text.replace("*", engine.media_marker), images, ids, None, True, 1)
@@ -87,7 +89,7 @@ def alone(engine: _native.Engine, text: str, *images: Any) -> tuple[bytes, list[
     while (token := engine.next()) is not None:
         answer += token[1]
     report = engine.report()
-    return answer, [engine.kept(cut) for cut in range(len(report["first_layers"]) - 1)], report
+    return answer, [engine.kept(cut) for cut in range(len(report.first_layers) - 1)], report
 
 
 FIRST = "USER: *\nRead the clock. ASSISTANT:"
@@ -120,7 +122,7 @@ def test_requests_are_as_an_engine_computes_them(
             "recalled_tokens",
             "generated_tokens",
         ):
-            assert end["report"][name] == report[name], name
+            assert getattr(end["report"], name) == getattr(report, name), name
         longer.append((talk[0] + answer.decode() + "</s>USER: Describe the image. ASSISTANT:", *talk[1:]))
 
         again = start(*longer[-1])
@@ -129,8 +131,8 @@ def test_requests_are_as_an_engine_computes_them(
         assert end["text"] == answer
         assert [a.tolist() for a in end["kept"]] == [b.tolist() for b in kept]
         for name in ("cached_tokens", "recalled_tokens", "visual_tokens_in_stage"):
-            assert end["report"][name] == report[name], name
-    assert spec is None or end["report"]["recalled_tokens"] == 0  # the last has no picture
+            assert getattr(end["report"], name) == getattr(report, name), name
+    assert spec is None or end["report"].recalled_tokens == 0  # the last has no picture
 
 
 def test_questions_in_one_batch_recall_each_what_it_would_alone(
@@ -152,7 +154,7 @@ def test_questions_in_one_batch_recall_each_what_it_would_alone(
     for number, (_, _, text, kept, report) in zip(numbers, expected, strict=True):
         assert ends[number]["text"] == text
         assert [a.tolist() for a in ends[number]["kept"]] == [b.tolist() for b in kept]
-        assert ends[number]["report"]["recalled_tokens"] == report["recalled_tokens"] > 0
+        assert ends[number]["report"].recalled_tokens == report.recalled_tokens > 0
 
 
 def test_a_copy_of_a_picture_that_was_asked_about_chooses_anew(
@@ -172,8 +174,8 @@ def test_a_copy_of_a_picture_that_was_asked_about_chooses_anew(
     engine.reset()
     _, kept, _ = alone(engine, "USER: *\nBackground color? ASSISTANT:", CLOCK)
     assert [a.tolist() for a in end["kept"]] == [b.tolist() for b in kept]
-    assert end["report"]["cached_tokens"] > 576
-    assert end["report"]["pictures_encoded"] == end["report"]["pictures_from_cache"] == 0
+    assert end["report"].cached_tokens > 576
+    assert end["report"].pictures_encoded == end["report"].pictures_from_cache == 0
     slots.cancel(busy)
     assert [event["finish"] for event in slots.step()] == ["cancelled"]
 

@@ -301,7 +301,7 @@ def test_the_encoder_sees_a_picture_once_for_each_turbo(monkeypatch: pytest.Monk
 
         def counting(*arguments: Any, **options: Any) -> Any:
             made = stream(*arguments, **options)
-            encoded.append(runner._engine.report()["pictures_encoded"])
+            encoded.append(runner._engine.report().pictures_encoded)
             return made
 
         monkeypatch.setattr(runner, "stream", counting)

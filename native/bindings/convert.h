@@ -51,21 +51,6 @@ inline std::vector<pyfastv::image> to_images(const std::vector<rgb_array> & arra
     return images;
 }
 
-inline pybind11::dict to_dict(const pyfastv::run_report & r) {
-    using namespace pybind11::literals;
-
-    return pybind11::dict(
-        "visual_tokens"_a = r.visual_tokens, "encoded_tokens"_a = r.encoded_tokens, "patches"_a = r.patches,
-        "visual_tokens_in_stage"_a = r.visual_in_stage, "recalled_tokens"_a = r.recalled_tokens,
-        "prompt_tokens"_a = r.prompt_tokens, "cached_tokens"_a = r.cached_tokens, "generated_tokens"_a = r.generated_tokens,
-        "pictures_encoded"_a = r.pictures_encoded, "pictures_from_cache"_a = r.pictures_from_cache,
-        "encode_ms"_a = r.encode_ms, "reduce_ms"_a = r.reduce_ms, "full_ms"_a = r.full_ms, "stage0_ms"_a = r.stage0_ms, "choose_ms"_a = r.choose_ms,
-        "later_ms"_a = r.later_ms, "generate_ms"_a = r.generate_ms, "first_token_ms"_a = r.first_token_ms,
-        "first_layers"_a = r.first_layers, "kv_bytes_used"_a = r.kv_bytes_used, "kv_bytes_allocated"_a = r.kv_bytes_allocated,
-        "kv_bytes_used_stock"_a = r.kv_bytes_used_stock, "kv_bytes_allocated_stock"_a = r.kv_bytes_allocated_stock,
-        "archive_bytes"_a = r.archive_bytes, "graphs_reused"_a = r.graphs_reused);
-}
-
 // [picture][slice] (nx, ny)
 inline pybind11::list to_grids(const std::vector<pyfastv_grid> & grids) {
     pybind11::list res;

@@ -151,16 +151,26 @@ struct py_request {
     pyfastv::slot_request impl;
 };
 
+using byte_spans = std::vector<std::pair<size_t, size_t>>;
+
+std::vector<pyfastv::span> to_spans(const byte_spans & spans) {
+    std::vector<pyfastv::span> res;
+    for (const auto & [begin, end] : spans) {
+        res.push_back({ begin, end });
+    }
+    return res;
+}
+
 std::unique_ptr<py_request> prepare(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays,
         const std::vector<std::string> & ids, bool add_bos, const std::vector<int32_t> & frames, int64_t n_probs, std::string turbo,
-        std::string reducer, const std::optional<std::string> & fastv, const py::kwargs & sampling) {
+        std::string reducer, const std::optional<std::string> & fastv, const byte_spans & answers, const py::kwargs & sampling) {
     const auto images  = to_images(arrays, ids, frames);
     const auto options = to_sampling_options(sampling);
 
     const pyfastv::picture_options pictures = { std::move(turbo), std::move(reducer) };
 
     return run(self, [&](engine & e) {
-        return std::make_unique<py_request>(py_request { e.prepare(prompt, images, add_bos, pictures, fastv, options, n_probs) });
+        return std::make_unique<py_request>(py_request { e.prepare(prompt, images, add_bos, pictures, fastv, options, n_probs, to_spans(answers)) });
     });
 }
 
@@ -199,7 +209,7 @@ py::dict event_dict(const pyfastv::slot_event & event) {
         res["error"] = to_exception(*event.failure);
     }
     if (event.ended()) {
-        res["report"] = to_dict(event.report);
+        res["report"] = event.report;
         py::list kept;
         for (const auto & of_cut : event.kept) {
             kept.append(to_array(of_cut));
@@ -226,7 +236,7 @@ py::list step(py_engine & self) {
 int64_t prefill(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids,
         const py::object & progress, bool add_bos, int64_t reserve, const std::vector<int32_t> & frames,
         const std::optional<std::string> & turbo, const std::optional<std::string> & reducer, const py::object & started,
-        const std::optional<std::string> & fastv) {
+        const std::optional<std::string> & fastv, const byte_spans & answers) {
     const auto images = to_images(arrays, ids, frames);
 
     std::optional<pyfastv::picture_options> pictures;
@@ -241,7 +251,7 @@ int64_t prefill(py_engine & self, const std::string & prompt, const std::vector<
         };
     }
 
-    const auto number = run(self, [&](engine & e) { return e.open(prompt, images, add_bos, reserve, pictures, fastv); });
+    const auto number = run(self, [&](engine & e) { return e.open(prompt, images, add_bos, reserve, pictures, fastv, to_spans(answers)); });
     if (!started.is_none()) {
         started(number);
     }
@@ -320,13 +330,15 @@ void bind_engine(py::module_ & m) {
             run(self, [&](engine & e) { e.check({ turbo, reducer }); });
         }, "turbo"_a, "reducer"_a)
         .def("prepare",     &prepare, "prompt"_a, "images"_a, "image_ids"_a, "add_bos"_a, py::kw_only(),
-             "frames"_a = std::vector<int32_t>(), "n_probs"_a = 0, "turbo"_a = "", "reducer"_a = "", "fastv"_a = py::none())
+             "frames"_a = std::vector<int32_t>(), "n_probs"_a = 0, "turbo"_a = "", "reducer"_a = "", "fastv"_a = py::none(),
+             "answers"_a = byte_spans())
         .def("start",       [](py_engine & self, py_request & request) {
             return run(self, [&](engine & e) { return e.start(std::exchange(request.impl, {})); });
         }, "request"_a)
         .def("step",        &step)
         .def("prefill",     &prefill, "prompt"_a, "images"_a, "image_ids"_a, "progress"_a, "add_bos"_a, "reserve"_a,
-             "frames"_a = std::vector<int32_t>(), "turbo"_a = py::none(), "reducer"_a = py::none(), "started"_a = py::none(), "fastv"_a = py::none())
+             "frames"_a = std::vector<int32_t>(), "turbo"_a = py::none(), "reducer"_a = py::none(), "started"_a = py::none(),
+             "fastv"_a = py::none(), "answers"_a = byte_spans())
         .def("start",       [](py_engine & self, const request_number & request, const py::kwargs & sampling) {
             const auto options = to_sampling_options(sampling);
             run(self, request, [&](engine & e, int64_t id) { e.begin(id, options); });
@@ -342,7 +354,7 @@ void bind_engine(py::module_ & m) {
             return run(self, request, [](engine & e, int64_t id) { return e.why_finished(id); });
         }, "request"_a = py::none())
         .def("report",      [](py_engine & self, const request_number & request) {
-            return to_dict(run(self, request, [](engine & e, int64_t id) { return e.report(id); }));
+            return run(self, request, [](engine & e, int64_t id) { return e.report(id); });
         }, "request"_a = py::none())
         .def("kept",        [](py_engine & self, int32_t cut, const request_number & request) {
             return to_array(run(self, request, [&](engine & e, int64_t id) { return e.kept(id, cut); }));

@@ -42,6 +42,8 @@ void bind_options(py::module_ & m) {
     using path      = std::filesystem::path;
     using some_path = std::optional<path>;
 
+    m.attr("DEFAULT_N_CTX") = pyfastv::default_n_ctx;
+
     py::class_<engine_options>(m, "EngineOptions")
         .def(py::init(&to_engine_options))
         // files are named by bytes, not by text: what os.fsencode() takes
@@ -75,4 +77,10 @@ void bind_options(py::module_ & m) {
         .def_readwrite("presence_penalty",  &sampling_options::presence_penalty)
         .def_readwrite("seed",              &sampling_options::seed)
         .def_readwrite("grammar",           &sampling_options::grammar);
+
+    py::class_<pyfastv::run_report> report(m, "RunReport");
+    report.def(py::init<>());
+#define X(type, name) report.def_readonly(#name, &pyfastv::run_report::name);
+    PYFASTV_RUN_REPORT(X)
+#undef X
 }

@@ -1,6 +1,7 @@
 #include "bindings/bindings.h"
 
 #include "choose/reducers/reduce.h"
+#include "products/products.h"
 #include "runner/errors.h"
 #include "runner/options.h"
 
@@ -46,6 +47,10 @@ static std::vector<pyfastv::patch_grid> to_slices(const std::optional<grid_list>
     return res;
 }
 
+static bool is_main_thread() {
+    return PyThread_get_thread_ident() == py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+}
+
 static py::dict reduce(const matrix & embeddings, const std::string & spec, const std::optional<grid_list> & grids,
         const std::optional<matrix> & question, int64_t n_threads) {
     if (embeddings.ndim() != 2 || embeddings.size() == 0) {
@@ -66,9 +71,18 @@ static py::dict reduce(const matrix & embeddings, const std::string & spec, cons
     const auto how = pyfastv::parse_reducer(spec);
 
     const auto res = [&] {
+        const pyfastv::stop_fn interrupted = [main = is_main_thread()] {
+            const py::gil_scoped_acquire gil;
+            return main && PyErr_CheckSignals() != 0;
+        };
         const native_scope scope;
-        const auto backend = pyfastv::make_cpu_backend((int32_t) n_threads);
-        return pyfastv::reduce(how, in, backend.get());
+        const auto backend = pyfastv::make_cpu_backend((int32_t) n_threads, &interrupted);
+        try {
+            return pyfastv::reduce(how, in, backend.get(), pyfastv::for_threads(interrupted));
+        } catch (const pyfastv::aborted &) {
+            const py::gil_scoped_acquire gil;
+            throw py::error_already_set();
+        }
     }();
 
     const auto m = (py::ssize_t) res.place.size();

@@ -206,6 +206,25 @@ enum pyfastv_status pyfastv_flush(struct llama_context * ctx) {
     });
 }
 
+enum pyfastv_status pyfastv_flush_piece(struct llama_context * ctx, int32_t seq_id, bool * more) {
+    *more = false;
+
+    auto * stages = context_access::stages_of(*ctx);
+    if (!stages) {
+        return PYFASTV_OK;
+    }
+    return pyfastv::as_status(last_error, [&] {
+        const auto status = stages->flush_piece(seq_id, *more);
+        return status == PYFASTV_OK ? status : fail(status, reason_of(status));
+    });
+}
+
+void pyfastv_set_answering(struct llama_context * ctx, bool answering) {
+    if (auto * stages = context_access::stages_of(*ctx)) {
+        stages->set_answering(answering);
+    }
+}
+
 void pyfastv_allow_position_gaps(struct llama_context * ctx) {
     pyfastv::staged_decode::allow_position_gaps(*ctx);
 }
@@ -221,6 +240,12 @@ void pyfastv_begin_media(struct llama_context * ctx, enum pyfastv_media media, c
         }
         return PYFASTV_OK;
     });
+}
+
+void pyfastv_continue_media(struct llama_context * ctx) {
+    if (auto * stages = context_access::stages_of(*ctx)) {
+        stages->continue_media();
+    }
 }
 
 enum pyfastv_status pyfastv_get_report(const struct llama_context * ctx, struct pyfastv_report * report) {

@@ -35,6 +35,7 @@ struct picture_scores {
     std::vector<similar_part> similarity;
 
     for_all run = one_by_one; // work on parts
+    stop_fn stopped;          // asked by those who do it; choose() then throws aborted (products/products.h)
 };
 
 // How many of the n tokens of a picture stay when the share `drop` leaves: round-half-even of n*(1 - drop), at least 1

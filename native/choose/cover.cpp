@@ -107,7 +107,7 @@ std::vector<int32_t> pick_cover(const picture_scores & picture, const std::vecto
         parts.push_back(std::make_unique<cover_part>(part, present.data() + first, weight.data() + first));
         first += part.n;
     }
-    return greedy(parts, n_kept, picture.run);
+    return greedy(parts, n_kept, picture.run, picture.stopped);
 }
 
 } // namespace pyfastv

@@ -1,5 +1,7 @@
 #include "choose/greedy.h"
 
+#include "products/products.h"
+
 #include <algorithm>
 
 namespace pyfastv {
@@ -10,7 +12,8 @@ void one_by_one(size_t n, const std::function<void(size_t)> & f) {
     }
 }
 
-std::vector<int32_t> greedy(const std::vector<std::unique_ptr<greedy_part>> & parts, size_t m, const for_all & run) {
+std::vector<int32_t> greedy(const std::vector<std::unique_ptr<greedy_part>> & parts, size_t m, const for_all & run,
+        const stop_fn & stopped) {
     using step = greedy_part::step;
 
     std::vector<std::vector<step>> steps(parts.size()); // of every part, those that are known
@@ -30,6 +33,9 @@ std::vector<int32_t> greedy(const std::vector<std::unique_ptr<greedy_part>> & pa
         run(used_up.size(), [&](size_t i) {
             auto & of_part = steps[used_up[i]];
             for (size_t k = 0; k < ahead && (of_part.empty() || of_part.back().token != step::none); ++k) {
+                if (stopped && stopped()) {
+                    throw aborted();
+                }
                 of_part.push_back(parts[used_up[i]]->next());
             }
         });

@@ -1,5 +1,7 @@
 #pragma once
 
+#include "products/parallel.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -31,7 +33,8 @@ public:
 };
 
 // The first m steps over all parts: always that of the part whose next token gains most, of equal ones the earlier part.
-// Fewer, if no other token gains anything.
-std::vector<int32_t> greedy(const std::vector<std::unique_ptr<greedy_part>> & parts, size_t m, const for_all & run);
+// Fewer, if no other token gains anything. Throws aborted if `stopped` says so, which is asked by those that run() has work.
+std::vector<int32_t> greedy(const std::vector<std::unique_ptr<greedy_part>> & parts, size_t m, const for_all & run,
+        const stop_fn & stopped = {});
 
 } // namespace pyfastv

@@ -209,6 +209,17 @@ PYFASTV_API const char * pyfastv_unsupported_layer(const struct llama_model * mo
 // repeated.
 PYFASTV_API enum pyfastv_status pyfastv_flush(struct llama_context * ctx);
 
+// The same of one sequence in pieces, for programs that have others which shall not wait: a call makes a choice, or runs at
+// most n_ubatch rows through the layers of a stage. *more: it is to be called again. Between the calls other sequences may be
+// decoded and read. What is done to this one, or to all (they are flushed, decoded, removed, copied, shifted, saved), and a
+// first piece of another, takes back what was done, and its rows wait as before. When there is no more to do, the outputs of
+// the batch that the sequence was decoded with, as far as they are its own, can be read, and no others.
+PYFASTV_API enum pyfastv_status pyfastv_flush_piece(struct llama_context * ctx, int32_t seq_id, bool * more);
+
+// true: the text of the following llama_decode() calls is of answers that were given earlier, though several tokens come at
+// once. It is no question, and recalls nothing. false, as in a new context: as the number of tokens and of outputs says.
+PYFASTV_API void pyfastv_set_answering(struct llama_context * ctx, bool answering);
+
 // From now on the positions of this context's sequences may jump forward, as those of M-RoPE models may in llama.cpp: for
 // embedding rows that keep their places though others between them were left out. It stays so.
 PYFASTV_API void pyfastv_allow_position_gaps(struct llama_context * ctx);
@@ -222,12 +233,17 @@ PYFASTV_API bool pyfastv_token_embedding(const struct llama_model * model, int32
 // is shown twice is two pictures, whatever its id.
 PYFASTV_API void pyfastv_begin_media(struct llama_context * ctx, enum pyfastv_media media, const char * id, int32_t nx, int32_t ny);
 
+// The embedding rows of the following llama_decode() calls go on with the picture that their sequence ends with, whatever was
+// decoded in other sequences since its beginning: for programs that decode a picture in pieces.
+PYFASTV_API void pyfastv_continue_media(struct llama_context * ctx);
+
 // Fills in the first report->size bytes. For a context without stages only the sizes of the KV cache, if it is a plain one; the
 // rest is 0. Returns PYFASTV_OK or an error, after which nothing has changed.
 PYFASTV_API enum pyfastv_status pyfastv_get_report(const struct llama_context * ctx, struct pyfastv_report * report);
 PYFASTV_API void pyfastv_reset_report(struct llama_context * ctx);
 
-// What a sequence's visual tokens came to at a cut, counted over all its pictures in prompt order: ascending indices of
+// What a sequence's visual tokens came to at a cut, counted over all its pictures in prompt order, save for pictures of which
+// nothing is left: ascending indices of
 // those that entered the stage behind the cut, recalled ones included; and the scores of the last choice there, one for
 // every visual token (0 for those that did not reach the cut; attention sums to at most 1).
 // Both write at most `cap` entries and return how many there are.

@@ -125,16 +125,20 @@ ggml_status context_access::run(const stage & layers, const llama_ubatch & ubatc
 context_access::later_rows::later_rows(const context_access & access, bool causal, uint32_t n_outputs) :
     causal(access.ctx.cparams.causal_attn, causal), n_outputs(access.ctx.n_outputs, n_outputs) {}
 
+bool context_access::abort_requested() const { return ctx.abort_callback && ctx.abort_callback(ctx.abort_callback_data); }
+
 ggml_backend_t context_access::backend_cpu() const { return ctx.backend_cpu; }
 
 //
 // outputs
 //
 
-void context_access::read_logits(llm_graph_result & res, int32_t row, int32_t rank) const {
-    const size_t n = n_vocab();
+float * context_access::logits_of(size_t rank) const { return ctx.logits.data + rank*n_vocab(); }
 
-    ggml_backend_tensor_get(res.get_logits(), ctx.logits.data + rank*n, row*n*sizeof(float), n*sizeof(float));
+void context_access::read_logits(llm_graph_result & res, int32_t row, float * to) const {
+    const size_t size = n_vocab()*sizeof(float);
+
+    ggml_backend_tensor_get(res.get_logits(), to, row*size, size);
 }
 
 void context_access::spoil_logits() const {

@@ -92,6 +92,9 @@ public:
     ggml_status run(const stage & layers, const llama_ubatch & ubatch, llama_memory_context_i & mctx,
             ggml_backend_sched_eval_callback callback, void * callback_data, llm_graph_result *& res) const;
 
+    // what its abort callback says
+    bool abort_requested() const;
+
     // for as long as it lives, run() is of rows that were decoded with such attention, and n_outputs of them are outputs
     class later_rows {
     public:
@@ -107,8 +110,10 @@ public:
 
     // outputs of the last batch
 
-    // logits of row `row` of the outputs of a graph -> place `rank` among the outputs of the batch
-    void read_logits(llm_graph_result & res, int32_t row, int32_t rank) const;
+    float * logits_of(size_t rank) const; // F32 [n_vocab], among the outputs of the batch
+
+    // of row `row` of the outputs of a graph
+    void read_logits(llm_graph_result & res, int32_t row, float * to) const;
     void spoil_logits() const; // all NaN
 
     // batch indices, ascending

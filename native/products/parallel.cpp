@@ -4,6 +4,9 @@
 
 #include <atomic>
 #include <exception>
+#include <memory>
+#include <thread>
+#include <utility>
 
 namespace pyfastv {
 namespace {
@@ -35,6 +38,21 @@ void run_work(ggml_tensor * /*dst*/, int /*ith*/, int /*nth*/, void * data) {
 }
 
 } // namespace
+
+stop_fn for_threads(stop_fn ask) {
+    if (!ask) {
+        return {};
+    }
+    const auto said = std::make_shared<std::atomic<bool>>(false);
+    const auto me   = std::this_thread::get_id();
+
+    return [ask = std::move(ask), said, me] {
+        if (std::this_thread::get_id() == me && ask()) {
+            *said = true;
+        }
+        return said->load();
+    };
+}
 
 void in_parallel(size_t n, ggml_backend_t backend, const std::function<void(size_t)> & f) {
     if (n < 2) {

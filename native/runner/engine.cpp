@@ -60,14 +60,14 @@ engine::engine(const engine_options & options_in) :
     model = load_model(options);
     vocab = llama_model_get_vocab(model.get());
 
-    const int64_t n_ctx = options.n_ctx ? (int64_t) options.n_ctx : llama_model_n_ctx_train(model.get());
+    const int64_t n_ctx = options.n_ctx > 0 ? options.n_ctx : std::min<int64_t>(llama_model_n_ctx_train(model.get()), default_n_ctx);
     if (n_ctx*n_slots > max_n_ctx) {
         throw error(error_kind::option, n_slots == 1 ? "n_ctx = " + std::to_string(n_ctx) + ": it can be 1 to " + std::to_string(max_n_ctx) :
                 std::to_string(n_slots) + " slots of n_ctx = " + std::to_string(n_ctx) +
                 " tokens are more than the " + std::to_string(max_n_ctx) + " that a context can have");
     }
     n_ctx_slot = (int32_t) n_ctx;
-    ctx = make_context(model.get(), options, { (uint32_t) (options.n_ctx*n_slots), (uint32_t) n_slots }, stop);
+    ctx = make_context(model.get(), options, { (uint32_t) (n_ctx*n_slots), (uint32_t) n_slots }, stop);
     if (options.mmproj_path) {
         vision = load_vision(model.get(), options, media_marker, stop);
     }
@@ -177,7 +177,7 @@ slot_sampling engine::make_sampling(const sampling_options & sampling, int64_t n
 }
 
 slot_request engine::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-        const std::optional<std::string> & fastv, int64_t reserve) const {
+        const std::optional<std::string> & fastv, int64_t reserve, const std::vector<span> & answers) const {
     check_whole("reserve", reserve, 0, INT32_MAX);
 
     slot_request res;
@@ -186,7 +186,7 @@ slot_request engine::prepare(const std::string & text, const std::vector<image> 
     res.schedule = fastv ? parse_request_schedule(*fastv, n_layer()) : by_default;
 
     const auto tokenized = [&] {
-        wanted = tokenize(model.get(), vision.get(), pictures.turbo, media_marker, text, images, add_bos, n_ctx_slot);
+        wanted = tokenize(model.get(), vision.get(), pictures.turbo, media_marker, text, images, add_bos, n_ctx_slot, answers);
     };
     if (images.empty()) {
         tokenized();
@@ -218,11 +218,12 @@ slot_request engine::prepare(const std::string & text, const std::vector<image> 
 }
 
 slot_request engine::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-        const std::optional<std::string> & fastv, const sampling_options & sampling, int64_t n_probs) const {
+        const std::optional<std::string> & fastv, const sampling_options & sampling, int64_t n_probs,
+        const std::vector<span> & answers) const {
     const log_scope log(options.verbose);
 
     auto how = make_sampling(sampling, n_probs);
-    auto res = prepare(text, images, add_bos, pictures, fastv, 1);
+    auto res = prepare(text, images, add_bos, pictures, fastv, 1, answers);
 
     if (res.wanted.pieces.back().visual()) {
         throw error(error_kind::option, "the prompt ends with a picture: nothing behind it asks for an answer");
@@ -395,9 +396,13 @@ void engine::end(slot & s, slot_event & event) {
         }
     }
 
-    s.now     = slot::state::idle;
-    s.finish  = event.finish;
-    s.request = {};
+    if (s.n_rows > 0) {
+        keep(s, s.evaluated.size()); // a slot holds whole pictures
+    }
+    s.now      = slot::state::idle;
+    s.finish   = event.finish;
+    s.request  = {};
+    s.flushing = {};
     s.forget_picture();
 
     // there may be room for others now

@@ -64,21 +64,27 @@ public:
     // A request that can be started: tokens, prepared pictures, samplers. One with pictures waits while the
     // encoder runs with another Turbo. All that is wrong with a request is found here, save for a picture that is too large
     // for a ubatch when reduced. fastv: its schedule; none: as set. n_probs: how many of the likeliest tokens each event names; 0:
-    // none.
+    // none. answers: of earlier turns, in bytes of the text: a question behind a picture that was answered chooses, and later
+    // ones recall, as when each was asked.
     slot_request prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-            const std::optional<std::string> & fastv, const sampling_options & sampling, int64_t n_probs) const;
+            const std::optional<std::string> & fastv, const sampling_options & sampling, int64_t n_probs,
+            const std::vector<span> & answers = {}) const;
 
     // Give a request an idle slot, and return its number; fit() for it. error(option) if no slot is idle.
     int64_t start(slot_request request);
 
-    // Whatever happened since the last call. No computation is longer than a batch of n_ubatch rows or a picture.
+    // Whatever happened since the last call. After a token of each, it computes one thing at most, that is no longer than a
+    // batch of n_ubatch rows through all layers: rows of text, or of a picture; rows of a picture that was chosen from through
+    // the layers behind a cut; or a choice. A slice of a picture is encoded, and a picture is reduced, at once; cancelling
+    // ends that, too.
     std::vector<slot_event> step();
 
     // Give a prompt, with one marker() for each picture, a slot, and return the request's number. `reserve` tokens have to fit
     // behind it. Where all slots are taken, it ends the oldest opened request that nobody waits for; fit() for it. pictures,
     // fastv: none: as set.
     int64_t open(const std::string & text, const std::vector<image> & images, bool add_bos, int64_t reserve,
-            const std::optional<picture_options> & pictures, const std::optional<std::string> & fastv);
+            const std::optional<picture_options> & pictures, const std::optional<std::string> & fastv,
+            const std::vector<span> & answers = {});
 
     // Read it, and wait. progress(done, all) counts prompt tokens. An exception ends the request, error(closed) says that it
     // was cancelled.
@@ -141,11 +147,12 @@ public:
     std::string         description() const { return describe(model.get()); }
 
 private:
-    // rows of one slot in a shared batch; the logits of the last are read if its prompt ends with it
+    // rows of one slot in a shared batch; the logits of the last are read if its prompt, or a question in it, ends with it
     struct part {
         slot *                    s;
         std::vector<prompt_piece> pieces; // text
         bool                      reads;
+        bool                      answers = false; // of an answer of an earlier turn; then all of the batch are
     };
     using events = std::vector<slot_event>;
 
@@ -161,7 +168,7 @@ private:
     };
 
     slot_request  prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-            const std::optional<std::string> & fastv, int64_t reserve) const;
+            const std::optional<std::string> & fastv, int64_t reserve, const std::vector<span> & answers) const;
     slot_sampling make_sampling(const sampling_options & sampling, int64_t n_probs) const;
     int64_t       give_slot(slot_request request);
 
@@ -197,12 +204,16 @@ private:
     void prefill (events & out);
     bool prefill_text   (events & out);
     bool prefill_picture(events & out);
+    bool prefill_later  (events & out); // a piece of a flush
 
     void    run(const std::vector<part> & parts, events & out); // batch, read, sample; if that fails, each alone
     int32_t decode(const std::vector<part> & parts);
     int32_t decode_visual(slot & s, const prompt_piece & piece);
     void    no_room(slot & s, events & out);                    // waits, or ends
-    void    end_with_picture(slot & s, events & out);           // its prompt does: no logits, but all layers are run
+    int64_t n_waiting(const slot & s) const;                    // rows that may wait at the first cut
+
+    // What was asked in its prompt is read. entered_before: what had passed the cuts; logits: null: it ends with a picture.
+    void asked(slot & s, const std::vector<int32_t> & entered_before, const float * logits, events & out);
 
     // Brings the picture that is next to its rows, by one run of the encoder at most; true: they are there.
     bool fetch(slot & s);
@@ -311,7 +322,7 @@ private:
     std::vector<slot>        all;
     std::map<int64_t, ended> lately_ended; // opened requests, whose slots may be another's by now
     int64_t                  n_requests    = 0;
-    bool                     text_was_last = false;   // of the pieces of prompts
+    size_t                   last_kind     = 0;       // of the pieces of prompts
     const slot *             decoded_last  = nullptr; // alone, and read: its logits are the context's last
 
     std::mutex        mutex; // of the following

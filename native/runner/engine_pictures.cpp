@@ -10,6 +10,8 @@
 #include "runner/status.h"
 #include "runner/stopwatch.h"
 
+#include "products/parallel.h"
+
 #include <algorithm>
 #include <string>
 #include <utility>
@@ -19,7 +21,9 @@ namespace pyfastv {
 bool engine::prefill_picture(events & out) {
     const auto starting = in(slot::state::starting);
 
-    const auto it = std::find_if(starting.begin(), starting.end(), [](const slot * s) { return !s->waits && s->next_piece().visual(); });
+    const auto it = std::find_if(starting.begin(), starting.end(), [](const slot * s) {
+        return !s->waits && !s->flushing && s->next_piece().visual();
+    });
     if (it == starting.end()) {
         return false;
     }
@@ -32,12 +36,13 @@ bool engine::prefill_picture(events & out) {
         if (!take_over(s) && fetch(s)) {
             result = decode_visual(s, s.next_piece());
         }
+        // no logits, but all layers are run
         if (result == 0 && s.evaluated.size() == s.request.wanted.pieces.size()) {
-            end_with_picture(s, out);
+            s.flushing = { s.evaluated.size() - 1, false, {} };
         }
     });
     if (thrown) {
-        keep(s, s.evaluated.size());
+        keep(s, s.evaluated.size()); // nothing of the picture
         fail(s, *thrown, out);
         return true;
     }
@@ -50,17 +55,6 @@ bool engine::prefill_picture(events & out) {
         fail(s, log.failure(error_kind::decode, "the picture could not be evaluated", "llama_decode returned " + std::to_string(result)), out);
     }
     return true;
-}
-
-void engine::end_with_picture(slot & s, events & out) {
-    pyfastv_status status = PYFASTV_OK;
-    working(s, [&] { status = pyfastv_flush(ctx.get()); });
-
-    if (status == PYFASTV_OK) {
-        answer(s, nullptr, out);
-    } else if (!was_stopped && !is_cancelled(s)) {
-        throw error(kind_of(status), std::string("the later layers failed: ") + pyfastv_last_error());
-    }
 }
 
 bool engine::fetch(slot & s) {
@@ -90,10 +84,15 @@ bool engine::fetch(slot & s) {
     if (may_run && !s.reduced.done()) {
         const stopwatch watch;
         if (!backend) {
-            backend = make_cpu_backend((int32_t) options.n_threads);
+            backend = make_cpu_backend((int32_t) options.n_threads, &stop);
         }
-        s.reduced.run(wanted, model.get(), backend.get());
+        const auto stopped = for_threads(stop);
+        bool       whole   = false;
+        working(s, [&] { whole = s.reduced.run(wanted, model.get(), backend.get(), stopped); });
         s.counts.reduce_ms += watch.ms();
+        if (!whole) {
+            return false;
+        }
     }
     return s.reduced.done();
 }
@@ -139,23 +138,29 @@ int32_t engine::decode_visual(slot & s, const prompt_piece & piece) {
     check_fits_ubatch(vision.get(), ctx.get(), piece);
     decoded_last = nullptr;
 
-    stage_times times(ctx.get());
-    int32_t     result = 0;
+    stage_times  times(ctx.get());
+    int32_t      result = 0;
+    const size_t n      = n_rows_at_once(vision.get(), ctx.get(), piece, s.n_rows);
 
     working(s, [&] {
         do {
-            keep(s, s.evaluated.size()); // nothing, or part of a picture for which there was no room
-            result = decode_picture(ctx.get(), vision.get(), piece, rows, s.n_past, s.seq_id);
+            result = decode_picture(ctx.get(), vision.get(), piece, rows, s.n_past, s.seq_id, s.n_rows, n);
         } while (result == 1 && evict());
         llama_synchronize(ctx.get());
     });
 
     if (result != 0) {
-        keep(s, s.evaluated.size());
+        keep(s, s.evaluated.size()); // nothing of the picture
         return result;
     }
     times.stop();
     times.add_to(s.counts, 1);
+
+    s.n_rows += n;
+    if (s.n_rows < (size_t) piece.n_tokens) {
+        return 0;
+    }
+    s.n_rows = 0;
     advance(s, { piece }, s.n_past + piece.n_pos);
     s.evaluated.back().places = rows.places;
 

@@ -28,7 +28,7 @@ run_report engine::report(const slot & s) const {
     }
     for (int32_t i = 0; i < stages.n_stages && !s.schedule.off(); ++i) {
         res.first_layers.push_back(stages.first_layer[i]);
-        res.visual_in_stage.push_back(i == 0 ? res.visual_tokens : (int64_t) pyfastv_get_kept(ctx.get(), s.seq_id, i - 1, nullptr, 0));
+        res.visual_tokens_in_stage.push_back(i == 0 ? res.visual_tokens : (int64_t) pyfastv_get_kept(ctx.get(), s.seq_id, i - 1, nullptr, 0));
         res.kv_bytes_used.push_back(stages.kv_bytes_used[i]);
         res.kv_bytes_allocated.push_back(stages.kv_bytes[i]);
     }

@@ -50,6 +50,12 @@ size_t engine::n_common(const slot & s, const slot_request & request) const {
             (chosen_alike || !s.evaluated[n].visual()) && question_follows(s.evaluated[n], wanted, n)) {
         n++;
     }
+    // a question that has chosen nothing, as it was longer, is read again
+    const bool asks = n_cuts > 0 && n > 0 && !wanted.pieces[n - 1].visual() && wanted.asked_before(n);
+    const auto end  = asks ? end_of(s.evaluated, n) : 0;
+    if (asks && std::none_of(s.questions.begin(), s.questions.end(), [end](const auto & question) { return question.end == end; })) {
+        n--;
+    }
     return n;
 }
 
@@ -61,14 +67,16 @@ bool engine::forgot(const slot & s, size_t n) const {
 }
 
 bool engine::can_copy(const slot & from, size_t n) const {
-    // a state that is no list of tokens has no beginning
-    return n > 0 && !llama_model_is_recurrent(model.get()) && !llama_model_is_hybrid(model.get()) && !forgot(from, n);
+    // a state that is no list of tokens has no beginning; and a copy would take back what is computed in pieces
+    return n > 0 && !from.flushing && !llama_model_is_recurrent(model.get()) && !llama_model_is_hybrid(model.get()) && !forgot(from, n);
 }
 
 void engine::clear(slot & s) {
     llama_memory_seq_rm(llama_get_memory(ctx.get()), s.seq_id, -1, -1);
     s.evaluated.clear();
     s.questions.clear();
+    s.flushing = {};
+    s.n_rows   = 0;
     s.n_past   = 0;
     s.n_tokens = 0;
 
@@ -84,6 +92,7 @@ void engine::keep(slot & s, size_t n) {
         return;
     }
     s.evaluated.resize(n);
+    s.n_rows   = 0;
     s.n_past   = end;
     s.n_tokens = tokens_of(s.evaluated, n);
     drop_questions(s);

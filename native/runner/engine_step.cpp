@@ -12,6 +12,7 @@
 #include "ggml.h"
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <string>
 #include <utility>
@@ -25,6 +26,10 @@ bool has_nan(const float * values, size_t n) {
         res |= values[i] != values[i];
     }
     return res;
+}
+
+error later_layers_failed(pyfastv_status status) {
+    return error(kind_of(status), std::string("the later layers failed: ") + pyfastv_last_error());
 }
 
 int64_t n_visual(const std::vector<prompt_piece> & pieces) {
@@ -75,32 +80,73 @@ void engine::generate(events & out) {
 }
 
 void engine::prefill(events & out) {
-    // in turn, so that neither a row of questions nor a row of pictures keeps others waiting
-    if (text_was_last) {
-        text_was_last = !prefill_picture(out) && prefill_text(out);
-    } else {
-        text_was_last = prefill_text(out) || (prefill_picture(out), false);
+    // in turn, so that none of a kind keeps others waiting
+    static constexpr std::array kinds = { &engine::prefill_picture, &engine::prefill_later, &engine::prefill_text };
+
+    for (size_t i = 1; i <= kinds.size(); ++i) {
+        const size_t kind = (last_kind + i) % kinds.size();
+        if ((this->*kinds[kind])(out)) {
+            last_kind = kind;
+            return;
+        }
     }
+}
+
+int64_t engine::n_waiting(const slot & s) const {
+    const llama_pos begin = s.questions.empty() ? 0 : s.questions.back().end;
+
+    int64_t   n      = 0;
+    llama_pos at     = s.n_past;
+    bool      visual = false;
+    for (auto piece = s.evaluated.rbegin(); at > begin && piece != s.evaluated.rend(); ++piece) {
+        n      += piece->n_tokens;
+        at     -= piece->n_pos;
+        visual |= piece->visual();
+    }
+    return n_cuts > 0 && visual ? n : 0;
 }
 
 bool engine::prefill_text(events & out) {
     std::vector<part> parts;
-    size_t            room = llama_n_ubatch(ctx.get());
+    size_t            room       = llama_n_ubatch(ctx.get());
+    int64_t           room_later = room; // rows of the later layers
+
+    const bool flies = std::any_of(all.begin(), all.end(), [](const slot & s) { return s.flushing.has_value(); });
 
     for (slot * s : in(slot::state::starting)) {
-        const auto & pieces = s->request.wanted.pieces;
+        if (s->flushing) {
+            continue;
+        }
+        const auto & wanted = s->request.wanted;
+        const auto & pieces = wanted.pieces;
         const size_t begin  = s->evaluated.size();
 
+        // where nothing is chosen, turns make no difference
+        const size_t limit  = n_cuts > 0 ? wanted.end_of_turn(begin) : pieces.size();
+
         size_t end = begin;
-        while (!s->waits && end < pieces.size() && end - begin < room && !pieces[end].visual()) {
+        while (!s->waits && end < limit && end - begin < room && !pieces[end].visual()) {
             end++;
         }
         // a question is known by a row in its batch that is not read
-        const bool cut_short = end - begin == 1 && end < pieces.size() && !pieces[end].visual();
+        const bool cut_short = end - begin == 1 && end < limit && !pieces[end].visual();
         if (end == begin || (cut_short && !parts.empty())) {
             continue;
         }
-        parts.push_back({ s, { pieces.begin() + begin, pieces.begin() + end }, end == pieces.size() });
+        const bool answers = n_cuts > 0 && wanted.in_answer(begin);
+        if (!parts.empty() && parts[0].answers != answers) {
+            continue;
+        }
+        const bool reads = end == pieces.size() || (end == limit && wanted.asked_before(end));
+
+        // more than a batch of them comes in pieces, of one slot at a time
+        const int64_t n_later = reads ? n_waiting(*s) + (int64_t) (end - begin) : 0;
+        if (n_later > room_later && (!parts.empty() || flies)) {
+            continue;
+        }
+        room_later = std::max<int64_t>(0, room_later - n_later);
+
+        parts.push_back({ s, { pieces.begin() + begin, pieces.begin() + end }, reads, answers });
         room -= end - begin;
     }
     if (!parts.empty()) {
@@ -121,18 +167,21 @@ void engine::run(const std::vector<part> & parts, events & out) {
 
     int32_t                    result = 0;
     std::vector<const float *> logits; // of every part; empty: they could not be computed
+    bool                       more   = false; // pieces to run
 
     std::optional<error> not_flushed;
 
     const auto compute = [&] {
         result = decode(parts);
-        // reading would do it, but says not why it could not; where there are other slots, their rows wait for a question
-        if (result == 0 && all.size() == 1 && parts[0].reads) {
-            if (const auto status = pyfastv_flush(ctx.get()); status != PYFASTV_OK) {
-                not_flushed = error(kind_of(status), std::string("the later layers failed: ") + pyfastv_last_error());
-            }
+        // reading would do it, but at once, and says not why it could not
+        auto status = PYFASTV_OK;
+        for (bool first = true; result == 0 && alone && parts[0].reads && (first || (more && !of_prompt)); first = false) {
+            status = pyfastv_flush_piece(ctx.get(), parts[0].s->seq_id, &more);
         }
-        if (result == 0 && !not_flushed) {
+        if (status != PYFASTV_OK) {
+            not_flushed = later_layers_failed(status);
+        }
+        if (result == 0 && !not_flushed && !more) {
             logits = read_logits(parts);
         }
     };
@@ -154,7 +203,7 @@ void engine::run(const std::vector<part> & parts, events & out) {
         }
     });
 
-    if (thrown || logits.empty()) {
+    if (thrown || (logits.empty() && !more)) {
         for (const auto & part : parts) {
             keep(*part.s, part.s->evaluated.size());
         }
@@ -188,7 +237,7 @@ void engine::run(const std::vector<part> & parts, events & out) {
         fail(s, *reason, out);
         return;
     }
-    decoded_last = alone && parts[0].reads ? parts[0].s : nullptr;
+    decoded_last = alone && parts[0].reads && !more ? parts[0].s : nullptr;
 
     size_t n_rows = 0;
     for (const auto & part : parts) {
@@ -207,21 +256,11 @@ void engine::run(const std::vector<part> & parts, events & out) {
         } else {
             times->add_to(s.counts, (double) parts[i].pieces.size()/n_rows);
         }
-        if (of_prompt && parts[i].reads) {
-            if (!s.questions.empty()) {
-                const auto now    = entered(s);
-                auto &     before = entered_before[i];
-                before.resize(now.size(), 0);
-                for (size_t t = 0; t < now.size() && (int64_t) t < s.questions.back().n_visual; ++t) {
-                    s.counts.recalled_tokens += now[t] > before[t];
-                }
-            }
-            s.questions.push_back({ s.n_past, n_visual(s.evaluated) });
-        }
-        if (parts[i].reads) {
-            if (of_prompt) {
-                check_numbers(logits[i], n_vocab(), "the language model", options);
-            }
+        if (more) {
+            s.flushing = { s.evaluated.size() - parts[i].pieces.size(), true, std::move(entered_before[i]) };
+        } else if (of_prompt && parts[i].reads) {
+            asked(s, entered_before[i], logits[i], out);
+        } else if (parts[i].reads) {
             s.logits.clear();
             answer(s, logits[i], out);
         }
@@ -232,6 +271,74 @@ void engine::run(const std::vector<part> & parts, events & out) {
             fail(*parts[i].s, *failure, out);
         }
     }
+}
+
+void engine::asked(slot & s, const std::vector<int32_t> & entered_before, const float * logits, events & out) {
+    if (logits) {
+        if (!s.questions.empty()) {
+            const auto now    = entered(s);
+            auto       before = entered_before;
+            before.resize(now.size(), 0);
+            s.counts.recalled_tokens = 0; // by the last question
+            for (size_t t = 0; t < now.size() && (int64_t) t < s.questions.back().n_visual; ++t) {
+                s.counts.recalled_tokens += now[t] > before[t];
+            }
+        }
+        s.questions.push_back({ s.n_past, n_visual(s.evaluated) });
+        check_numbers(logits, n_vocab(), "the language model", options);
+    }
+    s.logits.clear();
+    if (s.evaluated.size() == s.request.wanted.pieces.size()) {
+        answer(s, logits, out);
+    }
+}
+
+bool engine::prefill_later(events & out) {
+    const auto starting = in(slot::state::starting);
+
+    const auto it = std::find_if(starting.begin(), starting.end(), [](const slot * s) { return s->flushing.has_value(); });
+    if (it == starting.end()) {
+        return false;
+    }
+    auto & s = **it;
+
+    const log_scope log(options.verbose);
+
+    auto          status = PYFASTV_OK;
+    bool          more   = false;
+    const float * logits = nullptr;
+
+    auto failure = error_of([&] {
+        stage_times times(ctx.get());
+        working(s, [&] { status = pyfastv_flush_piece(ctx.get(), s.seq_id, &more); });
+        times.stop();
+        times.add_to(s.counts, 1);
+        logits = status == PYFASTV_OK && !more && s.flushing->reads ? llama_get_logits_ith(ctx.get(), -1) : nullptr;
+    });
+    s.t_computed_us = ggml_time_us();
+
+    if (!failure && status == PYFASTV_OK && more) {
+        return true;
+    }
+    const auto flushed = *std::exchange(s.flushing, {});
+
+    if (!failure && status == PYFASTV_OK && (logits || !flushed.reads)) {
+        decoded_last = logits ? &s : nullptr;
+        failure = error_of([&] { asked(s, flushed.entered_before, logits, out); });
+        if (failure) {
+            clear(s);
+            fail(s, *failure, out);
+        }
+        return true;
+    }
+    // what else happened to the sequence may have taken it back; then it is read again
+    keep(s, flushed.begin);
+    if (was_stopped || is_cancelled(s) || (!failure && status == PYFASTV_OK)) {
+        return true;
+    }
+    clear(s);
+    fail(s, failure ? *failure : later_layers_failed(status), out);
+    return true;
 }
 
 int32_t engine::decode(const std::vector<part> & parts) {
@@ -263,6 +370,8 @@ int32_t engine::decode(const std::vector<part> & parts) {
     batch.n_seq_id = n_seq_id.data();
     batch.seq_id   = seq_id.data();
     batch.logits   = outputs.data();
+
+    pyfastv_set_answering(ctx.get(), parts[0].answers);
 
     int32_t result;
     do {

@@ -37,7 +37,7 @@ llama_flash_attn_type parse_flash_attn(const std::string & name) {
 }
 
 std::string describe(context_size size, bool from_model) {
-    return "n_ctx = " + std::to_string(size.n_ctx/size.n_seq_max) + " tokens" + (from_model ? ", the model's context_length," : "") +
+    return "n_ctx = " + std::to_string(size.n_ctx/size.n_seq_max) + " tokens" + (from_model ? ", by the model's context_length," : "") +
         (size.n_seq_max > 1 ? " in each of " + std::to_string(size.n_seq_max) + " slots" : "");
 }
 
@@ -98,10 +98,8 @@ llama_model_ptr load_model(const engine_options & options) {
 llama_context_ptr make_context(llama_model * model, const engine_options & options, context_size size, const interrupt_fn & stop) {
     const log_scope log(options.verbose);
 
-    const bool from_model = size.n_ctx == 0;
-    if (from_model) {
-        size.n_ctx = llama_model_n_ctx_train(model)*size.n_seq_max;
-    }
+    const bool from_model = options.n_ctx == 0;
+
     check_whole("n_ctx", size.n_ctx, 1, max_n_ctx);
 
     auto params = llama_context_default_params();

@@ -11,7 +11,7 @@ namespace pyfastv {
 
 // What to make a context of, beside the options of an engine.
 struct context_size {
-    uint32_t n_ctx;     // cells, for all sequences; 0: the model's own
+    uint32_t n_ctx;     // cells, for all sequences
     uint32_t n_seq_max; // sequences that share them
 };
 

@@ -11,6 +11,9 @@ namespace pyfastv {
 // cells of a context: llama.cpp rounds them up to 256, and counts them in an int32
 constexpr int64_t max_n_ctx = (int64_t) INT32_MAX + 1 - 256;
 
+// most tokens of a slot where nobody says: what models are trained for now may be more than there is memory for
+constexpr int64_t default_n_ctx = 8192;
+
 // Called often from long computations; true: stop as soon as possible.
 using interrupt_fn = std::function<bool()>;
 
@@ -18,7 +21,7 @@ struct engine_options {
     std::string                model_path;
     std::optional<std::string> mmproj_path;        // none: text only
     int64_t                    n_slots      = 1;   // requests at once
-    int64_t                    n_ctx        = 0;   // of each slot; 0: the model's own
+    int64_t                    n_ctx        = 0;   // tokens of each slot; 0: what the model was trained for, at most default_n_ctx
     int64_t                    n_batch      = 2048;
     int64_t                    n_ubatch     = 512;
     int64_t                    n_threads    = 0;   // 0: one for each core
@@ -72,35 +75,38 @@ struct picture_options {
     std::string reducer; // the language of parse_reducer() (settings/reducer.h)
 };
 
+// What a request did: the members of run_report, and the attributes of RunReport in Python.
+#define PYFASTV_RUN_REPORT(X)                                                                                        \
+    X(int64_t, prompt_tokens)       /* the picture's included */                                                     \
+    X(int64_t, cached_tokens)       /* of those, the ones that were in the context already */                        \
+    X(int64_t, visual_tokens)       /* those that enter the language model */                                        \
+    X(int64_t, encoded_tokens)      /* those that the encoder makes */                                               \
+    X(int64_t, patches)             /* what it would make without Turbo */                                           \
+    X(int64_t, recalled_tokens)     /* visual tokens that its question brought back to the later layers */           \
+    X(int64_t, pictures_encoded)                                                                                     \
+    X(int64_t, pictures_from_cache)                                                                                  \
+    X(int64_t, generated_tokens)                                                                                     \
+    X(double,  encode_ms)           /* vision encoder and projector */                                               \
+    X(double,  reduce_ms)           /* between encoder and language model */                                         \
+    X(double,  full_ms)             /* prompt rows that ran through every layer at once */                           \
+    X(double,  stage0_ms)                                                                                            \
+    X(double,  choose_ms)                                                                                            \
+    X(double,  later_ms)                                                                                             \
+    X(double,  generate_ms)                                                                                          \
+    X(double,  first_token_ms)      /* from its start to its first token */                                          \
+    X(int32_t, graphs_reused)                                                                                        \
+    X(std::vector<int32_t>, first_layers)           /* [stage] */                                                    \
+    X(std::vector<int64_t>, visual_tokens_in_stage) /* [stage] of visual_tokens, those in its KV cache */            \
+    X(std::vector<size_t>,  kv_bytes_used)          /* [stage] of the whole context, as what follows */              \
+    X(std::vector<size_t>,  kv_bytes_allocated)     /* [stage] */                                                    \
+    X(size_t,  kv_bytes_used_stock) /* what stock llama.cpp would use */                                             \
+    X(size_t,  kv_bytes_allocated_stock)                                                                             \
+    X(size_t,  archive_bytes)       /* of rows, scores and cosines kept for recall and for choosing again */
+
 struct run_report {
-    int64_t prompt_tokens     = 0; // the picture's included
-    int64_t cached_tokens     = 0; // of those, the ones that were in the context already
-    int64_t visual_tokens     = 0; // those that enter the language model
-    int64_t encoded_tokens    = 0; // those that the encoder makes
-    int64_t patches           = 0; // what it would make without Turbo
-    int64_t recalled_tokens   = 0; // visual tokens that this prompt brought back to the later layers
-    int64_t pictures_encoded    = 0;
-    int64_t pictures_from_cache = 0;
-    int64_t generated_tokens  = 0;
-    double  encode_ms         = 0; // vision encoder and projector
-    double  reduce_ms         = 0; // between encoder and language model
-    double  full_ms           = 0; // prompt rows that ran through every layer at once
-    double  stage0_ms         = 0;
-    double  choose_ms         = 0;
-    double  later_ms          = 0;
-    double  generate_ms       = 0;
-    double  first_token_ms    = 0; // from the start of prefill() to the first sampled token
-    int32_t graphs_reused     = 0;
-
-    // one entry a stage
-    std::vector<int32_t> first_layers;
-    std::vector<int64_t> visual_in_stage; // of visual_tokens, those in its KV cache
-    std::vector<size_t>  kv_bytes_used;
-    std::vector<size_t>  kv_bytes_allocated;
-
-    size_t kv_bytes_used_stock      = 0; // what stock llama.cpp would use
-    size_t kv_bytes_allocated_stock = 0;
-    size_t archive_bytes            = 0; // of rows, scores and cosines kept for recall and for choosing again
+#define X(type, name) type name = {};
+    PYFASTV_RUN_REPORT(X)
+#undef X
 };
 
 } // namespace pyfastv

@@ -2,11 +2,13 @@
 
 #include "runner/errors.h"
 
-#include "mtmd-helper.h"
 #include "pyfastv.h"
 
 #include <algorithm>
 #include <string>
+
+// libmtmd, third_party/patches
+void mtmd_image_tokens_get_shape(const mtmd_context * ctx, const mtmd_image_tokens * image_tokens, int32_t * nx, int32_t * ny);
 
 namespace pyfastv {
 namespace {
@@ -30,14 +32,25 @@ private:
 };
 
 mtmd_decoder_pos position_of(const mtmd_context * vision, const prompt_piece & piece, const std::vector<int32_t> & places, llama_pos n_past, size_t i) {
-    if (piece.renumber || places.empty()) {
+    const auto place = places.empty() ? (int32_t) i : places[i];
+
+    if (piece.renumber) {
         const auto pos = (uint32_t) (n_past + (llama_pos) i);
         return { pos, pos, pos, 0 };
     }
     if (mtmd_decode_use_mrope(vision)) {
-        return mtmd_image_tokens_get_decoder_pos(mtmd_input_chunk_get_tokens_image(piece.chunk), n_past, places[i]);
+        return mtmd_image_tokens_get_decoder_pos(mtmd_input_chunk_get_tokens_image(piece.chunk), n_past, place);
     }
-    return { (uint32_t) (n_past + places[i]), 0, 0, 0 };
+    return { (uint32_t) (n_past + place), 0, 0, 0 };
+}
+
+void begin_media(llama_context * ctx, const mtmd_context * vision, const prompt_piece & piece, const visual_rows & rows) {
+    auto shape = rows.shape;
+    if (piece.turbo.empty() && piece.reducer.empty()) {
+        mtmd_image_tokens_get_shape(vision, mtmd_input_chunk_get_tokens_image(piece.chunk), &shape.nx, &shape.ny);
+    }
+    const auto media = piece.slice > 0 ? PYFASTV_MEDIA_SLICE : PYFASTV_MEDIA_IMAGE;
+    pyfastv_begin_media(ctx, media, piece.image_id.c_str(), shape.nx, shape.ny);
 }
 
 } // namespace
@@ -49,58 +62,59 @@ void check_fits_ubatch(const mtmd_context * vision, const llama_context * ctx, c
     }
 }
 
-int32_t decode_picture(llama_context * ctx, mtmd_context * vision, const prompt_piece & piece, const visual_rows & rows,
-        llama_pos n_past, llama_seq_id seq_id) {
-    if (piece.turbo.empty() && piece.reducer.empty()) {
-        llama_pos end = n_past;
-        return mtmd_helper_decode_image_chunk(vision, ctx, piece.chunk, const_cast<float *>(rows.values.data()), n_past, seq_id,
-                llama_n_batch(ctx), &end, nullptr, nullptr);
-    }
+size_t n_rows_at_once(const mtmd_context * vision, const llama_context * ctx, const prompt_piece & piece, size_t first) {
+    const size_t n = piece.n_tokens, n_batch = llama_n_batch(ctx);
 
-    const size_t n_embd  = llama_model_n_embd_inp(llama_get_model(ctx));
-    const size_t n_rows  = piece.n_tokens;
-    const size_t n_batch = llama_n_batch(ctx);
-    const bool   mrope   = mtmd_decode_use_mrope(vision);
+    if (mtmd_decode_use_non_causal(vision, piece.chunk)) {
+        return n - first;
+    }
+    // ubatches of batches, as libmtmd decodes a picture: ggml's kernels round by the number of rows
+    return std::min({ n, first + llama_n_ubatch(ctx), (first/n_batch + 1)*n_batch }) - first;
+}
+
+int32_t decode_picture(llama_context * ctx, mtmd_context * vision, const prompt_piece & piece, const visual_rows & rows,
+        llama_pos n_past, llama_seq_id seq_id, size_t first, size_t n) {
+    const size_t n_embd = llama_model_n_embd_inp(llama_get_model(ctx));
+    const bool   mrope  = mtmd_decode_use_mrope(vision);
 
     const non_causal_scope non_causal(ctx, mtmd_decode_use_non_causal(vision, piece.chunk));
 
     if (piece.n_pos != piece.n_tokens) {
         pyfastv_allow_position_gaps(ctx);
     }
-    pyfastv_begin_media(ctx, piece.slice > 0 ? PYFASTV_MEDIA_SLICE : PYFASTV_MEDIA_IMAGE, piece.image_id.c_str(), rows.shape.nx,
-            rows.shape.ny);
+    if (n == 0) {
+        return 0; // a slice that a reducer left nothing of
+    }
+    if (first == 0) {
+        begin_media(ctx, vision, piece, rows);
+    } else {
+        pyfastv_continue_media(ctx);
+    }
 
-    for (size_t first = 0; first < n_rows; first += n_batch) {
-        const size_t n = std::min(n_batch, n_rows - first);
-
-        // [n], for M-RoPE t, y, x and one more, [4, n]
-        std::vector<llama_pos> pos(mrope ? 4*n : n);
-        for (size_t i = 0; i < n; ++i) {
-            const auto at = position_of(vision, piece, rows.places, n_past, first + i);
-            pos[i] = (llama_pos) at.t;
-            if (mrope) {
-                pos[n   + i] = (llama_pos) at.y;
-                pos[2*n + i] = (llama_pos) at.x;
-                pos[3*n + i] = (llama_pos) at.z;
-            }
-        }
-        std::vector<int8_t>         outputs(n, 0);
-        std::vector<int32_t>        n_seq_id(n, 1);
-        std::vector<llama_seq_id *> seq_ids(n, &seq_id);
-
-        llama_batch batch = {};
-        batch.n_tokens = (int32_t) n;
-        batch.embd     = const_cast<float *>(rows.values.data() + first*n_embd);
-        batch.pos      = pos.data();
-        batch.n_seq_id = n_seq_id.data();
-        batch.seq_id   = seq_ids.data();
-        batch.logits   = outputs.data();
-
-        if (const int32_t result = llama_decode(ctx, batch); result != 0) {
-            return result;
+    // [n], for M-RoPE t, y, x and one more, [4, n]
+    std::vector<llama_pos> pos(mrope ? 4*n : n);
+    for (size_t i = 0; i < n; ++i) {
+        const auto at = position_of(vision, piece, rows.places, n_past, first + i);
+        pos[i] = (llama_pos) at.t;
+        if (mrope) {
+            pos[n   + i] = (llama_pos) at.y;
+            pos[2*n + i] = (llama_pos) at.x;
+            pos[3*n + i] = (llama_pos) at.z;
         }
     }
-    return 0;
+    std::vector<int8_t>         outputs(n, 0);
+    std::vector<int32_t>        n_seq_id(n, 1);
+    std::vector<llama_seq_id *> seq_ids(n, &seq_id);
+
+    llama_batch batch = {};
+    batch.n_tokens = (int32_t) n;
+    batch.embd     = const_cast<float *>(rows.values.data() + first*n_embd);
+    batch.pos      = pos.data();
+    batch.n_seq_id = n_seq_id.data();
+    batch.seq_id   = seq_ids.data();
+    batch.logits   = outputs.data();
+
+    return llama_decode(ctx, batch);
 }
 
 } // namespace pyfastv

@@ -21,9 +21,12 @@ struct visual_rows {
 // A picture that the model reads at once has to fit into a ubatch. Throws error(option).
 void check_fits_ubatch(const mtmd_context * vision, const llama_context * ctx, const prompt_piece & piece);
 
-// Rows of a sequence from n_past on, which go to piece.n_pos positions. Returns llama_decode()'s result; after an error some
-// of the rows may be in the context.
+// How many rows of it, from `first` on, are decoded at once: those of a ubatch, or all where the model reads it at once.
+size_t n_rows_at_once(const mtmd_context * vision, const llama_context * ctx, const prompt_piece & piece, size_t first);
+
+// Rows [first, first + n) of it, in a sequence from n_past on, of which all together go to piece.n_pos positions. Returns
+// llama_decode()'s result; after an error these rows are not in the context.
 int32_t decode_picture(llama_context * ctx, mtmd_context * vision, const prompt_piece & piece, const visual_rows & rows,
-        llama_pos n_past, llama_seq_id seq_id);
+        llama_pos n_past, llama_seq_id seq_id, size_t first, size_t n);
 
 } // namespace pyfastv

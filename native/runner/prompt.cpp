@@ -1,5 +1,6 @@
 #include "runner/prompt.h"
 
+#include "runner/answers.h"
 #include "runner/errors.h"
 #include "runner/log.h"
 #include "runner/pixels.h"
@@ -113,8 +114,25 @@ std::vector<int32_t> places_of(const prompt_piece & evaluated) {
     return res;
 }
 
+size_t prompt::end_of_turn(size_t piece) const {
+    for (const auto & answer : answers) {
+        if (piece < answer.end) {
+            return piece < answer.begin ? answer.begin : answer.end;
+        }
+    }
+    return pieces.size();
+}
+
+bool prompt::in_answer(size_t piece) const {
+    return std::any_of(answers.begin(), answers.end(), [piece](const span & s) { return s.begin <= piece && piece < s.end; });
+}
+
+bool prompt::asked_before(size_t piece) const {
+    return piece == pieces.size() || std::any_of(answers.begin(), answers.end(), [piece](const span & s) { return s.begin == piece; });
+}
+
 prompt tokenize(const llama_model * model, const mtmd_context * vision, const std::string & turbo, const std::string & marker,
-        const std::string & text, const std::vector<image> & images, bool add_bos, int64_t n_ctx) {
+        const std::string & text, const std::vector<image> & images, bool add_bos, int64_t n_ctx, const std::vector<span> & answers) {
     const size_t n_markers = count(text, marker);
     if (n_markers != images.size()) {
         throw error(error_kind::option, "the prompt has places for " + std::to_string(n_markers) + " pictures, but " +
@@ -181,6 +199,7 @@ prompt tokenize(const llama_model * model, const mtmd_context * vision, const st
         res.n_patches += pyfastv_turbo_patches(mtmd_input_chunk_get_tokens_image(chunk));
         res.pieces.push_back(std::move(piece));
     }
+    res.answers = pieces_of(answers, text, marker, res.pieces, llama_model_get_vocab(model));
 
     return res;
 }

@@ -50,14 +50,27 @@ struct prompt_piece {
     }
 };
 
+// [begin, end)
+struct span {
+    size_t begin;
+    size_t end;
+};
+
 struct prompt {
     mtmd_chunks_ptr           chunks; // owns the pictures; null for text alone
     std::vector<prompt_piece> pieces;
+    std::vector<span>         answers; // of earlier turns, in pieces, ascending: what is asked of a picture ends where one begins
 
     int64_t n_tokens  = 0;
     int64_t n_visual  = 0;
     int64_t n_encoded = 0; // visual tokens before they are reduced
     int64_t n_patches = 0; // visual tokens before they are merged
+
+    // Of text from a piece on, how far it is computed as one: to the end of a question, of its answer, or of the prompt.
+    size_t end_of_turn(size_t piece) const;
+
+    bool in_answer   (size_t piece) const;
+    bool asked_before(size_t piece) const; // a question ends there
 };
 
 // Of every token of a picture's slice, which was evaluated: the patch whose position it has.
@@ -65,8 +78,8 @@ std::vector<int32_t> places_of(const prompt_piece & evaluated);
 
 // Throws error(option) if the media markers and the pictures do not match, error(image) if a picture cannot be prepared,
 // error(context_length) if the text alone has more than n_ctx tokens, error(model) if the vocabulary cannot spell it.
-// vision may be null if there are no pictures; it has the Turbo that `turbo` says.
+// vision may be null if there are no pictures; it has the Turbo that `turbo` says. answers: bytes of the text.
 prompt tokenize(const llama_model * model, const mtmd_context * vision, const std::string & turbo, const std::string & marker,
-        const std::string & text, const std::vector<image> & images, bool add_bos, int64_t n_ctx);
+        const std::string & text, const std::vector<image> & images, bool add_bos, int64_t n_ctx, const std::vector<span> & answers = {});
 
 } // namespace pyfastv

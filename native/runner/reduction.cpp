@@ -2,6 +2,7 @@
 
 #include "runner/errors.h"
 
+#include "products/products.h"
 #include "pyfastv.h"
 
 #include <algorithm>
@@ -141,7 +142,7 @@ void picture_reduction::add(const encoded_slice & slice) {
     added++;
 }
 
-void picture_reduction::run(prompt & prompt, const llama_model * model, ggml_backend_t backend) {
+bool picture_reduction::run(prompt & prompt, const llama_model * model, ggml_backend_t backend, const stop_fn & stopped) {
     visual_embeddings in;
     in.values = values.data();
     in.d      = llama_model_n_embd_inp(model);
@@ -153,7 +154,12 @@ void picture_reduction::run(prompt & prompt, const llama_model * model, ggml_bac
         in.question   = question.data();
         in.n_question = (int64_t) question.size();
     }
-    const auto reduced = option_checked([&] { return reduce(how, in, backend); }, "reduce: ");
+    reduced_embeddings reduced;
+    try {
+        reduced = option_checked([&] { return reduce(how, in, backend, stopped); }, "reduce: ");
+    } catch (const aborted &) {
+        return false;
+    }
 
     std::vector<slice_rows> res(pieces.size());
     for (size_t o = 0; o < reduced.place.size(); ++o) {
@@ -175,6 +181,7 @@ void picture_reduction::run(prompt & prompt, const llama_model * model, ggml_bac
 
     rows_of = std::move(res);
     values  = {};
+    return true;
 }
 
 visual_rows picture_reduction::rows(size_t piece) const {

@@ -45,9 +45,9 @@ public:
     size_t next() const { return pieces[added]; }
     void   add(const encoded_slice & slice);
 
-    // When all were added; writes how many tokens are left into the prompt. Throws error(option), error(unsupported),
-    // std::bad_alloc.
-    void run(prompt & prompt, const llama_model * model, ggml_backend_t backend);
+    // When all were added; writes how many tokens are left into the prompt. False: `stopped`, which several threads ask, said
+    // so, and nothing has changed. Throws error(option), error(unsupported), std::bad_alloc.
+    bool run(prompt & prompt, const llama_model * model, ggml_backend_t backend, const stop_fn & stopped);
     bool done() const { return !rows_of.empty(); }
 
     visual_rows rows(size_t piece) const; // of a slice

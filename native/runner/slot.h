@@ -95,8 +95,18 @@ struct slot {
     slot_request       request; // `evaluated` is the beginning of its prompt while starting
     encoded_slice      picture; // encoder output of the picture that is next; empty: not encoded
     picture_reduction  reduced; // or what is made of it
+    size_t             n_rows  = 0; // of the piece that is next, in the sequence already
     llama_token        sampled = LLAMA_TOKEN_NULL; // not evaluated yet
     bool               waits   = false;            // for cells
+
+    // What it was asked is read, and waits for the later layers, which run in pieces.
+    struct in_pieces {
+        size_t               begin; // of `evaluated`, in pieces: from there on it is read again if that fails
+        bool                 reads; // the logits of its last row
+        std::vector<int32_t> entered_before; // if it may recall
+    };
+    std::optional<in_pieces> flushing;
+
     std::vector<float> logits;                     // F32 [n_vocab] while ready, of the last row
 
     // also when it has ended
@@ -113,12 +123,13 @@ struct slot {
     void forget_picture() {
         picture = {};
         reduced = {};
+        n_rows  = 0;
     }
 
     // of its prompt, tokens; half of those of a picture whose slices are on their way to a reducer
     int64_t n_done() const {
         const bool on_its_way = reduced.n_added() > 0 && !reduced.done();
-        return n_tokens + (on_its_way ? (int64_t) (reduced.n_tokens()*reduced.n_added()/reduced.n_slices()/2) : 0);
+        return n_tokens + (int64_t) n_rows + (on_its_way ? (int64_t) (reduced.n_tokens()*reduced.n_added()/reduced.n_slices()/2) : 0);
     }
 
     // of its prompt, while starting

@@ -23,7 +23,7 @@ public:
         counts.stage0_ms += share*(after.t_stage0_ms - before.t_stage0_ms);
         counts.choose_ms += share*(after.t_choose_ms - before.t_choose_ms);
         counts.later_ms  += share*(after.t_later_ms  - before.t_later_ms);
-        if (after.t_stage0_ms == before.t_stage0_ms) {
+        if (after.t_stage0_ms == before.t_stage0_ms && after.t_choose_ms == before.t_choose_ms && after.t_later_ms == before.t_later_ms) {
             counts.full_ms += share*ms;
         }
     }

@@ -8,12 +8,12 @@ static std::string text_of(const llama_vocab * vocab, llama_token token) {
     return token == LLAMA_TOKEN_NULL ? "" : llama_vocab_get_text(vocab, token);
 }
 
-std::string piece_of(const llama_vocab * vocab, llama_token token) {
+std::string piece_of(const llama_vocab * vocab, llama_token token, bool special) {
     std::string piece(32, '\0');
-    int32_t n = llama_token_to_piece(vocab, token, piece.data(), piece.size(), 0, false);
+    int32_t n = llama_token_to_piece(vocab, token, piece.data(), piece.size(), 0, special);
     if (n < 0) {
         piece.resize(-n);
-        n = llama_token_to_piece(vocab, token, piece.data(), piece.size(), 0, false);
+        n = llama_token_to_piece(vocab, token, piece.data(), piece.size(), 0, special);
     }
     piece.resize(std::max(n, 0));
 

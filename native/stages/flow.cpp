@@ -17,10 +17,10 @@
 namespace pyfastv {
 
 flow::flow(llama_seq_id seq_id, const sequence & seq, const pyfastv_params & schedule) :
-    seq_id(seq_id), seq(&seq), schedule(&schedule), rows(seq.pending), pictures(seq.pictures), tokens(seq.tokens), scores(seq.scores) {}
+    seq_id(seq_id), seq(&seq), schedule(schedule), rows(seq.pending), pictures(seq.pictures), tokens(seq.tokens), scores(seq.scores) {}
 
 bool flow::drops() const {
-    return std::any_of(schedule->cuts, schedule->cuts + schedule->n_cuts, [](const auto & cut) { return cut.drop > 0.0f; });
+    return std::any_of(schedule.cuts, schedule.cuts + schedule.n_cuts, [](const auto & cut) { return cut.drop > 0.0f; });
 }
 
 std::vector<patch_grid> grids_of(const picture & picture) {
@@ -146,7 +146,8 @@ void flow::choose(int32_t cut, bool recalls, const tools & with) {
         std::transform(input.scores.begin(), input.scores.end(), input.present.begin(), scores[cut].begin() + first,
                 [](float score, uint8_t present) { return present ? score : 0.0f; });
 
-        input.run = [&](size_t n, const std::function<void(size_t)> & f) { in_parallel(n, with.backend, f); };
+        input.run     = [&](size_t n, const std::function<void(size_t)> & f) { in_parallel(n, with.backend, f); };
+        input.stopped = with.stopped;
 
         const auto chosen = pyfastv::choose(input, rule);
 
@@ -275,7 +276,7 @@ void flow::recall_tokens(const picture & picture, const std::vector<int32_t> & c
         }
     }
 
-    const size_t budget = recall_budget(picture.n_tokens(), schedule->recall);
+    const size_t budget = recall_budget(picture.n_tokens(), schedule.recall);
     const auto rank   = [&](int32_t token) { return std::isnan(scores[cut][token]) ? -HUGE_VALF : scores[cut][token]; }; // std::sort() needs an order
     const auto higher = [&](int32_t a, int32_t b) { return rank(a) != rank(b) ? rank(a) > rank(b) : a < b; };
 

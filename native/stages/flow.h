@@ -16,7 +16,7 @@ namespace pyfastv {
 struct flow {
     llama_seq_id           seq_id;
     const sequence *       seq;
-    const pyfastv_params * schedule;
+    pyfastv_params         schedule;
     std::vector<staged_row> rows; // at the current cut, recalled ones first, then in prompt order
 
     // as they will be in the sequence
@@ -30,7 +30,7 @@ struct flow {
     flow(llama_seq_id seq_id, const sequence & seq, const pyfastv_params & schedule);
 
     // the rule of a cut
-    const pyfastv_cut & rule(int32_t cut) const { return schedule->cuts[cut]; }
+    const pyfastv_cut & rule(int32_t cut) const { return schedule.cuts[cut]; }
 
     // with nothing dropped, all rows enter
     bool drops() const;
@@ -41,6 +41,7 @@ struct flow {
         ggml_backend_t backend;      // a CPU
         ledger_ptr     archive;      // who counts rows
         ledger_ptr     similarities; // and cosines
+        stop_fn        stopped = {}; // by several threads; then aborted is thrown (products/products.h)
     };
 
     // Makes the choice at a cut: `rows` become those that enter the stage behind it. recalls: the question may bring tokens back

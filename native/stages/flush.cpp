@@ -1,11 +1,12 @@
 // staged_decode: the later layers
 
 #include "stages/caught.h"
-#include "stages/flow.h"
+#include "stages/flight.h"
 #include "stages/scopes.h"
 #include "llama/stage_output.h"
 #include "stages/staged_decode.h"
 
+#include "choose/parts.h"
 #include "products/products.h"
 #include "settings/rules.h"
 
@@ -69,6 +70,72 @@ pyfastv_status staged_decode::flush() {
 }
 
 pyfastv_status staged_decode::flush(const std::vector<llama_seq_id> & seq_ids) {
+    std::for_each(seq_ids.begin(), seq_ids.end(), [this](llama_seq_id seq_id) { memory.abandon(seq_id); });
+
+    auto rows = take_off(seq_ids);
+
+    const auto status = fly(rows, false);
+    if (status == PYFASTV_OK) {
+        land(rows);
+    }
+    return status;
+}
+
+pyfastv_status staged_decode::flush_piece(llama_seq_id seq_id, bool & more) {
+    more = false;
+
+    auto & flight = memory.in_air;
+    if (!flight || !flight->has(seq_id)) {
+        const auto it = memory.sequences.find(seq_id);
+        if (it == memory.sequences.end() || it->second.pending.empty()) {
+            return PYFASTV_OK;
+        }
+        if (flight) {
+            memory.abandon(flight->flows[0].seq_id);
+        }
+        flight = std::make_unique<pyfastv::flight>(take_off({ seq_id }));
+        flight->logits.resize(flight->outputs.size()*ctx.n_vocab());
+    }
+
+    on_exit gone([&] { flight.reset(); });
+
+    auto status = fly(*flight, true);
+    more = status == PYFASTV_OK && flight->stage < memory.n_stages();
+    if (more) {
+        gone.dismiss();
+        return status;
+    }
+    if (status == PYFASTV_OK && !ctx.reserve_outputs((uint32_t) flight->outputs.size())) {
+        memory.take_back(*flight);
+        status = PYFASTV_OUT_OF_MEMORY;
+    }
+    if (status == PYFASTV_OK) {
+        std::copy(flight->logits.begin(), flight->logits.end(), ctx.logits_of(0));
+        land(*flight);
+    }
+    return status;
+}
+
+flight staged_decode::take_off(const std::vector<llama_seq_id> & seq_ids) {
+    flight res;
+    for (const auto seq_id : seq_ids) {
+        auto & seq = memory.sequences.at(seq_id);
+
+        seq.turns.reserve(seq.turns.size() + 1); // what was computed can be written down
+        res.flows.emplace_back(seq_id, seq, memory.schedules.of(seq_id));
+        for (const auto & row : seq.pending) {
+            if (row.output >= 0) {
+                res.outputs.push_back(row.output);
+            }
+        }
+    }
+    std::sort(res.outputs.begin(), res.outputs.end());
+    res.outputs.erase(std::unique(res.outputs.begin(), res.outputs.end()), res.outputs.end()); // a row may belong to several sequences
+
+    return res;
+}
+
+pyfastv_status staged_decode::fly(flight & flight, bool one_piece) {
     {
         // adapters may have been set, positions shifted, and a reservation have failed, since the rows were decoded
         const context_access::uninterrupted scope(ctx);
@@ -76,20 +143,89 @@ pyfastv_status staged_decode::flush(const std::vector<llama_seq_id> & seq_ids) {
         ctx.update_memory();
     }
 
-    std::vector<flow> flows;
-    for (const auto seq_id : seq_ids) {
-        auto & seq = memory.sequences.at(seq_id);
+    const on_exit pause([&] {
+        memory.in_flight.clear();
+        memory.forget_weights();
+    });
+    // of the later layers only: the rows still wait, so that the call can be repeated
+    on_exit take_back([&] { memory.take_back(flight); });
 
-        seq.turns.reserve(seq.turns.size() + 1); // what was computed can be written down
-        flows.emplace_back(seq_id, seq, memory.schedules.of(seq_id));
+    for (const auto & flow : flight.flows) {
+        memory.in_flight[flow.seq_id] = &flow.tokens;
     }
-
-    const auto status = fly(flows);
-    if (status != PYFASTV_OK) {
+    try {
+        pyfastv_status status = PYFASTV_OK;
+        for (size_t room = ctx.n_ubatch(); status == PYFASTV_OK && flight.stage < memory.n_stages(); ) {
+            if (one_piece && room < next_rows(flight)) {
+                break;
+            }
+            room  -= std::min(room, next_rows(flight));
+            status = run_next(flight, !one_piece);
+        }
+        if (status == PYFASTV_OK) {
+            take_back.dismiss();
+        }
         return status;
+    } catch (const aborted &) {
+        return PYFASTV_ABORTED;
+    } catch (const std::bad_alloc &) {
+        return PYFASTV_OUT_OF_MEMORY;
     }
+}
 
-    for (auto & flow : flows) {
+size_t staged_decode::next_rows(const flight & flight) const {
+    if (flight.chosen) {
+        return flight.ends[flight.n_run] - flight.n_rows_run();
+    }
+    // what is compared within parts takes as long as a ubatch
+    const bool is_long = std::any_of(flight.flows.begin(), flight.flows.end(), [](const flow & flow) { return flow.rows.size() > most_compared; });
+    return is_long ? ctx.n_ubatch() : 0;
+}
+
+pyfastv_status staged_decode::run_next(flight & flight, bool in_place) {
+    if (!flight.chosen) {
+        choose(flight);
+    } else {
+        const timer time(counts.t_later_ms);
+
+        if (const auto status = run_ubatch(flight, in_place); status != PYFASTV_OK) {
+            return status;
+        }
+    }
+    if (flight.n_run == flight.ends.size()) {
+        flight.stage++;
+        flight.chosen = false;
+    }
+    return PYFASTV_OK;
+}
+
+void staged_decode::choose(flight & flight) {
+    const timer time(counts.t_choose_ms);
+
+    const auto stopped = for_threads([this] { return ctx.abort_requested(); });
+
+    const flow::tools tools = { ctx.n_embd(), ctx.backend_cpu(), memory.archive, memory.similarities, stopped };
+    const int         cut   = flight.stage - 1;
+
+    for (auto & flow : flight.flows) {
+        const bool asks = can_recall(flow.seq_id, *flow.seq) && std::any_of(flow.seq->pending.begin(), flow.seq->pending.end(),
+                [](const staged_row & row) { return row.asks; });
+
+        flow.choose(cut, asks, tools);
+        flight.n_kept[flight.stage] += flow.n_kept;
+    }
+    flight.ends   = ends_of_ubatches(flight.flows);
+    flight.n_run  = 0;
+    flight.chosen = true;
+}
+
+void staged_decode::land(flight & flight) {
+    ctx.set_outputs(flight.outputs);
+
+    for (int s = 1; s < memory.n_stages(); ++s) {
+        counts.n_visual_entered[s] += flight.n_kept[s];
+    }
+    for (auto & flow : flight.flows) {
         auto & seq = memory.sequences.at(flow.seq_id);
 
         seq.turns.push_back({ std::move(seq.pending), std::move(flow.recalled) });
@@ -106,168 +242,88 @@ pyfastv_status staged_decode::flush(const std::vector<llama_seq_id> & seq_ids) {
         }
     }
     n_outputs = 0;
-
-    return PYFASTV_OK;
 }
 
-pyfastv_status staged_decode::fly(std::vector<flow> & flows) {
-    const on_exit land([&] {
-        memory.in_flight.clear();
-        memory.forget_weights();
-    });
-    // of the later layers only: the rows still wait, so that the call can be repeated
-    on_exit take_back([&] {
-        for (const auto & flow : flows) {
-            memory.forget_later(flow.seq_id, flow.seq->pending.front().pos[0], flow.recalled);
-        }
-    });
-
-    for (const auto & flow : flows) {
-        memory.in_flight[flow.seq_id] = &flow.tokens;
-    }
-    try {
-        const auto status = run_later(flows);
-        if (status == PYFASTV_OK) {
-            take_back.dismiss();
-        }
-        return status;
-    } catch (const aborted &) {
-        return PYFASTV_ABORTED;
-    } catch (const std::bad_alloc &) {
-        return PYFASTV_OUT_OF_MEMORY;
-    }
-}
-
-pyfastv_status staged_decode::run_later(std::vector<flow> & flows) {
-    const flow::tools tools = { ctx.n_embd(), ctx.backend_cpu(), memory.archive, memory.similarities };
-
-    // batch indices of the outputs, in the order in which they are read
-    std::vector<int32_t> outputs;
-    for (const auto & flow : flows) {
-        for (const auto & row : flow.rows) {
-            if (row.output >= 0) {
-                outputs.push_back(row.output);
-            }
-        }
-    }
-    std::sort(outputs.begin(), outputs.end());
-    outputs.erase(std::unique(outputs.begin(), outputs.end()), outputs.end()); // a row may belong to several sequences
-
-    int32_t n_kept[PYFASTV_MAX_STAGES] = {};
-
-    for (int s = 1; s < memory.n_stages(); ++s) {
-        {
-            const timer time(counts.t_choose_ms);
-
-            for (auto & flow : flows) {
-                const bool asks = can_recall(flow.seq_id, *flow.seq) && std::any_of(flow.seq->pending.begin(), flow.seq->pending.end(),
-                        [](const staged_row & row) { return row.asks; });
-
-                flow.choose(s - 1, asks, tools);
-                n_kept[s] += flow.n_kept;
-            }
-        }
-
-        const timer time(counts.t_later_ms);
-
-        const auto status = run_later_stage(s, flows, outputs);
-        if (status != PYFASTV_OK) {
-            return status;
-        }
-    }
-
-    ctx.set_outputs(outputs);
-
-    for (int s = 1; s < memory.n_stages(); ++s) {
-        counts.n_visual_entered[s] += n_kept[s];
-    }
-
-    return PYFASTV_OK;
-}
-
-pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, const std::vector<int32_t> & outputs) {
+pyfastv_status staged_decode::run_ubatch(flight & flight, bool in_place) {
     const int64_t t0 = ggml_time_us();
+    const int     s  = flight.stage;
 
-    const auto ubatches = make_ubatches(flows);
-    if (ubatches.empty()) {
-        return PYFASTV_OK;
+    std::vector<std::pair<flow *, staged_row *>> rows;
+    size_t at = 0; // in the rows of all flows
+    for (auto & flow : flight.flows) {
+        for (auto & row : flow.rows) {
+            if (at >= flight.n_rows_run() && at < flight.ends[flight.n_run]) {
+                rows.emplace_back(&flow, &row);
+            }
+            at++;
+        }
     }
 
-    auto mctx = memory.init_stage(s, ubatches);
+    const bool last = s + 1 == memory.n_stages();
+
+    std::vector<ubatch_row> members;
+    for (const auto & [flow, row] : rows) {
+        members.push_back({ flow->seq_id, row->pos.data(), row->hidden.get(), last && row->output >= 0 });
+    }
+    const auto ubatch = make_ubatch(members, ctx.n_pos_per_embd(), ctx.n_embd());
+
+    auto mctx = memory.init_stage(s, { ubatch });
     if (!mctx) {
         LLAMA_LOG_ERROR("%s: no room in the KV cache of the layers from %d on\n", __func__, memory.first_layers()[s]);
         return PYFASTV_FAILED;
     }
 
-    const bool last = s + 1 == memory.n_stages();
-
     // does the next choice read this row's attention?
     std::map<const flow *, size_t> first_read;
-    for (const auto & flow : flows) {
+    for (const auto & flow : flight.flows) {
         first_read[&flow] = last ? flow.rows.size() : flow.first_read(s);
     }
     const auto is_read = [&](const std::pair<flow *, staged_row *> & row) {
         return row.second - row.first->rows.data() >= (ptrdiff_t) first_read.at(row.first);
     };
 
-    size_t i_flow = 0, i_row = 0; // of the first row of the ubatch
+    const auto n_out = std::count_if(members.begin(), members.end(), [](const ubatch_row & row) { return row.output; });
+    const context_access::later_rows scope(ctx, rows[0].second->causal, (uint32_t) n_out);
 
-    for (const auto & ubatch : ubatches) {
-        std::vector<std::pair<flow *, staged_row *>> rows;
-        for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-            while (i_row == flows[i_flow].rows.size()) {
-                i_flow++;
-                i_row = 0;
-            }
-            rows.emplace_back(&flows[i_flow], &flows[i_flow].rows[i_row++]);
+    llm_graph_result * res = nullptr;
+
+    // from the first that is read on: a row that is scored costs as much as its attention
+    auto layers = stage_to_run(s);
+    for (size_t i = 0; i < rows.size() && !last; ++i) {
+        if (is_read(rows[i])) {
+            ask_for_scores(layers, rows[i].first->rule(s), (int32_t) (rows.size() - i));
         }
-
-        const auto n_out = last ? (int32_t) std::count(ubatch.output, ubatch.output + ubatch.n_tokens, 1) : 0;
-        if (!last) {
-            std::fill_n(ubatch.output, ubatch.n_tokens, 0);
-        }
-
-        const context_access::later_rows scope(ctx, rows[0].second->causal, n_out);
-
-        llm_graph_result * res = nullptr;
-
-        // from the first that is read on: a row that is scored costs as much as its attention
-        auto layers = stage_to_run(s);
-        for (size_t i = 0; i < rows.size() && !last; ++i) {
-            if (is_read(rows[i])) {
-                ask_for_scores(layers, rows[i].first->rule(s), (int32_t) (rows.size() - i));
-            }
-        }
-
-        const auto status = run(layers, ubatch, *mctx, res);
-        if (status != GGML_STATUS_SUCCESS) {
-            return to_status(status);
-        }
-
-        if (last) {
-            int32_t n_read = 0;
-            for (const auto & [flow, row] : rows) {
-                if (row->output >= 0) {
-                    const auto rank = std::lower_bound(outputs.begin(), outputs.end(), row->output) - outputs.begin();
-                    ctx.read_logits(*res, n_read++, (int32_t) rank);
-                }
-            }
-        } else {
-            const stage_output output(*res, ubatch.n_tokens, memory.archive);
-
-            std::map<const flow *, std::vector<int64_t>> cell_of;
-            for (size_t i = 0; i < rows.size(); ++i) {
-                const auto & [flow, row] = rows[i];
-                if (output.has_scores() && !cell_of.count(flow)) {
-                    cell_of[flow] = cells_of_tokens(flow->tokens, memory.cache(s).cells_of(flow->seq_id));
-                }
-                row->hidden = output.hidden(i);
-                row->scores = is_read(rows[i]) ? output.scores(i, cell_of[flow], flow->rule(s)) : counted_floats {};
-            }
-        }
-
-        mctx->next();
     }
+
+    const auto status = run(layers, ubatch, *mctx, res);
+    if (status != GGML_STATUS_SUCCESS) {
+        return to_status(status);
+    }
+
+    if (last) {
+        const size_t n_vocab = ctx.n_vocab();
+
+        int32_t n_read = 0;
+        for (const auto & [flow, row] : rows) {
+            if (row->output >= 0) {
+                const auto rank = std::lower_bound(flight.outputs.begin(), flight.outputs.end(), row->output) - flight.outputs.begin();
+                ctx.read_logits(*res, n_read++, in_place ? ctx.logits_of(rank) : flight.logits.data() + rank*n_vocab);
+            }
+        }
+    } else {
+        const stage_output output(*res, ubatch.n_tokens, memory.archive);
+
+        std::map<const flow *, std::vector<int64_t>> cell_of;
+        for (size_t i = 0; i < rows.size(); ++i) {
+            const auto & [flow, row] = rows[i];
+            if (output.has_scores() && !cell_of.count(flow)) {
+                cell_of[flow] = cells_of_tokens(flow->tokens, memory.cache(s).cells_of(flow->seq_id));
+            }
+            row->hidden = output.hidden(i);
+            row->scores = is_read(rows[i]) ? output.scores(i, cell_of[flow], flow->rule(s)) : counted_floats {};
+        }
+    }
+    flight.n_run++;
 
     // the tokens were counted by llama_decode()
     ctx.count_time(ggml_time_us() - t0);
@@ -275,16 +331,12 @@ pyfastv_status staged_decode::run_later_stage(int s, std::vector<flow> & flows, 
     return PYFASTV_OK;
 }
 
-std::vector<llama_ubatch> staged_decode::make_ubatches(const std::vector<flow> & flows) const {
-    const uint32_t n_pos  = ctx.n_pos_per_embd();
-    const int64_t  n_embd = ctx.n_embd();
-
+std::vector<size_t> staged_decode::ends_of_ubatches(const std::vector<flow> & flows) const {
     // Rows run in ubatches as large as they may be, but
     // - a picture decoded non-causally sees itself, and nothing else of its ubatch;
     // - ggml's kernels round by the number of rows: with nothing dropped, the ubatches stay those of stage 0, so that
     //   the result is stock llama.cpp's to the bit.
     struct member {
-        llama_seq_id       seq_id;
         const staged_row * row;
         bool               drops; // its schedule
     };
@@ -296,29 +348,19 @@ std::vector<llama_ubatch> staged_decode::make_ubatches(const std::vector<flow> &
     for (const auto & flow : flows) {
         const bool drops = flow.drops();
         for (const auto & row : flow.rows) {
-            rows.push_back({ flow.seq_id, &row, drops });
+            rows.push_back({ &row, drops });
         }
     }
 
-    std::vector<llama_ubatch> ubatches;
-
-    for (size_t i0 = 0; i0 < rows.size(); ) {
+    std::vector<size_t> res;
+    for (size_t i0 = 0; i0 < rows.size(); i0 = res.back()) {
         size_t i1 = i0 + 1;
         while (i1 < rows.size() && i1 - i0 < ctx.n_ubatch() && together(rows[i0], rows[i1])) {
             i1++;
         }
-
-        std::vector<ubatch_row> members;
-        for (size_t i = i0; i < i1; ++i) {
-            const auto & row = rows[i].row;
-            members.push_back({ rows[i].seq_id, row->pos.data(), row->hidden.get(), row->output >= 0 });
-        }
-        ubatches.push_back(make_ubatch(members, n_pos, n_embd));
-
-        i0 = i1;
+        res.push_back(i1);
     }
-
-    return ubatches;
+    return res;
 }
 
 } // namespace pyfastv

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <numeric>
 #include <utility>
 
 namespace pyfastv {
@@ -125,7 +126,7 @@ sequence::undone sequence::truncate(llama_pos p0) {
         }
     }
     // those in front of a token that is gone, whose position did not move with theirs
-    erase(p0, INT32_MAX);
+    remove(p0, INT32_MAX);
 
     for (auto & of_cut : scores) {
         of_cut.resize(std::min(of_cut.size(), tokens.size()));
@@ -160,6 +161,84 @@ sequence::undone sequence::truncate(llama_pos p0) {
 }
 
 void sequence::erase(llama_pos p0, llama_pos p1) {
+    remove(p0, p1);
+    forget_gone();
+}
+
+void sequence::forget_gone() {
+    const auto for_each_row = [this](auto && f) {
+        std::for_each(pending.begin(), pending.end(), f);
+        for (auto & turn : turns) {
+            std::for_each(turn.rows.begin(), turn.rows.end(), f);
+        }
+    };
+
+    std::vector<uint8_t> needed(tokens.size());
+    std::transform(tokens.begin(), tokens.end(), needed.begin(), [](const visual_token & token) { return !token.gone; });
+    for_each_row([&](const staged_row & row) {
+        if (row.visual()) {
+            needed[row.token] = 1; // its position has parted from the token's
+        }
+    });
+
+    constexpr int32_t    none = -1;
+    std::vector<int32_t> number(tokens.size(), none); // anew
+    int32_t              n = 0;
+
+    std::vector<picture> left;
+    left.reserve(pictures.size());
+
+    for (auto & picture : pictures) {
+        const auto first = needed.begin() + picture.first;
+        if (std::count(first, first + picture.n_tokens(), 1) == 0) {
+            continue;
+        }
+        std::iota(number.begin() + picture.first, number.begin() + picture.first + picture.n_tokens(), n);
+        picture.first = n;
+        n += picture.n_tokens();
+        left.push_back(std::move(picture));
+    }
+    pictures = std::move(left);
+    if (n == (int32_t) tokens.size()) {
+        return;
+    }
+
+    const auto compact = [&](auto & of_tokens) { // what there is one of for each token
+        size_t to = 0;
+        for (size_t from = 0; from < of_tokens.size(); ++from) {
+            if (number[from] != none && to != from) {
+                of_tokens[to] = std::move(of_tokens[from]);
+            }
+            to += number[from] != none;
+        }
+        of_tokens.erase(of_tokens.begin() + to, of_tokens.end());
+    };
+    const auto renumber = [&](int32_t & token) { token = token < 0 ? token : number[token]; };
+
+    for_each_row([&](staged_row & row) {
+        renumber(row.token);
+        compact(row.scores);
+    });
+    std::for_each(scores.begin(), scores.end(), compact);
+    for (auto & turn : turns) {
+        auto & recalled = turn.recalled;
+        const auto is_gone = [&](const auto & recall) { return number[recall.token] == none; };
+        recalled.erase(std::remove_if(recalled.begin(), recalled.end(), is_gone), recalled.end());
+        for (auto & recall : recalled) {
+            renumber(recall.token);
+            renumber(recall.before.owner);
+        }
+    }
+    compact(tokens);
+    for (auto & token : tokens) {
+        renumber(token.owner);
+    }
+    if (tokens.empty()) {
+        turns.clear(); // of text alone: nothing can be taken back
+    }
+}
+
+void sequence::remove(llama_pos p0, llama_pos p1) {
     const auto inside = [=](const auto & row) { return p0 <= row.pos[0] && row.pos[0] < p1; };
 
     const auto drop_inside = [&](std::vector<staged_row> & rows) {
@@ -173,7 +252,7 @@ void sequence::erase(llama_pos p0, llama_pos p1) {
     // a turn without rows can no longer be cut, so nothing that it recalled can be taken back
     turns.erase(std::remove_if(turns.begin(), turns.end(), [](const turn & t) { return t.rows.empty(); }), turns.end());
 
-    const auto remove = [&](visual_token & token) {
+    const auto take_out = [&](visual_token & token) {
         if (inside(token)) {
             token.gone  = true;
             token.owner = -1;
@@ -181,10 +260,10 @@ void sequence::erase(llama_pos p0, llama_pos p1) {
         }
     };
 
-    std::for_each(tokens.begin(), tokens.end(), remove);
+    std::for_each(tokens.begin(), tokens.end(), take_out);
     for (auto & turn : turns) {
         for (auto & recall : turn.recalled) {
-            remove(recall.before);
+            take_out(recall.before);
         }
     }
 }

@@ -129,7 +129,7 @@ struct sequence {
     // Turns with rows before `later` can no longer be taken back: their choice stays.
     void settle(llama_pos later);
 
-    // Removes positions [p0, p1) from the middle.
+    // Removes positions [p0, p1) from the middle. Pictures of which nothing is left are forgotten.
     void erase(llama_pos p0, llama_pos p1);
 
     void shift (llama_pos p0, llama_pos p1, llama_pos delta);
@@ -139,6 +139,11 @@ struct sequence {
     void append(sequence other);
 
 private:
+    void remove(llama_pos p0, llama_pos p1); // a picture's tokens keep their places
+
+    // The tokens of pictures of which nothing is left: others are numbered anew.
+    void forget_gone();
+
     template <typename F> void for_each_position(F && f);
 };
 

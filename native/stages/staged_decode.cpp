@@ -4,7 +4,7 @@
 
 #include "choose/choose.h"
 #include "stages/caught.h"
-#include "stages/flow.h"
+#include "stages/flight.h"
 #include "stages/scopes.h"
 #include "llama/stage_output.h"
 #include "llama/supported.h"
@@ -64,19 +64,20 @@ bool staged_decode::takes(const llama_batch_allocr & balloc) {
     }
     n_outputs = 0;
 
-    if (batch.embd && !batch.token && media == PYFASTV_MEDIA_IMAGE) {
-        return true;
-    }
+    const bool visual = batch.embd && !batch.token && media == PYFASTV_MEDIA_IMAGE;
     if (memory.sequences.empty()) {
-        return false;
+        return visual;
     }
 
     const auto n_rows = rows_by_sequence(batch);
 
-    return std::any_of(n_rows.begin(), n_rows.end(), [&](const auto & item) {
+    for (const auto & item : n_rows) {
+        memory.abandon(item.first);
+    }
+    return visual || std::any_of(n_rows.begin(), n_rows.end(), [&](const auto & item) {
         const auto seq = memory.sequences.find(item.first);
 
-        return seq != memory.sequences.end() && (!seq->second.pending.empty() || (item.second.asks() && can_recall(item.first, seq->second)));
+        return seq != memory.sequences.end() && (!seq->second.pending.empty() || (!answering && item.second.asks() && can_recall(item.first, seq->second)));
     });
 }
 
@@ -98,6 +99,10 @@ bool staged_decode::has_room_later(const llama_batch_allocr & balloc, bool visua
             n += visual ? at_most(seq_id, rows.all) : rows.all;
         }
         for (const auto & [seq_id, seq] : memory.sequences) {
+            if (memory.in_air && memory.in_air->has(seq_id)) {
+                n += memory.in_air->stage <= s ? memory.in_air->n_rows_left(s) : 0;
+                continue;
+            }
             std::vector<size_t> waiting(seq.pictures.size(), 0); // visual tokens
             for (const auto & row : seq.pending) {
                 if (row.visual()) {
@@ -175,7 +180,7 @@ int staged_decode::decode(llama_batch_allocr & balloc) {
 
     std::set<llama_seq_id> asking;
     for (const auto & [seq_id, n_rows] : rows_by_sequence(balloc.get_batch())) {
-        if (!balloc.get_batch().embd && n_rows.asks()) {
+        if (!balloc.get_batch().embd && !answering && n_rows.asks()) {
             asking.insert(seq_id);
         }
     }
@@ -321,6 +326,11 @@ void staged_decode::begin_media(pyfastv_media media, const char * id, int32_t nx
     media_id     = id ? id : "";
 
     media_continues = media == PYFASTV_MEDIA_SLICE;
+}
+
+void staged_decode::continue_media() {
+    media        = PYFASTV_MEDIA_IMAGE;
+    media_begins = false;
 }
 
 //

@@ -21,6 +21,7 @@ class  llm_graph_result;
 
 namespace pyfastv {
 
+struct flight;       // stages/flight.h
 struct flow;         // stages/flow.h
 class  stage_output; // llama/stage_output.h
 
@@ -74,7 +75,13 @@ public:
     // again.
     pyfastv_status flush();
 
+    // A piece of the same, of one sequence: at most n_ubatch rows through the layers of a stage. more: it is to be called again.
+    pyfastv_status flush_piece(llama_seq_id seq_id, bool & more);
+
     void begin_media(pyfastv_media media, const char * id, int32_t nx, int32_t ny);
+    void continue_media();
+
+    void set_answering(bool value) { answering = value; }
 
     pyfastv_report report() const;
     void           reset_report();
@@ -123,13 +130,21 @@ private:
             bool visual, const std::set<llama_seq_id> & asking);
 
     pyfastv_status flush(const std::vector<llama_seq_id> & seq_ids);
-    pyfastv_status flush_read();                   // the sequences whose outputs were asked for
-    pyfastv_status fly(std::vector<flow> & flows); // through the later layers, which forget them if that fails
-    pyfastv_status run_later(std::vector<flow> & flows);
-    pyfastv_status run_later_stage(int s, std::vector<flow> & flows, const std::vector<int32_t> & outputs);
+    pyfastv_status flush_read(); // the sequences whose outputs were asked for
 
-    // the rows of all sequences as ubatches for a later stage
-    std::vector<llama_ubatch> make_ubatches(const std::vector<flow> & flows) const;
+    // through the later layers (stages/flush.cpp)
+
+    flight         take_off(const std::vector<llama_seq_id> & seq_ids);
+    pyfastv_status fly(flight & flight, bool one_piece); // all the way, or a piece of it; if that fails, they forget all of it
+    void           land(flight & flight);                // it has come to the end
+
+    size_t         next_rows(const flight & flight) const; // how many rows what comes next counts for
+    pyfastv_status run_next(flight & flight, bool in_place); // in_place: logits are written where they are read
+    void           choose(flight & flight);
+    pyfastv_status run_ubatch(flight & flight, bool in_place);
+
+    // ubatches of the rows of all sequences for a later stage, counted in these rows
+    std::vector<size_t> ends_of_ubatches(const std::vector<flow> & flows) const;
 
     context_access   ctx;
     eval_stop        eval; // of ctx
@@ -144,6 +159,8 @@ private:
     int32_t       media_ny = 0;
     bool          media_begins    = true;  // with the next embedding row
     bool          media_continues = false; // the picture in front, if that is media_id and waits
+
+    bool answering = false; // text is no question
 
     int32_t n_ubatches = 0; // run through stage 0
     int32_t n_outputs  = 0; // outputs of the last batch that wait

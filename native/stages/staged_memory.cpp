@@ -1,5 +1,7 @@
 #include "stages/staged_memory.h"
 
+#include "stages/flight.h"
+
 #include <algorithm>
 #include <cmath>
 #include <iterator>
@@ -32,6 +34,8 @@ void staged_memory::note_empty() {
         }
     }
 }
+
+staged_memory::~staged_memory() = default;
 
 size_t staged_memory::n_pending() const {
     size_t n = 0;
@@ -92,8 +96,22 @@ bool staged_memory::get_can_shift() const {
     return std::all_of(caches.begin(), caches.end(), [](const auto & cache) { return cache->memory().get_can_shift(); });
 }
 
+void staged_memory::take_back(const flight & rows) {
+    for (const auto & flow : rows.flows) {
+        forget_later(flow.seq_id, flow.seq->pending.front().pos[0], flow.recalled);
+    }
+}
+
+void staged_memory::abandon(llama_seq_id seq_id) {
+    if (in_air && (seq_id < 0 || in_air->has(seq_id))) {
+        const auto rows = std::move(in_air);
+        take_back(*rows);
+    }
+}
+
 void staged_memory::clear(bool data) {
     forget_weights();
+    in_air.reset();
 
     for (auto & cache : caches) {
         cache->memory().clear(data);
@@ -185,6 +203,7 @@ bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
 
     p0 = begin_pos(p0);
     p1 = end_pos(p1);
+    abandon(seq_id);
 
     const auto concerned = [&](llama_seq_id id) { return seq_id < 0 || id == seq_id; };
 
@@ -220,6 +239,8 @@ void staged_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
     if (seq_id_src == seq_id_dst) {
         return;
     }
+    abandon(seq_id_src);
+    abandon(seq_id_dst);
     for (auto & cache : caches) {
         cache->memory().seq_cp(seq_id_src, seq_id_dst, p0, p1);
     }
@@ -249,6 +270,7 @@ void staged_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
 
 void staged_memory::seq_keep(llama_seq_id seq_id) {
     forget_weights();
+    abandon(-1);
 
     for (auto & cache : caches) {
         cache->memory().seq_keep(seq_id);
@@ -261,6 +283,7 @@ void staged_memory::seq_keep(llama_seq_id seq_id) {
 
 void staged_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
     forget_weights();
+    abandon(seq_id);
 
     for (auto & cache : caches) {
         cache->memory().seq_add(seq_id, p0, p1, shift);
@@ -272,6 +295,7 @@ void staged_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, lla
 
 void staged_memory::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
     forget_weights();
+    abandon(seq_id);
 
     for (auto & cache : caches) {
         cache->memory().seq_div(seq_id, p0, p1, d);

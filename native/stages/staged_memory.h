@@ -13,6 +13,8 @@
 
 namespace pyfastv {
 
+struct flight; // stages/flight.h
+
 // The memory of a context that runs in stages: a KV cache for the layers of each stage, and for each sequence the rows
 // that wait at the first cut, the visual tokens, and the turns that can be taken back. A token has a cell in stage 0, and
 // in every stage that it entered. Every operation on sequences goes to all of them.
@@ -20,6 +22,7 @@ class staged_memory : public llama_memory_i {
 public:
     // first_layers[s] is the first layer of stage s; caches[s] holds its layers. own: the schedule that they are of
     staged_memory(std::vector<int32_t> first_layers, std::vector<std::unique_ptr<stage_cache>> caches, int64_t n_embd, const pyfastv_params & own);
+    ~staged_memory() override;
 
     // llama_memory_i
 
@@ -96,6 +99,15 @@ public:
 
     // tokens of sequences on their way through the later stages, which count instead of those in `sequences`
     std::map<llama_seq_id, const std::vector<visual_token> *> in_flight;
+
+    // rows that go through the later stages in pieces; null: none
+    std::unique_ptr<flight> in_air;
+
+    // The later stages forget what they have of rows in the air, which wait as before.
+    void take_back(const flight & rows);
+
+    // If it has rows in the air they are taken back: call it before a sequence changes, or is read.
+    void abandon(llama_seq_id seq_id);
 
     size_t n_pending() const;
 

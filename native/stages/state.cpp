@@ -46,6 +46,9 @@ void check_string(uint32_t size) {
 }
 
 void staged_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
+    // nobody sees a difference: what is taken back would be done again
+    const_cast<staged_memory *>(this)->abandon(seq_id);
+
     const auto it   = sequences.find(seq_id);
     auto       what = part::all;
 
@@ -94,6 +97,7 @@ void staged_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llam
 
 void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
     forget_weights();
+    abandon(seq_id);
 
     char magic[sizeof(state_magic)];
     io.read(magic, sizeof(magic));

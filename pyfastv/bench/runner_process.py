@@ -73,8 +73,8 @@ class _Measuring:
         build = _native.build_info()
         return {
             "text": self._text,
-            "n_visual": report["visual_tokens"],
-            "n_text": report["prompt_tokens"] - report["visual_tokens"],
+            "n_visual": report.visual_tokens,
+            "n_text": report.prompt_tokens - report.visual_tokens,
             "n_slices": len(self._engine.pixels(rgb)),
             "description": self._engine.description,
             "n_layer": self._engine.n_layer,
@@ -93,7 +93,7 @@ class _Measuring:
                 tried.add(text)
                 self._engine.reset()
                 self._engine.prefill(text, [], [], None, False, 1)
-                found = int(self._engine.report()["prompt_tokens"])
+                found = int(self._engine.report().prompt_tokens)
                 if abs(found - n) < best[1]:
                     best = (text, abs(found - n))
                 text = filler * max(1, len(text) // len(filler) + n - found)
@@ -131,28 +131,27 @@ class _Measuring:
             token = int(engine.logits().argmax())
         generation = watch.read()
         after = engine.report()
-        times = {name: report[name] for name in ("full_ms", "stage0_ms", "choose_ms", "later_ms")}
+        times = {name: getattr(report, name) for name in ("full_ms", "stage0_ms", "choose_ms", "later_ms")}
         prefill_ms = sum(times.values())
-        if "reduce_ms" in report:
-            times["reduce_ms"] = report["reduce_ms"]
+        times["reduce_ms"] = report.reduce_ms
         answer = {
             "first_token_ms": first_token.wall_ms,
             "first_token_cpu_ms": first_token.cpu_ms,
             "picture_ms": picture_ms,
-            "encoder_ms": report["encode_ms"],
+            "encoder_ms": report.encode_ms,
             "prefill_ms": prefill_ms,
             **times,
             "generate": generate,
             "generate_ms": generation.wall_ms / max(generate, 1),
             "generate_cpu_ms": generation.cpu_ms / max(generate, 1),
-            "graphs_reused": after["graphs_reused"] - report["graphs_reused"],
+            "graphs_reused": after.graphs_reused - report.graphs_reused,
             "peak_bytes": peak_bytes(),
             "peak_is_of_setting": has_reset,
         }
         names = ("visual_tokens", "prompt_tokens", "first_layers", "visual_tokens_in_stage", "archive_bytes")
         bytes_of_kv = ("used", "allocated", "used_stock", "allocated_stock")
-        answer |= {name: report[name] for name in names}
-        answer |= {f"kv_bytes_{name}": report[f"kv_bytes_{name}"] for name in bytes_of_kv}
+        answer |= {name: getattr(report, name) for name in names}
+        answer |= {f"kv_bytes_{name}": getattr(report, f"kv_bytes_{name}") for name in bytes_of_kv}
         engine.reset()
         return answer
 

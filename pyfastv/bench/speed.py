@@ -100,11 +100,11 @@ def _measure_encoder(engine: _native.Engine, picture: np.ndarray) -> tuple[float
         engine.reset()
         engine.prefill(engine.media_marker, [picture], [str(number)], None, True, 1)
         report = engine.report()
-        times.append(report["encode_ms"])
+        times.append(report.encode_ms)
         if times[-1] > 2000:
             break
     # the first one of a small encoder pays for the start
-    return min(times), report["visual_tokens"]
+    return min(times), report.visual_tokens
 
 
 def _measure_decoder(
@@ -164,7 +164,7 @@ def _text_of_length(engine: _native.Engine) -> Callable[[int], str]:
     for words in (16, 48):
         engine.reset()
         engine.prefill(" a" * words, [], [], None, True, 1)
-        counts.append(engine.report()["prompt_tokens"])
+        counts.append(engine.report().prompt_tokens)
     per_word = (counts[1] - counts[0]) / 32
     front = counts[0] - 16 * per_word
     return lambda length: " a" * max(1, round((length - front) / per_word))
@@ -176,7 +176,7 @@ def _prefill(engine: _native.Engine, text: str) -> tuple[int, float]:
     begin = time.perf_counter()
     engine.prefill(text, [], [], None, True, 1)
     spent = (time.perf_counter() - begin) * 1000.0
-    return engine.report()["prompt_tokens"], spent
+    return engine.report().prompt_tokens, spent
 
 
 def _feed(engine: _native.Engine) -> float:

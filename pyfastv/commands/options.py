@@ -49,7 +49,11 @@ _MODEL = [
     ),
     click.option("-hf", "--hf-repo", metavar="REPO[:QUANT]", help="Model and mmproj from Hugging Face."),
     click.option(
-        "-c", "--n-ctx", type=int, default=0, help="Context in tokens; 0: what the model was trained for."
+        "-c",
+        "--n-ctx",
+        type=int,
+        default=0,
+        help="Tokens of a prompt and its answer; 0: what the model was trained for, at most 8192.",
     ),
     click.option("-t", "--threads", type=int, help="CPU threads.  [default: all cores]"),
     click.option("-ngl", "--n-gpu-layers", type=int, default=-1, help="Layers on the GPU; -1: all."),

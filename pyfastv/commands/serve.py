@@ -68,7 +68,6 @@ def serve(**options: Any) -> None:
     with listening:
         told = _settings(settings, listening.getsockname()[0], options)
         arguments = runner_arguments(options)
-        arguments["n_ctx"] = arguments["n_ctx"] or None
         with bar("Loading", shows_progress(options)) as loading:
             slots = job_pool.JobPool(
                 **arguments,

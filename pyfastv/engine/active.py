@@ -92,7 +92,7 @@ class Active:
                     for slices in event["pictures"]
                 ],
                 "kept": [kept.tolist() for kept in event["kept"]],
-                "first_layers": list(event["report"]["first_layers"]),
+                "first_layers": list(event["report"].first_layers),
             }
         self.job._end(None if error is not None else self.reason(event), report, error)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..settings.setting import InForce, Setting
+
+if TYPE_CHECKING:
+    from .. import _native
 
 __all__ = ["Answer", "Report", "Saved"]
 
@@ -91,14 +94,16 @@ class Report(InForce):
     @classmethod
     def of(
         cls,
-        engine: Mapping[str, Any],
+        engine: _native.RunReport,
         *,
         n_layer: int,
         image_decode_ms: float,
         setting: Setting,
+        queue_ms: float = 0.0,
     ) -> Report:
         """From the native engine's report."""
-        values = {field.name: _plain(engine[field.name]) for field in fields(cls) if field.name in engine}
+        names = [field.name for field in fields(cls) if hasattr(engine, field.name)]
+        values = {name: _plain(getattr(engine, name)) for name in names}
         prefill_ms = sum(values[name] for name in ("full_ms", "stage0_ms", "choose_ms", "later_ms"))
         in_stage = values["visual_tokens_in_stage"]
         return cls(
@@ -106,6 +111,7 @@ class Report(InForce):
             visual_tokens_kept=in_stage[-1],
             retained_share=_retained_share(values["first_layers"], in_stage, n_layer),
             image_decode_ms=_finite(image_decode_ms),
+            queue_ms=queue_ms,
             tokens_per_second=_per_second(values["generated_tokens"], values["generate_ms"]),
             prefill_tokens_per_second=_per_second(
                 values["prompt_tokens"] - values["cached_tokens"], prefill_ms

@@ -249,12 +249,12 @@ class Batcher:
     def _end(self, item: Active, event: dict[str, Any] | None, error: BaseException | None) -> None:
         report = None
         if event is not None:
-            values = {**event["report"], "queue_ms": item.queue_ms}
             report = Report.of(
-                values,
+                event["report"],
                 n_layer=self._n_layer,
                 image_decode_ms=item.image_decode_ms,
                 setting=item.setting,
+                queue_ms=item.queue_ms,
             )
         with self._changed:
             if self._admitting is item:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "JobPool", "Piece", "PoolBusy", "TokenProb"]
 
-_DEFAULT_N_CTX = 8192  # of each slot, at most, where nobody says
 _MAX_TOP = 100
 
 
@@ -60,9 +59,8 @@ class JobPool(InForce):
     ) -> None:
         """Load a model, and start.
 
-        ``slots``: requests answered at once. ``queue``: most requests that wait beside them. ``n_ctx``: tokens of
-        each slot, prompt and answer; None: what the model was trained for, at most 8192. The other arguments and the
-        errors are those of :class:`pyfastv.Runner`. ``n_ubatch`` is also how many rows of a prompt are evaluated
+        ``slots``: requests answered at once. ``queue``: most requests that wait beside them. The other arguments
+        and the errors are those of :class:`pyfastv.Runner`. ``n_ubatch`` is also how many rows of a prompt are evaluated
         between two tokens of other answers.
         """
         self.setting = Setting.of(fastv, turbo, reduce)
@@ -71,10 +69,7 @@ class JobPool(InForce):
         path, mmproj = model_files(model_path, mmproj_path)
         self.name = printable(path.name)
         """File name of the model."""
-        if n_ctx is None:
-            n_ctx = min(_native.model_info(path)["n_ctx_train"], _DEFAULT_N_CTX)
         n_slots = integer("slots", slots, 1, 2**31 - 1)
-        n_ctx = integer("n_ctx", n_ctx, 1)
         self._model = LoadedModel(path, mmproj, n_slots=n_slots, n_ctx=n_ctx, **options)
         self.encoder = self._model.encoder
         """The vision encoder's file that was loaded, and its type; None: there is none."""

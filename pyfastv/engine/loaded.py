@@ -71,7 +71,7 @@ class LoadedModel:
         mmproj: Path | None,
         *,
         n_slots: int,
-        n_ctx: int,
+        n_ctx: int | None,
         n_batch: int = 2048,
         n_ubatch: int = 512,
         n_threads: int | None = None,
@@ -94,7 +94,7 @@ class LoadedModel:
             raise OptionError(f"flash_attn must be 'auto', True or False; got {flash_attn!r}")
         options: dict[str, Any] = {
             "n_slots": n_slots,
-            "n_ctx": integer("n_ctx", n_ctx, 0, MAX_N_CTX),
+            "n_ctx": 0 if n_ctx is None else integer("n_ctx", n_ctx, 0, MAX_N_CTX),
             "n_batch": integer("n_batch", n_batch, 1),
             "n_ubatch": integer("n_ubatch", n_ubatch, 1),
             "n_threads": 0 if n_threads is None else integer("n_threads", n_threads, 1, MAX_THREADS),
@@ -152,6 +152,7 @@ class LoadedModel:
             "image_ids": ids,
             "add_bos": prompt.add_bos,
             "frames": frames,
+            "answers": prompt.answers,
             **setting_options(setting),
         }
         return keywords, image_decode_ms

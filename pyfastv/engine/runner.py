@@ -56,7 +56,7 @@ class Runner(InForce):
         mmproj_path: PathLike | None = None,
         *,
         n_slots: int = 1,
-        n_ctx: int = 0,
+        n_ctx: int | None = None,
         n_batch: int = 2048,
         n_ubatch: int = 512,
         n_threads: int | None = None,
@@ -78,9 +78,9 @@ class Runner(InForce):
 
         ``model_path``, ``mmproj_path``: GGUF files of the language model and of its vision encoder; without a
         model the bundled one, without an mmproj text only.
-        ``n_slots``: requests computed side by side. ``n_ctx``: context of each in tokens, 0: what the model was trained
-        for. ``n_batch``, ``n_ubatch``: most tokens in a logical and in a physical batch. ``n_threads``: None: one for
-        each core that the system shows, hyperthreads included.
+        ``n_slots``: requests computed side by side. ``n_ctx``: tokens of each, prompt and answer; None or 0: what the
+        model was trained for, at most 8192. ``n_batch``, ``n_ubatch``: most tokens in a logical and in a physical batch.
+        ``n_threads``: None: one for each core that the system shows, hyperthreads included.
         ``n_gpu_layers``: layers on the GPU if there is one, -1: all. ``type_k``, ``type_v``: ggml types of
         the KV cache.
         ``seed``: of requests that bring none. ``verbose``: llama.cpp's log on stderr.

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import chain, islice
 from typing import Any, NoReturn
 
 import jinja2
@@ -68,6 +69,9 @@ class Prompt:
     """In the order of their markers, not read yet."""
     add_bos: bool
     """False where the template has already written the model's begin-of-sequence token."""
+    answers: tuple[tuple[int, int], ...] = ()
+    """Where earlier answers begin and end, in bytes of the text in UTF-8: so that each question behind a picture is
+    computed as when it was asked. Empty without pictures, and where the template does not print answers as they are."""
 
 
 class _Refusal(jinja2.TemplateError):
@@ -120,28 +124,72 @@ class ChatTemplate:
         that the template refuses, ModelError where the template itself fails.
         """
         parsed, pictures = _parse(messages)
-        text = self._render_with_placeholders(parsed, len(pictures), marker) if pictures else None
-        if text is None:
-            text = self._run([self._with_text_for_pictures(message, marker) for message in parsed])
+        text = self._render(parsed, len(pictures), marker)
         if text.count(marker) != len(pictures):
             raise OptionError(
                 f"the model's chat template printed {text.count(marker)} of {len(pictures)} pictures: "
                 "put the pictures into messages of the user"
             )
         bos = self._variables["bos_token"]
-        return Prompt(text, tuple(pictures), add_bos=not (bos and text.startswith(str(bos))))
+        add_bos = not (bos and text.startswith(str(bos)))
+        answers = self._answers(parsed, len(pictures), marker, text) if pictures else ()
+        return Prompt(text, tuple(pictures), add_bos, answers)
 
-    def _run(self, messages: Sequence[Message]) -> str:
+    def _render(self, messages: list[Message], n_pictures: int, marker: str) -> str:
+        text = self._render_with_placeholders(messages, n_pictures, marker) if n_pictures else None
+        if text is None:
+            text = self._run([self._with_text_for_pictures(message, marker) for message in messages])
+        return text
+
+    def _answers(
+        self, messages: list[Message], n_pictures: int, marker: str, text: str
+    ) -> tuple[tuple[int, int], ...]:
+        """:attr:`Prompt.answers`: found by rendering them with a mark at their begin and at their end."""
+        begin, end = _unused_characters(text, 2)
+        for inside in (False, True):
+            marked = [_between(message, begin, end, inside) for message in messages]
+            if marked == messages:
+                return ()
+            try:
+                printed = self._render(marked, n_pictures, marker)
+            except (ModelError, OptionError):
+                return ()
+            if printed.replace(begin, "").replace(end, "") == text:
+                break
+        else:
+            return ()
+        answers, size = [], 0
+        for found in re.finditer(f"([^{begin}{end}]*){begin}([^{begin}{end}]*){end}", printed):
+            before, answer = found.groups()
+            ahead = len(before[self._end_of_opening(before) :].encode())
+            size += len(before.encode())
+            answers.append((size - ahead, size + len(answer.encode())))
+            size += len(answer.encode())
+        return tuple(answers)
+
+    def _end_of_opening(self, text: str) -> int:
+        """Where in front of an answer that is over the prompt ended that it answers: without the space, in some."""
+        short = text.rstrip()
+        opening = self._opening
+        return len(short) if opening and short.endswith(opening) and not text.endswith(opening) else len(text)
+
+    @cached_property
+    def _opening(self) -> str:
+        """What a prompt ends with, behind the last message: the beginning of the answer."""
+        closed, opened = (self._try(_PROBE, add_generation_prompt=opens) for opens in (False, True))
+        return opened.removeprefix(closed) if opened.startswith(closed) else ""
+
+    def _run(self, messages: Sequence[Message], **variables: bool) -> str:
         try:
-            return self._template.render(messages=messages, **self._variables)
+            return self._template.render(messages=messages, **{**self._variables, **variables})
         except _Refusal as error:
             raise OptionError(f"the model's chat template refuses these messages: {error}") from error
         except Exception as error:  # a template is a foreign program
             raise ModelError(f"the model's chat template fails: {type(error).__name__}: {error}") from error
 
-    def _try(self, content: object) -> str:
+    def _try(self, content: object, **variables: bool) -> str:
         try:
-            return self._run([{"role": "user", "content": content}])
+            return self._run([{"role": "user", "content": content}], **variables)
         except (ModelError, OptionError):
             return ""
 
@@ -180,7 +228,7 @@ class ChatTemplate:
             return None
         messages = [self._with_parts(message, placeholder.part) for message in messages]
         plain = self._run(messages)
-        mask = _unused_character(plain)
+        (mask,) = _unused_characters(plain, 1)
         for masked_texts in (re.compile(re.escape(placeholder.first)), placeholder.pattern):
             masked = self._run([_mask(message, masked_texts, mask) for message in messages])
             found = placeholder.pattern.findall(masked)
@@ -241,9 +289,26 @@ def _is_whole(text: str) -> bool:
     return depth == 0
 
 
-def _unused_character(text: str) -> str:
-    """A character of Unicode's private use area that ``text`` does not have."""
-    return next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)
+def _unused_characters(text: str, n: int) -> list[str]:
+    """Characters of Unicode's private use areas that ``text`` does not have."""
+    codes = chain(range(0xE000, 0xF8FF), range(0xF0000, 0x10FFFD))
+    return list(islice((chr(code) for code in codes if chr(code) not in text), n))
+
+
+def _between(message: Message, begin: str, end: str, inside: bool) -> Message:
+    """An answer with marks around its text, or inside the space at its ends, which some templates take away; other
+    messages as they are."""
+    parts = list(message["content"])
+    texts = [i for i, part in enumerate(parts) if part["type"] == "text" and part["text"].strip()]
+    if message["role"] != "assistant" or not texts:
+        return message
+    first = parts[texts[0]]["text"]
+    at = len(first) - len(first.lstrip()) if inside else 0
+    parts[texts[0]] = _text(first[:at] + begin + first[at:])
+    last = parts[texts[-1]]["text"]
+    at = len(last.rstrip()) if inside else len(last)
+    parts[texts[-1]] = _text(last[:at] + end + last[at:])
+    return {**message, "content": parts}
 
 
 def _parse(messages: Iterable[Mapping[str, Any]]) -> tuple[list[Message], list[Picture]]:

@@ -88,10 +88,19 @@ def _describe_model(model: dict[str, Any]) -> dict[str, str]:
         "model": model["description"],
         "architecture": model["architecture"],
         "layers": f"{model['n_layer']}, {model['n_embd']} wide",
-        "context": f"{model['n_ctx_train']} tokens",
+        "context": _describe_context(model["n_ctx_train"]),
         "size": f"{model['size_bytes'] / 1e6:,.0f} MB, {model['n_params'] / 1e6:,.0f} M parameters",
         "pruning": _describe_pruning(model["unsupported_reason"], model["cut_layers"]),
     }
+
+
+def _describe_context(n_ctx_train: int) -> str:
+    more = (
+        f", used up to {_native.DEFAULT_N_CTX} unless -c says more"
+        if n_ctx_train > _native.DEFAULT_N_CTX
+        else ""
+    )
+    return f"{n_ctx_train} tokens{more}"
 
 
 def _describe_pruning(reason: str | None, cut_layers: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from . import _native
+from .. import _native
 
 __all__ = ["BLOCK", "FLOATS", "Plan", "make_plan", "matrices"]
 

@@ -129,7 +129,7 @@ def _stages(
 ) -> tuple[StageTrace, ...]:
     if schedule is None:
         return ()
-    first_layers = engine.report()["first_layers"][1:]
+    first_layers = engine.report().first_layers[1:]
     stages = []
     for number, (layer, cut) in enumerate(zip(first_layers, schedule.cuts, strict=True)):
         scores = engine.scores(number)

@@ -21,7 +21,7 @@ struct merging {
 };
 
 // merges r <= n/2 tokens of even rank into tokens of odd rank
-merging round(const merging & in, int64_t d, int64_t r, ggml_backend_t backend) {
+merging round(const merging & in, int64_t d, int64_t r, ggml_backend_t backend, const stop_fn & stopped) {
     const int64_t n_even = (in.n() + 1)/2;
 
     std::vector<int64_t> partner(n_even), order(n_even); // partner: counted among those of odd rank
@@ -29,6 +29,9 @@ merging round(const merging & in, int64_t d, int64_t r, ggml_backend_t backend) 
 
     const auto first = parts_of(in.n());
     for (size_t p = 0; p + 1 < first.size(); ++p) {
+        if (stopped && stopped()) {
+            throw aborted();
+        }
         std::vector<float> even, odd;
         const auto unit = unit_rows(in.values.data() + first[p]*d, first[p + 1] - first[p], d);
         for (size_t i = first[p]; i < first[p + 1]; ++i) {
@@ -99,7 +102,7 @@ merging round(const merging & in, int64_t d, int64_t r, ggml_backend_t backend) 
 
 } // namespace
 
-reduced_embeddings merge(const visual_embeddings & in, size_t m, bool scale, ggml_backend_t backend) {
+reduced_embeddings merge(const visual_embeddings & in, size_t m, bool scale, ggml_backend_t backend, const stop_fn & stopped) {
     const int64_t n = in.n(), d = in.d;
 
     merging now;
@@ -112,7 +115,7 @@ reduced_embeddings merge(const visual_embeddings & in, size_t m, bool scale, ggm
     }
 
     while (now.n() > (int64_t) m) {
-        now = round(now, d, std::min(now.n() - (int64_t) m, now.n()/2), backend);
+        now = round(now, d, std::min(now.n() - (int64_t) m, now.n()/2), backend, stopped);
     }
 
     reduced_embeddings res;

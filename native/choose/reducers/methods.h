@@ -10,8 +10,8 @@
 namespace pyfastv {
 
 std::vector<int32_t> pick_stride  (int64_t n, size_t m);
-std::vector<int32_t> pick_divprune(const visual_embeddings & in, size_t m, ggml_backend_t backend);
-std::vector<int32_t> pick_cdpruner(const visual_embeddings & in, size_t m, ggml_backend_t backend);
+std::vector<int32_t> pick_divprune(const visual_embeddings & in, size_t m, ggml_backend_t backend, const stop_fn & stopped);
+std::vector<int32_t> pick_cdpruner(const visual_embeddings & in, size_t m, ggml_backend_t backend, const stop_fn & stopped);
 
 // [n] cosine to the question
 std::vector<float> relevance_of(const visual_embeddings & in);
@@ -23,7 +23,7 @@ size_t               count_evs   (const std::vector<patch_grid> & slices, double
 // what was picked, as it is
 reduced_embeddings take(const visual_embeddings & in, const std::vector<int32_t> & picked);
 
-reduced_embeddings merge(const visual_embeddings & in, size_t m, bool scale, ggml_backend_t backend);
+reduced_embeddings merge(const visual_embeddings & in, size_t m, bool scale, ggml_backend_t backend, const stop_fn & stopped);
 
 // windows of a slice
 struct window_grid {

@@ -121,7 +121,7 @@ static void check(const reducer & how, const std::vector<patch_grid> & slices) {
     }
 }
 
-ggml_backend_ptr make_cpu_backend(int32_t n_threads) {
+ggml_backend_ptr make_cpu_backend(int32_t n_threads, const stop_fn * stopped) {
     ggml_backend_ptr res(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
     if (!res) {
         throw std::bad_alloc();
@@ -130,6 +130,10 @@ ggml_backend_ptr make_cpu_backend(int32_t n_threads) {
     const auto set_n_threads = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
     if (set_n_threads) {
         set_n_threads(res.get(), n_threads);
+    }
+    const auto set_abort = (ggml_backend_set_abort_callback_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_abort_callback");
+    if (set_abort && stopped) {
+        set_abort(res.get(), [](void * data) { return (*static_cast<const stop_fn *>(data))(); }, const_cast<stop_fn *>(stopped));
     }
     return res;
 }
@@ -159,7 +163,7 @@ size_t count_reduced(const reducer & how, const std::vector<patch_grid> & slices
     }
 }
 
-reduced_embeddings reduce(const reducer & how, const visual_embeddings & in, ggml_backend_t backend) {
+reduced_embeddings reduce(const reducer & how, const visual_embeddings & in, ggml_backend_t backend, const stop_fn & stopped) {
     check(how, in.slices);
 
     const int64_t n = in.n();
@@ -172,10 +176,10 @@ reduced_embeddings reduce(const reducer & how, const visual_embeddings & in, ggm
     switch (how.method) {
         case reduce_method::pool:     return pool(in, pool_windows(how, in.slices));
         case reduce_method::pllava:   return pool_frames(in, how.frames, how.window);
-        case reduce_method::merge:    return merge(in, m, how.scale, backend);
+        case reduce_method::merge:    return merge(in, m, how.scale, backend, stopped);
         case reduce_method::stride:   return take(in, pick_stride(n, m));
-        case reduce_method::divprune: return take(in, pick_divprune(in, m, backend));
-        case reduce_method::cdpruner: return take(in, pick_cdpruner(in, m, backend));
+        case reduce_method::divprune: return take(in, pick_divprune(in, m, backend, stopped));
+        case reduce_method::cdpruner: return take(in, pick_cdpruner(in, m, backend, stopped));
         case reduce_method::vidcom2:  return take(in, pick_vidcom2(in, m));
         case reduce_method::evs:      return take(in, pick_evs(in, how.drop));
     }

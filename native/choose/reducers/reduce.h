@@ -38,14 +38,15 @@ struct reduced_embeddings {
 // the slice that an input is in
 size_t slice_of(const std::vector<patch_grid> & slices, int64_t i);
 
-// A CPU for the matrix products. Throws std::bad_alloc.
-ggml_backend_ptr make_cpu_backend(int32_t n_threads);
+// A CPU for the matrix products. stopped: outlives it; asked during products, by one thread; null: nobody stops them.
+// Throws std::bad_alloc.
+ggml_backend_ptr make_cpu_backend(int32_t n_threads, const stop_fn * stopped = nullptr);
 
 // How many outputs reduce() will give for these slices.
 size_t count_reduced(const reducer & how, const std::vector<patch_grid> & slices);
 
 // `backend`: a CPU for the matrix products. Throws std::invalid_argument where the slices do not fit the method or a
-// question is missing, std::bad_alloc.
+// question is missing, std::bad_alloc, and aborted (products/products.h) if `stopped`, which several threads ask, says so.
 //
 // What compares tokens (merge, divprune, cdpruner) compares more than most_compared of them within parts (choose/parts.h):
 // two tokens of different parts are never merged, and count as unlike as can be.
@@ -65,6 +66,6 @@ size_t count_reduced(const reducer & how, const std::vector<patch_grid> & slices
 //   evs       The first frame stays, then the tokens that changed most since the frame before, by cosine, over the whole
 //             video (Efficient Video Sampling, arXiv 2510.14624). Frames of one size only.
 //   pllava    Average over groups of frames and windows of patches (PLLaVA, arXiv 2404.16994). Frames of one size only.
-reduced_embeddings reduce(const reducer & how, const visual_embeddings & in, ggml_backend_t backend);
+reduced_embeddings reduce(const reducer & how, const visual_embeddings & in, ggml_backend_t backend, const stop_fn & stopped = {});
 
 } // namespace pyfastv

@@ -203,12 +203,12 @@ std::vector<int32_t> pick_stride(int64_t n, size_t m) {
     return res;
 }
 
-std::vector<int32_t> pick_divprune(const visual_embeddings & in, size_t m, ggml_backend_t backend) {
+std::vector<int32_t> pick_divprune(const visual_embeddings & in, size_t m, ggml_backend_t backend, const stop_fn & stopped) {
     std::vector<std::unique_ptr<greedy_part>> parts;
     for (auto & part : cosines_in_parts(in, backend)) {
         parts.push_back(std::make_unique<divprune_part>(std::move(part)));
     }
-    auto res = greedy(parts, m, on_threads_of(backend));
+    auto res = greedy(parts, m, on_threads_of(backend), stopped);
     std::sort(res.begin(), res.end());
     return res;
 }
@@ -232,7 +232,7 @@ std::vector<float> relevance_of(const visual_embeddings & in) {
     return res;
 }
 
-std::vector<int32_t> pick_cdpruner(const visual_embeddings & in, size_t m, ggml_backend_t backend) {
+std::vector<int32_t> pick_cdpruner(const visual_embeddings & in, size_t m, ggml_backend_t backend, const stop_fn & stopped) {
     const auto relevance = relevance_of(in);
 
     const auto [low, high] = std::minmax_element(relevance.begin(), relevance.end());
@@ -248,7 +248,7 @@ std::vector<int32_t> pick_cdpruner(const visual_embeddings & in, size_t m, ggml_
         const float * r_of_part = r.data() + part.first;
         parts.push_back(std::make_unique<cdpruner_part>(std::move(part), r_of_part));
     }
-    auto res = greedy(parts, m, on_threads_of(backend));
+    auto res = greedy(parts, m, on_threads_of(backend), stopped);
     std::sort(res.begin(), res.end());
 
     // what is left adds nothing that is not there: the most relevant

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ... import _native
 from ...engine.runner import Runner
 from ...settings.setting import Setting
 from ..question import Question
@@ -118,10 +117,10 @@ def _kl(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
     return max(0.0, float(np.sum(p[some] * np.log(p[some] / np.maximum(q[some], _TINY)))))
 
 
-def _rows(report: Mapping[str, Any], n_layer: int) -> int:
+def _rows(report: _native.RunReport, n_layer: int) -> int:
     """What the weight matrices of the language model are multiplied with during prefill. What Turbo or a reducer took
     away before is in no layer."""
-    text = report["prompt_tokens"] - report["visual_tokens"]
-    ends = (*report["first_layers"][1:], n_layer)
-    stages = zip(report["first_layers"], ends, report["visual_tokens_in_stage"], strict=True)
+    text = report.prompt_tokens - report.visual_tokens
+    ends = (*report.first_layers[1:], n_layer)
+    stages = zip(report.first_layers, ends, report.visual_tokens_in_stage, strict=True)
     return sum((end - first) * (visual + text) for first, end, visual in stages)
