@@ -11,7 +11,7 @@ import pytest
 from pyfastv import Recommended, Runner, Sampling, Schedule
 from pyfastv.inputs.chat import ChatTemplate, assistant_message, user_message
 from pyfastv.models import bundled_examples
-from pyfastv.serve.pool import Job, Pool
+from pyfastv.engine.job_pool import Job, JobPool
 
 import random_mmproj
 
