@@ -12,12 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import pyfastv
 from pyfastv.engine import c_structures
 from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
 
+import random_mmproj
 from c_api import fastv as libllama
 
 ROOT = Path(__file__).parents[1]
@@ -259,6 +262,30 @@ for setting in settings:
             report = expected.report
             assert answer == expected.text
             assert counts == [report.encoded_tokens, report.prompt_tokens, *report.visual_tokens_in_stage]
+
+
+@pytest.mark.parametrize("family", ["Qwen2-VL", "InternVL"])
+def test_reducers_keep_the_places_of_other_models(tmp_path: Path, family: str) -> None:
+    """M-RoPE, and a picture in several slices."""
+    model, mmproj = random_mmproj.write_pair(tmp_path, family)
+    rgb = np.random.default_rng(5).integers(0, 256, (168, 224, 3), dtype=np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "noise.png")
+    made = script(
+        tmp_path,
+        f"""
+handler = FastVChatHandler({str(mmproj)!r}, verbose=False, fastv="k=2,drop=0.5", reduce="divprune,keep=0.4")
+llm = Llama({str(model)!r}, chat_handler=handler, n_ctx=2048, verbose=False, n_threads=1, n_threads_batch=1)
+loaded.append(llm)
+made["answer"] = text(ask(llm, user("What?", "noise.png"), max_tokens=8))
+report = handler.report
+made["counts"] = [report.encoded_tokens, report.prompt_tokens, *report.visual_tokens_in_stage]
+""",
+    )
+    with pyfastv.Runner(model, mmproj, n_ctx=2048, n_threads=1, flash_attn="off") as runner:
+        expected = runner.ask(rgb, "What?", max_tokens=8, fastv="k=2,drop=0.5", reduce="divprune,keep=0.4")
+    report = expected.report
+    assert made["answer"] == expected.text.strip()
+    assert made["counts"] == [report.encoded_tokens, report.prompt_tokens, *report.visual_tokens_in_stage]
 
 
 # imports
