@@ -21,10 +21,10 @@ run_report engine::report(const slot & s) const {
     // all layers see all of it, whatever stages there are for others
     const auto sum = [&](const size_t * of_stages) { return std::accumulate(of_stages, of_stages + stages.n_stages, (size_t) 0); };
     if (s.schedule.off() && stages.n_stages > 0) {
-        res.first_layers       = { 0 };
-        res.visual_in_stage    = { res.visual_tokens };
-        res.kv_bytes_used      = { sum(stages.kv_bytes_used) };
-        res.kv_bytes_allocated = { sum(stages.kv_bytes) };
+        res.first_layers           = { 0 };
+        res.visual_tokens_in_stage = { res.visual_tokens };
+        res.kv_bytes_used          = { sum(stages.kv_bytes_used) };
+        res.kv_bytes_allocated     = { sum(stages.kv_bytes) };
     }
     for (int32_t i = 0; i < stages.n_stages && !s.schedule.off(); ++i) {
         res.first_layers.push_back(stages.first_layer[i]);

@@ -51,7 +51,7 @@ size_t engine::n_common(const slot & s, const slot_request & request) const {
         n++;
     }
     // a question that has chosen nothing, as it was longer, is read again
-    const bool asks = n_cuts > 0 && n > 0 && !wanted.pieces[n - 1].visual() && wanted.asked_before(n);
+    const bool asks = request.schedule.n_cuts() > 0 && n > 0 && !wanted.pieces[n - 1].visual() && wanted.asked_before(n);
     const auto end  = asks ? end_of(s.evaluated, n) : 0;
     if (asks && std::none_of(s.questions.begin(), s.questions.end(), [end](const auto & question) { return question.end == end; })) {
         n--;

@@ -103,7 +103,7 @@ int64_t engine::n_waiting(const slot & s) const {
         at     -= piece->n_pos;
         visual |= piece->visual();
     }
-    return n_cuts > 0 && visual ? n : 0;
+    return visual && attached_to(ctx.get()) ? n : 0;
 }
 
 bool engine::prefill_text(events & out) {
@@ -122,7 +122,7 @@ bool engine::prefill_text(events & out) {
         const size_t begin  = s->evaluated.size();
 
         // where nothing is chosen, turns make no difference
-        const size_t limit  = n_cuts > 0 ? wanted.end_of_turn(begin) : pieces.size();
+        const size_t limit = s->schedule.n_cuts() > 0 ? wanted.end_of_turn(begin) : pieces.size();
 
         size_t end = begin;
         while (!s->waits && end < limit && end - begin < room && !pieces[end].visual()) {
@@ -133,7 +133,7 @@ bool engine::prefill_text(events & out) {
         if (end == begin || (cut_short && !parts.empty())) {
             continue;
         }
-        const bool answers = n_cuts > 0 && wanted.in_answer(begin);
+        const bool answers = s->schedule.n_cuts() > 0 && wanted.in_answer(begin);
         if (!parts.empty() && parts[0].answers != answers) {
             continue;
         }
