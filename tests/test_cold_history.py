@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pyfastv import Recommended, Runner, Sampling, Schedule
+from pyfastv.engine.job_pool import Job, JobPool
 from pyfastv.inputs.chat import ChatTemplate, assistant_message, user_message
 from pyfastv.models import bundled_examples
-from pyfastv.engine.job_pool import Job, JobPool
 
 import random_mmproj
 

@@ -79,9 +79,9 @@ class JobPool(InForce):
         """Tokens of each slot."""
         self.n_layer = self._slots.n_layer
         try:
-            options = setting_options(self.setting)
-            self._slots.check(options["turbo"], options["reducer"])
-            self._slots.fit(options["fastv"])
+            specs = setting_options(self.setting)
+            self._slots.check(specs["turbo"], specs["reducer"])
+            self._slots.fit(specs["fastv"])
             self._batcher = Batcher(self._slots, queue)
         except BaseException:
             self._slots.close()
