@@ -130,7 +130,7 @@ THINKING = """\
 def test_a_prompt_that_is_shorter_in_its_history_chooses_alike(pair: tuple[str, Path, Path]) -> None:
     name, model, mmproj = pair
     with Runner(model, mmproj, fastv=f"k={FAMILIES[name]},drop=0.5,{RECALL}", **OPTIONS) as runner:
-        runner.__dict__["_template"] = ChatTemplate(THINKING)
+        runner._model.__dict__["template"] = ChatTemplate(THINKING)
         with runner.session() as chat:
             chat.ask(QUESTIONS[0], PICTURE, **WORD)
             answer = chat.ask(QUESTIONS[1], **WORD)
@@ -145,7 +145,7 @@ def test_without_a_schedule_turns_make_no_difference(pair: tuple[str, Path, Path
     with Runner(model, mmproj, fastv=None, **OPTIONS) as runner:
         engine = runner._engine
         messages = [user_message("A?", PICTURE), assistant_message("b c"), user_message("D?")]
-        prompt = runner._template.render(messages, engine.media_marker)
+        prompt = runner._model.render(messages)
         assert prompt.answers
         logits = []
         for answers in ((), prompt.answers):

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from pyfastv import ContextLengthError, Runner, _native, info
+from pyfastv import ContextLengthError, Runner, _native
 from pyfastv.engine.job_pool import JobPool
+from pyfastv.models import info
 
 import random_gguf
 

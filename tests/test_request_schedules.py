@@ -124,7 +124,7 @@ def test_two_run_side_by_side_as_each_alone(make: Make, family: str) -> None:
             ends = finish(engine, *numbers)
             assert_same(outcome(ends[numbers[0]]), expected[0][i])
             assert_same(outcome(ends[numbers[1]]), expected[1][j])
-            assert ends[numbers[0]]["report"]["first_layers"] == (
+            assert ends[numbers[0]]["report"].first_layers == (
                 [0] if RULES[i] is None else [0, LAYERS[family][0]]
             )
 
@@ -138,7 +138,7 @@ def test_what_was_chosen_by_another_rule_is_not_gone_on_from(make: Make, family:
         number = start(engine, 0, fastv, "And what is that?")
         end = finish(engine, number)[number]
         assert_same(outcome(end), alone(make, 0, fastv, "And what is that?"))
-        cached.append(end["report"]["cached_tokens"])
+        cached.append(end["report"].cached_tokens)
     assert 0 < cached[1] == cached[3] < 16
     assert cached[2] > cached[1] + 64  # the picture
 
@@ -150,8 +150,8 @@ def test_a_slot_of_each_rule_is_gone_on_from(make: Make, family: str) -> None:
     for rule in (RULES[0], RULES[1], RULES[0], RULES[1], None):
         number = start(engine, 0, spec(family, rule))
         reports.append(finish(engine, number)[number]["report"])
-    assert [report["pictures_encoded"] for report in reports] == [1, 0, 0, 0, 0]
-    assert [report["cached_tokens"] > 64 for report in reports] == [False, False, True, True, False]
+    assert [report.pictures_encoded for report in reports] == [1, 0, 0, 0, 0]
+    assert [report.cached_tokens > 64 for report in reports] == [False, False, True, True, False]
 
 
 def test_other_layers_fit_when_nobody_is_computed(make: Make, family: str) -> None:
@@ -168,7 +168,7 @@ def test_other_layers_fit_when_nobody_is_computed(make: Make, family: str) -> No
     assert_same(outcome(finish(engine, number)[number]), alone(make, 0, here))
     number = start(engine, 1, there)
     end = finish(engine, number)[number]
-    assert end["report"]["first_layers"] == [0, LAYERS[family][1]]
+    assert end["report"].first_layers == [0, LAYERS[family][1]]
     assert_same(outcome(end), alone(make, 1, there))
     assert engine.fits(there)
     assert not engine.fits(here)

@@ -294,7 +294,7 @@ def test_changing_the_rule(fake_runner: Runner) -> None:
     assert called(fake_runner, "set_fastv")[-1] == PyramidDrop().spec()
     fake_runner.set_fastv(None)
     assert fake_runner.fastv is None
-    assert called(fake_runner, "clear_fastv") == [None]
+    assert called(fake_runner, "set_fastv")[-1] == ""
     assert fake_runner.ask(None, "Q").report.fastv is None
 
 
