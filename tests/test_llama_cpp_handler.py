@@ -279,13 +279,20 @@ loaded.append(llm)
 made["answer"] = text(ask(llm, user("What?", "noise.png"), max_tokens=8))
 report = handler.report
 made["counts"] = [report.encoded_tokens, report.prompt_tokens, *report.visual_tokens_in_stage]
+import ctypes
+from llama_cpp import llama_cpp
+numbers = (ctypes.c_int32 * 96)()
+n_slices = llama_cpp._lib.pyfastv_get_grids(ctypes.c_void_p(llm.ctx), 0, numbers, ctypes.c_size_t(32))
+made["slices"] = [list(numbers[3 * i : 3 * i + 3]) for i in range(n_slices)]
 """,
     )
     with pyfastv.Runner(model, mmproj, n_ctx=2048, n_threads=1, flash_attn="off") as runner:
         expected = runner.ask(rgb, "What?", max_tokens=8, fastv="k=2,drop=0.5", reduce="divprune,keep=0.4")
+        pictures = runner._engine.grids()
     report = expected.report
     assert made["answer"] == expected.text.strip()
     assert made["counts"] == [report.encoded_tokens, report.prompt_tokens, *report.visual_tokens_in_stage]
+    assert made["slices"] == [[i, *grid] for i, picture in enumerate(pictures) for grid in picture]
 
 
 # imports

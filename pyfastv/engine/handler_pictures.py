@@ -18,7 +18,7 @@ from ..settings.reduce import Reducer
 
 __all__ = ["Mtmd"]
 
-_IMAGE = 0  # PYFASTV_MEDIA_IMAGE
+_IMAGE, _SLICE = 0, 2  # PYFASTV_MEDIA_
 _INT32_POINTER, _FLOAT_POINTER = ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_float)
 
 
@@ -28,6 +28,7 @@ class _Rows(NamedTuple):
     values: NDArray[np.float32]  # [rows, n_embd_inp]
     places: NDArray[np.int32]  # [rows] the patch whose position a row has
     grid: tuple[int, int]
+    media: int  # the first of its picture, or one more slice of it
 
 
 class Mtmd:
@@ -131,7 +132,7 @@ class Mtmd:
         if n_pos != n_rows:
             library.pyfastv_allow_position_gaps(context)
         name = self._mtmd.mtmd_input_chunk_get_id(chunk)
-        library.pyfastv_begin_media(context, _IMAGE, name, *rows.grid)
+        library.pyfastv_begin_media(context, rows.media, name, *rows.grid)
         with self._not_causal(context, self._mtmd.mtmd_decode_use_non_causal(vision, chunk), n_rows):
             for first in range(0, n_rows, n_batch):
                 part = slice(first, first + n_batch)
@@ -175,7 +176,10 @@ class Mtmd:
         for number, index in enumerate(slices):
             mine = slice_of == number
             self._reduced[index] = _Rows(
-                made["embeddings"][mine], all_places[made["place"][mine]], made["grids"][number]
+                made["embeddings"][mine],
+                all_places[made["place"][mine]],
+                made["grids"][number],
+                _IMAGE if number == 0 else _SLICE,
             )
         return 0
 
