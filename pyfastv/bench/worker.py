@@ -9,10 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from .. import errors
+from .._closing import Closing
 from ..errors import Error
 
 __all__ = ["Worker", "start_library_worker", "start_runner_worker"]
@@ -25,7 +25,7 @@ _STEADY_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 _HERE = Path(__file__).resolve().parent
 
 
-class Worker:
+class Worker(Closing):
     """A process; a context manager that ends it. ``name``: for messages."""
 
     def __init__(self, name: str, command: Sequence[str], options: Mapping[str, Any]) -> None:
@@ -75,14 +75,6 @@ class Worker:
         for pipe in (self._process.stdin, self._process.stdout):
             with suppress(BrokenPipeError):
                 pipe.close()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def start_runner_worker(options: Mapping[str, Any]) -> Worker:

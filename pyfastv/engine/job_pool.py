@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from .._checks import integer
+from .._closing import Closing
 from ..errors import OptionError, printable
 from ..inputs.chat import Prompt
 from ..settings.presets import Recommended
@@ -21,16 +22,14 @@ from .loaded import LoadedModel, LoadOptions, PathLike, model_files, setting_opt
 from .sampling import Sampling
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
 __all__ = ["Job", "JobPool", "Piece", "PoolBusy", "TokenProb"]
 
 _MAX_TOP = 100
 
 
-class JobPool(InForce):
+class JobPool(Closing, InForce):
     """One model, and slots that answer as many requests at once; others wait in a queue.
 
     The slots share one context. A thread of the pool's own runs it: a token of every answer, then a piece of a
@@ -86,14 +85,6 @@ class JobPool(InForce):
         except BaseException:
             self._slots.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<pyfastv.engine.JobPool {self.name}, {self.n_slots} slots, {self.setting}>"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from .. import _native
 from .._checks import integer
+from .._closing import Closing
 from ..errors import ClosedError, printable
 from ..inputs.chat import system_message, user_message
 from ..inputs.images import MAX_PIXELS, Frame, Pictures, as_list
@@ -27,16 +28,14 @@ from .session import Session
 from .stream import Stream
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
 __all__ = ["Runner"]
 
 Progress: TypeAlias = "Callable[[int, int], object]"
 
 
-class Runner(InForce):
+class Runner(Closing, InForce):
     """One model with its vision encoder and one context; a context manager.
 
     >>> with Runner() as runner:                                            # the bundled model
@@ -132,14 +131,6 @@ class Runner(InForce):
         except BaseException:
             self._engine.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<pyfastv.Runner {printable(self._model.path.name)}, {self.setting}>"

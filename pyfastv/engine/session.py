@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .._closing import Closing
 from ..errors import ClosedError
 from ..inputs.chat import assistant_message, system_message, user_message
 from ..inputs.images import Frame, Picture, Pictures, as_list
@@ -17,16 +18,14 @@ from .sampling import RequestOptions
 from .stream import Stream
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
     from .runner import Runner
 
 __all__ = ["Session"]
 
 
-class Session:
+class Session(Closing):
     """Questions that build on each other, about one picture or several; made by :meth:`pyfastv.Runner.session`.
 
     >>> with runner.session() as chat:
@@ -45,14 +44,6 @@ class Session:
         self._history: list[dict[str, Any]] = [] if system is None else [system_message(system)]
         self._answering: Stream | None = None  # to the last message of the history
         self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Ask no more; ``messages`` stay readable. The runner stays open. Can be called again."""
