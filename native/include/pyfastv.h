@@ -243,9 +243,8 @@ PYFASTV_API enum pyfastv_status pyfastv_get_report(const struct llama_context * 
 PYFASTV_API void pyfastv_reset_report(struct llama_context * ctx);
 
 // What a sequence's visual tokens came to at a cut, counted over all its pictures in prompt order, save for pictures of which
-// nothing is left: ascending indices of
-// those that entered the stage behind the cut, recalled ones included; and the scores of the last choice there, one for
-// every visual token (0 for those that did not reach the cut; attention sums to at most 1).
+// nothing is left: ascending indices of those that entered the stage behind the cut, recalled ones included; and the scores of
+// the last choice there, one for every visual token (0 for those that did not reach the cut; attention sums to at most 1).
 // Both write at most `cap` entries and return how many there are.
 PYFASTV_API size_t pyfastv_get_kept  (const struct llama_context * ctx, int32_t seq_id, int32_t cut, int32_t * out, size_t cap);
 PYFASTV_API size_t pyfastv_get_scores(const struct llama_context * ctx, int32_t seq_id, int32_t cut, float   * out, size_t cap);

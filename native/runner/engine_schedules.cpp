@@ -26,12 +26,15 @@ request_schedule parse_request_schedule(const std::string & spec, int32_t n_laye
     return res;
 }
 
-pyfastv_params keeping_all(const pyfastv_params & other) {
+pyfastv_params request_schedule::in(const pyfastv_params & attached) const {
+    if (!off()) {
+        return params;
+    }
     auto res = default_params();
-    res.n_cuts = other.n_cuts;
+    res.n_cuts = attached.n_cuts;
     res.recall = 0;
     for (int32_t c = 0; c < res.n_cuts; ++c) {
-        res.cuts[c].layer = other.cuts[c].layer;
+        res.cuts[c].layer = attached.cuts[c].layer;
         res.cuts[c].drop  = 0;
         res.cuts[c].score = pyfastv_find_score("none");
     }
@@ -64,8 +67,7 @@ bool engine::fits(const request_schedule & schedule) const {
     if (!attached) {
         return schedule.off();
     }
-    // what keeps all is to the bit what a context without stages computes
-    const auto params = schedule.off() ? keeping_all(*attached) : schedule.params;
+    const auto params = schedule.in(*attached);
 
     return pyfastv_fits(ctx.get(), &params);
 }
@@ -112,7 +114,7 @@ pyfastv_status engine::set_schedule(const slot & s, const request_schedule & sch
     if (!attached) {
         return PYFASTV_OK;
     }
-    const auto params = schedule.off() ? keeping_all(*attached) : schedule.params;
+    const auto params = schedule.in(*attached);
 
     return pyfastv_set_schedule(ctx.get(), s.seq_id, &params);
 }

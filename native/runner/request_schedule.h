@@ -14,12 +14,12 @@ struct request_schedule {
 
     bool    off()    const { return text.empty(); }
     int32_t n_cuts() const { return off() ? 0 : params.n_cuts; }
+
+    // what a sequence has in a context with stages; off: all stay at its cuts, to the bit what one without stages computes
+    pyfastv_params in(const pyfastv_params & attached) const;
 };
 
 // spec: the language of pyfastv_parse(); empty: all stay. Throws error(option).
 request_schedule parse_request_schedule(const std::string & spec, int32_t n_layer);
-
-// at the cuts of another schedule all stay
-pyfastv_params keeping_all(const pyfastv_params & other);
 
 } // namespace pyfastv
