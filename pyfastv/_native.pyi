@@ -237,11 +237,9 @@ class Engine:
     @property
     def description(self) -> str: ...
     def set_fastv(self, spec: str) -> None:  # the language of pyfastv_parse() (native/include/pyfastv.h)
-        """The schedule of requests that bring none (clears the context). Raises OptionError (so it does while requests
-        are computed), UnsupportedModelError, OutOfMemoryError."""
-    def clear_fastv(self) -> None:
-        """Requests that bring no schedule keep all visual tokens, in a context that is stock llama.cpp's (clears it).
-        OptionError while requests are computed."""
+        """The schedule of requests that bring none (clears the context); empty: all visual tokens stay, in a context that
+        is stock llama.cpp's. Raises OptionError (so it does while requests are computed), UnsupportedModelError,
+        OutOfMemoryError."""
     def fits(self, spec: str) -> bool:
         """Can a request with this schedule (empty: none) run beside those that there are: do its cuts lie at the layers
         of the context's, with as many KV cells? Waits for nobody. Raises OptionError."""
@@ -253,12 +251,8 @@ class Engine:
     ) -> None:  # the language of pyfastv_turbo_parse() (native/include/pyfastv_turbo.h)
         """Merge tokens in the vision encoder, for :meth:`embed`, :meth:`pixels`, and :meth:`prefill` where it is not told
         (clears the context); empty: none. Raises OptionError, UnsupportedModelError."""
-    def clear_turbo(self) -> None:
-        """Merge nothing (clears the context)."""
     def set_reducer(self, spec: str) -> None:  # the language of parse_reducer() (native/settings/reducer.h)
         """Where :meth:`prefill` is not told; empty: none. Raises OptionError, UnsupportedModelError."""
-    def clear_reducer(self) -> None:
-        """Every visual token enters the language model."""
     def check(self, turbo: str, reducer: str) -> None:
         """Are these settings of a request right for the model? Raises OptionError, UnsupportedModelError."""
     def prepare(

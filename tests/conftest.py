@@ -193,10 +193,6 @@ class FakeEngine:
         self._call("set_fastv", spec)
         self.attached = spec
 
-    def clear_fastv(self) -> None:
-        self._call("clear_fastv")
-        self.attached = ""
-
     def fits(self, spec: str) -> bool:
         return layers_of(spec) in ([], layers_of(self.attached))
 

@@ -40,7 +40,7 @@ def shared() -> Iterator[_native.Engine]:
 @pytest.fixture
 def slots(shared: _native.Engine) -> _native.Engine:
     shared.reset()
-    shared.clear_fastv()
+    shared.set_fastv("")
     return shared
 
 
@@ -101,7 +101,7 @@ def test_requests_are_as_an_engine_computes_them(
     slots: _native.Engine, engine: _native.Engine, start: Start, spec: str | None
 ) -> None:
     """At the same time, with another picture each; and the question after, on what the slot has kept."""
-    engine.clear_fastv()
+    engine.set_fastv("")
     if spec is not None:
         engine.set_fastv(spec)
         slots.set_fastv(spec)
@@ -139,7 +139,7 @@ def test_questions_in_one_batch_recall_each_what_it_would_alone(
     slots: _native.Engine, engine: _native.Engine, start: Start
 ) -> None:
     slots.set_fastv(FASTV)
-    engine.clear_fastv()
+    engine.set_fastv("")
     engine.set_fastv(FASTV)
     expected = []
     for first, picture, second in ((FIRST, CLOCK, "Is it analog?"), (OTHER, CHART, "Describe the image.")):
@@ -161,7 +161,7 @@ def test_a_copy_of_a_picture_that_was_asked_about_chooses_anew(
     slots: _native.Engine, engine: _native.Engine, start: Start
 ) -> None:
     slots.set_fastv(FASTV)
-    engine.clear_fastv()
+    engine.set_fastv("")
     engine.set_fastv(FASTV)
     busy = start(FIRST, CLOCK, sampling=ENDLESS)
     while not any(event["token"] is not None for event in slots.step()):
@@ -199,9 +199,9 @@ def test_what_is_out_of_turn_is_refused(slots: _native.Engine, start: Start) -> 
     slots.start(request)
     with pytest.raises(OptionError, match="already"):
         slots.start(request)
-    for change in (slots.clear_fastv, lambda: slots.set_fastv("k=2,drop=0.5")):
+    for change in ("", "k=2,drop=0.5"):
         with pytest.raises(OptionError, match="when no request runs; 1 do"):
-            change()
+            slots.set_fastv(change)
     start("Two", sampling=ENDLESS)
     start("Three", sampling=ENDLESS)
     with pytest.raises(OptionError, match="all 3 slots are busy"):

@@ -319,13 +319,10 @@ void bind_engine(py::module_ & m) {
             return run(self, std::nullopt, [](engine & e, int64_t id) { return e.why_finished(id); });
         })
         .def("set_fastv",   [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_fastv(spec); }); }, "spec"_a)
-        .def("clear_fastv", [](py_engine & self) { run(self, [](engine & e) { e.set_fastv(""); }); })
         .def("fits",        [](py_engine & self, const std::string & spec) { return run(self, [&](engine & e) { return e.fits(spec); }); }, "spec"_a)
         .def("fit",         [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.fit(spec); }); }, "spec"_a)
         .def("set_turbo",   [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_turbo(spec); }); }, "spec"_a)
-        .def("clear_turbo", [](py_engine & self) { run(self, [](engine & e) { e.set_turbo(""); }); })
         .def("set_reducer",   [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_reducer(spec); }); }, "spec"_a)
-        .def("clear_reducer", [](py_engine & self) { run(self, [](engine & e) { e.set_reducer(""); }); })
         .def("check",       [](py_engine & self, const std::string & turbo, const std::string & reducer) {
             run(self, [&](engine & e) { e.check({ turbo, reducer }); });
         }, "turbo"_a, "reducer"_a)

@@ -15,6 +15,7 @@ from ..errors import ClosedError, Error, OutOfMemoryError
 from .active import Active
 from .answer import Report
 from .job import Job
+from .loaded import setting_options
 from .process_lock import ProcessLock
 
 __all__ = ["Batcher", "PoolBusy"]
@@ -286,6 +287,6 @@ class Batcher:
 
     def _fits(self, item: Active) -> bool:
         try:
-            return self._slots.fits("" if item.setting.fastv is None else item.setting.fastv.spec())
+            return self._slots.fits(setting_options(item.setting)["fastv"])
         except Exception:  # its start meets it again
             return True
