@@ -56,7 +56,7 @@ lint: install ## ruff, mypy, and stubtest of the native module
 	cd $(VENV) && bin/stubtest --concise --allowlist ../native/bindings/stubtest.allow pyfastv._native
 
 .PHONY: stock
-stock: install ## build the unpatched libraries of the same pin, to compare with (build/stock)
+stock: $(VENV)/.test-deps ## build the unpatched libraries of the same pin, to compare with (build/stock)
 	$(BIN)/python benchmarks/build_stock.py build/stock
 
 .PHONY: programs
@@ -93,7 +93,7 @@ ASAN_TESTS := tests/test_c_api.py tests/test_sequences.py tests/test_states.py t
 	tests/test_kernel_ops.py tests/test_sequence_schedules.py tests/test_steps.py
 
 .PHONY: bench
-bench: stock $(VENV)/.test-deps ## prefill of a LLaVA-1.5-7B geometry, stock and ours in turn (12 GB of memory, half an hour)
+bench: stock ## prefill of a LLaVA-1.5-7B geometry, stock and ours in turn (12 GB of memory, half an hour)
 	$(BIN)/pyfastv bench --geometry llava-1.5-7b --stock build/stock/lib
 
 .PHONY: clean
