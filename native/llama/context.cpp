@@ -125,6 +125,8 @@ ggml_status context_access::run(const stage & layers, const llama_ubatch & ubatc
 context_access::later_rows::later_rows(const context_access & access, bool causal, uint32_t n_outputs) :
     causal(access.ctx.cparams.causal_attn, causal), n_outputs(access.ctx.n_outputs, n_outputs) {}
 
+void context_access::synchronize() const { ctx.synchronize(); }
+
 bool context_access::abort_requested() const { return ctx.abort_callback && ctx.abort_callback(ctx.abort_callback_data); }
 
 ggml_backend_t context_access::backend_cpu() const { return ctx.backend_cpu; }

@@ -3,6 +3,7 @@
 #include "llama/memory/kinds.h"
 #include "llama/supported.h"
 
+#include "llama-batch.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -22,6 +23,8 @@ std::unique_ptr<stage_cache> stage_cache::make(const llama_model & model, const 
     }
     return nullptr;
 }
+
+llama_ubatch stage_cache::split(llama_batch_allocr & batch, uint32_t n_ubatch, bool /*embd_all*/) const { return batch.split_simple(n_ubatch); }
 
 cache_layout stage_cache::layout_of(const llama_memory_i & memory) {
     for (const auto layout_of_kind : { layout_of_kv, layout_of_iswa }) {
