@@ -178,18 +178,30 @@ const llama_model & model_of_graph() {
     return *model_built;
 }
 
-void on_tensor(const llm_graph_context & graph, ggml_tensor * cur, const char * name, int il) {
-    const auto & stage = graph.cparams.stage;
-
-    if (!stage.partial() || strcmp(name, "l_out") != 0) {
+static void go_to_layer(const llm_graph_context & graph, int il) {
+    if (!staged_memory_context::from(graph.mctx)) {
         return;
     }
+    for (const auto & input : graph.res->inputs) {
+        if (auto * by_layer = dynamic_cast<input_by_layer *>(input.get())) {
+            by_layer->go_to(il);
+        }
+    }
+}
+
+void on_tensor(const llm_graph_context & graph, ggml_tensor * cur, const char * name, int il) {
+    if (strcmp(name, "l_out") != 0) {
+        return;
+    }
+    const auto & stage = graph.cparams.stage;
+
     if (stage.il0 > 0 && il == stage.il0 - 1) {
         begin_stage(graph, cur);
     }
     if (stage.ends_early() && il == stage.il1 - 1) {
         end_stage(graph, cur);
     }
+    go_to_layer(graph, il + 1);
 }
 
 ggml_tensor * skip_attn(const llm_graph_context & graph, ggml_tensor * wo, ggml_tensor * q_cur, int il) {

@@ -76,6 +76,13 @@ protected:
     parts_t parts;
 };
 
+// Builders ask such an input anew in every layer for what is that layer's.
+struct input_by_layer {
+    virtual ~input_by_layer() = default;
+
+    virtual void go_to(int il) = 0; // the layer that is built next
+};
+
 // what the builder's own function builds for one memory
 template <typename Input>
 std::unique_ptr<Input> build_part(const llm_graph_context & graph, const llama_memory_context_i & part, Input * (llm_graph_context::*build)() const) {

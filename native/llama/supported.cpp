@@ -7,11 +7,34 @@
 
 namespace pyfastv {
 
+// Recurrent layers beside attention whose graph builders ask for the input of a layer's kind in that layer, not once for all.
+static bool is_staged_hybrid(const llama_model & model) {
+    switch (model.arch) {
+        case LLM_ARCH_QWEN35:
+        case LLM_ARCH_QWEN35MOE:
+        case LLM_ARCH_QWEN3NEXT:
+        case LLM_ARCH_LFM2:
+        case LLM_ARCH_LFM2MOE:
+        case LLM_ARCH_GRANITE_HYBRID:
+            return true;
+        default:
+            return false;
+    }
+}
+
 const char * unsupported_reason(const llama_model & model) {
     const auto & hparams = model.hparams;
 
-    if (llm_arch_is_recurrent(model.arch) || llm_arch_is_hybrid(model.arch)) {
+    const bool is_hybrid = llm_arch_is_hybrid(model.arch);
+
+    if (llm_arch_is_recurrent(model.arch)) {
         return "its memory is recurrent: there is no KV cache of single tokens to leave tokens out of";
+    }
+    if (is_hybrid && !is_staged_hybrid(model)) {
+        return "its recurrent layers are of a kind that this version does not run in stages";
+    }
+    if (is_hybrid && hparams.swa_type != LLAMA_SWA_TYPE_NONE) {
+        return "it has sliding windows beside recurrent layers";
     }
     if (llama_model_has_encoder(&model)) {
         return "it is an encoder-decoder model";
@@ -59,6 +82,9 @@ const char * unsupported_layer(const llama_model & model, int32_t layer, bool re
     }
     if (layer <= last_fed + 1 && last_fed >= 0) {
         return "the model adds visual features to layers up to there (deepstack)";
+    }
+    if (reads_attention && hparams.is_recr(layer - 1)) {
+        return "the layer before it is recurrent, which gives no scores";
     }
     if (reads_attention && hparams.is_swa(layer - 1)) {
         return "the layer before it sees only a sliding window, which gives no scores";

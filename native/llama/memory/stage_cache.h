@@ -15,11 +15,11 @@ struct llama_model;
 namespace pyfastv {
 
 // Kinds of memory that a stage can have; a file each. To come: caches of latent keys (MLA), where the products that attention
-// forms are the logits that scores need; recurrent layers beside attention (hybrid), which run on the rows that enter, in
-// order, so that no row is added in the middle, and which go back only to what was kept of their state.
+// forms are the logits that scores need.
 enum class memory_kind {
-    kv,   // llama/memory/kv.cpp: llama_kv_cache
-    iswa, // llama/memory/iswa.cpp: llama_kv_cache_iswa, of models with sliding windows
+    kv,     // llama/memory/kv.cpp: llama_kv_cache
+    iswa,   // llama/memory/iswa.cpp: llama_kv_cache_iswa, of models with sliding windows
+    hybrid, // llama/memory/hybrid.cpp: llama_memory_hybrid, of models with recurrent layers beside attention
 };
 
 // How the memory of a context was made; those of the stages are made alike.
