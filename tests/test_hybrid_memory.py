@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -395,3 +396,28 @@ def test_a_state_that_says_what_cannot_be_is_refused(talker: Talker, make: Make)
         assert other.last_position(seq=1) == -1
     assert make(talker.spec()).load_sequence(state, 0) == 0
     assert other.load_sequence(state, 1) == len(state)
+
+
+@pytest.mark.parametrize("n", [0, 2, 3, 2**32 - 1])
+def test_a_sequence_has_one_state(talker: Talker, make: Make, n: int) -> None:
+    context, other = make(talker.spec()), make(talker.spec(), n_seq_max=2)
+    answered(talker, context)
+    state = bytearray(context.save_sequence(0))
+    # how many, position, sequences; not transposed, layers
+    at = state.index(struct.pack("<IiIII", 1, context.last_position(), 0, 0, talker.model.n_layer))
+    struct.pack_into("<I", state, at, n)
+    assert other.load_sequence(bytes(state), 1) == 0
+    assert other.last_position(seq=1) == -1
+    assert_goes_on_alike(asked(talker, other, seq=1), asked(talker, make(talker.spec())))
+
+
+def test_a_refused_state_leaves_no_numbers_behind(talker: Talker, make: Make) -> None:
+    """A new state begins as an old one times 0: what is no number would stay none."""
+    context, other = make(talker.spec()), make(talker.spec())
+    chat = Chat(talker, context)
+    chat.tell([1, 2, 3])
+    nan = chat.next_picture()
+    assert decode_part(context, Part(np.full_like(nan.rows, np.nan), nan.positions)) == 0
+    state = context.save_sequence(0)
+    assert other.load_sequence(state[:-1], 0) == 0
+    assert_goes_on_alike(asked(talker, other), asked(talker, make(talker.spec())))

@@ -139,7 +139,7 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
             schedules.empty_all();
         }
         for (int s = 0; s < n_stages(); ++s) {
-            caches[s]->memory().state_read(io, seq_id, flags_of(what, s, flags));
+            caches[s]->read(io, seq_id, flags_of(what, s, flags));
         }
 
         if (seq_id >= 0) {

@@ -8,6 +8,7 @@
 #include "llama-batch.h"
 #include "llama-cparams.h"
 #include "llama-graph.h"
+#include "llama-io.h"
 #include "llama-memory-hybrid.h"
 #include "llama-memory-recurrent.h"
 #include "llama-model.h"
@@ -17,6 +18,8 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
 #include <iterator>
 #include <set>
 #include <typeinfo>
@@ -36,6 +39,34 @@ kv_bytes bytes_of(const llama_memory_hybrid & hybrid) {
     }
     return res;
 }
+
+// What comes first in saved states is how many there are.
+class counted_states : public llama_io_read_i {
+public:
+    counted_states(llama_io_read_i & io, uint32_t most) : io(io), most(most) {}
+
+    void read(void * to, size_t size) override {
+        io.read(to, size);
+        if (!counted) {
+            uint32_t n = 0;
+            memcpy(&n, to, std::min(size, sizeof(n)));
+            require_cells(n <= most);
+            counted = true;
+        }
+    }
+
+    void read_tensor(ggml_tensor * tensor, size_t offset, size_t size) override { io.read_tensor(tensor, offset, size); }
+
+    void discard() override { io.discard(); }
+
+    size_t n_bytes() override { return io.n_bytes(); }
+
+private:
+    llama_io_read_i & io;
+    const uint32_t    most;
+
+    bool counted = false;
+};
 
 class hybrid_memory : public stage_cache {
 public:
@@ -180,7 +211,23 @@ public:
 
     void drop(llama_seq_id seq_id) override {
         drop_in(attn(), seq_id);
+
+        // a state begins as that of a free cell times 0, which may not be NaN
+        if (const auto * state = cell_of(seq_id); state && state->seq_id.size() == 1) {
+            for_each_row((uint32_t) recr().cells[seq_id].tail, [](ggml_tensor * rows, size_t offset, size_t size) {
+                ggml_backend_tensor_memset(rows, 0, offset, size);
+            });
+        }
         leave(seq_id);
+    }
+
+    // As llama_memory_hybrid::state_read(), but for what llama.cpp aborts at.
+    void read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) override {
+        if (!(flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)) {
+            attn().state_read(io, seq_id, flags);
+        }
+        counted_states counted(io, seq_id < 0 ? recr().size : 1);
+        recr().state_read(counted, seq_id, flags);
     }
 
 private:

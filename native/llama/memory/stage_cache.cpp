@@ -27,6 +27,8 @@ std::unique_ptr<stage_cache> stage_cache::make(const llama_model & model, const 
 
 llama_ubatch stage_cache::split(llama_batch_allocr & batch, uint32_t n_ubatch, bool /*embd_all*/) const { return batch.split_simple(n_ubatch); }
 
+void stage_cache::read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) { memory().state_read(io, seq_id, flags); }
+
 cache_layout stage_cache::layout_of(const llama_memory_i & memory) {
     for (const auto layout_of_kind : { layout_of_kv, layout_of_iswa, layout_of_hybrid }) {
         if (const auto layout = layout_of_kind(memory)) {

@@ -109,6 +109,9 @@ public:
     // Cells stay, for the caller to remove. Nothing is allocated if the sequence had states, and has.
     virtual void put_back(llama_seq_id /*seq_id*/, const states & /*before*/) {}
 
+    // as memory().state_read(), which throws std::runtime_error
+    virtual void read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags);
+
     // Of cells that were read from a state: throws std::runtime_error if one has no sequence, a position that none can have,
     // or is in a window alone.
     virtual void check_cells() const = 0;
