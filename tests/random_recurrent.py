@@ -1,4 +1,4 @@
-"""Recurrent layers for random_gguf: gated delta nets (qwen35, ...), short convolutions (lfm2), Mamba-2 (granitehybrid)."""
+"""Recurrent layers for random_gguf: gated delta nets (qwen35), short convolutions (lfm2), Mamba-2 (granitehybrid)."""
 
 from __future__ import annotations
 

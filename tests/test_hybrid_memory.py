@@ -89,7 +89,9 @@ def test_the_end_of_a_sequence_goes_only_with_all_of_it(talker: Talker, make: Ma
     assert context.remove(0, -1)
     assert context.last_position() == -1
     assert sum(context.report().kv_bytes_used) == 0
-    np.testing.assert_array_equal(asked(talker, context).say([9]), asked(talker, make(talker.spec(2))).say([9]))
+    np.testing.assert_array_equal(
+        asked(talker, context).say([9]), asked(talker, make(talker.spec(2))).say([9])
+    )
 
 
 def test_programs_that_look_before_they_remove_see_that_nothing_goes_back(talker: Talker, make: Make) -> None:
@@ -173,7 +175,11 @@ def decode_after_stops(context: Context, part: Part, *, seq: int = 0) -> int:
         if status == 0:
             return stops
         assert status == ABORTED
-        assert (facts(context, seq), context.report().n_pending, sum(context.report().kv_bytes_used)) == before
+        assert (
+            facts(context, seq),
+            context.report().n_pending,
+            sum(context.report().kv_bytes_used),
+        ) == before
         stops += 1
 
 
@@ -364,13 +370,14 @@ def test_a_context_goes_back_to_its_states(talker: Talker, make: Make, talk) -> 
     expected = go_on(other)
     state = context.save_sequence(0, partial=True)
     assert len(state) < len(context.save_sequence(0))
+    later = chat.goes_on(context)
     for _ in range(2):  # it serves more than once
-        later = chat.goes_on(context)
         later.say([40, 41, 42, 43, 44, 45])
         later.say([46])
         assert context.load_sequence(state, 0, partial=True) == len(state)
         assert (facts(context), context.report().n_pending) == before
-        for logits, of_fresh in zip(go_on(chat.goes_on(context)), expected, strict=True):
+        later = chat.goes_on(context)
+        for logits, of_fresh in zip(go_on(later), expected, strict=True):
             assert relative_rms(logits, of_fresh) <= EXACT
 
 

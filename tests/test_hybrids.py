@@ -84,7 +84,10 @@ def test_half_of_a_picture_stays_at_every_layer(arch: str, model: Model) -> None
     stock = everything(small_context(model), arch)
     for layer in range(1, model.n_layer):
         context = small_context(model)
-        assert context.attach(f"k={layer},drop=0.5,score={'last' if attends(arch, layer - 1) else 'random7'}") == OK
+        assert (
+            context.attach(f"k={layer},drop=0.5,score={'last' if attends(arch, layer - 1) else 'random7'}")
+            == OK
+        )
         logits = decode(context, prompt_for(arch))
         assert len(context.kept()) == PICTURE // 2
         assert relative_rms(logits, stock[0]) > 0.01
@@ -118,7 +121,8 @@ def test_sliding_windows_beside_recurrent_layers_are_refused(folder: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "rule", ["score=question-max,pick=cover", "score=question-mean,pick=window4", "score=all", "score=random3"]
+    "rule",
+    ["score=question-max,pick=cover", "score=question-mean,pick=window4", "score=all", "score=random3"],
 )
 @pytest.mark.parametrize("n_cuts", [1, 2])
 def test_what_was_dropped_is_in_no_later_state(talker: Talker, make: Make, rule: str, n_cuts: int) -> None:
@@ -176,7 +180,9 @@ def test_what_is_recalled_enters_the_states_when_it_comes_back(talker: Talker, m
     back = sorted(set(context.kept()) - set(first))
     assert 0 < len(back) <= 0.2 * PICTURE
     assert relative_rms(logits, chat.expected([context.kept()], back)) <= EXACT
-    assert relative_rms(logits, chat.expected([context.kept()])) > EXACT  # as if it had been there from the first
+    assert (
+        relative_rms(logits, chat.expected([context.kept()])) > EXACT
+    )  # as if it had been there from the first
 
 
 def test_weights_reach_the_layers_with_attention(talker: Talker, make: Make) -> None:
@@ -211,3 +217,19 @@ def test_the_report_has_the_bytes_of_the_states(talker: Talker, make: Make) -> N
     assert sum(report.kv_bytes_used) < of_stock.kv_bytes_used[0] == report.kv_bytes_used_stock
     staged.clear()
     assert sum(staged.report().kv_bytes_used) == 0
+
+
+def test_keys_that_were_not_rotated_are_not_turned_back(folder: Path) -> None:
+    """Granite 4 has layers with attention that know no positions: without RoPE their scores are the same."""
+    path = folder / "no rope.gguf"
+    random_gguf.write(path, "granitehybrid", {"rope.scaling.finetuned": False})
+    model = Model(path)
+    scores = []
+    for rule in ("last", "last-no-rope"):
+        context = small_context(model, type_k=llama.GGML_TYPE_F32)
+        assert context.attach(f"k=3,drop=0.5,score={rule}") == OK, last_error()
+        decode(context, prompt_for("granitehybrid"))
+        scores.append(context.scores())
+        context.close()
+    np.testing.assert_array_equal(*scores)
+    model.close()
