@@ -141,17 +141,6 @@ KINDS = {
         },
     ),
     "granitehybrid": Kind(layers=6, attention=(2, 5), extra=random_recurrent.mamba(WIDTH)),
-    # the following cannot be given stages
-    "mamba": Kind(
-        heads=0,
-        kv_heads=0,
-        extra={
-            "ssm.conv_kernel": 4,
-            "ssm.inner_size": 2 * WIDTH,
-            "ssm.state_size": 16,
-            "ssm.time_step_rank": 8,
-        },
-    ),
     "deepseek2": Kind(
         kv_heads=1,
         head=48,  # of the latent and the rotated part
@@ -165,6 +154,17 @@ KINDS = {
             "rope.dimension_count": 16,
             "expert_shared_count": 1,
             "expert_feed_forward_length": FFN,
+        },
+    ),
+    # the following cannot be given stages
+    "mamba": Kind(
+        heads=0,
+        kv_heads=0,
+        extra={
+            "ssm.conv_kernel": 4,
+            "ssm.inner_size": 2 * WIDTH,
+            "ssm.state_size": 16,
+            "ssm.time_step_rank": 8,
         },
     ),
     "cogvlm": Kind(kv_heads=4, fused_qkv=True),  # weights of their own for visual tokens

@@ -55,7 +55,7 @@ const char * context_access::unsupported_output() const {
 
 const llama_memory_i * context_access::memory_of(const llama_context & ctx) { return ctx.get_memory(); }
 
-cache_layout context_access::layout() const { return stage_cache::layout_of(*ctx.memory); }
+cache_layout context_access::layout() const { return stage_cache::layout_of(*ctx.memory, ctx.model); }
 
 std::unique_ptr<stage_cache> context_access::make_cache(cache_layout layout, int32_t il0, int32_t il1, uint32_t n_cells) const {
     return stage_cache::make(ctx.model, ctx.cparams, layout, il0, il1, n_cells);

@@ -214,6 +214,10 @@ ggml_tensor * skip_attn(const llm_graph_context & graph, ggml_tensor * wo, ggml_
     return ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, n_out, q_cur->ne[2]);
 }
 
+void add_weights(llm_graph_input_attn_k & input, const staged_memory::weights_of_sequences & weights, const llama_ubatch & ubatch) {
+    add_to_mask(input.self_kq_mask, weights, &staged_memory::cell_weights::all, ubatch);
+}
+
 void add_weights(llm_graph_input_attn_kv & input, const staged_memory::weights_of_sequences & weights, const llama_ubatch & ubatch) {
     add_to_mask(input.self_kq_mask, weights, &staged_memory::cell_weights::all, ubatch);
 }
@@ -240,6 +244,9 @@ Input * input_at(Input * input, int il) {
     auto * staged = dynamic_cast<graph_input_staged<Input> *>(input);
     return staged ? staged->at(il) : input;
 }
+
+template llm_graph_input_attn_k * staged_input(const llm_graph_context &, llm_graph_input_attn_k * (llm_graph_context::*)() const);
+template llm_graph_input_attn_k * input_at(llm_graph_input_attn_k *, int);
 
 template llm_graph_input_attn_kv * staged_input(const llm_graph_context &, llm_graph_input_attn_kv * (llm_graph_context::*)() const);
 template llm_graph_input_attn_kv * input_at(llm_graph_input_attn_kv *, int);

@@ -17,6 +17,7 @@
 namespace pyfastv {
 
 // Adds what cells count for to the masks of the input, in the rows of each sequence; what is masked stays so.
+void add_weights(llm_graph_input_attn_k       & input, const staged_memory::weights_of_sequences & weights, const llama_ubatch & ubatch);
 void add_weights(llm_graph_input_attn_kv      & input, const staged_memory::weights_of_sequences & weights, const llama_ubatch & ubatch);
 void add_weights(llm_graph_input_attn_kv_iswa & input, const staged_memory::weights_of_sequences & weights, const llama_ubatch & ubatch);
 

@@ -1,5 +1,7 @@
 #include "llama/supported.h"
 
+#include "settings/rules.h"
+
 #include "llama-arch.h"
 #include "llama-model.h"
 
@@ -42,8 +44,8 @@ const char * unsupported_reason(const llama_model & model) {
     if (hparams.swa_type != LLAMA_SWA_TYPE_NONE && hparams.swa_type != LLAMA_SWA_TYPE_STANDARD) {
         return "its attention windows are not of the usual sliding kind";
     }
-    if (hparams.is_mla()) {
-        return "it uses multi-head latent attention, whose cache holds no keys to score with";
+    if (hparams.is_mla() && model.arch != LLM_ARCH_DEEPSEEK2 && model.arch != LLM_ARCH_MISTRAL4) {
+        return "its latent attention is of a kind that this version does not run in stages";
     }
     if (hparams.ple_n_heads > 0 || hparams.n_embd_per_layer > 0) {
         return "it feeds token ids into later layers (per-layer embeddings)";
@@ -94,6 +96,9 @@ const char * unsupported_layer(const llama_model & model, int32_t layer, bool re
 }
 
 const char * unsupported_rule(const llama_model & model, const pyfastv_cut & cut) {
+    if (score_rule_of(cut).no_rope && model.hparams.is_mla()) {
+        return "score = last-no-rope does not know latent attention, whose keys are rotated in part";
+    }
     if (cut.weigh && model.hparams.f_max_alibi_bias > 0.0f) {
         return "its attention (ALiBi) scales what weigh adds to it";
     }

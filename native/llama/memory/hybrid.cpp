@@ -372,7 +372,7 @@ std::unique_ptr<stage_cache> make_hybrid(const part_of_model & part, const cache
     return std::make_unique<hybrid_memory>(part, layout);
 }
 
-std::optional<cache_layout> layout_of_hybrid(const llama_memory_i & memory) {
+std::optional<cache_layout> layout_of_hybrid(const llama_memory_i & memory, const llama_model & /*model*/) {
     if (typeid(memory) != typeid(llama_memory_hybrid)) {
         return std::nullopt;
     }

@@ -29,9 +29,9 @@ llama_ubatch stage_cache::split(llama_batch_allocr & batch, uint32_t n_ubatch, b
 
 void stage_cache::read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) { memory().state_read(io, seq_id, flags); }
 
-cache_layout stage_cache::layout_of(const llama_memory_i & memory) {
+cache_layout stage_cache::layout_of(const llama_memory_i & memory, const llama_model & model) {
     for (const auto layout_of_kind : { layout_of_kv, layout_of_iswa, layout_of_hybrid }) {
-        if (const auto layout = layout_of_kind(memory)) {
+        if (const auto layout = layout_of_kind(memory, model)) {
             return *layout;
         }
     }

@@ -14,10 +14,9 @@ struct llama_model;
 
 namespace pyfastv {
 
-// Kinds of memory that a stage can have; a file each. To come: caches of latent keys (MLA), where the products that attention
-// forms are the logits that scores need.
+// Kinds of memory that a stage can have; a file each.
 enum class memory_kind {
-    kv,     // llama/memory/kv.cpp: llama_kv_cache
+    kv,     // llama/memory/kv.cpp: llama_kv_cache, of keys and values or of latent keys alone (MLA)
     iswa,   // llama/memory/iswa.cpp: llama_kv_cache_iswa, of models with sliding windows
     hybrid, // llama/memory/hybrid.cpp: llama_memory_hybrid, of models with recurrent layers beside attention
 };
@@ -48,7 +47,7 @@ public:
             int32_t il0, int32_t il1, uint32_t n_cells);
 
     // of a cache that llama.cpp made; throws unsupported if it is of no kind that is known
-    static cache_layout layout_of(const llama_memory_i & memory);
+    static cache_layout layout_of(const llama_memory_i & memory, const llama_model & model);
 
     virtual ~stage_cache() = default;
 
