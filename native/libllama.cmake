@@ -14,6 +14,7 @@ set(PYFASTV_SOURCES
     llama/context.cpp
     llama/ubatch.cpp
     llama/memory/cells.cpp
+    llama/memory/hybrid.cpp
     llama/memory/iswa.cpp
     llama/memory/kv.cpp
     stages/sequence.cpp

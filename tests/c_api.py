@@ -115,6 +115,7 @@ class Context:
         kv_unified: bool = True,
         flash_attn: bool = False,
         swa_full: bool = True,
+        n_rs_seq: int = 0,
         type_k: int = llama.GGML_TYPE_F16,
         type_v: int = llama.GGML_TYPE_F16,
         cb_eval: object = None,
@@ -123,6 +124,7 @@ class Context:
         params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_ctx, n_ctx, n_ubatch, n_seq_max
         params.n_threads = params.n_threads_batch = 1
         params.kv_unified, params.swa_full = kv_unified, swa_full
+        params.n_rs_seq = n_rs_seq
         params.flash_attn_type = int(flash_attn)
         params.type_k, params.type_v = type_k, type_v
         if cb_eval is not None:

@@ -46,6 +46,8 @@ SLOW = [
     "files",
     "golden",
     "golden_rules",
+    "hybrid_memory",
+    "hybrids",
     "llama_cpp_handler",
     "llm_plugin",
     "long_texts",

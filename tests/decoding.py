@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from masked_reference import Part, picture, picture_2d, text
 
 NX, NY = 8, 5
 PICTURE = NX * NY
-M_ROPE = ("qwen2vl", "qwen3vl")
+M_ROPE = ("qwen2vl", "qwen3vl", "qwen35", "qwen35moe")
 
 
 @contextmanager
@@ -57,16 +58,17 @@ def long_prompt_for(arch: str, *, n_pictures: int, causal: bool) -> list[Part]:
     return parts
 
 
-def decode(context: Context, prompt: Sequence[Part]) -> np.ndarray:
+def decode(context: Context, prompt: Sequence[Part], *, seq: int = 0) -> np.ndarray:
     """Each part in a call of its own; the logits of the last row."""
     for part in prompt:
-        assert _decode(context, part) == 0
+        assert decode_part(context, part, seq=seq) == 0
     logits = context.logits()
     assert logits is not None
     return logits
 
 
-def _decode(context: Context, part: Part) -> int:
+def decode_part(context: Context, part: Part, *, seq: int = 0) -> int:
+    """llama_decode's status; the logits of the last row of a text are asked for."""
     n = len(part.rows)
     batch = llama.llama_batch()
     batch.n_tokens = n
@@ -81,6 +83,10 @@ def _decode(context: Context, part: Part) -> int:
         batch.token = rows.ctypes.data_as(type(batch.token))
     batch.pos = positions.ctypes.data_as(type(batch.pos))
     batch.logits = outputs.ctypes.data_as(type(batch.logits))
+    seq_id, n_seq_id = (ctypes.c_int32 * 1)(seq), (ctypes.c_int32 * n)(*[1] * n)
+    seq_ids = (ctypes.POINTER(ctypes.c_int32) * n)(*[seq_id] * n)
+    batch.seq_id = ctypes.cast(seq_ids, type(batch.seq_id))
+    batch.n_seq_id = ctypes.cast(n_seq_id, type(batch.n_seq_id))
     llama.llama_set_causal_attn(context.pointer, part.causal)
     status = llama.llama_decode(context.pointer, batch)
     llama.llama_set_causal_attn(context.pointer, True)

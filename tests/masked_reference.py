@@ -120,7 +120,8 @@ class Reference:
         self, il: int, x: np.ndarray, positions: np.ndarray, mask: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         block = f"blk.{il}"
-        out, weights, unrotated = self._attention(il, self._norm(f"{block}.attn_norm", x), positions, mask)
+        attend = self._latent_attention if self.arch == "deepseek2" else self._attention
+        out, weights, unrotated = attend(il, self._norm(f"{block}.attn_norm", x), positions, mask)
         x = x + self._norm(f"{block}.post_attention_norm", out)
         out = self._feed_forward(block, self._norm(f"{block}.ffn_norm", x))
         return x + self._norm(f"{block}.post_ffw_norm", out), weights, unrotated
@@ -152,6 +153,35 @@ class Reference:
         weights = self._weigh(self._rotate(q, angles), self._rotate(k, angles), mask)
         out = (weights @ v).transpose(1, 0, 2).reshape(len(x), -1)
         return self._linear(f"{block}.attn_output", out), weights.mean(axis=0), unrotated.mean(axis=0)[0]
+
+    def _latent_attention(
+        self, il: int, x: np.ndarray, positions: np.ndarray, mask: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Keys and values of all heads are made from one latent row, beside one key that is rotated (deepseek2)."""
+        block, n = f"blk.{il}", len(x)
+        size, turned = self._value("attention.key_length_mla"), self._value("rope.dimension_count")
+        rank = self._value("attention.kv_lora_rank")
+        q = self._linear(
+            f"{block}.attn_q_b", self._norm(f"{block}.attn_q_a_norm", self._linear(f"{block}.attn_q_a", x))
+        )
+        q = q.reshape(n, self._heads, size).transpose(1, 0, 2)
+        latent, key = np.split(self._linear(f"{block}.attn_kv_a_mqa", x), [rank], axis=1)
+        latent = self._norm(f"{block}.attn_kv_a_norm", latent)
+        angles = positions[0][:, None] * 1e4 ** (-np.arange(turned // 2) / (turned // 2))
+
+        def rotate(rows: np.ndarray) -> np.ndarray:  # neighbours
+            a, b = rows[..., 0::2], rows[..., 1::2]
+            cos, sin = np.cos(angles), np.sin(angles)
+            return np.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(rows.shape)
+
+        keys = latent @ self._weights[f"{block}.attn_k_b.weight"]  # [heads, n, size without the rotated part]
+        values = latent @ self._weights[f"{block}.attn_v_b.weight"].transpose(0, 2, 1)
+        logits = q[..., :-turned] @ keys.transpose(0, 2, 1) + rotate(q[..., -turned:]) @ rotate(key).T
+        seen = np.where(mask | np.eye(n, dtype=bool), logits / size**0.5, -np.inf)
+        weights = np.exp(seen - seen.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        out = (weights @ values).transpose(1, 0, 2).reshape(n, -1)
+        return self._linear(f"{block}.attn_output", out), weights.mean(axis=0), np.zeros(n)
 
     def _weigh(self, q: np.ndarray, k: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """[heads, queries, n]; the queries are of the last rows. A row sees at least itself."""

@@ -9,6 +9,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+import random_recurrent
+
 WIDTH, FFN, VOCAB, CONTEXT = 128, 256, 512, 1024
 
 Extra = dict[str, int | np.int32 | float | bool | str | list[int] | list[bool] | list[float]]
@@ -30,9 +32,16 @@ class Kind:
     qk_norm: bool = False
     post_norms: bool = False  # behind attention and feed-forward
     experts: int = 0  # instead of a feed-forward layer; a row has two of them, of Q4_0 matrices
+    shared_expert: bool = False  # beside those
+    attention: tuple[int, ...] = ()  # the layers that have it, beside recurrent ones; none named: all
+    gated: bool = False  # attention, by as many numbers as queries
+    ffn_norm: str = "ffn_norm"
+    output_norm: str = "output_norm"
     rope_factors: str = ""  # name of a tensor, [head / 2]
     extra: Extra = field(default_factory=dict)  # metadata, keys without the architecture
 
+
+HEADS_BY_LAYER = ("lfm2", "lfm2moe", "granitehybrid")  # none of keys and values in recurrent layers
 
 # Windows are small, so that prompts of a test are longer than one.
 KINDS = {
@@ -76,17 +85,62 @@ KINDS = {
         extra={"rope.dimension_sections": [6, 5, 5, 0], "n_deepstack_layers": 2},
     ),
     "qwen3moe": Kind(qk_norm=True, experts=8, extra={"expert_feed_forward_length": FFN}),
-    # the following cannot be given stages
-    "mamba": Kind(
-        heads=0,
-        kv_heads=0,
+    # recurrent layers beside attention
+    "qwen35": Kind(
+        layers=12,
+        qk_norm=True,
+        attention=(3, 7, 11),
+        gated=True,
+        ffn_norm="post_attention_norm",
+        extra={**random_recurrent.DELTA_NET, "rope.dimension_sections": [6, 5, 5, 0]},
+    ),
+    "qwen35moe": Kind(
+        layers=8,
+        qk_norm=True,
+        attention=(3, 7),
+        gated=True,
+        ffn_norm="post_attention_norm",
+        experts=8,
+        shared_expert=True,
         extra={
-            "ssm.conv_kernel": 4,
-            "ssm.inner_size": 2 * WIDTH,
-            "ssm.state_size": 16,
-            "ssm.time_step_rank": 8,
+            **random_recurrent.DELTA_NET,
+            "rope.dimension_sections": [6, 5, 5, 0],
+            "expert_feed_forward_length": FFN,
         },
     ),
+    "qwen3next": Kind(
+        layers=8,
+        qk_norm=True,
+        attention=(3, 7),
+        gated=True,
+        ffn_norm="post_attention_norm",
+        experts=8,
+        shared_expert=True,
+        extra={**random_recurrent.DELTA_NET, "expert_feed_forward_length": FFN},
+    ),
+    "lfm2": Kind(
+        layers=11,
+        tied=True,
+        qk_norm=True,
+        attention=(2, 5, 8, 10),
+        output_norm="token_embd_norm",
+        extra=random_recurrent.SHORT_CONVOLUTION,
+    ),
+    "lfm2moe": Kind(
+        layers=6,
+        tied=True,
+        qk_norm=True,
+        attention=(2, 5),
+        output_norm="token_embd_norm",
+        experts=8,
+        extra={
+            **random_recurrent.SHORT_CONVOLUTION,
+            "leading_dense_block_count": 2,
+            "expert_feed_forward_length": FFN,
+            "expert_gating_func": 2,
+        },
+    ),
+    "granitehybrid": Kind(layers=6, attention=(2, 5), extra=random_recurrent.mamba(WIDTH)),
     "deepseek2": Kind(
         kv_heads=1,
         head=48,  # of the latent and the rotated part
@@ -100,6 +154,17 @@ KINDS = {
             "rope.dimension_count": 16,
             "expert_shared_count": 1,
             "expert_feed_forward_length": FFN,
+        },
+    ),
+    # the following cannot be given stages
+    "mamba": Kind(
+        heads=0,
+        kv_heads=0,
+        extra={
+            "ssm.conv_kernel": 4,
+            "ssm.inner_size": 2 * WIDTH,
+            "ssm.state_size": 16,
+            "ssm.time_step_rank": 8,
         },
     ),
     "cogvlm": Kind(kv_heads=4, fused_qkv=True),  # weights of their own for visual tokens
@@ -155,7 +220,8 @@ def write(path: Path, name: str, extra: Extra | None = None, vocab: Sequence[str
     writer.add_block_count(kind.layers)
     writer.add_feed_forward_length(FFN)
     writer.add_head_count(kind.heads)
-    writer.add_head_count_kv(kind.kv_heads)
+    by_layer = [kind.kv_heads if il in kind.attention else 0 for il in range(kind.layers)]
+    writer.add_head_count_kv(by_layer if arch in HEADS_BY_LAYER else kind.kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(VOCAB)
     _add_vocabulary(writer, vocab)
@@ -167,7 +233,7 @@ def write(path: Path, name: str, extra: Extra | None = None, vocab: Sequence[str
 
     weights = Weights(writer)
     weights.matrix("token_embd", VOCAB, WIDTH)
-    weights.norm("output_norm", WIDTH)
+    weights.norm(kind.output_norm, WIDTH)
     if not kind.tied:
         weights.matrix("output", VOCAB, WIDTH)
     if kind.rope_factors:
@@ -182,16 +248,25 @@ def write(path: Path, name: str, extra: Extra | None = None, vocab: Sequence[str
         if arch == "mamba":
             _add_mamba(weights, block)
             continue
-        if arch == "deepseek2":
+        if kind.attention and il not in kind.attention:
+            random_recurrent.add_layer(weights, block, arch, WIDTH)
+        elif arch == "deepseek2":
             _add_latent_attention(weights, block)
         else:
             _add_attention(weights, block, kind)
-        weights.norm(f"{block}.ffn_norm", WIDTH)
-        if kind.experts:
+        weights.norm(f"{block}.{kind.ffn_norm}", WIDTH)
+        if kind.experts and il >= int(kind.extra.get("leading_dense_block_count", 0)):
             weights.matrix(f"{block}.ffn_gate_inp", kind.experts, WIDTH)
             weights.quantized(f"{block}.ffn_gate_exps", kind.experts, FFN, WIDTH)
             weights.quantized(f"{block}.ffn_up_exps", kind.experts, FFN, WIDTH)
             weights.quantized(f"{block}.ffn_down_exps", kind.experts, WIDTH, FFN)
+            if kind.shared_expert:
+                weights.norm(f"{block}.ffn_gate_inp_shexp", WIDTH)
+                weights.matrix(f"{block}.ffn_gate_shexp", FFN, WIDTH)
+                weights.matrix(f"{block}.ffn_up_shexp", FFN, WIDTH)
+                weights.matrix(f"{block}.ffn_down_shexp", WIDTH, FFN)
+            if arch == "lfm2moe":
+                weights.bias(f"{block}.exp_probs_b", kind.experts)
         else:
             if not kind.fused_gate:
                 weights.matrix(f"{block}.ffn_gate", FFN, WIDTH)
@@ -238,7 +313,7 @@ def write_file(writer: gguf.GGUFWriter) -> None:
 
 def _add_attention(weights: Weights, block: str, kind: Kind) -> None:
     sizes = {
-        "attn_q": kind.heads * kind.head,
+        "attn_q": (2 if kind.gated else 1) * kind.heads * kind.head,
         "attn_k": kind.kv_heads * kind.head,
         "attn_v": kind.kv_heads * kind.head,
     }
@@ -284,6 +359,9 @@ class Weights:
     def __init__(self, writer: gguf.GGUFWriter) -> None:
         self._writer = writer
         self._rng = np.random.default_rng(0)
+
+    def normal(self, *shape: int) -> np.ndarray:
+        return self._rng.normal(size=shape)
 
     def add(self, name: str, values: np.ndarray) -> None:
         self._writer.add_tensor(name, values.astype(np.float32))

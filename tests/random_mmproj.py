@@ -43,6 +43,9 @@ FAMILIES = {
     "Qwen3-VL": Family(
         "qwen3vl", "qwen3vl_merger", 224, [(8, 6)], {"vision.is_deepstack_layers": [True, True, False]}
     ),
+    "Qwen3.5": Family(
+        "qwen35", "qwen3vl_merger", 224, [(8, 6)], {"vision.is_deepstack_layers": [False, False, False]}
+    ),
     "Gemma 3": Family("gemma3", "gemma3", 224, [(8, 8)], {"vision.projector.scale_factor": 2}),
     # tokens at the ends of rows: no grid
     "Pixtral": Family("mistral3", "pixtral", 224, [(8 * 6 + 5, 1)], {"vision.spatial_merge_size": 2}),
@@ -125,7 +128,7 @@ def _write_mmproj(path: Path, family: Family) -> None:
     for il in range(LAYERS):
         _add_layer(weights, f"v.blk.{il}", projector)
     _add_norm(weights, "v.post_ln", ENCODER)
-    _add_projector(weights, projector)
+    _add_projector(weights, family)
     random_gguf.write_file(writer)
 
 
@@ -144,7 +147,8 @@ def _add_layer(weights: Weights, block: str, projector: str) -> None:
     _add_linear(weights, f"{block}.ffn_down", ENCODER, FFN)
 
 
-def _add_projector(weights: Weights, projector: str) -> None:
+def _add_projector(weights: Weights, family: Family) -> None:
+    projector = family.projector
     merged = 4 * ENCODER  # of 2 x 2 patches
     if projector in ("mlp", "phi4"):
         _add_linear(weights, "mm.0", WIDTH, ENCODER)
@@ -155,7 +159,7 @@ def _add_projector(weights: Weights, projector: str) -> None:
     elif projector in QWEN:
         _add_linear(weights, "mm.0", merged, merged)
         _add_linear(weights, "mm.2", WIDTH, merged)
-        if projector == "qwen3vl_merger":
+        if family.arch == "qwen3vl":
             for il in (0, 1):
                 _add_norm(weights, f"v.deepstack.{il}.norm", merged)
                 _add_linear(weights, f"v.deepstack.{il}.fc1", merged, merged)

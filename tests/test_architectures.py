@@ -17,6 +17,8 @@ from pyfastv import _native
 import random_gguf
 from c_api import OK, UNSUPPORTED, Context, Model, fastv, llama
 from decoding import M_ROPE, NX, NY, PICTURE, decode, long_prompt_for, prompt_for, small_context
+from hybrid import Cut, Hybrid, Rows
+from hybrid import Result as HybridResult
 from masked_reference import Part, Reference, Result, relative_rms, text
 
 # Layers where a cut can be; the layer before it attends to everything.
@@ -32,13 +34,18 @@ CUT_LAYERS = {
     "gemma4 dense": [2, 4],
     "qwen2vl": [1, 2, 3],
     "qwen3vl": [3, 4, 5],
+    "qwen35": [4, 8],
+    "lfm2": [3, 6, 9],
+    "deepseek2": [1, 2, 3],
 }
 SUPPORTED = [
     *CUT_LAYERS,
     "gemma3 non-causal",
     "gemma4 dense non-causal",
 ]  # a picture whose rows see each other
-REFUSED = ["mamba", "deepseek2", "cogvlm", "gemma4"]
+RECURRENT = ["qwen35", "lfm2"]  # most of their layers
+NOT_TURNED = {**dict.fromkeys(M_ROPE, "M-RoPE"), "deepseek2": "latent attention"}  # back, for last-no-rope
+REFUSED = ["mamba", "cogvlm", "gemma4"]
 
 # ggml rounds the input and the output of GELU to float16.
 NOISE = {"gemma": 1e-3, "gemma2": 1e-3, "gemma3": 1e-3, "gemma4 dense": 1e-3}
@@ -69,7 +76,8 @@ class Case:
     def __init__(self, folder: Path, name: str) -> None:
         self.arch = name.removesuffix(" non-causal")
         path = model_path(folder, self.arch)
-        self.model, self._reference = Model(path), Reference(path)
+        self.model = Model(path)
+        self._reference = Hybrid(path) if self.arch in RECURRENT else Reference(path)
         self.prompt = prompt_for(self.arch, causal="non-causal" not in name)
         n_before, n_question = len(self.prompt[0].rows), len(self.prompt[-1].rows)
         self.visual = slice(n_before, -n_question)
@@ -83,10 +91,17 @@ class Case:
     def exact_context(self, **options: object) -> Context:
         return self.context(type_k=Type.F32, type_v=Type.F32, **options)
 
-    def reference(self, kept: list[list[int]], *more: Part) -> Result:
+    def reference(self, kept: list[list[int]], *more: Part) -> Result | HybridResult:
         """The prompt and more; layers from cut i on see kept[i] of the visual tokens."""
         prompt = [*self.prompt, *more]
         visual = np.concatenate([np.full(len(part.rows), part.is_picture) for part in prompt])
+        if isinstance(self._reference, Hybrid):
+            index = np.cumsum(visual) - 1  # among the visual ones
+            cuts = [
+                Cut(layer, np.flatnonzero(~visual | np.isin(index, indices)).tolist())
+                for layer, indices in zip(self.cuts, kept, strict=False)
+            ]
+            return self._reference.run([Rows(part.rows, part.positions) for part in prompt], cuts)
         visible = np.ones((random_gguf.n_layer(self.arch), len(visual)), bool)
         for layer, indices in zip(self.cuts, kept, strict=False):
             visible[layer:, visual] = np.isin(np.arange(visual.sum()), indices)
@@ -128,9 +143,9 @@ def test_without_drop_it_is_stock_to_the_bit(case: Case, n_cuts: int) -> None:
 def test_scores_are_the_attention_of_the_layer_before_the_cut(case: Case, score: str) -> None:
     context = case.exact_context()
     spec = f"k={case.cuts[0]},drop=0.5,score={score}"
-    if score == "last-no-rope" and case.arch in M_ROPE:
+    if score == "last-no-rope" and case.arch in NOT_TURNED:
         assert context.attach(spec) == UNSUPPORTED
-        assert b"M-RoPE" in fastv.pyfastv_last_error()
+        assert NOT_TURNED[case.arch] in fastv.pyfastv_last_error().decode()
         context.close()
         return
     attach(context, spec)
@@ -303,7 +318,7 @@ CACHES = {
 }
 
 
-@pytest.fixture(params=["qwen3", "gemma3"])
+@pytest.fixture(params=["qwen3", "gemma3", "qwen35"])
 def one(request: pytest.FixtureRequest, folder: Path) -> Iterator[Case]:
     case = Case(folder, request.param)
     yield case

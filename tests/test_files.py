@@ -103,6 +103,10 @@ WRONG: list[tuple[str, Edit, str]] = [
     ("Gemma 3", value(f"{VISION}.projector.scale_factor", 0), f"{VISION}.projector.scale_factor is 0"),
     ("InternVL", value(f"{VISION}.projector.scale_factor", 3), "which does not divide the 8 patches"),
     ("MiniCPM-V", value("clip.minicpmv_query_num", 17), "clip.minicpmv_query_num is 17"),
+    # recurrent layers
+    ("text of Qwen3.5", value("qwen35.full_attention_interval", 0), "qwen35.full_attention_interval is 0"),
+    ("text of Qwen3.5", value("qwen35.ssm.inner_size", 64), "qwen35.ssm.inner_size is 64, not 128"),
+    ("text of Qwen3.5", value("qwen35.ssm.group_count", 3), "qwen35.ssm.group_count is 3"),
     # vocabularies and texts
     ("text", value("tokenizer.ggml.scores", [0.0]), "tokenizer.ggml.scores has 1 values"),
     ("text", value("tokenizer.ggml.tokens", []), "tokenizer.ggml.tokens"),

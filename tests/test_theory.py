@@ -125,7 +125,31 @@ def test_grouped_queries_fused_and_tied_matrices_are_counted(
     assert decoder.output_weights == d * vocab
 
 
-@pytest.mark.parametrize("arch", ["mamba", "deepseek2"])
+def test_recurrent_layers_have_no_pairs_and_no_cells(tmp_path: Path) -> None:
+    path = tmp_path / "qwen35.gguf"
+    random_gguf.write(path, "qwen35")
+    decoder = read_model(str(path)).decoder
+    d, q, kv = random_gguf.WIDTH, 128, 64
+    attends = [il % 4 == 3 for il in range(12)]
+    assert decoder.pair_width == tuple(2 * q if attention else 0 for attention in attends)
+    assert decoder.kv_width == tuple(2 * kv if attention else 0 for attention in attends)
+    with_attention = d * 2 * q + 2 * d * kv + q * d  # queries have gates
+    recurrent = (
+        d * (256 + 128 + 4 + 4) + 256 * 4 + 128 * d
+    )  # what is convolved, gates, decays; the convolution
+    assert decoder.attention_weights == tuple(with_attention if found else recurrent for found in attends)
+
+
+def test_latent_keys_are_of_all_heads(tmp_path: Path) -> None:
+    path = tmp_path / "deepseek2.gguf"
+    random_gguf.write(path, "deepseek2")
+    decoder = read_model(str(path)).decoder
+    rank, rotated = 32, 16
+    assert decoder.kv_width == (rank + rotated,) * 4
+    assert decoder.pair_width == (4 * (rank + rotated + rank),) * 4
+
+
+@pytest.mark.parametrize("arch", ["mamba", "gemma4"])
 def test_a_model_that_cannot_be_staged_is_not_counted(arch: str, tmp_path: Path) -> None:
     path = tmp_path / f"{arch}.gguf"
     random_gguf.write(path, arch)

@@ -3,6 +3,7 @@
 #include "files/header.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -98,6 +99,28 @@ void check_sections(const file_header & header, const std::string & arch) {
     }
 }
 
+// Of gated delta nets: llama.cpp takes the first for granted, and divides by the others.
+void check_delta_net(const file_header & header, const std::string & arch) {
+    check_range(header, arch + ".full_attention_interval", 1, max_layers);
+    if (arch != "qwen35" && arch != "qwen35moe" && arch != "qwen3next") {
+        return;
+    }
+    const auto number = [&](const char * key) {
+        const auto * value = header.key(arch + ".ssm." + key);
+        return value && !value->is_array && !value->numbers.empty() ? value->numbers[0] : 0;
+    };
+    const double heads = number("time_step_rank");
+    const double keys  = number("group_count");
+    if (number("inner_size") != number("state_size")*heads) {
+        refuse("key " + arch + ".ssm.inner_size is " + std::to_string((int64_t) number("inner_size")) + ", not " +
+                std::to_string((int64_t) (number("state_size")*heads)) + ", ssm.state_size times ssm.time_step_rank");
+    }
+    if (!(keys > 0 && heads > 0 && std::fmod(heads, keys) == 0)) {
+        refuse("key " + arch + ".ssm.group_count is " + std::to_string((int64_t) keys) + ", which does not divide ssm.time_step_rank, " +
+                std::to_string((int64_t) heads));
+    }
+}
+
 // llama.cpp's converters and llama-quantize leave what is added to activations, or multiplied with them element by element, in
 // f32, and what is multiplied as a matrix in a type of weights.
 void check_tensor_types(const file_header & header) {
@@ -164,6 +187,7 @@ uint32_t check_model(const std::string & path) {
         check_vocabulary(header, limits);
         check_texts(header);
         check_sections(header, arch->text);
+        check_delta_net(header, arch->text);
     }
     check_tensor_types(header);
     check_alignment(header);

@@ -104,7 +104,8 @@ struct pyfastv_params {
     int32_t            n_cuts; // 1 to PYFASTV_MAX_CUTS
     struct pyfastv_cut cuts[PYFASTV_MAX_CUTS];
 
-    float   recall;  // share of a picture's tokens that one later question may bring back at a cut, 0 <= recall <= 1; 0: none
+    float   recall;  // share of a picture's tokens that one later question may bring back at a cut, 0 <= recall <= 1; 0: none.
+                     // The default is 0, too, where layers are recurrent: rows come back out of order there
     int32_t n_cells; // KV cells of the later stages; 0: as many as stage 0; -1: by drop, see pyfastv_parse()
 };
 

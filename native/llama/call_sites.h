@@ -13,8 +13,10 @@
 
 class  llama_batch_allocr;
 struct llama_model;
+class  llm_graph_input_attn_k;
 class  llm_graph_input_attn_kv;
 class  llm_graph_input_attn_kv_iswa;
+class  llm_graph_input_mem_hybrid;
 struct llm_graph_context;
 struct llm_graph_params;
 class  llm_graph_result;
@@ -74,10 +76,13 @@ std::unique_ptr<llm_graph_context> build_arch_graph(const llama_model & model, c
 // in cb()
 void on_tensor(const llm_graph_context & graph, ggml_tensor * cur, const char * name, int il);
 
-// at the start of build_attn_inp_kv() and build_attn_inp_kv_iswa(): null if the memory of the graph has no stages, else one
-// input that owns what `build`, which is the function itself, builds for each stage that the graph runs
+// at the start of build_attn_inp_kv(), _k() and _kv_iswa() and of build_inp_mem_hybrid(): null if the memory of the graph has no
+// stages, else one input that owns what `build`, which is the function itself, builds for each stage that the graph runs
 template <typename Input>
 Input * staged_input(const llm_graph_context & graph, Input * (llm_graph_context::*build)() const);
+
+template <>
+llm_graph_input_mem_hybrid * staged_input(const llm_graph_context & graph, llm_graph_input_mem_hybrid * (llm_graph_context::*build)() const);
 
 // at the start of build_attn(): the placeholder of an attention outside the stage, else null
 ggml_tensor * skip_attn(const llm_graph_context & graph, ggml_tensor * wo, ggml_tensor * q_cur, int il);

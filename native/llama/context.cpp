@@ -55,7 +55,7 @@ const char * context_access::unsupported_output() const {
 
 const llama_memory_i * context_access::memory_of(const llama_context & ctx) { return ctx.get_memory(); }
 
-cache_layout context_access::layout() const { return stage_cache::layout_of(*ctx.memory); }
+cache_layout context_access::layout() const { return stage_cache::layout_of(*ctx.memory, ctx.model); }
 
 std::unique_ptr<stage_cache> context_access::make_cache(cache_layout layout, int32_t il0, int32_t il1, uint32_t n_cells) const {
     return stage_cache::make(ctx.model, ctx.cparams, layout, il0, il1, n_cells);
@@ -124,6 +124,8 @@ ggml_status context_access::run(const stage & layers, const llama_ubatch & ubatc
 
 context_access::later_rows::later_rows(const context_access & access, bool causal, uint32_t n_outputs) :
     causal(access.ctx.cparams.causal_attn, causal), n_outputs(access.ctx.n_outputs, n_outputs) {}
+
+void context_access::synchronize() const { ctx.synchronize(); }
 
 bool context_access::abort_requested() const { return ctx.abort_callback && ctx.abort_callback(ctx.abort_callback_data); }
 

@@ -92,6 +92,9 @@ public:
     ggml_status run(const stage & layers, const llama_ubatch & ubatch, llama_memory_context_i & mctx,
             ggml_backend_sched_eval_callback callback, void * callback_data, llm_graph_result *& res) const;
 
+    // until what was computed is there
+    void synchronize() const;
+
     // what its abort callback says
     bool abort_requested() const;
 

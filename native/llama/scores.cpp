@@ -77,7 +77,7 @@ ggml_tensor * new_input(const llm_graph_context & graph, int64_t n) {
 }
 
 void turn_back(const llm_graph_context & graph, ggml_tensor *& q, ggml_tensor *& k, int il) {
-    if (graph.rope_type == LLAMA_ROPE_TYPE_NONE) {
+    if (graph.rope_type == LLAMA_ROPE_TYPE_NONE || !graph.hparams.has_rope(il)) {
         return;
     }
     if (graph.rope_type == LLAMA_ROPE_TYPE_MROPE || graph.rope_type == LLAMA_ROPE_TYPE_IMROPE) {

@@ -1,7 +1,7 @@
 #include "llama/stage_graph.h"
 
-#include "stages/scopes.h"
 #include "llama/call_sites.h"
+#include "llama/staged_input.h"
 #include "stages/staged_memory.h"
 #include "llama/supported.h"
 
@@ -18,7 +18,6 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
-#include <utility>
 #include <vector>
 
 namespace pyfastv {
@@ -51,7 +50,7 @@ private:
 using cell_list = std::vector<staged_memory::cell_weight> staged_memory::cell_weights::*;
 
 // adds to the mask, F32 or F16 [n_kv, n_tokens], in the rows of each sequence; what is masked stays so
-void add_weights(ggml_tensor * mask, const staged_memory::weights_of_sequences & weights, cell_list list, const llama_ubatch & ubatch) {
+void add_to_mask(ggml_tensor * mask, const staged_memory::weights_of_sequences & weights, cell_list list, const llama_ubatch & ubatch) {
     if (!mask || !mask->buffer || weights.empty()) {
         return;
     }
@@ -76,70 +75,6 @@ void add_weights(ggml_tensor * mask, const staged_memory::weights_of_sequences &
         }
     }
 }
-
-void add_weights(llm_graph_input_attn_kv & input, const staged_memory::weights_of_sequences & weights, const llama_ubatch & ubatch) {
-    add_weights(input.self_kq_mask, weights, &staged_memory::cell_weights::all, ubatch);
-}
-
-void add_weights(llm_graph_input_attn_kv_iswa & input, const staged_memory::weights_of_sequences & weights, const llama_ubatch & ubatch) {
-    add_weights(input.self_kq_mask,     weights, &staged_memory::cell_weights::all,     ubatch);
-    add_weights(input.self_kq_mask_swa, weights, &staged_memory::cell_weights::windows, ubatch);
-}
-
-// one attention input for each stage that the graph runs
-template <typename Input>
-class graph_input_staged final : public Input {
-public:
-    using parts_t = std::vector<std::unique_ptr<Input>>;
-
-    // a part that is null does not run
-    graph_input_staged(const llm_graph_context & graph, const staged_memory_context & mctx, parts_t parts) :
-        Input(graph.hparams, graph.cparams, nullptr), mctx(&mctx), parts(std::move(parts)) {}
-
-    Input * at(int il) const { return parts[mctx->stage_of(il)].get(); }
-
-    void set_input(const llama_ubatch * ubatch) override {
-        for (size_t s = 0; s < parts.size(); ++s) {
-            if (parts[s]) {
-                parts[s]->set_input(ubatch);
-                if (s > 0) {
-                    add_weights(*parts[s], mctx->stages().weights((int) s), *ubatch);
-                }
-            }
-        }
-    }
-
-    bool can_reuse(const llm_graph_params & params) override {
-        const auto * next = staged_memory_context::from(params.mctx);
-        if (!next || next->n_stages() != (int) parts.size() || !(params.cparams.stage == this->cparams.stage)) {
-            return false;
-        }
-        for (size_t s = 0; s < parts.size(); ++s) {
-            if (!next->part(s) != !parts[s]) {
-                return false;
-            }
-        }
-
-        mctx = next;
-
-        auto of_part = params;
-        bool res     = true;
-
-        for (size_t s = 0; s < parts.size(); ++s) {
-            if (parts[s]) {
-                of_part.mctx = mctx->part(s);
-                res &= parts[s]->can_reuse(of_part);
-            }
-        }
-
-        return res;
-    }
-
-private:
-    const staged_memory_context * mctx;
-
-    parts_t parts;
-};
 
 template <typename T>
 void drop_inputs(llm_graph_result & res) {
@@ -243,18 +178,30 @@ const llama_model & model_of_graph() {
     return *model_built;
 }
 
-void on_tensor(const llm_graph_context & graph, ggml_tensor * cur, const char * name, int il) {
-    const auto & stage = graph.cparams.stage;
-
-    if (!stage.partial() || strcmp(name, "l_out") != 0) {
+static void go_to_layer(const llm_graph_context & graph, int il) {
+    if (!staged_memory_context::from(graph.mctx)) {
         return;
     }
+    for (const auto & input : graph.res->inputs) {
+        if (auto * by_layer = dynamic_cast<input_by_layer *>(input.get())) {
+            by_layer->go_to(il);
+        }
+    }
+}
+
+void on_tensor(const llm_graph_context & graph, ggml_tensor * cur, const char * name, int il) {
+    if (strcmp(name, "l_out") != 0) {
+        return;
+    }
+    const auto & stage = graph.cparams.stage;
+
     if (stage.il0 > 0 && il == stage.il0 - 1) {
         begin_stage(graph, cur);
     }
     if (stage.ends_early() && il == stage.il1 - 1) {
         end_stage(graph, cur);
     }
+    go_to_layer(graph, il + 1);
 }
 
 ggml_tensor * skip_attn(const llm_graph_context & graph, ggml_tensor * wo, ggml_tensor * q_cur, int il) {
@@ -267,6 +214,19 @@ ggml_tensor * skip_attn(const llm_graph_context & graph, ggml_tensor * wo, ggml_
     return ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, n_out, q_cur->ne[2]);
 }
 
+void add_weights(llm_graph_input_attn_k & input, const staged_memory::weights_of_sequences & weights, const llama_ubatch & ubatch) {
+    add_to_mask(input.self_kq_mask, weights, &staged_memory::cell_weights::all, ubatch);
+}
+
+void add_weights(llm_graph_input_attn_kv & input, const staged_memory::weights_of_sequences & weights, const llama_ubatch & ubatch) {
+    add_to_mask(input.self_kq_mask, weights, &staged_memory::cell_weights::all, ubatch);
+}
+
+void add_weights(llm_graph_input_attn_kv_iswa & input, const staged_memory::weights_of_sequences & weights, const llama_ubatch & ubatch) {
+    add_to_mask(input.self_kq_mask,     weights, &staged_memory::cell_weights::all,     ubatch);
+    add_to_mask(input.self_kq_mask_swa, weights, &staged_memory::cell_weights::windows, ubatch);
+}
+
 template <typename Input>
 Input * staged_input(const llm_graph_context & graph, Input * (llm_graph_context::*build)() const) {
     const auto * mctx = staged_memory_context::from(graph.mctx);
@@ -274,21 +234,9 @@ Input * staged_input(const llm_graph_context & graph, Input * (llm_graph_context
         return nullptr;
     }
 
-    // the builder's own function builds that of each stage, for the stage's memory alone
-    auto & inputs = graph.res->inputs;
-    typename graph_input_staged<Input>::parts_t parts(mctx->n_stages());
-    for (size_t s = 0; s < parts.size(); ++s) {
-        if (const auto * part = mctx->part(s)) {
-            const scoped_value<const llama_memory_context_i *> scope(const_cast<llm_graph_context &>(graph).mctx, part);
-
-            Input * input = (graph.*build)();
-            GGML_ASSERT(inputs.back().get() == input);
-            inputs.back().release();
-            inputs.pop_back();
-            parts[s].reset(input);
-        }
-    }
-    return static_cast<Input *>(graph.res->add_input(std::make_unique<graph_input_staged<Input>>(graph, *mctx, std::move(parts))));
+    // its own memory is that of the parts
+    return static_cast<Input *>(graph.res->add_input(std::make_unique<graph_input_staged<Input>>(
+            *mctx, build_parts(graph, *mctx, build), graph.hparams, graph.cparams, nullptr)));
 }
 
 template <typename Input>
@@ -296,6 +244,9 @@ Input * input_at(Input * input, int il) {
     auto * staged = dynamic_cast<graph_input_staged<Input> *>(input);
     return staged ? staged->at(il) : input;
 }
+
+template llm_graph_input_attn_k * staged_input(const llm_graph_context &, llm_graph_input_attn_k * (llm_graph_context::*)() const);
+template llm_graph_input_attn_k * input_at(llm_graph_input_attn_k *, int);
 
 template llm_graph_input_attn_kv * staged_input(const llm_graph_context &, llm_graph_input_attn_kv * (llm_graph_context::*)() const);
 template llm_graph_input_attn_kv * input_at(llm_graph_input_attn_kv *, int);

@@ -1,5 +1,7 @@
 #include "llama/supported.h"
 
+#include "settings/rules.h"
+
 #include "llama-arch.h"
 #include "llama-model.h"
 
@@ -7,11 +9,34 @@
 
 namespace pyfastv {
 
+// Recurrent layers beside attention whose graph builders ask for the input of a layer's kind in that layer, not once for all.
+static bool is_staged_hybrid(const llama_model & model) {
+    switch (model.arch) {
+        case LLM_ARCH_QWEN35:
+        case LLM_ARCH_QWEN35MOE:
+        case LLM_ARCH_QWEN3NEXT:
+        case LLM_ARCH_LFM2:
+        case LLM_ARCH_LFM2MOE:
+        case LLM_ARCH_GRANITE_HYBRID:
+            return true;
+        default:
+            return false;
+    }
+}
+
 const char * unsupported_reason(const llama_model & model) {
     const auto & hparams = model.hparams;
 
-    if (llm_arch_is_recurrent(model.arch) || llm_arch_is_hybrid(model.arch)) {
+    const bool is_hybrid = llm_arch_is_hybrid(model.arch);
+
+    if (llm_arch_is_recurrent(model.arch)) {
         return "its memory is recurrent: there is no KV cache of single tokens to leave tokens out of";
+    }
+    if (is_hybrid && !is_staged_hybrid(model)) {
+        return "its recurrent layers are of a kind that this version does not run in stages";
+    }
+    if (is_hybrid && hparams.swa_type != LLAMA_SWA_TYPE_NONE) {
+        return "it has sliding windows beside recurrent layers";
     }
     if (llama_model_has_encoder(&model)) {
         return "it is an encoder-decoder model";
@@ -19,8 +44,8 @@ const char * unsupported_reason(const llama_model & model) {
     if (hparams.swa_type != LLAMA_SWA_TYPE_NONE && hparams.swa_type != LLAMA_SWA_TYPE_STANDARD) {
         return "its attention windows are not of the usual sliding kind";
     }
-    if (hparams.is_mla()) {
-        return "it uses multi-head latent attention, whose cache holds no keys to score with";
+    if (hparams.is_mla() && model.arch != LLM_ARCH_DEEPSEEK2 && model.arch != LLM_ARCH_MISTRAL4) {
+        return "its latent attention is of a kind that this version does not run in stages";
     }
     if (hparams.ple_n_heads > 0 || hparams.n_embd_per_layer > 0) {
         return "it feeds token ids into later layers (per-layer embeddings)";
@@ -60,6 +85,9 @@ const char * unsupported_layer(const llama_model & model, int32_t layer, bool re
     if (layer <= last_fed + 1 && last_fed >= 0) {
         return "the model adds visual features to layers up to there (deepstack)";
     }
+    if (reads_attention && hparams.is_recr(layer - 1)) {
+        return "the layer before it is recurrent, which gives no scores";
+    }
     if (reads_attention && hparams.is_swa(layer - 1)) {
         return "the layer before it sees only a sliding window, which gives no scores";
     }
@@ -68,6 +96,9 @@ const char * unsupported_layer(const llama_model & model, int32_t layer, bool re
 }
 
 const char * unsupported_rule(const llama_model & model, const pyfastv_cut & cut) {
+    if (score_rule_of(cut).no_rope && model.hparams.is_mla()) {
+        return "score = last-no-rope does not know latent attention, whose keys are rotated in part";
+    }
     if (cut.weigh && model.hparams.f_max_alibi_bias > 0.0f) {
         return "its attention (ALiBi) scales what weigh adds to it";
     }

@@ -6,7 +6,7 @@
 
 namespace pyfastv {
 
-llama_ubatch make_ubatch(const std::vector<ubatch_row> & rows, uint32_t n_pos, int64_t n_embd) {
+llama_ubatch make_ubatch(const std::vector<ubatch_row> & rows, uint32_t n_pos, int64_t n_embd, bool equal_seqs) {
     const auto n    = (uint32_t) rows.size();
     auto       data = std::make_shared<llama_ubatch::data_t>();
 
@@ -36,10 +36,10 @@ llama_ubatch make_ubatch(const std::vector<ubatch_row> & rows, uint32_t n_pos, i
     }
 
     return {
-        /*.b_equal_seqs =*/ false,
+        /*.b_equal_seqs =*/ equal_seqs,
         /*.n_tokens     =*/ n,
-        /*.n_seq_tokens =*/ 1,
-        /*.n_seqs       =*/ n,
+        /*.n_seq_tokens =*/ equal_seqs ? n : 1,
+        /*.n_seqs       =*/ equal_seqs ? 1 : n,
         /*.n_seqs_unq   =*/ (uint32_t) data->seq_id_unq.size(),
         /*.n_pos        =*/ n_pos,
         /*.token        =*/ nullptr,

@@ -15,8 +15,8 @@ struct ubatch_row {
     bool              output;
 };
 
-// a ubatch that owns its numbers
-llama_ubatch make_ubatch(const std::vector<ubatch_row> & rows, uint32_t n_pos, int64_t n_embd);
+// A ubatch that owns its numbers. equal_seqs: the rows are of one sequence, and llama.cpp is told so, as recurrent layers want it.
+llama_ubatch make_ubatch(const std::vector<ubatch_row> & rows, uint32_t n_pos, int64_t n_embd, bool equal_seqs);
 
 // of row i of a ubatch that was split off a batch
 int32_t batch_index(const llama_ubatch & ubatch, uint32_t i);

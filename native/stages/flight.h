@@ -2,6 +2,7 @@
 
 #include "pyfastv.h"
 
+#include "llama/memory/stage_cache.h"
 #include "stages/flow.h"
 
 #include <algorithm>
@@ -14,6 +15,7 @@ namespace pyfastv {
 // The rows of sequences on their way through the later stages, piece by piece. The sequences change when all of it is done.
 struct flight {
     std::vector<flow>    flows;
+    std::vector<std::vector<stage_cache::states>> before; // [flow][stage - 1]: if it does not come to the end, they are put back
     std::vector<int32_t> outputs; // batch indices, in the order in which they are read
     std::vector<float>   logits;  // F32 [outputs, n_vocab] of a flight that others are decoded beside; else they have their place
 

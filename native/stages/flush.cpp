@@ -118,11 +118,18 @@ pyfastv_status staged_decode::flush_piece(llama_seq_id seq_id, bool & more) {
 
 flight staged_decode::take_off(const std::vector<llama_seq_id> & seq_ids) {
     flight res;
+    if (memory.cache(0).is_recurrent()) {
+        ctx.synchronize();
+    }
     for (const auto seq_id : seq_ids) {
         auto & seq = memory.sequences.at(seq_id);
 
         seq.turns.reserve(seq.turns.size() + 1); // what was computed can be written down
         res.flows.emplace_back(seq_id, seq, memory.schedules.of(seq_id));
+        auto & before = res.before.emplace_back();
+        for (int s = 1; s < memory.n_stages(); ++s) {
+            before.push_back(memory.cache(s).states_of(seq_id));
+        }
         for (const auto & row : seq.pending) {
             if (row.output >= 0) {
                 res.outputs.push_back(row.output);
@@ -265,7 +272,7 @@ pyfastv_status staged_decode::run_ubatch(flight & flight, bool in_place) {
     for (const auto & [flow, row] : rows) {
         members.push_back({ flow->seq_id, row->pos.data(), row->hidden.get(), last && row->output >= 0 });
     }
-    const auto ubatch = make_ubatch(members, ctx.n_pos_per_embd(), ctx.n_embd());
+    const auto ubatch = make_ubatch(members, ctx.n_pos_per_embd(), ctx.n_embd(), memory.cache(s).is_recurrent());
 
     auto mctx = memory.init_stage(s, { ubatch });
     if (!mctx) {
@@ -335,20 +342,26 @@ std::vector<size_t> staged_decode::ends_of_ubatches(const std::vector<flow> & fl
     // Rows run in ubatches as large as they may be, but
     // - a picture decoded non-causally sees itself, and nothing else of its ubatch;
     // - ggml's kernels round by the number of rows: with nothing dropped, the ubatches stay those of stage 0, so that
-    //   the result is stock llama.cpp's to the bit.
+    //   the result is stock llama.cpp's to the bit;
+    // - recurrent layers take the rows of one sequence at a time.
     struct member {
+        const flow *       of;
         const staged_row * row;
         bool               drops; // its schedule
     };
-    const auto together = [](const member & a, const member & b) {
-        return a.row->ubatch == b.row->ubatch || (a.drops && b.drops && a.row->causal && b.row->causal);
+    const bool one_sequence = memory.cache(0).is_recurrent();
+
+    const auto together = [=](const member & a, const member & b) {
+        const bool alike = a.row->ubatch == b.row->ubatch || (a.drops && b.drops && a.row->causal && b.row->causal);
+
+        return alike && (a.of == b.of || !one_sequence);
     };
 
     std::vector<member> rows;
     for (const auto & flow : flows) {
         const bool drops = flow.drops();
         for (const auto & row : flow.rows) {
-            rows.push_back({ &row, drops });
+            rows.push_back({ &flow, &row, drops });
         }
     }
 

@@ -9,6 +9,7 @@
 #include "llama/stage_output.h"
 #include "llama/supported.h"
 #include "settings/rules.h"
+#include "settings/schedule.h"
 
 #include "llama/interfaces.h"
 #include "llama/ubatch.h"
@@ -23,8 +24,14 @@ namespace pyfastv {
 
 bool staged_decode::can_recall(llama_seq_id seq_id, const sequence & seq) const {
     const auto & schedule = memory.schedules.of(seq_id);
+    const auto & cache    = memory.cache(0);
 
-    return schedule.recall > 0.0f && memory.cache(0).can_recall() && memory.remembers(seq_id) && seq.has_dropped(memory.n_stages()) &&
+    // what comes back would not find what it would have found in its turn: it does if somebody has said so
+    if (cache.is_recurrent() && schedule.recall == default_params().recall) {
+        return false;
+    }
+
+    return schedule.recall > 0.0f && cache.can_recall() && memory.remembers(seq_id) && seq.has_dropped(memory.n_stages()) &&
             std::any_of(schedule.cuts, schedule.cuts + schedule.n_cuts, reads_attention);
 }
 
@@ -157,7 +164,9 @@ int staged_decode::decode(llama_batch_allocr & balloc) {
     std::vector<llama_ubatch>         ubatches;
     std::vector<std::vector<int8_t>>  outputs; // of every ubatch
 
-    for (auto ubatch = balloc.split_simple(ctx.n_ubatch()); ubatch.n_tokens > 0; ubatch = balloc.split_simple(ctx.n_ubatch())) {
+    const auto split = [&] { return memory.cache(0).split(balloc, ctx.n_ubatch(), false); };
+
+    for (auto ubatch = split(); ubatch.n_tokens > 0; ubatch = split()) {
         outputs.emplace_back(ubatch.output, ubatch.output + ubatch.n_tokens);
         // stage 0 has no outputs
         std::fill_n(ubatch.output, ubatch.n_tokens, 0);
@@ -187,6 +196,8 @@ int staged_decode::decode(llama_batch_allocr & balloc) {
 
     const timer time(counts.t_stage0_ms);
 
+    all_before before;
+
     for (size_t u = 0; u < ubatches.size(); ++u) {
         const auto & ubatch = ubatches[u];
 
@@ -199,7 +210,8 @@ int staged_decode::decode(llama_batch_allocr & balloc) {
 
         llm_graph_result * res = nullptr;
 
-        on_exit take_back([&] { forget(ubatch); });
+        note_states(ubatch, before);
+        on_exit take_back([&] { forget(ubatch, before); });
 
         const auto status = run(layers, ubatch, *mctx, res);
         if (status != GGML_STATUS_SUCCESS) {
@@ -223,15 +235,54 @@ bool staged_decode::every_row_is_read(const pyfastv_cut & rule, bool visual) {
     return visual ? score_rule_of(rule).who == voters::all_rows : every_row_votes(rule);
 }
 
-void staged_decode::forget(const llama_ubatch & ubatch) noexcept {
+// of a sequence in a ubatch; INT32_MAX: it has none
+static llama_pos first_position(const llama_ubatch & ubatch, llama_seq_id seq_id) {
+    llama_pos res = INT32_MAX;
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        if (std::count(ubatch.seq_id[i], ubatch.seq_id[i] + ubatch.n_seq_id[i], seq_id)) {
+            res = std::min(res, ubatch.pos[i]);
+        }
+    }
+    return res;
+}
+
+void staged_decode::note_states(const llama_ubatch & ubatch, all_before & before) const {
+    const auto & cache = memory.cache(0);
+    if (!cache.is_recurrent()) {
+        return;
+    }
+    ctx.synchronize();
+    for (llama_seq_id id = 0; id < (llama_seq_id) ctx.n_seq_max(); ++id) {
+        const llama_pos p0 = first_position(ubatch, id);
+
+        // where several sequences come at once, llama.cpp moves the states of others, too
+        if (p0 == INT32_MAX && ubatch.n_seqs == 1) {
+            before.erase(id);
+            continue;
+        }
+        // rows of a picture that have the time of others in front go with those
+        if (p0 > memory.seq_pos_max(id)) {
+            before[id] = { p0, cache.states_of(id) };
+        }
+    }
+}
+
+void staged_decode::forget(const llama_ubatch & ubatch, const all_before & before) noexcept {
+    auto & cache = memory.cache(0);
+    try {
+        for (const auto & [seq_id, was] : before) {
+            cache.put_back(seq_id, was.states);
+        }
+    } catch (...) {
+        status_of_exception(__func__);
+    }
     for (uint32_t s = 0; s < ubatch.n_seqs_unq; ++s) {
         const auto seq_id = ubatch.seq_id_unq[s];
 
-        llama_pos p0 = INT32_MAX;
-        for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-            if (std::count(ubatch.seq_id[i], ubatch.seq_id[i] + ubatch.n_seq_id[i], seq_id)) {
-                p0 = std::min(p0, ubatch.pos[i]);
-            }
+        llama_pos p0 = first_position(ubatch, seq_id);
+        if (cache.is_recurrent()) {
+            const auto was = before.find(seq_id);
+            p0 = was == before.end() ? 0 : std::min(p0, was->second.p0);
         }
         LLAMA_LOG_WARN("%s: removing memory module entries for seq_id = %d, pos = [%d, +inf)\n", __func__, seq_id, p0);
         try {

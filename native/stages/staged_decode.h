@@ -10,6 +10,7 @@
 #include "ggml.h"
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -122,8 +123,18 @@ private:
     // one ubatch through the layers of one stage; its slots were found by staged_memory::init_stage()
     ggml_status run(stage layers, const llama_ubatch & ubatch, llama_memory_context_i & mctx, llm_graph_result *& res);
 
-    // everything from the positions of the ubatch on, in its sequences
-    void forget(const llama_ubatch & ubatch) noexcept;
+    // What is put back of a sequence when rows at positions [p0, inf), which come now, fail
+    struct before_rows {
+        llama_pos           p0;
+        stage_cache::states states;
+    };
+    using all_before = std::map<llama_seq_id, before_rows>;
+
+    // before a ubatch runs through recurrent layers of stage 0; in `before` is what was noted for those in front of it in the batch
+    void note_states(const llama_ubatch & ubatch, all_before & before) const;
+
+    // Everything from the positions of the ubatch on, in its sequences; of one whose states are not known all.
+    void forget(const llama_ubatch & ubatch, const all_before & before) noexcept;
 
     // what stage 0 left in its graph, to the sequences of the ubatch
     void read_rows(const stage_output & output, const llama_ubatch & ubatch, const std::vector<int8_t> & outputs,

@@ -45,11 +45,13 @@ size_t staged_memory::n_pending() const {
     return n;
 }
 
-llama_memory_context_ptr staged_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool /*embd_all*/) {
+llama_memory_context_ptr staged_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
     balloc.split_reset();
 
+    const auto split = [&] { return caches[0]->split(balloc, n_ubatch, embd_all); };
+
     std::vector<llama_ubatch> ubatches;
-    for (auto ubatch = balloc.split_simple(n_ubatch); ubatch.n_tokens > 0; ubatch = balloc.split_simple(n_ubatch)) {
+    for (auto ubatch = split(); ubatch.n_tokens > 0; ubatch = split()) {
         ubatches.push_back(std::move(ubatch));
     }
 
@@ -97,7 +99,12 @@ bool staged_memory::get_can_shift() const {
 }
 
 void staged_memory::take_back(const flight & rows) {
-    for (const auto & flow : rows.flows) {
+    for (size_t f = 0; f < rows.flows.size(); ++f) {
+        const auto & flow = rows.flows[f];
+
+        for (int s = 1; s < n_stages(); ++s) {
+            caches[s]->put_back(flow.seq_id, rows.before[f][s - 1]);
+        }
         forget_later(flow.seq_id, flow.seq->pending.front().pos[0], flow.recalled);
     }
 }
@@ -194,8 +201,19 @@ bool staged_memory::can_remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) 
     const llama_pos first = caches[0]->first_position(seq_id);
     const llama_pos last  = seq_pos_max(seq_id);
 
-    // nothing, all, or a part in the middle
-    return p0 > last || p0 <= first || p1 <= last || p0 >= removable_from(seq_id);
+    // nothing, or all
+    if (p0 > last || p0 <= first) {
+        return true;
+    }
+    if (p1 > last) {
+        return p0 >= removable_from(seq_id);
+    }
+    // a part in the middle, which may be the end of what has come to a later stage
+    return std::none_of(caches.begin(), caches.end(), [&](const auto & cache) {
+        const llama_pos end = cache->memory().seq_pos_max(seq_id);
+
+        return cache->is_recurrent() && p0 <= end && end < p1 && p0 < cache->removable_from(seq_id);
+    });
 }
 
 bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
@@ -205,16 +223,17 @@ bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     p1 = end_pos(p1);
     abandon(seq_id);
 
-    const auto concerned = [&](llama_seq_id id) { return seq_id < 0 || id == seq_id; };
+    const llama_seq_id first = std::max(seq_id, 0);
+    const llama_seq_id last  = seq_id < 0 ? (llama_seq_id) caches[0]->n_seq_max() - 1 : seq_id;
 
-    for (llama_seq_id id = 0; id < (llama_seq_id) caches[0]->n_seq_max(); ++id) {
-        if (concerned(id) && !can_remove(id, p0, p1)) {
+    for (llama_seq_id id = first; id <= last; ++id) {
+        if (!can_remove(id, p0, p1)) {
             return false;
         }
     }
 
     for (auto & [id, seq] : sequences) {
-        if (!concerned(id)) {
+        if (id < first || id > last) {
             continue;
         }
         if (p1 > seq_pos_max(id)) {
@@ -227,7 +246,9 @@ bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
 
     bool res = true;
     for (auto & cache : caches) {
-        res &= cache->memory().seq_rm(seq_id, p0, p1 == INT32_MAX ? -1 : p1);
+        for (llama_seq_id id = first; id <= last; ++id) { // recurrent layers know of no "all sequences"
+            res &= cache->memory().seq_rm(id, p0, p1 == INT32_MAX ? -1 : p1);
+        }
     }
     note_empty();
     return res;

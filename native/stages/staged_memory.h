@@ -34,8 +34,8 @@ public:
 
     void clear(bool data) override;
 
-    // False, and nothing is changed: what comes behind p0, or the rows that would wait again, would look into sliding
-    // windows that have been forgotten.
+    // False, and nothing is changed: recurrent states do not go back to p0, or what comes behind it, or the rows that would wait
+    // again, would look into sliding windows that have been forgotten.
     bool seq_rm  (llama_seq_id seq_id, llama_pos p0, llama_pos p1) override;
     void seq_cp  (llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
     void seq_keep(llama_seq_id seq_id) override;
@@ -117,8 +117,8 @@ public:
     // Later stages forget positions [p0, inf) of a sequence, and these tokens, from the stage `entered` on.
     void forget_later(llama_seq_id seq_id, llama_pos p0, const std::vector<turn::recall> & recalled);
 
-    // have the sliding windows of a sequence forgotten nothing?
-    bool remembers(llama_seq_id seq_id) const { return removable_from(seq_id) == 0; }
+    // do rows of a sequence that come back find what is in front of them? Recurrent states forget nothing, sliding windows may have
+    bool remembers(llama_seq_id seq_id) const { return caches[0]->is_recurrent() || removable_from(seq_id) == 0; }
 
 private:
     // stage_cache::removable_from() of the later stages
@@ -135,7 +135,7 @@ private:
     // those that hold nothing have no schedule from elsewhere
     void note_empty();
 
-    // after the windows were read: nothing of later rows stays, nor of tokens that had not entered
+    // after the windows or the states were read: nothing of later rows stays, nor of tokens that had not entered
     void take_back_to_windows(llama_seq_id seq_id);
 
     const std::vector<int32_t> first_layers_;

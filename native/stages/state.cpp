@@ -16,7 +16,7 @@ namespace {
 // start of a saved state; stock llama.cpp's states start with a count of streams
 constexpr char state_magic[8] = { 'p', 'y', 'f', 'a', 's', 't', 'v', '5' };
 
-// which keys and values are in it
+// which keys and values are in it; recurrent states are in each
 enum class part : uint8_t {
     all,
     windows,       // those of sliding windows
@@ -54,7 +54,7 @@ void staged_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llam
 
     if (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) {
         if (seq_id < 0) {
-            throw std::runtime_error("a state of windows alone is of one sequence");
+            throw std::runtime_error("a partial state is of one sequence");
         }
         // A program goes back to such a state with as much as its last row removed. That takes a question back which ends
         // there; another may have chosen other rows before the state is read again.
@@ -118,8 +118,8 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
     const auto what    = read<part>(io);
     const bool partial = flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
     if (what > part::windows_first || (what != part::all) != partial || (partial && seq_id < 0)) {
-        throw std::runtime_error(partial ? "this is not the state of a sequence's sliding windows"
-                                         : "this state has the sliding windows of a sequence alone");
+        throw std::runtime_error(partial ? "this is not a partial state of a sequence"
+                                         : "this is a partial state of a sequence");
     }
 
     std::map<llama_seq_id, pyfastv_params> brought;
@@ -139,7 +139,7 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
             schedules.empty_all();
         }
         for (int s = 0; s < n_stages(); ++s) {
-            caches[s]->memory().state_read(io, seq_id, flags_of(what, s, flags));
+            caches[s]->read(io, seq_id, flags_of(what, s, flags));
         }
 
         if (seq_id >= 0) {

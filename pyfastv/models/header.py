@@ -160,12 +160,21 @@ def _heads(model: str, shapes: Shapes, il: int) -> tuple[int, int]:
         return shapes.get(f"blk.{il}.{name}.weight", (otherwise,))[0]
 
     out = shapes.get(f"blk.{il}.attn_output.weight")
-    if out is None or f"blk.{il}.ffn_down.weight" not in shapes | _experts(shapes, il):
+    recurrent = any(f"blk.{il}.{name}.weight" in shapes for name in ("ssm_out", "shortconv.out_proj"))
+    if (out is None and not recurrent) or f"blk.{il}.ffn_down.weight" not in shapes | _experts(shapes, il):
         raise UnsupportedModelError(
             f"{model}: layer {il} has no attention or no feed-forward block of the common form: "
             "its cost is not counted here"
         )
+    if out is None:  # a state in place of cells
+        return 0, 0
+    latent = shapes.get(f"blk.{il}.attn_k_b.weight")
+    if latent is not None:  # of all heads in one: the keys, whose first part is the values
+        heads, rank, kv = latent[0], latent[1], rows("attn_kv_a_mqa", 0)
+        return heads * (kv + rank), kv
     queries = rows("attn_q", out[1])
+    if queries == 2 * out[1]:  # and their gates
+        queries = out[1]
     fused = rows("attn_qkv", 0)
     keys = rows("attn_k", 0)
     kv = fused - queries if fused else keys + rows("attn_v", keys)

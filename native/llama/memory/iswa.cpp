@@ -123,7 +123,7 @@ std::unique_ptr<stage_cache> make_iswa(const part_of_model & part, const cache_l
     return std::make_unique<iswa_memory>(part, layout);
 }
 
-std::optional<cache_layout> layout_of_iswa(const llama_memory_i & memory) {
+std::optional<cache_layout> layout_of_iswa(const llama_memory_i & memory, const llama_model & /*model*/) {
     if (typeid(memory) != typeid(llama_kv_cache_iswa)) {
         return std::nullopt;
     }

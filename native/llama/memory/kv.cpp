@@ -71,12 +71,15 @@ std::unique_ptr<stage_cache> make_kv(const part_of_model & part, const cache_lay
     return std::make_unique<kv_memory>(part, layout);
 }
 
-std::optional<cache_layout> layout_of_kv(const llama_memory_i & memory) {
+std::optional<cache_layout> layout_of_kv(const llama_memory_i & memory, const llama_model & model) {
     if (typeid(memory) != typeid(llama_kv_cache)) {
         return std::nullopt;
     }
     const auto & kv = static_cast<const llama_kv_cache &>(memory);
-    return cache_layout { memory_kind::kv, kv.type_k(), kv.type_v(), false };
+    const auto type_k = kv.type_k();
+
+    // latent keys are their own values
+    return cache_layout { memory_kind::kv, type_k, model.hparams.is_mla() ? type_k : kv.type_v(), false };
 }
 
 std::optional<kv_bytes> bytes_of_kv(const llama_memory_i & memory) {

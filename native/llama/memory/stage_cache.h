@@ -14,12 +14,11 @@ struct llama_model;
 
 namespace pyfastv {
 
-// Kinds of memory that a stage can have; a file each. To come: caches of latent keys (MLA), where the products that attention
-// forms are the logits that scores need; recurrent layers beside attention (hybrid), which run on the rows that enter, in
-// order, so that no row is added in the middle, and which go back only to what was kept of their state.
+// Kinds of memory that a stage can have; a file each.
 enum class memory_kind {
-    kv,   // llama/memory/kv.cpp: llama_kv_cache
-    iswa, // llama/memory/iswa.cpp: llama_kv_cache_iswa, of models with sliding windows
+    kv,     // llama/memory/kv.cpp: llama_kv_cache, of keys and values or of latent keys alone (MLA)
+    iswa,   // llama/memory/iswa.cpp: llama_kv_cache_iswa, of models with sliding windows
+    hybrid, // llama/memory/hybrid.cpp: llama_memory_hybrid, of models with recurrent layers beside attention
 };
 
 // How the memory of a context was made; those of the stages are made alike.
@@ -48,7 +47,7 @@ public:
             int32_t il0, int32_t il1, uint32_t n_cells);
 
     // of a cache that llama.cpp made; throws unsupported if it is of no kind that is known
-    static cache_layout layout_of(const llama_memory_i & memory);
+    static cache_layout layout_of(const llama_memory_i & memory, const llama_model & model);
 
     virtual ~stage_cache() = default;
 
@@ -59,6 +58,9 @@ public:
 
     // gives the cache away
     virtual std::unique_ptr<llama_memory_i> release() = 0;
+
+    // The next ubatch of a batch, as llama.cpp splits it for such a memory; of size 0 behind the last.
+    virtual llama_ubatch split(llama_batch_allocr & batch, uint32_t n_ubatch, bool embd_all) const;
 
     // Slots for the ubatches; null if there is no room.
     virtual llama_memory_context_ptr prepare(const std::vector<llama_ubatch> & ubatches) = 0;
@@ -82,7 +84,7 @@ public:
     // Tokens further back than this lose their cells in some layers, without anybody being told; 0: none does.
     virtual int32_t forgets_after() const = 0;
 
-    // May rows be added in the middle later? They find what they would have found in their turn.
+    // May rows be added in the middle later? Unless layers are recurrent they find what they would have found in their turn.
     virtual bool can_recall() const = 0;
 
     // What comes behind this position, or any later one, may be taken back: rows that follow find all that they see. 0: whatever.
@@ -90,6 +92,24 @@ public:
 
     // forgets one token of a sequence, whatever others have its position in time
     virtual void remove(llama_seq_id seq_id, const position & pos) = 0;
+
+    // Some layers have one state of all that a sequence was, in the order in which it came, in place of cells. Rows of several
+    // sequences are no ubatch of theirs unless each has as many. What was dropped is not in it, what is recalled comes in now. It
+    // goes back by as much as removable_from() says, and to what states_of() has kept.
+    virtual bool is_recurrent() const { return false; }
+
+    struct states {
+        llama_pos            pos  = -1; // of the row that came last; -1: none has come
+        uint32_t             back = 0;  // rows that were taken back since
+        std::vector<uint8_t> bytes;
+    };
+    virtual states states_of(llama_seq_id /*seq_id*/) const { return {}; }
+
+    // Cells stay, for the caller to remove. Nothing is allocated if the sequence had states, and has.
+    virtual void put_back(llama_seq_id /*seq_id*/, const states & /*before*/) {}
+
+    // as memory().state_read(), which throws std::runtime_error
+    virtual void read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags);
 
     // Of cells that were read from a state: throws std::runtime_error if one has no sequence, a position that none can have,
     // or is in a window alone.
