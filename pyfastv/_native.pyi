@@ -91,8 +91,11 @@ def parse_schedule(text: str) -> dict[str, Any] | None:
     """``preset`` (its name, if the text is nothing else, or None), ``cuts`` (the fields of a Cut each), ``recall``,
     ``cells``; None: "off". Raises OptionError."""
 
-def check_cut(layer: str, drop: float, score: str, pick: str) -> dict[str, Any]:
-    """The fields of a Cut, checked, as :func:`parse_schedule` gives them. Raises OptionError."""
+def check_cut(
+    layer: str, drop: float, score: str | None, pick: str | None, weigh: bool | None, merge: bool | None
+) -> dict[str, Any]:
+    """The fields of a Cut, checked, as :func:`parse_schedule` gives them; None: not named, as where text leaves it out.
+    Raises OptionError."""
 
 def check_schedule(spec: str, n_layer: int) -> str:
     """Parse and validate a schedule for a model of n_layer layers; the same in full. Raises OptionError."""

@@ -16,7 +16,7 @@ from llm.cli import cli
 from llm.plugins import pm
 
 import pyfastv
-from pyfastv import llm_plugin
+from pyfastv import Recommended, llm_plugin
 from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
 
 ROOT = Path(__file__).parents[1]
@@ -80,12 +80,12 @@ def test_a_question_about_a_picture(run: Llm, logged: Logged, stream: list[str])
 
 
 def test_options_reach_the_runner(run: Llm, logged: Logged) -> None:
-    options = ["-o", "fastv", "k=4,drop=0.75", "-o", "max_tokens", "2", "-o", "n_ctx", "1024"]
+    options = ["-o", "fastv", "fastv,k=4,drop=0.75", "-o", "max_tokens", "2", "-o", "n_ctx", "1024"]
     done = run("-m", "pyfastv", "-a", CLOCK.picture, CLOCK.question, *options)
     assert CLOCK.answer.startswith(done.stdout.strip())
     report = logged()
     assert (report["fastv"], report["visual_tokens_kept"], report["generated_tokens"]) == (
-        "k=4,drop=0.75",
+        "fastv,k=4,drop=0.75",
         144,
         2,
     )
@@ -155,7 +155,7 @@ def test_more_models_by_a_file(
     done = run("-m", "my", "-a", CLOCK.picture, CLOCK.question)
     assert done.exit_code == 0, done.output
     report = logged()
-    assert (report["fastv"], report["visual_tokens_kept"]) == ("k=2,drop=0.75", 72)
+    assert (report["fastv"], report["visual_tokens_kept"]) == (Recommended(2, 0.75).spec(), 72)
 
 
 @pytest.mark.parametrize(
