@@ -13,6 +13,7 @@ from .._closing import Closing
 from ..errors import ClosedError, printable
 from ..inputs.chat import system_message, user_message
 from ..inputs.images import MAX_PIXELS, Frame, Pictures, as_list
+from ..inputs.question import picture_and_question
 from ..inputs.video import Video, VideoSource, load_frames
 from ..settings.presets import Recommended
 from ..settings.reduce import Reducer
@@ -200,9 +201,9 @@ class Runner(Closing, InForce):
 
     def ask(
         self,
+        *asked: Pictures,
         image: Pictures = None,
         question: str | None = None,
-        *,
         video: Video | VideoSource | None = None,
         system: str | None = None,
         progress: Progress | None = None,
@@ -210,7 +211,8 @@ class Runner(Closing, InForce):
     ) -> Answer:
         """Answer a question about a picture, about several (a list), about a video, or about none (None).
 
-        ``image``: as :func:`pyfastv.load_image` takes it. ``video``: a path, bytes, a list of frames, or a
+        ``asked``: the picture and then the question, or the question alone; or both by name, ``image`` and
+        ``question``. A picture is what :func:`pyfastv.load_image` takes. ``video``: a path, bytes, a list of frames, or a
         :class:`pyfastv.Video`, which says what frames are taken; it comes behind the pictures. ``system``: a system
         message. ``progress``: called with (prompt tokens done, prompt tokens) during prefill, after every picture and
         every frame. ``options``: see :class:`pyfastv.Sampling`; and ``fastv``, ``turbo`` and ``reduce``, a schedule, a
@@ -222,27 +224,29 @@ class Runner(Closing, InForce):
         Raises ImageError, OptionError, ContextLengthError (the prompt does not fit), OutOfMemoryError,
         DecodeError, ClosedError.
         """
+        image, question = picture_and_question(asked, image, question)
         with self._desk.holding() as place:
             return self._ask(image, question, video, system, progress, options, place).read()
 
     def stream(
         self,
+        *asked: Pictures,
         image: Pictures = None,
         question: str | None = None,
-        *,
         video: Video | VideoSource | None = None,
         system: str | None = None,
         progress: Progress | None = None,
         **options: Unpack[RequestOptions],
     ) -> Stream:
         """As :meth:`ask`, piece by piece. Prefill is done when this returns, and its errors raised."""
+        image, question = picture_and_question(asked, image, question)
         return self._ask(image, question, video, system, progress, options)
 
     async def aask(
         self,
+        *asked: Pictures,
         image: Pictures = None,
         question: str | None = None,
-        *,
         video: Video | VideoSource | None = None,
         system: str | None = None,
         progress: Progress | None = None,
@@ -251,19 +255,20 @@ class Runner(Closing, InForce):
         """As :meth:`ask`, without blocking the event loop. Cancelling the task ends the computation at once.
 
         A thread of its own computes it; ``progress`` is called there."""
+        pictures, text = picture_and_question(asked, image, question)
 
         def ask() -> Answer:
             with self._desk.holding(thread.place) as place:
-                return self._ask(image, question, video, system, progress, options, place).read()
+                return self._ask(pictures, text, video, system, progress, options, place).read()
 
         async with InThread(self._desk) as thread:
             return await thread.run(ask)
 
     async def astream(
         self,
+        *asked: Pictures,
         image: Pictures = None,
         question: str | None = None,
-        *,
         video: Video | VideoSource | None = None,
         system: str | None = None,
         progress: Progress | None = None,
@@ -271,9 +276,10 @@ class Runner(Closing, InForce):
     ) -> AsyncIterator[str]:
         """As :meth:`aask`, piece by piece: ``async for``. It has its slot until it ends, or is closed, or its task is
         cancelled."""
+        pictures, text = picture_and_question(asked, image, question)
         async with InThread(self._desk) as thread:
             stream = await thread.run(
-                lambda: self._ask(image, question, video, system, progress, options, thread.place)
+                lambda: self._ask(pictures, text, video, system, progress, options, thread.place)
             )
             while (piece := await thread.run(lambda: next(stream, None))) is not None:
                 yield piece
