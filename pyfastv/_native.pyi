@@ -143,6 +143,10 @@ def rewrite_gguf(
 def product_seconds(type: str, n_in: int, n_out: int, n_rows: int, n_threads: int) -> float:
     """Of n_rows rows by a matrix of this type, on the CPU: native/products/speed.h."""
 
+def usable_cores(root: str = "", cpus: Sequence[int] | None = None) -> int:
+    """How many threads can compute without sharing a core: native/runner/cores.h. ``root``: of another system's /proc and
+    /sys; ``cpus``: those that a process may run on there."""
+
 def vision_info(mmproj_path: _Path) -> dict[str, Any]:
     """An mmproj's header: ``projector``, ``image_size`` (pixels), ``patch_size``, ``n_layer``, ``visual_tokens`` (None
     where their number depends on the picture)."""
@@ -159,7 +163,8 @@ class EngineOptions:
     n_ctx: int  # tokens of each; 0: what the model was trained for, at most DEFAULT_N_CTX
     n_batch: int
     n_ubatch: int  # most rows of prompts between two tokens of requests that generate
-    n_threads: int  # 0: one for each core
+    n_threads: int  # 0: usable_cores()
+    n_threads_batch: int  # of prompts and pictures; 0: n_threads
     n_gpu_layers: int  # -1: all
     flash_attn: str  # "auto", "on", "off"
     type_k: str  # ggml type name: "f16", "f32", "q8_0", ...

@@ -10,6 +10,7 @@ folder (``llm logs path`` shows where that is), in the form of llm's own extra-o
       turbo: share=0.25                               # left out: off
       reduce: pool,window=2                           # left out: off
       n_ctx: 4096                                     # left out: what the model was trained for, at most 8192
+      threads: 4                                      # left out: the physical cores
       aliases: [l]
 """
 
@@ -36,7 +37,8 @@ from .settings.setting import SETTING_OPTIONS, Setting
 __all__ = ["PyfastvModel", "register_models"]
 
 _CONFIGURATION = "pyfastv.yaml"
-_KEYS = {"model_id", "model", "mmproj", *SETTING_OPTIONS, "n_ctx", "aliases"}
+_NUMBERS = ("n_ctx", "threads")
+_KEYS = {"model_id", "model", "mmproj", *SETTING_OPTIONS, *_NUMBERS, "aliases"}
 
 # what pyfastv.load_image reads, as llm tells types
 _PICTURES = ("png", "jpeg", "webp", "gif", "bmp", "x-ms-bmp", "tiff", "avif", "jp2", "x-portable-pixmap")
@@ -80,6 +82,7 @@ class PyfastvModel(llm.Model):
         n_ctx: int | None = Field(
             None, description="Context in tokens; 0: what the model was trained for, at most 8192"
         )
+        threads: int | None = Field(None, description="CPU threads; none: the physical cores")
 
         @field_validator(*SETTING_OPTIONS)
         @classmethod
@@ -96,11 +99,12 @@ class PyfastvModel(llm.Model):
         turbo: str | None = None,
         reduce: str | None = None,
         n_ctx: int = 0,
+        threads: int | None = None,
     ) -> None:
         """``model`` None: the bundled one; ``fastv`` None: the package's default."""
         self._setting = Setting.of(Recommended() if fastv is None else fastv, turbo, reduce)
         self.model_id = model_id
-        self._model, self._mmproj, self._n_ctx = model, mmproj, n_ctx
+        self._model, self._mmproj, self._n_ctx, self._threads = model, mmproj, n_ctx, threads
         self._runner: Runner | None = None
         self._loaded: tuple[Any, ...] = ()
 
@@ -112,7 +116,7 @@ class PyfastvModel(llm.Model):
     ) -> Iterator[str]:
         """Pieces of the answer. The response's JSON is the report of :class:`pyfastv.Report`."""
         options = {name: value for name, value in prompt.options if value is not None}
-        runner = self._load(*(options.pop(name, None) for name in ("model", "mmproj", "n_ctx")))
+        runner = self._load(*(options.pop(name, None) for name in ("model", "mmproj", "n_ctx", "threads")))
         asked = cast(RequestOptions, {**self._setting.options(), **options})
         chunks = runner.create_chat_completion(_messages(prompt), stream=True, **asked)
         pieces = []
@@ -127,19 +131,24 @@ class PyfastvModel(llm.Model):
         response.response_json = {"pyfastv": report}
         response.set_usage(input=report["prompt_tokens"], output=report["generated_tokens"])
 
-    def _load(self, model: str | None, mmproj: str | None, n_ctx: int | None) -> Runner:
+    def _load(self, model: str | None, mmproj: str | None, n_ctx: int | None, threads: int | None) -> Runner:
         if model is None:
             model, mmproj = self._model, mmproj or self._mmproj
         if model is not None and mmproj is None:
             mmproj = mmproj_beside(model)
-        wanted = (model, mmproj, self._n_ctx if n_ctx is None else n_ctx)
+        wanted = (
+            model,
+            mmproj,
+            self._n_ctx if n_ctx is None else n_ctx,
+            self._threads if threads is None else threads,
+        )
         if (
             self._runner is None or self._runner.closed or wanted != self._loaded
         ):  # closed: of a parent process
             if self._runner is not None:
                 self._runner.close()
                 self._runner = None
-            self._runner = Runner(model, mmproj, n_ctx=wanted[2], fastv=None)
+            self._runner = Runner(model, mmproj, n_ctx=wanted[2], n_threads=wanted[3], fastv=None)
             self._loaded = wanted
         return self._runner
 
@@ -185,10 +194,13 @@ def _checked(path: Path, entry: Any) -> dict[str, Any]:
         wrong = "a model needs model_id and model"
     elif unknown := sorted(map(str, set(entry) - _KEYS)):
         wrong = f"{', '.join(unknown)} is none of {', '.join(sorted(_KEYS))}"
-    elif not all(isinstance(entry.get(name, ""), str) for name in _KEYS - {"n_ctx", "aliases"}):
-        wrong = "all but n_ctx and aliases must be text"
-    elif not isinstance(entry.get("n_ctx", 0), int) or not isinstance(entry.get("aliases", []), list):
-        wrong = "n_ctx must be a number, aliases a list"
+    elif not all(isinstance(entry.get(name, ""), str) for name in _KEYS - {*_NUMBERS, "aliases"}):
+        wrong = f"all but {', '.join(_NUMBERS)} and aliases must be text"
+    elif not all(isinstance(entry.get(name, 0), int) for name in _NUMBERS):
+        found = next(name for name in _NUMBERS if not isinstance(entry.get(name, 0), int))
+        wrong = f"{found} must be a number"
+    elif not isinstance(entry.get("aliases", []), list):
+        wrong = "aliases must be a list"
     else:
         try:
             Setting.of(*(entry.get(name) for name in SETTING_OPTIONS))

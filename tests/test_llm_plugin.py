@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import llm
 import pytest
@@ -66,7 +67,7 @@ def test_the_entry_point_names_the_plugin() -> None:
 def test_models_lists_it_with_its_options(run: Llm) -> None:
     assert "pyfastv: pyfastv" in run("models").output.splitlines()
     shown = run("models", "--options", "-m", "pyfastv").output
-    for name in ("max_tokens", "temperature", "fastv", "mmproj", "n_ctx"):
+    for name in ("max_tokens", "temperature", "fastv", "mmproj", "n_ctx", "threads"):
         assert f"{name}: " in shown
     assert "image/png" in shown
 
@@ -156,6 +157,28 @@ def test_more_models_by_a_file(
     assert done.exit_code == 0, done.output
     report = logged()
     assert (report["fastv"], report["visual_tokens_kept"]) == (Recommended(2, 0.75).spec(), 72)
+
+
+def test_threads_are_the_option_s_or_the_file_s(
+    run: Llm, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def record(*files: Any, **options: Any) -> None:
+        made.append(options["n_threads"])
+        raise pyfastv.ModelError("that is enough")
+
+    monkeypatch.setattr(llm_plugin, "Runner", record)
+    (folder / "pyfastv.yaml").write_text("- {model_id: mine, model: m.gguf, mmproj: p.gguf, threads: 3}\n")
+    for arguments in (
+        ["-m", "mine", "Q?"],
+        ["-m", "mine", "Q?", "-o", "threads", "2"],
+        ["-m", "pyfastv", "Q?"],
+    ):
+        run(*arguments)
+    assert made == [3, 2, None]
+    (folder / "pyfastv.yaml").write_text("- {model_id: mine, model: m.gguf, threads: many}\n")
+    assert "threads must be a number" in run("models").output
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ def test_loading_options(fake_runner: Runner) -> None:
         "n_batch": 2048,
         "n_ubatch": 512,
         "n_threads": 0,
+        "n_threads_batch": 0,
         "n_gpu_layers": -1,
         "flash_attn": "auto",
         "type_k": "f16",

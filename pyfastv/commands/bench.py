@@ -18,7 +18,8 @@ import click
 from rich.console import Console
 
 from .. import _native
-from ..bench.measure import Plan, Results, busy_warning, measure
+from .._busy import busy_warning
+from ..bench.measure import Plan, Results, measure
 from ..bench.picture import save_picture
 from ..bench.plot import save_plot
 from ..bench.ratios import RULE
@@ -69,7 +70,10 @@ DEFAULT_SETTINGS = ("off", "k=2,drop=0.5", "k=2,drop=0.75")
 @click.option("--rounds", type=click.IntRange(1), default=6, help="Every setting once in each.")
 @click.option("--restarts", type=click.IntRange(1), default=1, help="Of the processes, each with all rounds.")
 @click.option(
-    "-t", "--threads", type=click.IntRange(1, MAX_THREADS), help="CPU threads.  [default: all cores]"
+    "-t",
+    "--threads",
+    type=click.IntRange(1, MAX_THREADS),
+    help="CPU threads.  [default: the physical cores]",
 )
 @click.option("--prompt-tokens", type=click.IntRange(1), default=14, help="Text behind the picture.")
 @click.option("--generate", type=click.IntRange(0), default=16, help="Tokens behind the prompt.")
@@ -127,7 +131,7 @@ def bench(model: str | None, **options: Any) -> int:
             },
             **{name: options[name] for name in ("n_gpu_layers", "flash_attn", "encoder_type", "stock")},
             n_ctx=options["n_ctx"] or _context_length(mmproj, options),
-            n_threads=options["threads"] or os.cpu_count() or 1,
+            n_threads=options["threads"] or _native.usable_cores(),
         )
         files = _read_sizes(path, mmproj)
         with bar("Quantizing the vision encoder") as quantizing:  # the process that measures finds it made
@@ -229,7 +233,7 @@ def _read_sizes(model: str, mmproj: str) -> ModelFiles | None:
 
 def _measure(plan: Plan) -> Results:
     if (warning := busy_warning(plan.n_threads)) is not None:
-        tell(f"pyfastv: {warning}")
+        tell(f"pyfastv: {warning}, or name fewer --threads")
     results = Results()
     with bar("Measuring") as update:
         try:

@@ -55,7 +55,10 @@ _MODEL = [
         default=0,
         help="Tokens of a prompt and its answer; 0: what the model was trained for, at most 8192.",
     ),
-    click.option("-t", "--threads", type=int, help="CPU threads.  [default: all cores]"),
+    click.option("-t", "--threads", type=int, help="CPU threads.  [default: the physical cores]"),
+    click.option(
+        "-tb", "--threads-batch", type=int, help="Of prompts and pictures.  [default: as --threads]"
+    ),
     click.option("-ngl", "--n-gpu-layers", type=int, default=-1, help="Layers on the GPU; -1: all."),
     click.option("-fa", "--flash-attn", type=click.Choice(["auto", "on", "off"]), default="auto"),
     click.option(
@@ -267,6 +270,7 @@ def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "mmproj_path": mmproj,
         "n_ctx": options["n_ctx"],
         "n_threads": options["threads"],
+        "n_threads_batch": options["threads_batch"],
         "n_gpu_layers": options["n_gpu_layers"],
         "flash_attn": options["flash_attn"],
         "encoder_type": options["encoder_type"],

@@ -53,7 +53,7 @@ _WIDTH = 100  # of the table; a narrower terminal breaks its lines, which reads 
     help='In place of the grid, can be repeated: "k=2,drop=0.5", a preset, "turbo:share=0.5 + k=2", ...',
 )
 @click.option("--no-measure", is_flag=True, help="Counts only: run nothing, predict no times.")
-@click.option("-t", "--threads", type=int, help="CPU threads to measure with.  [default: all cores]")
+@click.option("-t", "--threads", type=int, help="CPU threads to measure with.  [default: the physical cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def plan(model: str | None, mmproj: str | None, **options: Any) -> None:
     """Tell what MODEL, a GGUF file, would cost with and without pruning: FLOPs, KV cache, memory, time.

@@ -60,6 +60,7 @@ class Runner(Closing, InForce):
         n_batch: int = 2048,
         n_ubatch: int = 512,
         n_threads: int | None = None,
+        n_threads_batch: int | None = None,
         n_gpu_layers: int = -1,
         flash_attn: bool | Literal["auto", "on", "off"] = "auto",
         type_k: str = "f16",
@@ -80,7 +81,9 @@ class Runner(Closing, InForce):
         model the bundled one, without an mmproj text only.
         ``n_slots``: requests computed side by side. ``n_ctx``: tokens of each, prompt and answer; None or 0: what the
         model was trained for, at most 8192. ``n_batch``, ``n_ubatch``: most tokens in a logical and in a physical batch.
-        ``n_threads``: None: one for each core that the system shows, hyperthreads included.
+        ``n_threads``: None: one for each physical core that this process may use, by its affinity and the CPU quota of
+        its control group (container). ``n_threads_batch``: of prompts and pictures, which gain more from many; None: as
+        ``n_threads``.
         ``n_gpu_layers``: layers on the GPU if there is one, -1: all. ``type_k``, ``type_v``: ggml types of
         the KV cache.
         ``seed``: of requests that bring none. ``verbose``: llama.cpp's log on stderr.
@@ -110,6 +113,7 @@ class Runner(Closing, InForce):
             n_batch=n_batch,
             n_ubatch=n_ubatch,
             n_threads=n_threads,
+            n_threads_batch=n_threads_batch,
             n_gpu_layers=n_gpu_layers,
             flash_attn=flash_attn,
             type_k=type_k,
