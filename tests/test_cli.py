@@ -15,9 +15,9 @@ import pytest
 
 import pyfastv
 from pyfastv import FastV, PyramidDrop, Recommended, Schedule, _native
-from pyfastv.commands import demo, options
+from pyfastv.commands import demo
 from pyfastv.commands.main import main
-from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model, info
+from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model, info, named
 
 CLOCK = bundled_examples()[0]
 PICTURE = str(CLOCK.picture)
@@ -225,7 +225,7 @@ def test_a_model_by_its_hugging_face_name(
         asked.append(name)
         return Path("a.gguf"), Path("mmproj-a.gguf")
 
-    monkeypatch.setattr(options, "from_hub", from_hub)
+    monkeypatch.setattr(named, "from_hub", from_hub)
     for option in ("-hf", "--hf-repo"):
         assert main(["ask", option, "owner/llava:Q8_0", PICTURE, "Q?"]) == 0
     assert asked == ["owner/llava:Q8_0"] * 2

@@ -31,6 +31,7 @@ Logged = Callable[[], dict[str, object]]
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """llm's folder, with the plugin registered as its entry point does where pyfastv is installed."""
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     registered = pm.get_plugin("pyfastv") or pm.register(llm_plugin, "pyfastv")
     yield tmp_path
     if registered == "pyfastv":
@@ -179,6 +180,38 @@ def test_threads_are_the_option_s_or_the_file_s(
     assert made == [3, 2, None]
     (folder / "pyfastv.yaml").write_text("- {model_id: mine, model: m.gguf, threads: many}\n")
     assert "threads must be a number" in run("models").output
+
+
+def test_names_of_the_commands_are_models_here_too(
+    run: Llm, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "pyfastv").mkdir()
+    (folder / "pyfastv" / "models.yaml").write_text(
+        "- {model_id: shared, model: s.gguf, mmproj: p.gguf, aliases: [s], n_ctx: 512}\n"
+        "- {model_id: mine, model: not-this.gguf}\n"
+    )
+    (folder / "pyfastv.yaml").write_text("- {model_id: mine, model: m.gguf, mmproj: p.gguf}\n")
+    listed = run("models").output.splitlines()
+    assert "pyfastv: shared (aliases: s)" in listed
+    assert listed.count("pyfastv: mine") == 1
+    made = []
+
+    def record(model: str, mmproj: str, **options: Any) -> None:
+        made.append((Path(model).name, Path(mmproj).name, options["n_ctx"]))
+        raise pyfastv.ModelError("that is enough")
+
+    monkeypatch.setattr(llm_plugin, "Runner", record)
+    run("-m", "s", "Q?")
+    run("-m", "mine", "Q?")
+    run("-m", "pyfastv", "Q?", "-o", "model", "shared")
+    monkeypatch.setenv("PYFASTV_MODEL", "shared")
+    run("-m", "pyfastv", "Q?", "-o", "n_ctx", "256")
+    assert made == [
+        ("s.gguf", "p.gguf", 512),
+        ("m.gguf", "p.gguf", None),
+        ("s.gguf", "p.gguf", 512),
+        ("s.gguf", "p.gguf", 256),
+    ]
 
 
 @pytest.mark.parametrize(
