@@ -32,7 +32,7 @@ from scoring import accuracy  # noqa: E402 - the reference's own scorer
 MAX_TOKENS = 96
 SETTINGS = [
     "off",
-    *(f"k={k},drop={drop}" for k, drop in ((2, 0.5), (2, 0.75), (4, 0.5), (4, 0.75), (6, 0.75))),
+    *(f"fastv,k={k},drop={drop}" for k, drop in ((2, 0.5), (2, 0.75), (4, 0.5), (4, 0.75), (6, 0.75))),
 ]
 
 Question = dict[str, Any]  # a line of questions.jsonl
@@ -66,7 +66,8 @@ def mean_share(given: dict[str, Given]) -> float:
 def print_table(questions: list[Question], answers: dict[str, dict[str, Given]]) -> None:
     reference = json.loads((REFERENCE / "bench_reference.json").read_text())["settings"]
     reference = {
-        key if key == "off" else "k={},drop={}".format(*key.split(":")): r for key, r in reference.items()
+        key if key == "off" else "fastv,k={},drop={}".format(*key.split(":")): r
+        for key, r in reference.items()
     }
     table = Table("setting", "right", "accuracy %", "retained", "PyTorch reference %", "difference")
     for setting, given in answers.items():

@@ -48,7 +48,7 @@ def ask_both_ways(pair: Pair) -> list[Result]:
         for share in args.recall:
             runner.set_fastv(f"{schedule},recall={share}")
             with runner.session() as chat:
-                chat.ask(first, picture, max_tokens=MAX_TOKENS)
+                chat.ask(picture, first, max_tokens=MAX_TOKENS)
                 second = chat.ask(text, max_tokens=MAX_TOKENS)
             right = is_right(question, second.text)
             results.append((schedule, f"second, recall={share}", right, second.report.recalled_tokens))

@@ -91,8 +91,11 @@ def parse_schedule(text: str) -> dict[str, Any] | None:
     """``preset`` (its name, if the text is nothing else, or None), ``cuts`` (the fields of a Cut each), ``recall``,
     ``cells``; None: "off". Raises OptionError."""
 
-def check_cut(layer: str, drop: float, score: str, pick: str) -> dict[str, Any]:
-    """The fields of a Cut, checked, as :func:`parse_schedule` gives them. Raises OptionError."""
+def check_cut(
+    layer: str, drop: float, score: str | None, pick: str | None, weigh: bool | None, merge: bool | None
+) -> dict[str, Any]:
+    """The fields of a Cut, checked, as :func:`parse_schedule` gives them; None: not named, as where text leaves it out.
+    Raises OptionError."""
 
 def check_schedule(spec: str, n_layer: int) -> str:
     """Parse and validate a schedule for a model of n_layer layers; the same in full. Raises OptionError."""
@@ -140,6 +143,10 @@ def rewrite_gguf(
 def product_seconds(type: str, n_in: int, n_out: int, n_rows: int, n_threads: int) -> float:
     """Of n_rows rows by a matrix of this type, on the CPU: native/products/speed.h."""
 
+def usable_cores(root: str = "", cpus: Sequence[int] | None = None) -> int:
+    """How many threads can compute without sharing a core: native/runner/cores.h. ``root``: of another system's /proc and
+    /sys; ``cpus``: those that a process may run on there."""
+
 def vision_info(mmproj_path: _Path) -> dict[str, Any]:
     """An mmproj's header: ``projector``, ``image_size`` (pixels), ``patch_size``, ``n_layer``, ``visual_tokens`` (None
     where their number depends on the picture)."""
@@ -156,7 +163,8 @@ class EngineOptions:
     n_ctx: int  # tokens of each; 0: what the model was trained for, at most DEFAULT_N_CTX
     n_batch: int
     n_ubatch: int  # most rows of prompts between two tokens of requests that generate
-    n_threads: int  # 0: one for each core
+    n_threads: int  # 0: usable_cores()
+    n_threads_batch: int  # of prompts and pictures; 0: n_threads
     n_gpu_layers: int  # -1: all
     flash_attn: str  # "auto", "on", "off"
     type_k: str  # ggml type name: "f16", "f32", "q8_0", ...

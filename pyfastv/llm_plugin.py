@@ -1,42 +1,31 @@
 """A plugin for llm (https://llm.datasette.io): ``llm -m pyfastv -a picture.png "..."``.
 
-Without configuration there is one model, ``pyfastv``, the bundled one. More are listed in ``pyfastv.yaml`` in llm's
-folder (``llm logs path`` shows where that is), in the form of llm's own extra-openai-models.yaml:
-
-    - model_id: llava
-      model: /models/llava-v1.5-7b-Q4_K_M.gguf
-      mmproj: /models/mmproj-llava-v1.5-7b-f16.gguf   # left out: the only mmproj*.gguf beside the model
-      fastv: k=2,drop=0.5                             # left out: the package's default
-      turbo: share=0.25                               # left out: off
-      reduce: pool,window=2                           # left out: off
-      n_ctx: 4096                                     # left out: what the model was trained for, at most 8192
-      aliases: [l]
+Without configuration there is one model, ``pyfastv``: that of ``PYFASTV_MODEL``, else the bundled one. More are those
+that the commands of pyfastv know by name (:mod:`pyfastv.models.named`), and, in the same form, those of
+``pyfastv.yaml`` in llm's folder (``llm logs path`` shows where that is).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import click
 import llm
-import yaml  # type: ignore[import-untyped]
 from pydantic import Field, ValidationInfo, field_validator
 
 from .engine.runner import Runner
 from .engine.sampling import RequestOptions
-from .errors import Error
+from .errors import DataError, Error
 from .inputs.images import Picture
-from .models import mmproj_beside
+from .models.named import NamedModel, find_files, named_models, read_models, wanted
 from .settings.presets import Recommended
 from .settings.setting import SETTING_OPTIONS, Setting
 
 __all__ = ["PyfastvModel", "register_models"]
 
 _CONFIGURATION = "pyfastv.yaml"
-_KEYS = {"model_id", "model", "mmproj", *SETTING_OPTIONS, "n_ctx", "aliases"}
 
 # what pyfastv.load_image reads, as llm tells types
 _PICTURES = ("png", "jpeg", "webp", "gif", "bmp", "x-ms-bmp", "tiff", "avif", "jp2", "x-portable-pixmap")
@@ -47,8 +36,7 @@ def register_models(register: Callable[..., None]) -> None:
     """Called by llm."""
     register(PyfastvModel("pyfastv"))
     for entry in _configured():
-        aliases = entry.pop("aliases", [])
-        register(PyfastvModel(**entry), aliases=aliases)
+        register(PyfastvModel(entry.model_id, entry), aliases=entry.aliases)
 
 
 class PyfastvModel(llm.Model):
@@ -75,11 +63,12 @@ class PyfastvModel(llm.Model):
         reduce: str | None = Field(
             None, description="Fewer visual tokens before the language model: pool,window=2, ..., off"
         )
-        model: str | None = Field(None, description="Path of another GGUF model")
+        model: str | None = Field(None, description="Path of another GGUF model, or its name")
         mmproj: str | None = Field(None, description="Path of its vision encoder")
         n_ctx: int | None = Field(
             None, description="Context in tokens; 0: what the model was trained for, at most 8192"
         )
+        threads: int | None = Field(None, description="CPU threads; none: the physical cores")
 
         @field_validator(*SETTING_OPTIONS)
         @classmethod
@@ -87,20 +76,10 @@ class PyfastvModel(llm.Model):
             Setting.of(**{str(info.field_name): value})
             return value
 
-    def __init__(
-        self,
-        model_id: str,
-        model: str | None = None,
-        mmproj: str | None = None,
-        fastv: str | None = None,
-        turbo: str | None = None,
-        reduce: str | None = None,
-        n_ctx: int = 0,
-    ) -> None:
-        """``model`` None: the bundled one; ``fastv`` None: the package's default."""
-        self._setting = Setting.of(Recommended() if fastv is None else fastv, turbo, reduce)
+    def __init__(self, model_id: str, entry: NamedModel | None = None) -> None:
+        """``entry`` None: of ``PYFASTV_MODEL``, else the bundled model."""
         self.model_id = model_id
-        self._model, self._mmproj, self._n_ctx = model, mmproj, n_ctx
+        self._entry = entry
         self._runner: Runner | None = None
         self._loaded: tuple[Any, ...] = ()
 
@@ -112,8 +91,9 @@ class PyfastvModel(llm.Model):
     ) -> Iterator[str]:
         """Pieces of the answer. The response's JSON is the report of :class:`pyfastv.Report`."""
         options = {name: value for name, value in prompt.options if value is not None}
-        runner = self._load(*(options.pop(name, None) for name in ("model", "mmproj", "n_ctx")))
-        asked = cast(RequestOptions, {**self._setting.options(), **options})
+        entry = self._chosen(options.pop("model", None))
+        runner = self._load(entry, *(options.pop(name, None) for name in ("mmproj", "n_ctx", "threads")))
+        asked = cast(RequestOptions, {**_setting(entry).options(), **options})
         chunks = runner.create_chat_completion(_messages(prompt), stream=True, **asked)
         pieces = []
         for chunk in chunks:
@@ -127,21 +107,32 @@ class PyfastvModel(llm.Model):
         response.response_json = {"pyfastv": report}
         response.set_usage(input=report["prompt_tokens"], output=report["generated_tokens"])
 
-    def _load(self, model: str | None, mmproj: str | None, n_ctx: int | None) -> Runner:
-        if model is None:
-            model, mmproj = self._model, mmproj or self._mmproj
-        if model is not None and mmproj is None:
-            mmproj = mmproj_beside(model)
-        wanted = (model, mmproj, self._n_ctx if n_ctx is None else n_ctx)
+    def _chosen(self, model: str | None) -> NamedModel | None:
+        return self._entry if model is None and self._entry is not None else wanted(model, None)
+
+    def _load(
+        self, entry: NamedModel | None, mmproj: str | None, n_ctx: int | None, threads: int | None
+    ) -> Runner:
+        if entry is not None:
+            n_ctx = entry.n_ctx if n_ctx is None else n_ctx
+            threads = entry.threads if threads is None else threads
+        loaded = (*find_files(entry, mmproj), n_ctx, threads)
         if (
-            self._runner is None or self._runner.closed or wanted != self._loaded
+            self._runner is None or self._runner.closed or loaded != self._loaded
         ):  # closed: of a parent process
             if self._runner is not None:
                 self._runner.close()
                 self._runner = None
-            self._runner = Runner(model, mmproj, n_ctx=wanted[2], fastv=None)
-            self._loaded = wanted
+            self._runner = Runner(*loaded[:2], n_ctx=n_ctx, n_threads=threads, fastv=None)
+            self._loaded = loaded
         return self._runner
+
+
+def _setting(entry: NamedModel | None) -> Setting:
+    """What is not said is the package's default."""
+    if entry is None:
+        return Setting(Recommended())
+    return Setting.of(Recommended() if entry.fastv is None else entry.fastv, entry.turbo, entry.reduce)
 
 
 def _messages(prompt: llm.Prompt) -> list[dict[str, Any]]:
@@ -165,36 +156,11 @@ def _picture(attachment: Any) -> Picture:
     return bytes(attachment.content_bytes())  # llm fetches addresses
 
 
-def _configured() -> list[dict[str, Any]]:
-    """The entries of pyfastv.yaml, checked: keyword arguments of PyfastvModel, and ``aliases``."""
-    path = Path(llm.user_dir()) / _CONFIGURATION
-    if not path.exists():
-        return []
+def _configured() -> list[NamedModel]:
+    """The entries of pyfastv.yaml, and those of the commands whose names are not taken by then."""
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8")) or []
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise click.ClickException(f"{path}: {' '.join(str(error).split())}") from error
-    if not isinstance(entries, list):
-        raise click.ClickException(f"{path}: must be a list of models, each with model_id and model")
-    return [_checked(path, entry) for entry in entries]
-
-
-def _checked(path: Path, entry: Any) -> dict[str, Any]:
-    wrong = None
-    if not isinstance(entry, Mapping) or not {"model_id", "model"} <= set(entry):
-        wrong = "a model needs model_id and model"
-    elif unknown := sorted(map(str, set(entry) - _KEYS)):
-        wrong = f"{', '.join(unknown)} is none of {', '.join(sorted(_KEYS))}"
-    elif not all(isinstance(entry.get(name, ""), str) for name in _KEYS - {"n_ctx", "aliases"}):
-        wrong = "all but n_ctx and aliases must be text"
-    elif not isinstance(entry.get("n_ctx", 0), int) or not isinstance(entry.get("aliases", []), list):
-        wrong = "n_ctx must be a number, aliases a list"
-    else:
-        try:
-            Setting.of(*(entry.get(name) for name in SETTING_OPTIONS))
-        except ValueError as error:
-            wrong = str(error)
-    if wrong is not None:
-        raise click.ClickException(f"{path}: {wrong}; got {entry!r}")
-    files = {name: os.path.expanduser(entry[name]) for name in ("model", "mmproj") if name in entry}
-    return {**entry, **files}
+        own = read_models(Path(llm.user_dir()) / _CONFIGURATION)
+        taken = {"pyfastv", *(entry.model_id for entry in own)}
+        return [*own, *(entry for entry in named_models() if entry.model_id not in taken)]
+    except DataError as error:
+        raise click.ClickException(str(error)) from error

@@ -7,6 +7,8 @@ import signal
 
 # before the libraries are loaded: threads that spin where others compute make tests ten times as slow
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# the tests know which model they ask
+os.environ.pop("PYFASTV_MODEL", None)
 
 from collections.abc import Generator, Iterator
 from pathlib import Path

@@ -67,7 +67,7 @@ def test_saved_bytes_are_counted_against_stock() -> None:
 def test_dict_survives_json() -> None:
     made = report(FastV(3, 0.25)).to_dict()
     assert json.loads(json.dumps(made, allow_nan=False)) == made
-    assert made["fastv"] == "k=3,drop=0.25"
+    assert made["fastv"] == "fastv,k=3,drop=0.25"
     assert made["kv_bytes_saved"] == {"used": 200, "allocated": 500}
     assert set(REPORT) < set(made)
     assert report().to_dict()["fastv"] is None

@@ -129,7 +129,7 @@ def test_without_stages_the_reference_is_llama_cpp(case: Case) -> None:
 @pytest.mark.parametrize("n_cuts", [1, 2])
 def test_without_drop_it_is_stock_to_the_bit(case: Case, n_cuts: int) -> None:
     stock, staged = case.context(), case.context()
-    attach(staged, ";".join(f"k={layer},drop=0" for layer in case.cuts[:n_cuts]))
+    attach(staged, ";".join(f"k={layer},drop=0,score=last" for layer in case.cuts[:n_cuts]))
     np.testing.assert_array_equal(decode(staged, case.prompt), decode(stock, case.prompt))
     for i in range(3):
         for context in (stock, staged):
@@ -212,7 +212,7 @@ def test_two_cuts_are_the_reference(case: Case, rule: str) -> None:
 
 def test_generation_goes_on_as_in_the_reference(case: Case) -> None:
     context = case.exact_context()
-    attach(context, f"k={case.cuts[0]},drop=0.5")
+    attach(context, f"fastv,k={case.cuts[0]},drop=0.5")
     decode(context, case.prompt)
     kept = context.kept(0)
     answer = text([7, 8, 9], case.end)
@@ -230,7 +230,7 @@ def test_a_prompt_may_be_longer_than_the_cache_of_the_window_layers(
     case = Case(folder, name)
     case.prompt = long_prompt_for(case.arch, n_pictures=7, causal="non-causal" not in name)  # > 256 cells
     context = case.exact_context(n_ctx=512, n_ubatch=64, swa_full=False)
-    attach(context, f"k={case.cuts[0]},drop={drop}")
+    attach(context, f"fastv,k={case.cuts[0]},drop={drop}")
     logits = decode(context, case.prompt)
     kept = context.kept(0)
     assert len(kept) == 7 * PICTURE * (1 - drop)
@@ -271,10 +271,10 @@ def test_says_which_layers_a_cut_can_be_at(folder: Path, arch: str) -> None:
         context = small_context(model)
         if layer in CUT_LAYERS[arch]:
             assert reason is None
-            attach(context, f"k={layer},drop=0.5")
+            attach(context, f"fastv,k={layer},drop=0.5")
         else:
             assert reason
-            assert context.attach(f"k={layer},drop=0.5") == UNSUPPORTED
+            assert context.attach(f"fastv,k={layer},drop=0.5") == UNSUPPORTED
             assert reason in fastv.pyfastv_last_error()
             decode(context, prompt_for(arch))  # as without stages
         context.close()
@@ -293,7 +293,7 @@ def test_another_kind_is_refused_with_the_reason_and_runs_without_stages(folder:
     reason = fastv.pyfastv_unsupported_reason(model.pointer)
     assert reason
     assert _native.model_info(str(path))["unsupported_reason"] == reason.decode()
-    assert refused.attach("k=2,drop=0.5") == UNSUPPORTED
+    assert refused.attach("fastv,k=2,drop=0.5") == UNSUPPORTED
     assert reason in fastv.pyfastv_last_error()
     np.testing.assert_array_equal(decode(refused, prompt_for(arch)), decode(plain, prompt_for(arch)))
     plain.close()
@@ -328,7 +328,7 @@ def one(request: pytest.FixtureRequest, folder: Path) -> Iterator[Case]:
 @pytest.mark.parametrize("cache", CACHES)
 def test_any_cache_without_drop_is_stock(one: Case, cache: str) -> None:
     stock, staged = one.context(**CACHES[cache]), one.context(**CACHES[cache])
-    attach(staged, f"k={one.cuts[0]},drop=0;k={one.cuts[1]},drop=0")
+    attach(staged, f"k={one.cuts[0]},drop=0,score=last;k={one.cuts[1]},drop=0,score=last")
     logits, expected = decode(staged, one.prompt), decode(stock, one.prompt)
     if "flash" in cache:  # ggml takes another kernel for another number of rows
         assert relative_rms(logits, expected) <= 5e-3
@@ -341,7 +341,7 @@ def test_any_cache_without_drop_is_stock(one: Case, cache: str) -> None:
 @pytest.mark.parametrize("cache", CACHES)
 def test_any_cache_with_drop_chooses_by_about_the_same_scores(one: Case, cache: str) -> None:
     context = one.context(**CACHES[cache])
-    attach(context, f"k={one.cuts[0]},drop=0.5")
+    attach(context, f"fastv,k={one.cuts[0]},drop=0.5")
     logits = decode(context, one.prompt)
     assert np.isfinite(logits).all()
     assert len(context.kept(0)) == PICTURE // 2
@@ -371,7 +371,7 @@ def test_adapters_work_in_every_stage(folder: Path, add: Callable[[Context, Path
     case = Case(folder, "llama")
     plain, stock, staged = case.context(), case.context(), case.context()
     add(stock, folder)
-    attach(staged, "k=1,drop=0;k=3,drop=0")
+    attach(staged, "k=1,drop=0,score=last;k=3,drop=0,score=last")
     add(staged, folder)
     logits = decode(staged, case.prompt)
     np.testing.assert_array_equal(logits, decode(stock, case.prompt))

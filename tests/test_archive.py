@@ -69,7 +69,7 @@ def in_use() -> int:
 
 def test_one_row_that_stays_does_not_keep_the_others_of_its_ubatch(make) -> None:
     """8 times 512 rows, of which one stays, are 2 MiB if it does."""
-    context = make("k=1,drop=0.5")
+    context = make("fastv,k=1,drop=0.5")
     n_visual, sizes = 512, []
     for i in range(12):
         context.begin_picture()
@@ -150,7 +150,7 @@ def test_a_report_does_not_take_longer_for_more_rows(make) -> None:
             times.append(time.perf_counter() - begin)
         return min(times)
 
-    few, many = make("k=1,drop=0.5"), make("k=1,drop=0.5", n_ctx=4096)
+    few, many = make("fastv,k=1,drop=0.5"), make("fastv,k=1,drop=0.5", n_ctx=4096)
     assert few.picture(rows_of(16), 0) == 0
     assert many.picture(rows_of(4000), 0) == 0
     assert seconds(many) < 2 * seconds(few) + 20e-6

@@ -44,7 +44,8 @@ def test_a_setting_has_a_schedule_turbo_and_a_reducer() -> None:
     [
         ("off", None),
         ("recommended", pyfastv.Recommended()),
-        ("k=2,drop=0.5", pyfastv.FastV()),
+        ("k=2,drop=0.5", pyfastv.Recommended()),
+        ("fastv,k=2,drop=0.5", pyfastv.FastV()),
         ("turbo + off", None),
     ],
 )
@@ -344,7 +345,7 @@ def test_a_setting_is_put_in_force_and_taken_back() -> None:
     called: list[Any] = []
     process = object.__new__(runner_process._Measuring)
     process._runner = cast(pyfastv.Runner, SimpleNamespace(_use=called.append))
-    process.set("turbo + k=2")
+    process.set("turbo + fastv,k=2")
     process.set("off")
     assert called == [Setting(pyfastv.FastV(), pyfastv.Turbo(0.5)), Setting()]
 

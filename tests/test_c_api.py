@@ -92,15 +92,17 @@ def generate(context: Context, logits: np.ndarray, position: int, n: int = 6) ->
 
 
 @pytest.mark.parametrize("k", [1, 4, 11])
-def test_two_stages_without_drop_are_stock_to_the_bit(make, rows, k):
-    stock, staged = make(), make(f"k={k},drop=0")
+@pytest.mark.parametrize("rule", ["recommended", "fastv"])
+def test_two_stages_without_drop_are_stock_to_the_bit(make, rows, rule, k):
+    stock, staged = make(), make(f"{rule},k={k},drop=0")
     expected, logits = ask(stock, rows), ask(staged, rows)
     np.testing.assert_array_equal(logits, expected)
     np.testing.assert_array_equal(generate(staged, logits, AT_ANSWER), generate(stock, expected, AT_ANSWER))
 
 
-def test_three_stages_without_drop_are_stock_to_the_bit(make, rows):
-    stock, staged = make(), make("k=2,drop=0;k=7,drop=0")
+@pytest.mark.parametrize("rule", ["", ",score=last"])
+def test_three_stages_without_drop_are_stock_to_the_bit(make, rows, rule):
+    stock, staged = make(), make(f"k=2,drop=0{rule};k=7,drop=0{rule}")
     expected, logits = ask(stock, rows), ask(staged, rows)
     np.testing.assert_array_equal(logits, expected)
     np.testing.assert_array_equal(generate(staged, logits, AT_ANSWER), generate(stock, expected, AT_ANSWER))
@@ -116,7 +118,7 @@ def cells_of(context: Context) -> list[int]:
 
 
 def test_drop_changes_the_logits_and_the_cells(make, rows):
-    stock, staged = make(), make("k=2,drop=0.5")
+    stock, staged = make(), make("fastv,k=2,drop=0.5")
     assert relative_rms(ask(staged, rows), ask(stock, rows)) > 1e-3
     report = staged.report()
     assert (report.n_stages, list(report.first_layer[:2])) == (2, [0, 2])
@@ -125,7 +127,7 @@ def test_drop_changes_the_logits_and_the_cells(make, rows):
 
 
 def test_every_cut_leaves_its_share_of_the_whole_picture(make, rows):
-    context = make("k=2,drop=0.25;k=6,drop=0.5;k=9,drop=0.75")
+    context = make("k=2,drop=0.25,score=last;k=6,drop=0.5,score=last;k=9,drop=0.75,score=last")
     ask(context, rows)
     report = context.report()
     assert list(report.first_layer[: report.n_stages]) == [0, 2, 6, 9]
@@ -137,7 +139,7 @@ def test_every_cut_leaves_its_share_of_the_whole_picture(make, rows):
 
 
 def test_each_cut_keeps_the_highest_of_its_own_scores(make, rows):
-    context = make("k=2,drop=0.25;k=6,drop=0.5")
+    context = make("k=2,drop=0.25,score=last;k=6,drop=0.5,score=last")
     ask(context, rows)
     arriving = np.arange(N_VISUAL)
     for cut, n_kept in ((0, 48), (1, 32)):
@@ -149,7 +151,7 @@ def test_each_cut_keeps_the_highest_of_its_own_scores(make, rows):
 
 
 def test_drop_1_leaves_no_visual_token_in_the_later_layers(make, rows):
-    context = make("k=2,drop=0.5;k=6,drop=1")
+    context = make("k=2,drop=0.5,score=last;k=6,drop=1,score=last")
     logits = ask(context, rows)
     assert list(context.report().n_visual_entered[:3]) == [64, 32, 0]
     assert context.kept(1) == []
@@ -161,7 +163,7 @@ def test_drop_1_leaves_no_visual_token_in_the_later_layers(make, rows):
     ("cells", "drop", "n_cells"), [("auto", 0.75, 512), ("auto", 0.5, 768), ("300", 0.5, 512)]
 )
 def test_later_stages_can_have_fewer_cells(make, rows, cells, drop, n_cells):
-    stock, whole, small = make(), make(f"k=2,drop={drop}"), make(f"k=2,drop={drop},cells={cells}")
+    stock, whole, small = make(), make(f"fastv,k=2,drop={drop}"), make(f"fastv,k=2,drop={drop},cells={cells}")
     outs = [ask(context, rows) for context in (whole, small)]
     np.testing.assert_array_equal(outs[0], outs[1])
     ask(stock, rows)
@@ -181,14 +183,14 @@ def test_later_stages_can_have_fewer_cells(make, rows, cells, drop, n_cells):
 
 def test_cells_that_every_stage_has_are_stock_s(make, rows):
     """More cells than the context has are none to spare."""
-    assert sum(make("k=2,drop=0.1,cells=auto").report().kv_bytes) == make().report().kv_bytes[0]
-    assert sum(make("k=2,drop=0.5,cells=5000").report().kv_bytes) == make().report().kv_bytes[0]
+    assert sum(make("fastv,k=2,drop=0.1,cells=auto").report().kv_bytes) == make().report().kv_bytes[0]
+    assert sum(make("fastv,k=2,drop=0.5,cells=5000").report().kv_bytes) == make().report().kv_bytes[0]
 
 
 @pytest.mark.parametrize("recall", [0, 0.25])
 def test_a_full_later_stage_is_reported_when_decoding(make, model, recall):
     """To the cell; a first question recalls nothing."""
-    context = make(f"k=2,drop=0.5,cells=256,recall={recall}")
+    context = make(f"fastv,k=2,drop=0.5,cells=256,recall={recall}")
     rows = np.random.default_rng(1).normal(size=(512, model.n_embd)).astype(np.float32)
     assert context.tokens(BEFORE, 0, logits=False) == 0
     assert context.picture(rows, AT_PICTURE) == 1  # 4 + 256 cells
@@ -208,7 +210,7 @@ def test_a_full_later_stage_is_reported_when_decoding(make, model, recall):
 
 
 def test_a_stage_that_text_filled_is_reported_when_decoding(make, rows):
-    context = make("k=2,drop=0.5,cells=256,recall=0")
+    context = make("fastv,k=2,drop=0.5,cells=256,recall=0")
     ask(context, rows)
     n_left = 256 - cells_of(context)[1]
     assert context.tokens([7] * n_left, AT_ANSWER) == 0
@@ -223,7 +225,7 @@ def test_a_stage_that_text_filled_is_reported_when_decoding(make, rows):
 
 def test_outputs_that_nobody_reads_do_not_make_the_choice(make, rows):
     """llama-cpp-python asks for the logits of the last token of every chunk it evaluates."""
-    whole, chunked, hasty = make("k=2,drop=0.5"), make("k=2,drop=0.5"), make("k=2,drop=0.5")
+    whole, chunked, hasty = make("fastv,k=2,drop=0.5"), make("fastv,k=2,drop=0.5"), make("fastv,k=2,drop=0.5")
     expected = ask(whole, rows)
     for context in (chunked, hasty):
         see(context, rows)
@@ -238,7 +240,7 @@ def test_outputs_that_nobody_reads_do_not_make_the_choice(make, rows):
 
 
 def test_rows_wait_until_somebody_reads(make, rows):
-    context = make("k=2,drop=0.5")
+    context = make("fastv,k=2,drop=0.5")
     see(context, rows)
     assert context.report().n_pending == N_VISUAL
     assert context.tokens(QUESTION, AT_QUESTION) == 0
@@ -249,7 +251,7 @@ def test_rows_wait_until_somebody_reads(make, rows):
 
 
 def test_flush_does_what_reading_does(make, rows):
-    read, flushed = make("k=2,drop=0.5"), make("k=2,drop=0.5")
+    read, flushed = make("fastv,k=2,drop=0.5"), make("fastv,k=2,drop=0.5")
     expected = ask(read, rows)
     see(flushed, rows)
     assert flushed.tokens(QUESTION, AT_QUESTION) == 0
@@ -260,7 +262,7 @@ def test_flush_does_what_reading_does(make, rows):
 
 def test_every_output_of_a_batch_can_be_read(make, rows):
     """Also those of rows before the last, and by their index in the batch."""
-    stock, staged = make(), make("k=2,drop=0")
+    stock, staged = make(), make("fastv,k=2,drop=0")
     for context in (stock, staged):
         see(context, rows)
         question = [Row(0, AT_QUESTION + i, token) for i, token in enumerate(QUESTION)]
@@ -271,7 +273,11 @@ def test_every_output_of_a_batch_can_be_read(make, rows):
 
 
 def test_visual_rows_whose_outputs_are_asked_for_are_kept(make, rows):
-    stock, exact, context = make(), make("k=2,drop=0"), make("k=2,drop=0.5;k=6,drop=1")
+    stock, exact, context = (
+        make(),
+        make("fastv,k=2,drop=0"),
+        make("k=2,drop=0.5,score=last;k=6,drop=1,score=last"),
+    )
     for c in (stock, exact, context):
         assert c.tokens(BEFORE, 0, logits=False) == 0
         assert c.picture(rows, AT_PICTURE, logits=[3, 17]) == 0
@@ -284,7 +290,7 @@ def test_visual_rows_whose_outputs_are_asked_for_are_kept(make, rows):
 
 
 def test_audio_rows_are_not_pruned(make, rows):
-    context, stock = make("k=2,drop=0.5"), make()
+    context, stock = make("fastv,k=2,drop=0.5"), make()
     context.begin_audio()
     np.testing.assert_array_equal(ask(context, rows), ask(stock, rows))
     assert context.report().n_visual == 0
@@ -304,7 +310,7 @@ def test_audio_rows_are_no_part_of_a_question(make, rows, score):
 
 
 def test_two_pictures_are_each_pruned_by_their_own_share(make, rows):
-    context = make("k=2,drop=0.75")
+    context = make("fastv,k=2,drop=0.75")
     see(context, rows)
     context.begin_picture()  # libmtmd says so for every picture
     assert context.picture(rows, AT_QUESTION) == 0
@@ -333,7 +339,7 @@ def test_slices_of_one_picture_are_counted_together(make, rows):
         (["a", "a"], False, (2, 2)),
         (["", ""], False, (2, 2)),
     ):
-        context = make("k=2,drop=0.5")
+        context = make("fastv,k=2,drop=0.5")
         see_parts(
             context,
             rows,
@@ -352,7 +358,7 @@ def test_slices_of_one_picture_are_counted_together(make, rows):
 
 def test_a_picture_may_come_in_several_batches(make, rows):
     """Rows behind each other are more of the same slice: libmtmd says where one begins."""
-    context = make("k=2,drop=0.5")
+    context = make("fastv,k=2,drop=0.5")
     context.begin_picture("a", 5, 2)
     assert context.picture(rows[:5], 0) == 0
     assert context.picture(rows[5:10].copy(), 5) == 0
@@ -362,7 +368,7 @@ def test_a_picture_may_come_in_several_batches(make, rows):
 
 
 def test_text_may_stand_between_the_slices_of_a_picture(make, rows):
-    context = make("k=2,drop=0.5")
+    context = make("fastv,k=2,drop=0.5")
     for begin, start, end in ((context.begin_picture, 0, 5), (context.begin_slice, 7, 12)):
         begin("a")
         assert context.picture(rows[:5], start) == 0
@@ -373,7 +379,7 @@ def test_text_may_stand_between_the_slices_of_a_picture(make, rows):
 
 
 def test_a_slice_behind_the_question_is_another_picture(make, rows):
-    context = make("k=2,drop=0.5")
+    context = make("fastv,k=2,drop=0.5")
     for begin, start in ((context.begin_picture, 0), (context.begin_slice, 11)):
         begin("a", 5, 1)
         assert context.picture(rows[:5], start) == 0
@@ -397,7 +403,7 @@ def test_a_slice_behind_the_question_is_another_picture(make, rows):
     ],
 )
 def test_the_grid_of_a_picture_is_what_it_covers(make, rows, nx, ny, grid):
-    context = make("k=2,drop=0.5")
+    context = make("fastv,k=2,drop=0.5")
     context.begin_picture("a", nx, ny)
     assert context.picture(rows, 0) == 0
     assert context.grids() == grid
@@ -415,7 +421,7 @@ def test_windows_follow_the_grid(make, rows):
 
 
 def test_rows_are_archived_as_long_as_they_may_be_needed(make, rows):
-    context = make("k=2,drop=0.5;k=6,drop=0.75")
+    context = make("k=2,drop=0.5,score=last;k=6,drop=0.75,score=last")
     row = 4 * context.model.n_embd
     paid = 4 * N_VISUAL  # by a row that may be the last of the prompt: of the picture, and of the question
     see(context, rows)
@@ -433,7 +439,7 @@ def test_rows_are_archived_as_long_as_they_may_be_needed(make, rows):
 
 
 def test_a_token_is_counted_each_time_that_it_is_chosen(make, rows):
-    context = make("k=2,drop=0.5")
+    context = make("fastv,k=2,drop=0.5")
     ask(context, rows)
     for _ in range(2):
         assert context.remove(AT_QUESTION, -1)
@@ -443,7 +449,7 @@ def test_a_token_is_counted_each_time_that_it_is_chosen(make, rows):
 
 
 def test_the_report_starts_anew(make, rows):
-    context = make("k=2,drop=0.5")
+    context = make("fastv,k=2,drop=0.5")
     ask(context, rows)
     fastv.pyfastv_reset_report(context.pointer)
     report = context.report()
@@ -453,7 +459,7 @@ def test_the_report_starts_anew(make, rows):
 
 def test_a_second_question_and_a_second_picture(make, rows):
     """A conversation: without drop, stock to the bit at every turn."""
-    stock, staged = make(), make("k=2,drop=0")
+    stock, staged = make(), make("fastv,k=2,drop=0")
     outs = []
     for context in (stock, staged):
         logits = [ask(context, rows)]
@@ -468,7 +474,7 @@ def test_a_second_question_and_a_second_picture(make, rows):
 
 
 def test_removed_pending_rows_are_as_if_they_had_never_been(make, rows):
-    plain, edited = make("k=2,drop=0.5"), make("k=2,drop=0.5")
+    plain, edited = make("fastv,k=2,drop=0.5"), make("fastv,k=2,drop=0.5")
     expected = ask(plain, rows)
     see(edited, rows)
     assert edited.tokens(QUESTION[::-1], AT_QUESTION) == 0
@@ -480,7 +486,7 @@ def test_removed_pending_rows_are_as_if_they_had_never_been(make, rows):
 
 def test_positions_removed_and_shifted_as_in_stock(make, rows):
     """A part of the picture goes, the rest moves up."""
-    stock, staged = make(), make("k=3,drop=0")
+    stock, staged = make(), make("fastv,k=3,drop=0")
     outs = []
     for context in (stock, staged):
         ask(context, rows)
@@ -494,8 +500,8 @@ def test_positions_removed_and_shifted_as_in_stock(make, rows):
 def test_rows_that_wait_are_shifted_with_the_rest(make_exact):
     """RoPE knows distances only: everything moved together gives the same logits, but for rounding."""
     rows = np.random.default_rng(0).normal(size=(N_VISUAL, random_gguf.WIDTH)).astype(np.float32)
-    expected = ask(make_exact("k=2,drop=0.5"), rows)
-    context = make_exact("k=2,drop=0.5")
+    expected = ask(make_exact("fastv,k=2,drop=0.5"), rows)
+    context = make_exact("fastv,k=2,drop=0.5")
     see(context, rows)
     context.shift(0, -1, 7)
     assert context.tokens(QUESTION, AT_QUESTION + 7) == 0
@@ -504,7 +510,7 @@ def test_rows_that_wait_are_shifted_with_the_rest(make_exact):
 
 
 def test_clear_forgets_everything(make, rows):
-    context = make("k=2,drop=0.5")
+    context = make("fastv,k=2,drop=0.5")
     expected = ask(context, rows)
     context.clear()
     see(context, rows[::-1].copy())
@@ -514,7 +520,7 @@ def test_clear_forgets_everything(make, rows):
 
 
 def test_positions_are_those_of_the_whole_prompt(make, rows):
-    context = make("k=2,drop=1")
+    context = make("fastv,k=2,drop=1")
     see(context, rows)
     assert context.flush() == OK
     assert (cells_of(context)[1], context.last_position()) == (len(BEFORE), AT_QUESTION - 1)
@@ -523,8 +529,8 @@ def test_positions_are_those_of_the_whole_prompt(make, rows):
 
 
 def test_an_aborted_flush_can_be_repeated(make, rows):
-    expected = ask(make("k=2,drop=0.5"), rows)
-    context = make("k=2,drop=0.5")
+    expected = ask(make("fastv,k=2,drop=0.5"), rows)
+    context = make("fastv,k=2,drop=0.5")
     see(context, rows)
     assert context.tokens(QUESTION, AT_QUESTION) == 0
 
@@ -538,8 +544,8 @@ def test_an_aborted_flush_can_be_repeated(make, rows):
 
 
 def test_an_aborted_picture_leaves_nothing(make, rows):
-    expected = ask(make("k=2,drop=0.5"), rows)
-    context = make("k=2,drop=0.5")
+    expected = ask(make("fastv,k=2,drop=0.5"), rows)
+    context = make("fastv,k=2,drop=0.5")
     assert context.tokens(BEFORE, 0, logits=False) == 0
     with context.aborting():
         assert context.picture(rows, AT_PICTURE) == 2
@@ -550,7 +556,7 @@ def test_an_aborted_picture_leaves_nothing(make, rows):
 
 
 def test_a_full_context_is_reported_when_decoding(make, model):
-    context = make("k=2,drop=0.5", n_ctx=256)
+    context = make("fastv,k=2,drop=0.5", n_ctx=256)
     rows = np.random.default_rng(1).normal(size=(250, model.n_embd)).astype(np.float32)
     assert context.picture(rows, 0) == 0
     assert context.tokens(QUESTION, 250) == 0
@@ -583,7 +589,7 @@ def params_of(spec: str) -> FastvParams:
 def test_params_out_of_range_name_value_and_limit(make, rows, cut, field, value, says):
     context = make()
     expected = ask(context, rows)
-    params = params_of("k=2,drop=0.5;k=6,drop=0.75")
+    params = params_of("k=2,drop=0.5,score=last;k=6,drop=0.75,score=last")
     setattr(params.cuts[cut], field, value)
     assert context.attach_params(params) == BAD_PARAMS
     assert says in last_error()
@@ -615,9 +621,9 @@ def test_a_rule_s_number_out_of_range_names_value_and_limit(make, rule, number, 
     ("field", "value"), [("recall", 1.1), ("recall", float("nan")), ("n_cells", -2), ("n_cuts", 0)]
 )
 def test_params_of_all_cuts_are_checked_too(make, rows, field, value):
-    context = make("k=2,drop=0.5")
+    context = make("fastv,k=2,drop=0.5")
     expected = ask(context, rows)
-    params = params_of("k=3,drop=0.25")
+    params = params_of("fastv,k=3,drop=0.25")
     setattr(params, field, value)
     assert context.attach_params(params) == BAD_PARAMS
     context.clear()
@@ -626,7 +632,7 @@ def test_params_of_all_cuts_are_checked_too(make, rows, field, value):
 
 def test_detached_is_stock_again(make, rows):
     expected = ask(make(), rows)
-    context = make("k=2,drop=0.5")
+    context = make("fastv,k=2,drop=0.5")
     ask(context, rows)
     assert context.detach() == OK
     np.testing.assert_array_equal(ask(context, rows), expected)
@@ -654,7 +660,7 @@ def test_hidden_rows_for_a_draft_model_do_not_come_from_stages(make, rows, outpu
     """They would be those of another batch. llama-server asks for them with a draft model; the functions are in no public
     header."""
     context, stock = make(), make()
-    assert context.attach("k=2,drop=0") == OK
+    assert context.attach("fastv,k=2,drop=0") == OK
     set_output = getattr(fastv, output)
     set_output.argtypes = [ctypes.c_void_p, *types]
     set_output(context.pointer, *on)
@@ -663,21 +669,21 @@ def test_hidden_rows_for_a_draft_model_do_not_come_from_stages(make, rows, outpu
         assert context.picture(rows, AT_PICTURE) == -1
     assert "hidden rows for a draft model" in "".join(log)
     assert context.detach() == OK
-    assert context.attach("k=2,drop=0") == UNSUPPORTED
+    assert context.attach("fastv,k=2,drop=0") == UNSUPPORTED
     assert "hidden rows for a draft model" in last_error()
     set_output(context.pointer, *off)
-    assert context.attach("k=2,drop=0") == OK
+    assert context.attach("fastv,k=2,drop=0") == OK
     np.testing.assert_array_equal(ask(context, rows), ask(stock, rows))
 
 
 def test_attaching_again_changes_the_schedule(make, rows):
-    context = make("k=2,drop=0.5")
+    context = make("fastv,k=2,drop=0.5")
     ask(context, rows)
     for spec, layers, kept in (
-        ("k=2,drop=0.75", [0, 2], 16),
-        ("k=5,drop=0.25", [0, 5], 48),
-        ("k=5,drop=0.25;k=8,drop=0.5", [0, 5, 8], 48),
-        ("k=5,drop=0.5,cells=auto", [0, 5], 32),
+        ("fastv,k=2,drop=0.75", [0, 2], 16),
+        ("fastv,k=5,drop=0.25", [0, 5], 48),
+        ("k=5,drop=0.25,score=last;k=8,drop=0.5,score=last", [0, 5, 8], 48),
+        ("fastv,k=5,drop=0.5,cells=auto", [0, 5], 32),
     ):
         assert context.attach(spec) == OK
         ask(context, rows)

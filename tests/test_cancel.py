@@ -173,8 +173,8 @@ AT_SECOND = AT_QUESTION + len(QUESTION)
 PICTURE = np.random.default_rng(0).normal(size=(N, random_gguf.WIDTH)).astype(np.float32)
 
 SPECS = [
-    "k=1,drop=0.5",
-    "k=1,drop=0.5,score=question-max,pick=cover,weigh;k=3,drop=0.75,recall=0.125",  # products of matrices, scores
+    "fastv,k=1,drop=0.5",
+    "k=1,drop=0.5,score=question-max,pick=cover,weigh;k=3,drop=0.75,score=last,recall=0.125",  # matrices, scores
     "k=1,drop=0.5,merge;k=2,drop=0.625,score=all,recall=0.25",
 ]
 

@@ -87,7 +87,7 @@ def test_the_count_is_that_of_all_tokens_or_all_present(picture: Picture, percen
 
 @given(st.integers(1, 3000), PERCENT)
 def test_the_count_is_round_half_even_and_at_least_one(n: int, percent: int) -> None:
-    kept = _native.choose(np.zeros(n, np.float32), f"drop={percent / 100}")
+    kept = _native.choose(np.zeros(n, np.float32), f"fastv,drop={percent / 100}")
     assert len(kept) == kept_count(n, percent)
 
 
@@ -105,7 +105,7 @@ def test_the_count_is_round_half_even_and_at_least_one(n: int, percent: int) -> 
     ],
 )
 def test_count_examples(n: int, drop: float, kept: int) -> None:
-    assert len(_native.choose(np.linspace(0, 1, n, dtype=np.float32), f"drop={drop}")) == kept
+    assert len(_native.choose(np.linspace(0, 1, n, dtype=np.float32), f"fastv,drop={drop}")) == kept
 
 
 @given(PICTURES, PERCENT, st.sampled_from([*COUNTED, "mass0.5"]))
@@ -141,8 +141,8 @@ def test_a_higher_drop_keeps_a_subset(picture: Picture, one: int, other: int, pi
 
 def test_strided_scores_and_other_number_types_are_taken() -> None:
     scores = np.array([[0.1, 5], [0.9, 5], [0.2, 5], [0.8, 5]])
-    assert _native.choose(scores[:, 0], "drop=0.5").tolist() == [1, 3]
-    kept = _native.choose(np.array([1, 9, 2, 8]), "drop=0.5", present=np.array([1, 0, 1, 1]))
+    assert _native.choose(scores[:, 0], "fastv,drop=0.5").tolist() == [1, 3]
+    kept = _native.choose(np.array([1, 9, 2, 8]), "fastv,drop=0.5", present=np.array([1, 0, 1, 1]))
     assert kept.tolist() == [2, 3]
     assert kept.dtype == np.int32
 
@@ -364,8 +364,8 @@ def test_random_scores_of_neighbouring_seeds_do_not_resemble() -> None:
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
-        ("drop=-0.1", "drop"),
-        ("drop=1.1", "drop"),
+        ("fastv,drop=-0.1", "drop"),
+        ("fastv,drop=1.1", "drop"),
         ("pick=window0", "window"),
         ("pick=grid0", "stride"),
         ("pick=mass0", "mass"),
@@ -391,13 +391,13 @@ def test_grids_of_another_size_are_refused(grids: list[tuple[int, int]]) -> None
 @pytest.mark.parametrize("shape", [(3,), (5,), (0,), (4, 1), ()])
 def test_present_of_another_length_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(pyfastv.OptionError, match="present must be a vector as long as scores: 4"):
-        _native.choose(np.zeros(4, np.float32), "drop=0.5", present=np.ones(shape, bool))
+        _native.choose(np.zeros(4, np.float32), "fastv,drop=0.5", present=np.ones(shape, bool))
 
 
 @pytest.mark.parametrize("shape", [(), (2, 2)])
 def test_scores_that_are_no_vector_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(pyfastv.OptionError, match="scores"):
-        _native.choose(np.zeros(shape, np.float32), "drop=0.5")
+        _native.choose(np.zeros(shape, np.float32), "fastv,drop=0.5")
 
 
 # --- cover

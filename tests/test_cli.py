@@ -15,9 +15,9 @@ import pytest
 
 import pyfastv
 from pyfastv import FastV, PyramidDrop, Recommended, Schedule, _native
-from pyfastv.commands import demo, options
+from pyfastv.commands import demo
 from pyfastv.commands.main import main
-from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model, info
+from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model, info, named
 
 CLOCK = bundled_examples()[0]
 PICTURE = str(CLOCK.picture)
@@ -225,7 +225,7 @@ def test_a_model_by_its_hugging_face_name(
         asked.append(name)
         return Path("a.gguf"), Path("mmproj-a.gguf")
 
-    monkeypatch.setattr(options, "from_hub", from_hub)
+    monkeypatch.setattr(named, "from_hub", from_hub)
     for option in ("-hf", "--hf-repo"):
         assert main(["ask", option, "owner/llava:Q8_0", PICTURE, "Q?"]) == 0
     assert asked == ["owner/llava:Q8_0"] * 2
@@ -244,7 +244,9 @@ def test_a_model_by_its_hugging_face_name(
         (["--score", "last", "--pick", "top-k", "--no-weigh"], FastV().spec()),
         (["--no-weigh"], "k=2,drop=0.5,score=question-max,pick=cover"),
         (["--recall", "0", "--cells", "auto"], f"{Recommended().spec()},recall=0,cells=auto"),
-        (["--schedule", "k=2;k=6,drop=0.75"], "k=2,drop=0.5;k=6,drop=0.75"),
+        (["--schedule", "k=4,drop=0.75"], Recommended(4, 0.75).spec()),
+        (["--schedule", "fastv,k=4,drop=0.75"], FastV(4, 0.75).spec()),
+        (["--schedule", "k=2,merge;k=6,drop=0.75,score=last"], "k=2,drop=0.5,merge;k=6,drop=0.75,score=last"),
         (["--schedule", "pyramiddrop", "--cells", "2048"], f"{PyramidDrop().spec()},cells=2048"),
         (["--schedule", "off"], None),
         (["--off"], None),

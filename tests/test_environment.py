@@ -46,7 +46,11 @@ print(json.dumps({"answer": made["choices"][0]["message"]["content"].strip()}))
 HANDLERS = ["llava15", "mtmd"]
 # Characters: with another number of threads attention adds in another order, which a long text shows at last.
 COMPARED = 160
-SETTINGS = [None, "k=2,drop=0.9", "k=2,drop=0.5,score=question-mean,pick=window4,merge;k=6,drop=0.9"]
+SETTINGS = [
+    None,
+    "fastv,k=2,drop=0.9",
+    "k=2,drop=0.5,score=question-mean,pick=window4,merge;k=6,drop=0.9,score=last",
+]
 
 
 def answer(
@@ -100,7 +104,12 @@ def test_a_malformed_setting_is_one_line_and_no_pruning(tmp_path: Path, setting:
 
 
 @pytest.mark.parametrize(
-    ("setting", "same"), [("Recommended,drop=0.9", pyfastv.Recommended(2, 0.9)), (" OFF ", None)]
+    ("setting", "same"),
+    [
+        ("Recommended,drop=0.9", pyfastv.Recommended(2, 0.9)),
+        ("k=2,drop=0.9", pyfastv.Recommended(2, 0.9)),
+        (" OFF ", None),
+    ],
 )
 def test_names_of_schedules_are_understood(
     runner: pyfastv.Runner, tmp_path: Path, setting: str, same: pyfastv.Schedule | None
@@ -115,7 +124,7 @@ def test_names_of_schedules_are_understood(
 
 def test_a_runner_does_what_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the environment says to programs that cannot be asked."""
-    monkeypatch.setenv("LLAMA_FASTV", "k=2,drop=0.9")
+    monkeypatch.setenv("LLAMA_FASTV", "fastv,k=2,drop=0.9")
     for rule, kept in ((None, 576), (pyfastv.FastV(2, 0.5), 288)):
         with pyfastv.Runner(n_ctx=1024, fastv=rule) as runner:
             answer = runner.ask(EXAMPLE.picture, EXAMPLE.question)

@@ -52,12 +52,13 @@ QUESTIONS = [
 
 
 def test_settings_are_the_same_however_they_are_written() -> None:
-    assert same_as("fastv") == same_as("k=2, drop=0.5,score=last,pick=top-k") == "k=2,drop=0.5"
+    assert same_as("fastv") == same_as("k=2, drop=0.5,score=last,pick=top-k") == "fastv,k=2,drop=0.5"
+    assert same_as("k=2,drop=0.5") == same_as("recommended")
     assert same_as("OFF") == "off"
 
 
 def test_off_is_always_there_and_first() -> None:
-    assert check_settings(["fastv", "k=2,drop=0.5", "zipvl"]) == ["off", "fastv", "zipvl"]
+    assert check_settings(["fastv", "fastv,k=2,drop=0.5", "zipvl"]) == ["off", "fastv", "zipvl"]
     with pytest.raises(OptionError, match='"fast" is no schedule'):
         check_settings(["fast"])
 
@@ -77,7 +78,7 @@ def test_a_line_that_was_cut_off_is_removed_and_asked_again(tmp_path: Path) -> N
     assert answers.find("fastv", "1") is None
     answers.add([Given("fastv", "1", "B", 0.5)])
     assert file.read_text() == line("off", "1") + line("fastv", "1", "B").replace("1.0", "0.5")
-    assert AnswerFile(file).find("k=2,drop=0.5", "1") == Given("fastv", "1", "B", 0.5)
+    assert AnswerFile(file).find("fastv,k=2,drop=0.5", "1") == Given("fastv", "1", "B", 0.5)
 
 
 def test_a_file_cut_off_in_its_first_line_starts_anew(tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ ANSWERS = {
     "off": made("off", set(range(9)), 1.0),
     "recommended": made("recommended", set(range(8))),
     "k=4,drop=0.75,score=question-max,pick=cover,weigh": made("x", set(range(7)), 0.4),
-    "k=4,drop=0.5": made("x", set(range(5)), 0.7),
+    "fastv,k=4,drop=0.5": made("x", set(range(5)), 0.7),
     "fastv": made("fastv", {0, 1, 2}),
     "pyramiddrop": made("pyramiddrop", set()),
 }
@@ -296,12 +297,13 @@ def test_tables_have_a_row_for_every_setting_and_family() -> None:
     [
         ("off", "off", ""),
         ("recommended", "recommended (question-max, cover, weigh)", "K=2 drop 0.5"),
-        ("k=4,drop=0.75", "fastv (last, top-k)", "K=4 drop 0.75"),
+        ("k=4,drop=0.75", "recommended (question-max, cover, weigh)", "K=4 drop 0.75"),
+        ("fastv,k=4,drop=0.75", "fastv (last, top-k)", "K=4 drop 0.75"),
         ("pyramiddrop", "pyramiddrop", ""),
         ("turbo:share=0.25", "Turbo", "share 0.25"),
         ("turbo:r=8,once,alpha=0.1", "Turbo, once", "r 8"),
         ("reduce:merge,keep=144,scale", "merge, scale", "keep 144"),
-        ("reduce:pool,window=2 + k=2,drop=0.5", "pool + fastv (last, top-k)", "window 2, K=2 drop 0.5"),
+        ("reduce:pool,window=2 + fastv,k=2", "pool + fastv (last, top-k)", "window 2, K=2 drop 0.5"),
     ],
 )
 def test_settings_of_one_method_are_one_series(setting: str, series: str, label: str) -> None:

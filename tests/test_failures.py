@@ -106,7 +106,7 @@ def test_a_schedule_that_cannot_be_had_is_told_to_its_request(
         pool._batcher, "_slots", FailingSlots(pool._batcher._slots, "fits", MemoryError("what"))
     )
     with pool._batcher._changed:  # the thread sees both at once
-        jobs = [ask(pool), pool.submit([user_message("Hello")], Sampling(max_tokens=2), fastv="k=4")]
+        jobs = [ask(pool), pool.submit([user_message("Hello")], Sampling(max_tokens=2), fastv="fastv,k=4")]
     assert jobs[0].read() == expected
     with pytest.raises(OptionError, match="when no request runs; 1 do"):
         jobs[1].read()
@@ -205,7 +205,7 @@ def a_runner_loses_its_memory(folder: Path) -> None:
     with Runner(folder / "model.gguf", n_ctx=2**18, n_batch=8, n_ubatch=8, n_threads=1, fastv=None) as runner:
         size = runner._engine.report().kv_bytes_allocated[0]
         with memory_left(-size // 2), pytest.raises(OutOfMemoryError):
-            runner.set_fastv("k=1,drop=0.5")
+            runner.set_fastv("fastv,k=1,drop=0.5")
         for _ in range(2):
             with pytest.raises(OutOfMemoryError, match="load the model again"):
                 runner._engine.prefill("Hello", [], [], None, True, 1, [])
@@ -232,7 +232,7 @@ def memory_taken_behind(line: bytes) -> Iterator[None]:
 
 
 @linux_only
-@pytest.mark.parametrize("spec", ["", "k=2,drop=0.5"])
+@pytest.mark.parametrize("spec", ["", "fastv,k=2,drop=0.5"])
 def test_llama_decode_returns_a_status_where_something_is_thrown(spec: str) -> None:
     in_a_process(compute_buffers_find_no_memory, spec)
 

@@ -26,7 +26,7 @@ from c_api import fastv as libllama
 ROOT = Path(__file__).parents[1]
 EXAMPLES = bundled_examples()
 CHART, CLOCK = EXAMPLES[-1].picture, EXAMPLES[0].picture
-SETTINGS = [None, "k=2,drop=0.9", "recommended"]
+SETTINGS = [None, "fastv,k=2,drop=0.9", "recommended"]
 
 SCRIPT = """
 import base64, json, os, sys
@@ -118,7 +118,7 @@ def test_turns_pictures_and_streams(tmp_path: Path) -> None:
     made = script(
         tmp_path,
         """
-llm = load(fastv="k=2,drop=0.5")
+llm = load(fastv="fastv,k=2,drop=0.5")
 handler = llm.chat_handler
 first = user("Describe the image.", CHART)
 made["first"] = text(ask(llm, first))
@@ -137,11 +137,11 @@ llm.close()
 made["closed"] = handler.report.prompt_tokens > 0
 """,
     )
-    with pyfastv.Runner(n_ctx=2048, n_threads=1, fastv="k=2,drop=0.5") as runner:
+    with pyfastv.Runner(n_ctx=2048, n_threads=1, fastv="fastv,k=2,drop=0.5") as runner:
         question = {"role": "user", "content": [_image(CHART), _text("Describe the image.")]}
 
         def ask(*messages: dict[str, Any], **options: Any) -> str:
-            runner.set_fastv(options.get("fastv", "k=2,drop=0.5"))  # clears the context
+            runner.set_fastv(options.get("fastv", "fastv,k=2,drop=0.5"))  # clears the context
             made = runner.create_chat_completion(messages, max_tokens=48)
             return str(made["choices"][0]["message"]["content"])
 
@@ -194,13 +194,13 @@ def test_what_is_wrong_is_an_exception_and_the_next_request_works(tmp_path: Path
     made = script(
         tmp_path,
         """
-made["bad"] = fails(load, fastv="k=2,drop=2")
+made["bad"] = fails(load, fastv="fastv,k=2,drop=2")
 made["turbo"] = fails(load, turbo="share=2")
 made["reduce"] = fails(load, reduce="pool,window=0")
-late = load(fastv="k=40")
+late = load(fastv="fastv,k=40")
 question = user("Read the clock.", CLOCK)
 made["layer"] = fails(ask, late, question)
-late.chat_handler.fastv = "k=2"
+late.chat_handler.fastv = "fastv,k=2"
 made["then"] = text(ask(late, question))
 broken = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 made["picture"] = fails(ask, late, {"role": "user", "content": [broken]})
@@ -225,7 +225,7 @@ def test_turbo_merges_in_the_encoder(tmp_path: Path) -> None:
     made = script(
         tmp_path,
         """
-llm = load(turbo="share=0.5", fastv="k=2,drop=0.5")
+llm = load(turbo="share=0.5", fastv="fastv,k=2,drop=0.5")
 made["answer"] = text(ask(llm, user("Read the clock.", CLOCK)))
 report = llm.chat_handler.report
 made["tokens"] = [report.turbo.share, report.visual_tokens_in_stage]
@@ -238,7 +238,7 @@ made["tokens"] = [report.turbo.share, report.visual_tokens_in_stage]
 def test_reducers_are_the_runner_s(tmp_path: Path) -> None:
     """Alone, behind Turbo, with the question, and renumbered; a picture that comes twice is two."""
     settings = [
-        {"reduce": "pool,window=2", "fastv": "k=2,drop=0.5"},
+        {"reduce": "pool,window=2", "fastv": "fastv,k=2,drop=0.5"},
         {"reduce": "divprune,keep=0.25", "turbo": "share=0.25", "fastv": None},
         {"reduce": "cdpruner,keep=100", "fastv": None},
         {"reduce": "stride,keep=100,renumber", "fastv": None},
@@ -273,7 +273,7 @@ def test_reducers_keep_the_places_of_other_models(tmp_path: Path, family: str) -
     made = script(
         tmp_path,
         f"""
-handler = FastVChatHandler({str(mmproj)!r}, verbose=False, fastv="k=2,drop=0.5", reduce="divprune,keep=0.4")
+handler = FastVChatHandler({str(mmproj)!r}, verbose=False, fastv="fastv,k=2,drop=0.5", reduce="divprune,keep=0.4")
 llm = Llama({str(model)!r}, chat_handler=handler, n_ctx=2048, verbose=False, n_threads=1, n_threads_batch=1)
 loaded.append(llm)
 made["answer"] = text(ask(llm, user("What?", "noise.png"), max_tokens=8))
@@ -287,7 +287,9 @@ made["slices"] = [list(numbers[3 * i : 3 * i + 3]) for i in range(n_slices)]
 """,
     )
     with pyfastv.Runner(model, mmproj, n_ctx=2048, n_threads=1, flash_attn="off") as runner:
-        expected = runner.ask(rgb, "What?", max_tokens=8, fastv="k=2,drop=0.5", reduce="divprune,keep=0.4")
+        expected = runner.ask(
+            rgb, "What?", max_tokens=8, fastv="fastv,k=2,drop=0.5", reduce="divprune,keep=0.4"
+        )
         pictures = runner._engine.grids()
     report = expected.report
     assert made["answer"] == expected.text.strip()

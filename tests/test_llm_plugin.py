@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import llm
 import pytest
@@ -16,7 +17,7 @@ from llm.cli import cli
 from llm.plugins import pm
 
 import pyfastv
-from pyfastv import llm_plugin
+from pyfastv import Recommended, llm_plugin
 from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,7 @@ Logged = Callable[[], dict[str, object]]
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """llm's folder, with the plugin registered as its entry point does where pyfastv is installed."""
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     registered = pm.get_plugin("pyfastv") or pm.register(llm_plugin, "pyfastv")
     yield tmp_path
     if registered == "pyfastv":
@@ -66,7 +68,7 @@ def test_the_entry_point_names_the_plugin() -> None:
 def test_models_lists_it_with_its_options(run: Llm) -> None:
     assert "pyfastv: pyfastv" in run("models").output.splitlines()
     shown = run("models", "--options", "-m", "pyfastv").output
-    for name in ("max_tokens", "temperature", "fastv", "mmproj", "n_ctx"):
+    for name in ("max_tokens", "temperature", "fastv", "mmproj", "n_ctx", "threads"):
         assert f"{name}: " in shown
     assert "image/png" in shown
 
@@ -80,12 +82,12 @@ def test_a_question_about_a_picture(run: Llm, logged: Logged, stream: list[str])
 
 
 def test_options_reach_the_runner(run: Llm, logged: Logged) -> None:
-    options = ["-o", "fastv", "k=4,drop=0.75", "-o", "max_tokens", "2", "-o", "n_ctx", "1024"]
+    options = ["-o", "fastv", "fastv,k=4,drop=0.75", "-o", "max_tokens", "2", "-o", "n_ctx", "1024"]
     done = run("-m", "pyfastv", "-a", CLOCK.picture, CLOCK.question, *options)
     assert CLOCK.answer.startswith(done.stdout.strip())
     report = logged()
     assert (report["fastv"], report["visual_tokens_kept"], report["generated_tokens"]) == (
-        "k=4,drop=0.75",
+        "fastv,k=4,drop=0.75",
         144,
         2,
     )
@@ -155,7 +157,61 @@ def test_more_models_by_a_file(
     done = run("-m", "my", "-a", CLOCK.picture, CLOCK.question)
     assert done.exit_code == 0, done.output
     report = logged()
-    assert (report["fastv"], report["visual_tokens_kept"]) == ("k=2,drop=0.75", 72)
+    assert (report["fastv"], report["visual_tokens_kept"]) == (Recommended(2, 0.75).spec(), 72)
+
+
+def test_threads_are_the_option_s_or_the_file_s(
+    run: Llm, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def record(*files: Any, **options: Any) -> None:
+        made.append(options["n_threads"])
+        raise pyfastv.ModelError("that is enough")
+
+    monkeypatch.setattr(llm_plugin, "Runner", record)
+    (folder / "pyfastv.yaml").write_text("- {model_id: mine, model: m.gguf, mmproj: p.gguf, threads: 3}\n")
+    for arguments in (
+        ["-m", "mine", "Q?"],
+        ["-m", "mine", "Q?", "-o", "threads", "2"],
+        ["-m", "pyfastv", "Q?"],
+    ):
+        run(*arguments)
+    assert made == [3, 2, None]
+    (folder / "pyfastv.yaml").write_text("- {model_id: mine, model: m.gguf, threads: many}\n")
+    assert "threads must be a number" in run("models").output
+
+
+def test_names_of_the_commands_are_models_here_too(
+    run: Llm, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "pyfastv").mkdir()
+    (folder / "pyfastv" / "models.yaml").write_text(
+        "- {model_id: shared, model: s.gguf, mmproj: p.gguf, aliases: [s], n_ctx: 512}\n"
+        "- {model_id: mine, model: not-this.gguf}\n"
+    )
+    (folder / "pyfastv.yaml").write_text("- {model_id: mine, model: m.gguf, mmproj: p.gguf}\n")
+    listed = run("models").output.splitlines()
+    assert "pyfastv: shared (aliases: s)" in listed
+    assert listed.count("pyfastv: mine") == 1
+    made = []
+
+    def record(model: str, mmproj: str, **options: Any) -> None:
+        made.append((Path(model).name, Path(mmproj).name, options["n_ctx"]))
+        raise pyfastv.ModelError("that is enough")
+
+    monkeypatch.setattr(llm_plugin, "Runner", record)
+    run("-m", "s", "Q?")
+    run("-m", "mine", "Q?")
+    run("-m", "pyfastv", "Q?", "-o", "model", "shared")
+    monkeypatch.setenv("PYFASTV_MODEL", "shared")
+    run("-m", "pyfastv", "Q?", "-o", "n_ctx", "256")
+    assert made == [
+        ("s.gguf", "p.gguf", 512),
+        ("m.gguf", "p.gguf", None),
+        ("s.gguf", "p.gguf", 512),
+        ("s.gguf", "p.gguf", 256),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,9 @@ def test_conversations_with_a_slot_each_keep_what_they_hold(two: Runner) -> None
 
 def test_each_of_eight_threads_gets_its_answer(two: Runner) -> None:
     """More than there are slots, some with a schedule of their own."""
-    asked = [(example, None if i % 3 == 2 else "k=2,drop=0.5") for i, example in enumerate(EXAMPLES * 2)][:8]
+    asked = [
+        (example, None if i % 3 == 2 else "fastv,k=2,drop=0.5") for i, example in enumerate(EXAMPLES * 2)
+    ][:8]
 
     def ask(case: Any) -> Any:
         example, fastv = case
@@ -124,7 +126,7 @@ def test_a_stream_is_stopped_from_another_thread(one: Runner) -> None:
 
 def test_a_stream_that_was_left_gives_its_cells_to_a_request_without_room() -> None:
     """The later layers have 1024 for both."""
-    with Runner(n_slots=2, n_ctx=1024, n_threads=1, fastv="k=2,drop=0.75,cells=1024") as runner:
+    with Runner(n_slots=2, n_ctx=1024, n_threads=1, fastv="fastv,k=2,drop=0.75,cells=1024") as runner:
         left = runner.stream(None, "Describe the image. " * 150, grammar=ENDLESS)
         next(left)
         report = runner.ask(None, "Background color? " * 150, max_tokens=2).report

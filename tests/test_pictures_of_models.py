@@ -56,7 +56,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("n_pictures", [1, 2])
 def test_without_drop_generation_is_stock_s_to_the_bit(case: Case, n_pictures: int) -> None:
     generated = []
-    for fastv in (None, f"k={case.layer},drop=0"):
+    for fastv in (None, f"fastv,k={case.layer},drop=0"):
         steps = [case.prefill(fastv, PICTURES[:n_pictures])]
         for _ in range(6):
             case.runner._engine.feed(int(steps[-1].argmax()))
@@ -71,7 +71,7 @@ def test_the_pictures_matter(case: Case) -> None:
 
 
 def test_half_of_a_picture_with_all_its_slices_stays(case: Case) -> None:
-    logits = case.prefill(f"k={case.layer},drop=0.5", PICTURES[:1])
+    logits = case.prefill(f"fastv,k={case.layer},drop=0.5", PICTURES[:1])
     report = case.runner._engine.report()
     assert report.visual_tokens == case.n
     assert report.first_layers == [0, case.layer]
@@ -82,13 +82,13 @@ def test_half_of_a_picture_with_all_its_slices_stays(case: Case) -> None:
 
 
 def test_every_picture_has_its_own_half(case: Case) -> None:
-    case.prefill(f"k={case.layer},drop=0.5", PICTURES)
+    case.prefill(f"fastv,k={case.layer},drop=0.5", PICTURES)
     kept = case.kept()
     assert [np.sum(kept < case.n), np.sum(kept >= case.n)] == [case.n // 2, case.n // 2]
 
 
 def test_the_grid_of_every_slice_is_known(case: Case) -> None:
-    case.prefill(f"k={case.layer},drop=0.5", PICTURES)
+    case.prefill(f"fastv,k={case.layer},drop=0.5", PICTURES)
     assert case.runner._engine.grids() == [case.grids, case.grids]
 
 
@@ -107,6 +107,8 @@ def test_the_page_of_models_lists_what_is_tested() -> None:
 
 
 def test_an_answer_reports_what_was_kept(case: Case) -> None:
-    answer = case.runner.ask(PICTURES[0], "What is it?", max_tokens=3, fastv=f"k={case.layer},drop=0.75")
+    answer = case.runner.ask(
+        PICTURES[0], "What is it?", max_tokens=3, fastv=f"fastv,k={case.layer},drop=0.75"
+    )
     assert answer.report.visual_tokens == case.n
     assert answer.report.visual_tokens_kept == case.n // 4

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import pyfastv
-from pyfastv import FastV, _native, theory
+from pyfastv import FastV, Recommended, _native, theory
 from pyfastv.bench import plan
 from pyfastv.bench.speed import Speed, prefill_ms
 from pyfastv.commands.main import main
@@ -55,7 +55,7 @@ def test_json_has_the_grid_with_off_first(capsys: pytest.CaptureFixture[str]) ->
         theory.paper_flops(decoder, rows),
     )
     assert half["kv_bytes"] == (2 * 590 + 10 * 302) * 2 * 512 * 2
-    assert half["schedule"] == FastV(2, 0.5).spec()
+    assert half["schedule"] == Recommended(2, 0.5).spec()
     assert half["retained_share"] == pytest.approx((2 + 10 * 0.5) / 12)
     assert model["measured"] is None
     assert off["prefill_ms"] is None

@@ -444,7 +444,7 @@ def test_an_error_of_one_job_is_raised_to_its_reader_alone(
 
 def test_a_request_without_room_in_the_later_layers_takes_that_of_idle_slots_or_waits() -> None:
     text = "USER: " + "Describe the image. " * 90 + "ASSISTANT:"  # about 500 tokens
-    with JobPool(slots=3, n_ctx=1024, fastv="k=2,drop=0.75,cells=1024") as pool:
+    with JobPool(slots=3, n_ctx=1024, fastv="fastv,k=2,drop=0.75,cells=1024") as pool:
         for i in range(4):
             job = pool.submit_text(f"{i} {text}", Sampling(max_tokens=2))
             job.read()

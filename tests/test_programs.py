@@ -36,9 +36,12 @@ pytestmark = pytest.mark.skipif(
     reason=f"{STOCK} has no llama-mtmd-cli and llama-server: `make programs` builds them (5 minutes)",
 )
 
-PRUNING = ["k=2,drop=0.9", "k=2,drop=0.5,score=question-mean,pick=window4,merge;k=6,drop=0.9"]
+PRUNING = [
+    "fastv,k=2,drop=0.9",
+    "k=2,drop=0.5,score=question-mean,pick=window4,merge;k=6,drop=0.9,score=last",
+]
 SETTINGS = [None, *PRUNING]
-BAD_SETTING = "k=2,drop=2"
+BAD_SETTING = "fastv,k=2,drop=2"
 MAX_TOKENS = 32
 
 
@@ -286,7 +289,7 @@ def test_a_draft_model_changes_no_answer(tmp_path: Path, libraries: Path) -> Non
             messages.append({"role": "user", "content": question})
         return answers, timings
 
-    setting = "k=2,drop=0.75,recall=0.125"
+    setting = "fastv,k=2,drop=0.75,recall=0.125"
     with serve(tmp_path / "plain", libraries, setting) as server:
         expected, _ = conversation(server)
     log = tmp_path / "drafted"
@@ -317,7 +320,7 @@ def test_a_server_says_once_that_a_setting_is_malformed(
     check_complaint(log.read_text())
 
 
-@pytest.mark.parametrize("setting", ["k=6,drop=0", "k=6,drop=0.5,score=question-max"])
+@pytest.mark.parametrize("setting", ["fastv,k=6,drop=0", "k=6,drop=0.5,score=question-max"])
 @pytest.mark.parametrize("with_picture", [False, True], ids=["text", "picture"])
 def test_a_server_goes_back_in_a_model_with_sliding_windows(
     tmp_path: Path, libraries: Path, setting: str, with_picture: bool

@@ -104,7 +104,7 @@ def test_off_is_off_again(case: Case) -> None:
 def test_stages_without_drop_are_no_stages_behind_a_reducer(case: Case) -> None:
     spec, layer = "divprune,keep=20", 3 if case.name == "Qwen3-VL" else 2
     plain = case.prefill(spec)
-    staged = case.prefill(spec, fastv=f"k={layer},drop=0")
+    staged = case.prefill(spec, fastv=f"fastv,k={layer},drop=0")
     assert relative_rms(staged, plain) < 1e-5
 
 

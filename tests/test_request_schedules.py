@@ -28,7 +28,12 @@ EXACT: dict[str, Any] = {"flash_attn": "off", "type_k": "f32", "type_v": "f32", 
 
 # with windows, and without
 LAYERS = {"LLaVA": (2, 3), "Gemma 3": (6, 12)}
-RULES = ["drop=0.5", "drop=0.75,score=question-max,pick=cover,weigh", "drop=0.25,score=none,merge", None]
+RULES = [
+    "drop=0.5,score=last",
+    "drop=0.75,score=question-max,pick=cover,weigh",
+    "drop=0.25,score=none,merge",
+    None,
+]
 
 
 class Outcome(NamedTuple):

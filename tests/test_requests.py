@@ -56,6 +56,7 @@ def test_loading_options(fake_runner: Runner) -> None:
         "n_batch": 2048,
         "n_ubatch": 512,
         "n_threads": 0,
+        "n_threads_batch": 0,
         "n_gpu_layers": -1,
         "flash_attn": "auto",
         "type_k": "f16",
@@ -287,9 +288,9 @@ def test_an_abandoned_stream_does_not_keep_the_runner_alive(monkeypatch: pytest.
 def test_changing_the_rule(fake_runner: Runner) -> None:
     fake_runner.set_fastv(FastV(4, 0.75))
     assert fake_runner.fastv == FastV(4, 0.75)
-    assert called(fake_runner, "set_fastv")[-1] == "k=4,drop=0.75"
-    fake_runner.set_fastv("k=2;k=6,drop=0.75")
-    assert fake_runner.fastv == Schedule([Cut(2, 0.5), Cut(6, 0.75)])
+    assert called(fake_runner, "set_fastv")[-1] == "fastv,k=4,drop=0.75"
+    fake_runner.set_fastv("k=2;k=6,drop=0.75,score=last")
+    assert fake_runner.fastv == Schedule([Cut(2, 0.5), Cut(6, 0.75, "last")])
     fake_runner.set_fastv("pyramiddrop")
     assert called(fake_runner, "set_fastv")[-1] == PyramidDrop().spec()
     fake_runner.set_fastv(None)
@@ -325,17 +326,17 @@ def test_a_requests_own_rule_is_for_that_request(fake_runner: Runner) -> None:
     rules = [
         fake_runner.ask(None, "Q", fastv=FastV(4)).report.fastv,
         fake_runner.ask(None, "Q").report.fastv,
-        fake_runner.stream(None, "Q", fastv="k=3").read().report.fastv,
+        fake_runner.stream(None, "Q", fastv="fastv,k=3").read().report.fastv,
         fake_runner.ask(None, "Q", fastv=FastV(3)).report.fastv,
         fake_runner.create_chat_completion(messages, fastv=None)["pyfastv"]["fastv"],
         fake_runner.ask(None, "Q").report.fastv,
     ]
     assert rules == [FastV(4), Recommended(), FastV(3), FastV(3), None, Recommended()]
     assert fake_runner.fastv == Recommended()
-    default = Recommended().spec()
-    asked = ["k=4,drop=0.5", default, "k=3,drop=0.5", "k=3,drop=0.5", "", default]
+    default, four, three = (rule.spec() for rule in (Recommended(), FastV(4), FastV(3)))
+    asked = [four, default, three, three, "", default]
     assert [prefill["fastv"] for prefill in called(fake_runner, "prefill")] == asked
-    assert called(fake_runner, "fit") == ["k=4,drop=0.5", default, "k=3,drop=0.5", default]  # other layers
+    assert called(fake_runner, "fit") == [four, default, three, default]  # other layers
 
 
 @pytest.mark.parametrize("fastv", [(2, 0.5), "fast", "k=0"])

@@ -102,7 +102,7 @@ def test_the_rule_changes_without_loading_again() -> None:
         (Feather(), (0, 3, 6), (576, 288, 144)),
         (VTW(), (0, 6), (576, 0)),
         (
-            Schedule.parse("k=2;k=6,drop=0.75,score=question-max,pick=window4,merge"),
+            Schedule.parse("k=2,score=last;k=6,drop=0.75,score=question-max,pick=window4,merge"),
             (0, 2, 6),
             (576, 288, 144),
         ),

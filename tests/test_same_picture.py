@@ -17,7 +17,7 @@ from c_api import Context, Model, contexts, read
 from random_mmproj import FAMILIES
 from vision_api import Encoder, is_picture, loaded, mtmd, saved
 
-SPEC = "k=2,drop=0.5"
+SPEC = "fastv,k=2,drop=0.5"
 PICTURE = np.random.default_rng(7).integers(0, 256, (168, 224, 3), dtype=np.uint8)
 ALMOST = PICTURE.copy()
 ALMOST[0, 0, 0] ^= 1

@@ -15,6 +15,7 @@ from pyfastv._native import check_schedule
 
 N_LAYER = 32
 REST = ",recall=0.025,cells=0"
+DEFAULT = "score=question-max,pick=cover,weigh"
 SHARES = st.floats(0, 1, width=32, allow_subnormal=False)  # libc++ refuses them
 SPACES = st.sampled_from(["", " ", "\t", "  \n"])
 
@@ -25,14 +26,17 @@ SPACES = st.sampled_from(["", " ", "\t", "  \n"])
 @pytest.mark.parametrize(
     ("spec", "full"),
     [
-        ("k=2", "k=2,drop=0.5,score=last,pick=top-k"),
-        ("k=3", "k=3,drop=0.5,score=last,pick=top-k"),
-        ("k=25%", "k=8,drop=0.5,score=last,pick=top-k"),
-        ("k=12.5%", "k=4,drop=0.5,score=last,pick=top-k"),
-        ("drop=0.9", "k=2,drop=0.9,score=last,pick=top-k"),
-        ("drop=0", "k=2,drop=0,score=last,pick=top-k"),
-        ("drop=1", "k=2,drop=1,score=last,pick=top-k"),
-        ("drop=1e-3", "k=2,drop=0.001,score=last,pick=top-k"),
+        ("k=2", f"k=2,drop=0.5,{DEFAULT}"),
+        ("k=3", f"k=3,drop=0.5,{DEFAULT}"),
+        ("k=25%", f"k=8,drop=0.5,{DEFAULT}"),
+        ("k=12.5%", f"k=4,drop=0.5,{DEFAULT}"),
+        ("drop=0.9", f"k=2,drop=0.9,{DEFAULT}"),
+        ("drop=0", f"k=2,drop=0,{DEFAULT}"),
+        ("drop=1", f"k=2,drop=1,{DEFAULT}"),
+        ("drop=1e-3", f"k=2,drop=0.001,{DEFAULT}"),
+        ("fastv", "k=2,drop=0.5,score=last,pick=top-k"),
+        ("fastv,k=25%,drop=0.75", "k=8,drop=0.75,score=last,pick=top-k"),
+        ("FastV , drop=0", "k=2,drop=0,score=last,pick=top-k"),
         ("score=last", "k=2,drop=0.5,score=last,pick=top-k"),
         ("score=question-mean", "k=2,drop=0.5,score=question-mean,pick=top-k"),
         ("score=question-max", "k=2,drop=0.5,score=question-max,pick=top-k"),
@@ -70,7 +74,7 @@ def test_every_field_of_a_cut(spec: str, full: str) -> None:
     ],
 )
 def test_every_field_of_the_schedule(spec: str, rest: str) -> None:
-    assert check_schedule(spec, N_LAYER) == "k=2,drop=0.5,score=last,pick=top-k," + rest
+    assert check_schedule(spec, N_LAYER) == f"k=2,drop=0.5,{DEFAULT},{rest}"
 
 
 def test_several_cuts_each_with_a_rule_of_its_own() -> None:
@@ -78,7 +82,7 @@ def test_several_cuts_each_with_a_rule_of_its_own() -> None:
     assert check_schedule(spec, N_LAYER) == (
         "k=2,drop=0.25,score=last,pick=grid3;"
         "k=16,drop=0.5,score=random7,pick=top-k;"
-        "k=24,drop=1,score=last,pick=top-k,recall=0.5,cells=auto"
+        f"k=24,drop=1,{DEFAULT},recall=0.5,cells=auto"
     )
 
 

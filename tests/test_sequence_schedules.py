@@ -12,7 +12,7 @@ import random_gguf
 from c_api import BAD_PARAMS, OK, UNSUPPORTED, Context, Model, contexts, last_error, llama, logged, read
 from masked_reference import relative_rms
 
-SPEC = "k=1,drop=0.5;k=3,drop=0.75,score=question-mean"
+SPEC = "k=1,drop=0.5,score=last;k=3,drop=0.75,score=question-mean"
 # who votes, with and without positions, how it is picked, what becomes of the others
 SCHEDULES = [
     SPEC,
@@ -125,7 +125,11 @@ def test_one_that_keeps_all_is_stock_to_the_bit(make: Make) -> None:
 
 def test_sequences_of_a_model_with_windows_are_as_alone(models: Callable[[str], Model]) -> None:
     exact = {"type_k": llama.GGML_TYPE_F32, "type_v": llama.GGML_TYPE_F32}
-    specs = ["k=6,drop=0.5,score=question-mean,weigh", "k=6,drop=0.75", "k=6,drop=0,score=none,recall=0"]
+    specs = [
+        "k=6,drop=0.5,score=question-mean,weigh",
+        "fastv,k=6,drop=0.75",
+        "k=6,drop=0,score=none,recall=0",
+    ]
     with contexts(models("gemma3"), n_seq_max=4, swa_full=False, **exact) as make:
         context = make(specs[0])
         for seq in (1, 2):
@@ -143,7 +147,12 @@ def test_sequences_of_a_model_with_windows_are_as_alone(models: Callable[[str], 
 
 
 @pytest.mark.parametrize(
-    "spec", ["k=2,drop=0.5;k=3,drop=0.75", "k=1,drop=0.5", "k=1;k=2,drop=0.75;k=3,drop=0.75"]
+    "spec",
+    [
+        "k=2,drop=0.5,score=last;k=3,drop=0.75,score=last",
+        "fastv,k=1,drop=0.5",
+        "k=1,score=last;k=2,drop=0.75,score=last;k=3,drop=0.75,score=last",
+    ],
 )
 def test_other_layers_are_refused_with_both(make: Make, spec: str) -> None:
     context = make(SPEC)
@@ -204,7 +213,7 @@ def test_a_rule_that_the_model_cannot_have_is_refused(models: Callable[[str], Mo
         context = make("k=1,drop=0.5,score=none")
         assert context.set_schedule("k=1,drop=0.5,score=last-no-rope", seq=1) == UNSUPPORTED
         assert "M-RoPE" in last_error()
-        assert context.set_schedule("k=1,drop=0.75", seq=1) == OK
+        assert context.set_schedule("fastv,k=1,drop=0.75", seq=1) == OK
         see(context, TALKS[0], 1)
         ask(context, TALKS[0], 1)
         assert len(context.kept(seq=1)) == len(TALKS[0].picture) // 4
@@ -268,7 +277,7 @@ def test_a_state_has_the_schedules_of_its_sequences(make: Make, whole: bool) -> 
 
 def test_a_state_with_a_schedule_that_there_cannot_be_is_refused(make: Make) -> None:
     """A share above 1; whatever else was there stays."""
-    context, fresh = given(make, "k=1,drop=0.40625;k=3,drop=0.75"), make(SPEC)
+    context, fresh = given(make, "k=1,drop=0.40625,score=last;k=3,drop=0.75,score=last"), make(SPEC)
     see(context, TALKS[0])
     see(fresh, TALKS[1], 1)
     state = context.save_sequence(0)

@@ -13,7 +13,7 @@ from c_api import OK, UNSUPPORTED, Context, Model, Row, contexts, last_error, ll
 from decoding import random_llama
 from masked_reference import relative_rms
 
-SPEC = "k=1,drop=0.5;k=3,drop=0.75,score=question-mean"
+SPEC = "k=1,drop=0.5,score=last;k=3,drop=0.75,score=question-mean"
 MERGED = "k=1,drop=0.5,score=question-max,merge;k=2,drop=0.75,merge"
 WEIGHED = "k=1,drop=0.5,weigh;k=3,drop=0.75,weigh"
 STEPS = 6  # of generation
@@ -168,7 +168,7 @@ def test_eight_interleaved_sequences_are_each_as_alone(make, recall):
 def test_without_drop_interleaved_sequences_are_stock(make):
     """But for rounding: later layers run on each sequence's rows behind each other."""
     outs = []
-    for context in (make(), make("k=1,drop=0;k=3,drop=0")):
+    for context in (make(), make("k=1,drop=0,score=last;k=3,drop=0,score=last")):
         logits = []
         for seq in (0, 1):
             see(context, TALKS[seq], seq)
@@ -233,7 +233,7 @@ def test_who_generates_does_not_make_the_choice_of_who_waits(make, asked_for):
 
 def test_a_token_generated_beside_another_s_question_recalls_nothing(make):
     """It goes through the same batch, but it is no question."""
-    spec = "k=1,drop=0.5,recall=0.5"
+    spec = "fastv,k=1,drop=0.5,recall=0.5"
     expected = alone(make, TALKS[0], spec)
     context = make(spec)
     see(context, TALKS[0], 0)
@@ -526,7 +526,7 @@ def test_shifting_one_sequence_leaves_the_others(make, delta):
 def test_a_question_after_a_context_shift(make):
     """The middle goes, with part of the picture; the rest moves up; what is left can be recalled."""
     talk, second = TALKS[7], TALKS[5].question
-    context, apart = make("k=1,drop=0.5,recall=0.25"), make("k=1,drop=0.5,recall=0.25")
+    context, apart = make("fastv,k=1,drop=0.5,recall=0.25"), make("fastv,k=1,drop=0.5,recall=0.25")
     n, removed = len(talk.picture), 20
     first = len(talk.before)
     for c in (context, apart):
@@ -621,7 +621,7 @@ def test_the_later_layers_of_nothing_and_of_one_row(make, drop):
 def test_tokens_removed_in_front_of_some_that_were_removed_before(make):
     """Everything moves, but for what is gone: a cut between the two is no less a cut."""
     rows = TALKS[7].picture
-    context = make("k=1,drop=0.5,recall=1")
+    context = make("fastv,k=1,drop=0.5,recall=1")
     assert context.picture(rows[:10], 0) == 0
     assert context.tokens([3, 4, 5], 10) == 0
     read(context)
@@ -639,7 +639,7 @@ def test_a_shift_of_everything_does_not_change_what_a_question_recalls(make):
     talk, second = TALKS[7], TALKS[5].question
     outs, sets = [], []
     for delta in (0, 13):
-        context = make("k=1,drop=0.5,recall=0.25")
+        context = make("fastv,k=1,drop=0.5,recall=0.25")
         see(context, talk, 3)
         ask(context, talk, 3)
         context.shift(-1, -1, delta, seq=3)
@@ -683,7 +683,7 @@ def test_rows_that_two_sequences_share(make):
 def test_the_report_knows_what_stock_would_use_for_copies(make):
     """Sequences that chose from one picture share its cells in the first stage only."""
     talk = TALKS[6]
-    stock, context = make(), make("k=1,drop=0.25")
+    stock, context = make(), make("fastv,k=1,drop=0.25")
     for c in (stock, context):
         see(c, talk, 0)
         for seq in range(1, 4):
@@ -697,7 +697,7 @@ def test_the_report_knows_what_stock_would_use_for_copies(make):
 def test_copies_that_do_not_fit_later_are_refused_when_decoding(make):
     """Each has cells of its own in the later stages."""
     talk = TALKS[7]  # 60 rows
-    context = make("k=1,drop=0.25", n_ctx=256)
+    context = make("fastv,k=1,drop=0.25", n_ctx=256)
     see(context, talk, 0)
     for seq in range(1, 8):
         context.copy(0, seq)
@@ -714,7 +714,7 @@ def test_copies_that_do_not_fit_later_are_refused_when_decoding(make):
 
 def test_that_others_took_the_cells_is_reported_when_decoding(make):
     talk = TALKS[7]
-    context = make("k=1,drop=0.5,cells=256,recall=0", n_ctx=512)
+    context = make("fastv,k=1,drop=0.5,cells=256,recall=0", n_ctx=512)
     see(context, talk, 0)  # 3 + 30 cells
     assert context.tokens([7] * 240, 0, seq=1) == 0
     assert context.tokens(talk.question, talk.at_question, seq=0) == 1
@@ -726,7 +726,7 @@ def test_that_others_took_the_cells_is_reported_when_decoding(make):
 def test_what_is_shifted_below_0_is_removed(make):
     """As llama.cpp does with cells."""
     talk = TALKS[6]
-    context, removed = make("k=1,drop=0.1"), make("k=1,drop=0.1")
+    context, removed = make("fastv,k=1,drop=0.1"), make("fastv,k=1,drop=0.1")
     first = len(talk.before)
     for c in (context, removed):
         see(c, talk)

@@ -92,7 +92,7 @@ def test_a_question_that_fails_leaves_no_trace(
         engine = engine_of(fake_runner)
         engine.failing, engine.failure = "prefill", DecodeError("failed")
         with pytest.raises(error):
-            chat.ask(question, image)
+            chat.ask(image=image, question=question)
         assert chat.messages == before
         engine.failing = ""
         assert chat.ask("Two?").text == "It is 9:10. Yes."

@@ -190,7 +190,7 @@ def test_patches_lie_where_the_picture_is(runner: pyfastv.Runner) -> None:
 
 
 def test_the_trace_is_what_the_engine_did(runner: pyfastv.Runner) -> None:
-    rules = named(["k=2,drop=0.75", PyramidDrop(), None], Setting())
+    rules = named(["fastv,k=2,drop=0.75", PyramidDrop(), None], Setting())
     made = trace(runner, CLOCK.picture, [CLOCK.question], rules, {"max_tokens": 3})
     first, pyramid, off = made.rules
     (only,) = first.turns[0].stages
@@ -207,7 +207,7 @@ def test_the_trace_is_what_the_engine_did(runner: pyfastv.Runner) -> None:
 def test_turbo_and_a_reducer_are_traced_and_drawn(runner: pyfastv.Runner) -> None:
     """By text for one rule, and the runner's own beside a schedule."""
     rules = {
-        "pooled": "reduce:pool,window=2 + k=2,drop=0.5",
+        "pooled": "reduce:pool,window=2 + fastv,k=2,drop=0.5",
         "merged": "turbo:share=0.25",
         "own": FastV(2, 0.75),
     }
@@ -299,16 +299,24 @@ def test_stdout_that_is_no_terminal_cannot_show() -> None:
     ("arguments", "status", "words"),
     [
         (["missing.png", "What?"], 1, "missing.png: no such file"),
-        ([str(CLOCK.picture), "What?", "--rules", "k=2", "--drop", "0.5"], 2, "--rules excludes --drop"),
-        ([str(CLOCK.picture), "What?", "--rules", "k=2", "--turbo", "r=1"], 2, "--rules excludes --turbo"),
         (
-            [str(CLOCK.picture), "What?", "--rules", "k=2", "--profile", "p.json"],
+            [str(CLOCK.picture), "What?", "--rules", "fastv,k=2", "--drop", "0.5"],
+            2,
+            "--rules excludes --drop",
+        ),
+        (
+            [str(CLOCK.picture), "What?", "--rules", "fastv,k=2", "--turbo", "r=1"],
+            2,
+            "--rules excludes --turbo",
+        ),
+        (
+            [str(CLOCK.picture), "What?", "--rules", "fastv,k=2", "--profile", "p.json"],
             2,
             "--rules excludes --profile",
         ),
         ([str(CLOCK.picture), "What?", "--rules", "vtw", "--rules", "vtw"], 1, "given twice"),
         ([str(CLOCK.picture), "What?", "--rules", "nonsense"], 1, "nonsense"),
-        ([str(CLOCK.picture), "What?", "--rules", "k=12,drop=0.5"], 1, "12"),
+        ([str(CLOCK.picture), "What?", "--rules", "fastv,k=12,drop=0.5"], 1, "12"),
         ([str(CLOCK.picture), "What?", "--output", "out.gif"], 1, ".png"),
         ([str(CLOCK.picture), "What?", "--output", "missing/out.png"], 1, "no folder"),
         ([str(CLOCK.picture)], 2, ""),

@@ -199,7 +199,7 @@ def test_what_is_out_of_turn_is_refused(slots: _native.Engine, start: Start) -> 
     slots.start(request)
     with pytest.raises(OptionError, match="already"):
         slots.start(request)
-    for change in ("", "k=2,drop=0.5"):
+    for change in ("", "fastv,k=2,drop=0.5"):
         with pytest.raises(OptionError, match="when no request runs; 1 do"):
             slots.set_fastv(change)
     start("Two", sampling=ENDLESS)

@@ -12,7 +12,7 @@ import random_gguf
 from c_api import Context, Model, contexts, llama, logged, read
 from masked_reference import relative_rms
 
-SPEC = "k=1,drop=0.5,score=question-mean;k=3,drop=0.75,recall=0.125"
+SPEC = "k=1,drop=0.5,score=question-mean;k=3,drop=0.75,score=last,recall=0.125"
 WEIGHED = "k=1,drop=0.5,weigh;k=3,drop=0.75,weigh,recall=0.125"
 BEFORE, QUESTION, SECOND = [1, 30, 31, 32], [40, 41, 42, 43, 44, 45], [50, 51, 52, 53, 54]
 N = 40  # visual tokens
@@ -293,7 +293,12 @@ def test_a_stock_context_refuses_the_state_of_stages(make):
 
 
 @pytest.mark.parametrize(
-    ("spec", "layers"), [("k=1,drop=0.5;k=2,drop=0.75", "1, 2"), ("k=1,drop=0.5", "1"), ("k=3,drop=0.5", "3")]
+    ("spec", "layers"),
+    [
+        ("k=1,drop=0.5,score=last;k=2,drop=0.75,score=last", "1, 2"),
+        ("fastv,k=1,drop=0.5", "1"),
+        ("fastv,k=3,drop=0.5", "3"),
+    ],
 )
 def test_a_state_with_other_cuts_is_refused_with_both(make, spec, layers):
     context, other = make(SPEC), make(spec)
@@ -311,7 +316,7 @@ def test_a_state_with_other_cuts_is_refused_with_both(make, spec, layers):
 
 def test_a_state_goes_on_by_its_own_rule(make):
     """Where the context has another one."""
-    context, other = make(SPEC), make("k=1,drop=0.25;k=3,drop=0.25,recall=0")
+    context, other = make(SPEC), make("k=1,drop=0.25,score=last;k=3,drop=0.25,score=last,recall=0")
     see(context)
     state = context.save()
     assert other.load(state) == len(state)

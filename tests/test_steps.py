@@ -23,7 +23,7 @@ N, UBATCH = 96, 16  # visual tokens; rows of a batch
 QUESTION = [40, 41, 42, 43, 44, 45]
 AT_QUESTION = 3 + N
 END = AT_QUESTION + len(QUESTION)
-TWO_CUTS = "k=1,drop=0.25;k=2,drop=0.5,score=question-max,pick=cover,weigh"
+TWO_CUTS = "k=1,drop=0.25,score=last;k=2,drop=0.5,score=question-max,pick=cover,weigh"
 NOISE = 5e-4  # relative rms: cells of F16, added in another order
 
 Make = Callable[..., Context]

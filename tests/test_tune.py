@@ -42,7 +42,7 @@ from pyfastv.settings.setting import Setting
 import random_mmproj
 
 EXAMPLES = bundled_examples()
-CHEAP_BAD = "k=2,drop=0.98"  # FastV's rule: 12 of 576 tokens
+CHEAP_BAD = "fastv,k=2,drop=0.98"  # FastV's rule: 12 of 576 tokens
 DEAR_GOOD = "k=8,drop=0.25,score=question-max,pick=cover,weigh"
 
 
@@ -265,10 +265,10 @@ def test_the_cost_counts_rows_layer_by_layer(plain: Runner) -> None:
         return compare(plain, Setting.parse(setting), reference, QUESTION, QUESTION.text, None).cost
 
     for setting, visual in (
-        ("k=3,drop=0.75", 3 * 576 + 9 * 144),
+        ("fastv,k=3,drop=0.75", 3 * 576 + 9 * 144),
         ("turbo:share=0.25", 12 * 432),
-        ("turbo:share=0.25 + k=3,drop=0.75", 3 * 432 + 9 * 108),
-        ("reduce:stride,keep=192 + k=3,drop=0.75", 3 * 192 + 9 * 48),
+        ("turbo:share=0.25 + fastv,k=3,drop=0.75", 3 * 432 + 9 * 108),
+        ("reduce:stride,keep=192 + fastv,k=3,drop=0.75", 3 * 192 + 9 * 48),
         ("turbo:share=0.25 + reduce:stride,keep=0.5", 12 * 216),
     ):
         assert cost(setting) == pytest.approx((visual + 12 * text) / reference.rows)
@@ -281,7 +281,7 @@ def test_an_answer_is_followed_as_far_as_asked(plain: Runner) -> None:
 
 def test_nothing_dropped_is_no_divergence(plain: Runner) -> None:
     reference = refer(plain, QUESTION, QUESTION.text, None, 8)
-    found = compare(plain, Setting.parse("k=6,drop=0"), reference, QUESTION, QUESTION.text, None)
+    found = compare(plain, Setting.parse("fastv,k=6,drop=0"), reference, QUESTION, QUESTION.text, None)
     assert found.cost == 1.0
     assert found.kl.max() < 1e-3
     assert not found.changed.any()
@@ -289,7 +289,7 @@ def test_nothing_dropped_is_no_divergence(plain: Runner) -> None:
 
 def test_the_encoder_sees_a_picture_once_for_each_turbo(monkeypatch: pytest.MonkeyPatch) -> None:
     """In whatever order the settings are named; its cache has room for one output and a half."""
-    schedules = ("k=2,drop=0.5", "k=4,drop=0.5", "k=6,drop=0.5")
+    schedules = ("fastv,k=2,drop=0.5", "fastv,k=4,drop=0.5", "fastv,k=6,drop=0.5")
     mixed = [
         setting
         for schedule in schedules

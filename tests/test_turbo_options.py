@@ -114,7 +114,7 @@ def test_refused_merging_leaves_the_runner_as_it_was(runner: pyfastv.Runner) -> 
 
 def test_the_report_tells_what_was_merged(runner: pyfastv.Runner) -> None:
     example = bundled_examples()[-1]
-    for fastv, kept in ((None, 288), ("k=2,drop=0.5", 144)):
+    for fastv, kept in ((None, 288), ("fastv,k=2,drop=0.5", 144)):
         report = runner.ask(example.picture, "What?", turbo="share=0.5", fastv=fastv, max_tokens=1).report
         assert (report.patches, report.visual_tokens, report.visual_tokens_kept) == (576, 288, kept)
         assert "288 of 576" in str(report)

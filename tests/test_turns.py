@@ -20,9 +20,9 @@ AT_QUESTION = AT_PICTURE + N
 AT_ANSWER = AT_QUESTION + len(QUESTION)
 EXACT = 1e-5  # relative rms: the same computations, maybe in other cells of the cache
 
-ONE = "k=1,drop=0.5,recall=0.0625"
-TWO = "k=1,drop=0.5,score=question-mean;k=3,drop=0.75,recall=0.125"
-MERGED = "k=1,drop=0.5,merge;k=2,drop=0.625,recall=0.25"
+ONE = "fastv,k=1,drop=0.5,recall=0.0625"
+TWO = "k=1,drop=0.5,score=question-mean;k=3,drop=0.75,score=last,recall=0.125"
+MERGED = "k=1,drop=0.5,merge;k=2,drop=0.625,score=last,recall=0.25"
 WEIGHED = "k=1,drop=0.5,weigh;k=3,drop=0.75,weigh,recall=0.125"
 SPECS = [ONE, TWO, MERGED, WEIGHED]
 
@@ -93,7 +93,7 @@ def used(context: Context) -> list[int]:
     [(0.0625, 4), (0.1, 6), (2.5 / N, 2), (3.5 / N, 4), (0.25, 16), (1.0, N)],  # half to even
 )
 def test_a_second_question_brings_back_the_highest_of_those_it_would_have_chosen(make, recall, budget):
-    context = asked(make, f"k=1,drop=0.5,recall={recall}")
+    context = asked(make, f"fastv,k=1,drop=0.5,recall={recall}")
     first = context.kept()
     ask(context, SECOND, AT_ANSWER)
     scores = context.scores()
@@ -143,7 +143,7 @@ def visible_rows(kept_by_turn: list[list[int]], ends: list[int]) -> np.ndarray:
 @pytest.mark.parametrize("recall", [0, 0.0625, 0.5])
 def test_a_conversation_is_the_reference_s(make, path, recall):
     """NumPy, whose later layers do not see what is dropped. Rows that come back see what is there by then."""
-    context = asked(make, f"k=2,drop=0.75,recall={recall}")
+    context = asked(make, f"fastv,k=2,drop=0.75,recall={recall}")
     turns = [context.kept()]
     end = AT_ANSWER + len(SECOND)
     ask(context, SECOND, AT_ANSWER)
@@ -180,7 +180,7 @@ def test_the_reference_notices_who_sees_what(path):
 
 
 def test_recall_0_keeps_the_first_choice(make):
-    context = asked(make, "k=1,drop=0.5;k=3,drop=0.75,recall=0")
+    context = asked(make, "k=1,drop=0.5,score=last;k=3,drop=0.75,score=last,recall=0")
     first = kept(context)
     for i, question in enumerate((SECOND, QUESTION)):
         ask(context, question, AT_ANSWER + 5 * i)
@@ -191,11 +191,11 @@ def test_recall_0_keeps_the_first_choice(make):
 @pytest.mark.parametrize(
     ("spec", "n_pending"),
     [
-        ("k=1,drop=0.5,recall=0.1", len(SECOND)),
-        ("k=1,drop=0.5,recall=0", 0),
-        ("k=1,drop=0,recall=0.1", 0),
+        ("fastv,k=1,drop=0.5,recall=0.1", len(SECOND)),
+        ("fastv,k=1,drop=0.5,recall=0", 0),
+        ("fastv,k=1,drop=0,recall=0.1", 0),
         ("k=1,drop=0.5,score=random3,recall=0.1", 0),
-        ("k=1,drop=0.5,score=random3;k=3,drop=0.75,recall=0.1", len(SECOND)),
+        ("k=1,drop=0.5,score=random3;k=3,drop=0.75,score=last,recall=0.1", len(SECOND)),
     ],
 )
 def test_a_question_that_cannot_recall_does_not_wait(make, spec, n_pending):
@@ -206,7 +206,7 @@ def test_a_question_that_cannot_recall_does_not_wait(make, spec, n_pending):
 
 
 def test_a_single_token_never_recalls(make):
-    context, other = asked(make, "k=1,drop=0.5,recall=1"), asked(make, "k=1,drop=0.5,recall=0")
+    context, other = asked(make, "fastv,k=1,drop=0.5,recall=1"), asked(make, "fastv,k=1,drop=0.5,recall=0")
     first = context.kept()
     for i in range(5):
         np.testing.assert_array_equal(*[ask(c, [70 + i], AT_ANSWER + i) for c in (context, other)])
@@ -340,7 +340,7 @@ def test_removing_generated_tokens_takes_nothing_back(make):
 
 def test_a_draft_is_no_question(make):
     """Of tokens that are verified together every one is read. Those that are refused take nothing back."""
-    context, never = asked(make, ONE), asked(make, "k=1,drop=0.5,recall=0")
+    context, never = asked(make, ONE), asked(make, "fastv,k=1,drop=0.5,recall=0")
     chosen = kept(context)
     at = AT_ANSWER
     for n_accepted in (1, 3, 0, 4):
@@ -387,7 +387,7 @@ def test_an_aborted_recall_can_be_repeated(make, spec):
 def test_a_second_picture_is_chosen_by_its_own_question(make):
     """The first one's tokens may come back then."""
     other = rows_of(1, 40)
-    context, only = asked(make, "k=1,drop=0.5,recall=0.125"), make("k=1,drop=0.5,recall=0")
+    context, only = asked(make, "fastv,k=1,drop=0.5,recall=0.125"), make("fastv,k=1,drop=0.5,recall=0")
     first = context.kept()
     see(only)
     ask(only)
@@ -425,7 +425,7 @@ def test_the_similarities_of_a_picture_go_with_it(make):
 
 
 def test_both_pictures_can_be_recalled(make):
-    context = asked(make, "k=1,drop=0.75,recall=0.125")
+    context = asked(make, "fastv,k=1,drop=0.75,recall=0.125")
     context.begin_picture()
     assert context.picture(rows_of(1, 40), AT_ANSWER) == 0
     ask(context, SECOND, AT_ANSWER + 40)
@@ -439,7 +439,7 @@ def test_both_pictures_can_be_recalled(make):
 def test_a_removed_token_does_not_come_back(make):
     """The second question recalled it; it was removed; then the second question was, too. Nor does that touch the token
     that has its position now."""
-    context = asked(make, "k=1,drop=0.5,recall=0.5")
+    context = asked(make, "fastv,k=1,drop=0.5,recall=0.5")
     first = set(context.kept())
     ask(context, SECOND, AT_ANSWER)
     back = sorted(set(context.kept()) - first)
@@ -459,7 +459,7 @@ def test_a_removed_token_does_not_come_back(make):
 
 def test_what_is_left_of_a_picture_is_counted_as_it_is_chosen(make):
     """By the size of the whole picture: else decoding would promise what reading cannot keep."""
-    context = make("k=1,drop=0.5,cells=256,recall=0")
+    context = make("fastv,k=1,drop=0.5,cells=256,recall=0")
     assert context.tokens(BEFORE, 0, logits=False) == 0
     assert context.picture(rows_of(2, 490), AT_PICTURE) == 0  # 4 + 245 cells
     assert context.remove(AT_PICTURE + 100, AT_PICTURE + 200)

@@ -178,7 +178,7 @@ def test_frames_are_slices_of_one_picture(off: Runner, ramp: Path) -> None:
     report = off.ask(video=Video(ramp, frames=3), question="What is it?", max_tokens=1).report
     assert (report.encoded_tokens, report.visual_tokens) == (3 * 576, 3 * 576)
     assert report.pictures_encoded == 1
-    off.ask(video=Video(ramp, frames=3), question="What is it?", max_tokens=1, fastv="k=2,drop=0.5")
+    off.ask(video=Video(ramp, frames=3), question="What is it?", max_tokens=1, fastv="fastv,k=2,drop=0.5")
     assert off._engine.grids() == [[(24, 24)] * 3]
 
 

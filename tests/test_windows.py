@@ -18,7 +18,7 @@ N = 40  # visual tokens
 AT_PICTURE = len(BEFORE)
 AT_QUESTION = AT_PICTURE + N
 AT_ANSWER = AT_QUESTION + len(QUESTION)
-DROP_NOTHING, DROP_HALF = "k=6,drop=0", "k=6,drop=0.5,score=question-mean,weigh"
+DROP_NOTHING, DROP_HALF = "fastv,k=6,drop=0", "k=6,drop=0.5,score=question-mean,weigh"
 NOISE = 1e-3  # relative rms: ggml rounds the input and the output of GELU to float16
 
 Make = Callable[..., Context]

@@ -7,6 +7,7 @@
 #include "products/parallel.h"
 #include "pyfastv.h"
 #include "choose/reducers/reduce.h"
+#include "runner/cores.h"
 #include "runner/errors.h"
 #include "runner/log.h"
 #include "runner/model_file.h"
@@ -276,6 +277,9 @@ void bind_info(py::module_ & m) {
     const py::call_guard<pyfastv::abort_guard> guarded;
 
     m.def("system_info", &llama_print_system_info, guarded);
+    m.def("usable_cores", [](const std::string & root, const std::optional<std::vector<int32_t>> & cpus) {
+        return cpus ? pyfastv::usable_cores(root, *cpus) : pyfastv::usable_cores();
+    }, "root"_a = "", "cpus"_a = py::none());
     m.def("build_info", &build_info);
     m.def("backends", &backends, guarded);
     m.def("model_info", &model_info, "model_path"_a, guarded);

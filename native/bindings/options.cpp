@@ -56,6 +56,7 @@ void bind_options(py::module_ & m) {
         .def_readwrite("n_batch",      &engine_options::n_batch)
         .def_readwrite("n_ubatch",     &engine_options::n_ubatch)
         .def_readwrite("n_threads",    &engine_options::n_threads)
+        .def_readwrite("n_threads_batch", &engine_options::n_threads_batch)
         .def_readwrite("n_gpu_layers", &engine_options::n_gpu_layers)
         .def_readwrite("flash_attn",   &engine_options::flash_attn)
         .def_readwrite("type_k",       &engine_options::type_k)

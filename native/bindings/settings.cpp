@@ -40,8 +40,9 @@ static py::object of_schedule(const pyfastv::schedule_setting & schedule) {
     return py::dict("preset"_a = preset, "cuts"_a = cuts, "recall"_a = schedule.recall, "cells"_a = cells);
 }
 
-static py::dict check_cut(const std::string & layer, double drop, const std::string & score, const std::string & pick) {
-    return pyfastv::option_checked([&] { return to_dict(pyfastv::parse_cut(layer, drop, score, pick)); });
+static py::dict check_cut(const std::string & layer, double drop, const std::optional<std::string> & score, const std::optional<std::string> & pick,
+        std::optional<bool> weigh, std::optional<bool> merge) {
+    return pyfastv::option_checked([&] { return to_dict(pyfastv::parse_cut(layer, drop, { score, pick, weigh, merge })); });
 }
 
 static std::string check_schedule(const std::string & spec, int32_t n_layer) {
@@ -109,7 +110,7 @@ void bind_settings(py::module_ & m) {
     m.def("parse_schedule", [](const std::string & text) {
         return or_none(pyfastv::option_checked([&] { return pyfastv::schedule_or_off(text); }), of_schedule);
     }, "text"_a);
-    m.def("check_cut",      &check_cut, "layer"_a, "drop"_a, "score"_a, "pick"_a);
+    m.def("check_cut",      &check_cut, "layer"_a, "drop"_a, "score"_a, "pick"_a, "weigh"_a, "merge"_a);
     m.def("check_schedule", &check_schedule, "spec"_a, "n_layer"_a);
     m.def("parse_turbo", [](const std::string & text) {
         return or_none(pyfastv::option_checked([&] { return pyfastv::turbo_or_off(text); }), of_turbo);

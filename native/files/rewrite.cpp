@@ -1,5 +1,6 @@
 #include "files/rewrite.h"
 
+#include "runner/cores.h"
 #include "runner/errors.h"
 #include "runner/log.h"
 #include "runner/model_file.h"
@@ -266,7 +267,7 @@ private:
 void rewrite_gguf(const std::string & source, const std::string & target, const rewrite_plan & plan, int n_threads, const rewrite_progress & progress) {
     const input in(source);
     output      out(target);
-    rewriting(in, out, plan, n_threads > 0 ? n_threads : std::max(1, (int) std::thread::hardware_concurrency()), progress).run();
+    rewriting(in, out, plan, n_threads > 0 ? n_threads : usable_cores(), progress).run();
     out.close();
 }
 

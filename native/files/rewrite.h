@@ -25,7 +25,7 @@ struct rewrite_plan {
 using rewrite_progress = std::function<bool(uint64_t, uint64_t)>;
 
 // Write the GGUF file `source` as `target`, with some tensors of another type, or larger. At most a few MiB of a tensor are
-// in memory at a time. `n_threads` 0: one for each core. The alignment is GGUF's default, whatever the source's was.
+// in memory at a time. `n_threads` 0: usable_cores(). The alignment is GGUF's default, whatever the source's was.
 //
 // Throws error(model), which names the source (it cannot be read, is damaged, or a tensor of the plan is none that could be
 // rewritten), std::system_error (the target cannot be written), interrupted. What is in the target then is of no use.

@@ -144,8 +144,8 @@ PYFASTV_API int32_t pyfastv_find_pick (const char * name);
 PYFASTV_API const char * pyfastv_score_name(int32_t score);
 PYFASTV_API const char * pyfastv_pick_name (int32_t pick);
 
-// One cut: layer = 2, drop = 0.5, last, top-k: the paper's main setting. recall = 0.025, n_cells = 0. size: sizeof(*params),
-// which is set, too. Returns PYFASTV_OK or PYFASTV_BAD_PARAMS.
+// One cut: "recommended" of pyfastv_parse(), so layer = 2, drop = 0.5; its rule is that of the cuts behind it, too. recall =
+// 0.025, n_cells = 0. size: sizeof(*params), which is set, too. Returns PYFASTV_OK or PYFASTV_BAD_PARAMS.
 PYFASTV_API enum pyfastv_status pyfastv_default_params(struct pyfastv_params * params, size_t size);
 
 // Parameters from text, as in the environment variable LLAMA_FASTV. params->size is set by the caller. Cuts are separated by
@@ -160,15 +160,18 @@ PYFASTV_API enum pyfastv_status pyfastv_default_params(struct pyfastv_params * p
 //     recall=0.025
 //     cells=2048      KV cells of the later stages, or
 //     cells=auto      n_ctx*(1 - drop) + n_ctx/4 of the stage's drop, rounded up to 256, at most n_ctx
-// What is left out is as in pyfastv_default_params(). Or a schedule that has a name, and what differs from it:
+// What is left out is as in pyfastv_default_params(), so "k=4,drop=0.75" is "recommended,k=4,drop=0.75". But in a cut that names a
+// part of its rule, which is score, pick, weigh and merge, the other parts are FastV's: last, top-k, neither weigh nor merge. Or
+// a schedule that has a name, and what differs from it:
 //     recommended     k=2,drop=0.5,score=question-max,pick=cover,weigh
-//     fastv           k=2,drop=0.5
+//     fastv           k=2,drop=0.5,score=last
 //     zipvl           k=2,drop=0.9,score=question-mean,pick=mass0.95
 //     vtw             k=50%,drop=1,score=none,recall=0
-//     pyramiddrop     k=25%,drop=0.5;k=50%,drop=0.75;k=75%,drop=0.875 (with recall= and cells= only)
+//     pyramiddrop     k=25%,drop=0.5,score=last;k=50%,drop=0.75,score=last;k=75%,drop=0.875,score=last (with recall= and cells=
+//                     only)
 //     feather         k=25%,drop=0.5,score=last-no-rope,pick=grid3;k=50%,drop=0.75,score=last-no-rope (likewise)
-// as in "recommended,k=4,drop=0.75". In the environment "off" is as if it were not set. Returns PYFASTV_OK or
-// PYFASTV_BAD_PARAMS.
+// as in "fastv,k=4,drop=0.75", which is FastV's own rule. In the environment "off" is as if it were not set. Returns PYFASTV_OK
+// or PYFASTV_BAD_PARAMS.
 PYFASTV_API enum pyfastv_status pyfastv_parse(const char * text, int32_t n_layer, struct pyfastv_params * params);
 
 // Give the context stages, or, with params == NULL, take them away. The context's memory is cleared: call it before

@@ -47,7 +47,7 @@ std::vector<std::vector<slot_event::seen_slice>> engine::pictures(int64_t id) co
 engine::engine(const engine_options & options_in) :
         options(options_in), media_marker(random_marker()), encoded(options_in.encoder_cache_bytes) {
     check_options(options);
-    options.n_threads = threads_of(options);
+    resolve_threads(options);
 
     const int64_t n_slots = options.n_slots;
     const auto    most    = std::min<int64_t>({ (int64_t) llama_max_parallel_sequences(), options.n_batch, options.n_ubatch });
@@ -320,7 +320,7 @@ std::vector<slot_event> engine::step() {
 }
 
 void engine::step(events & out) {
-    start_workers((int32_t) options.n_threads);
+    start_workers(most_threads(options));
 
     was_stopped = false;
     out.reserve(3*all.size()); // more than there can be: none is lost when memory runs out

@@ -277,7 +277,7 @@ void engine::feed(int64_t id, llama_token token) {
         throw error(error_kind::option, "token " + std::to_string(token) + " is out of range: the vocabulary has " + std::to_string(n_vocab()) + " tokens");
     }
     require_memory();
-    start_workers((int32_t) options.n_threads);
+    start_workers(most_threads(options));
 
     const turn mine(*this);
     auto &     s = at(id);

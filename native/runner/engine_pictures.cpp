@@ -84,7 +84,7 @@ bool engine::fetch(slot & s) {
     if (may_run && !s.reduced.done()) {
         const stopwatch watch;
         if (!backend) {
-            backend = make_cpu_backend((int32_t) options.n_threads, &stop);
+            backend = make_cpu_backend((int32_t) options.n_threads_batch, &stop);
         }
         const auto stopped = for_threads(stop);
         bool       whole   = false;
@@ -107,7 +107,7 @@ const encoded_slice * engine::encode(slot & s, const prompt_piece & piece, bool 
     }
     may_run = false;
 
-    start_workers((int32_t) options.n_threads);
+    start_workers(most_threads(options));
 
     const log_scope log(options.verbose);
     const stopwatch watch;

@@ -34,6 +34,7 @@ pyfastv_params request_schedule::in(const pyfastv_params & attached) const {
     res.n_cuts = attached.n_cuts;
     res.recall = 0;
     for (int32_t c = 0; c < res.n_cuts; ++c) {
+        res.cuts[c]       = {}; // nothing is compared or weighed
         res.cuts[c].layer = attached.cuts[c].layer;
         res.cuts[c].drop  = 0;
         res.cuts[c].score = pyfastv_find_score("none");

@@ -109,7 +109,7 @@ llama_context_ptr make_context(llama_model * model, const engine_options & optio
     params.n_seq_max       = size.n_seq_max;
     params.kv_unified      = size.n_seq_max > 1;
     params.n_threads       = (int32_t) options.n_threads;
-    params.n_threads_batch = (int32_t) options.n_threads;
+    params.n_threads_batch = (int32_t) options.n_threads_batch;
     params.flash_attn_type = parse_flash_attn(options.flash_attn);
     params.type_k          = parse_type(options.type_k);
     params.type_v          = parse_type(options.type_v);
@@ -142,7 +142,7 @@ mtmd_context_ptr load_vision(const llama_model * model, const engine_options & o
     auto params = mtmd_context_params_default();
     params.use_gpu         = options.n_gpu_layers != 0;
     params.print_timings   = false;
-    params.n_threads       = (int32_t) options.n_threads;
+    params.n_threads       = (int32_t) options.n_threads_batch;
     params.media_marker    = marker.c_str();
     params.flash_attn_type = parse_flash_attn(options.flash_attn);
     params.warmup          = false;

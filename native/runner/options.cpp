@@ -1,5 +1,6 @@
 #include "runner/options.h"
 
+#include "runner/cores.h"
 #include "runner/errors.h"
 
 #include "ggml.h"
@@ -7,7 +8,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <thread>
 
 namespace pyfastv {
 namespace {
@@ -40,6 +40,7 @@ void check_options(const engine_options & options) {
     check_whole("n_batch",      options.n_batch,       1, INT32_MAX);
     check_whole("n_ubatch",     options.n_ubatch,      1, INT32_MAX);
     check_whole("n_threads",    options.n_threads,     0, GGML_MAX_N_THREADS);
+    check_whole("n_threads_batch", options.n_threads_batch, 0, GGML_MAX_N_THREADS);
     check_whole("n_gpu_layers", options.n_gpu_layers, -1, INT32_MAX);
     check_whole("encoder_cache_bytes", options.encoder_cache_bytes, 0, INT64_MAX);
 }
@@ -62,10 +63,17 @@ void check_options(const sampling_options & options) {
     }
 }
 
-int32_t threads_of(const engine_options & options) {
-    const auto n = options.n_threads > 0 ? options.n_threads : (int64_t) std::thread::hardware_concurrency();
+void resolve_threads(engine_options & options) {
+    if (options.n_threads == 0) {
+        options.n_threads = std::min<int64_t>(usable_cores(), GGML_MAX_N_THREADS);
+    }
+    if (options.n_threads_batch == 0) {
+        options.n_threads_batch = options.n_threads;
+    }
+}
 
-    return (int32_t) std::clamp<int64_t>(n, 1, GGML_MAX_N_THREADS);
+int32_t most_threads(const engine_options & options) {
+    return (int32_t) std::max(options.n_threads, options.n_threads_batch);
 }
 
 } // namespace pyfastv

@@ -24,7 +24,8 @@ struct engine_options {
     int64_t                    n_ctx        = 0;   // tokens of each slot; 0: what the model was trained for, at most default_n_ctx
     int64_t                    n_batch      = 2048;
     int64_t                    n_ubatch     = 512;
-    int64_t                    n_threads    = 0;   // 0: one for each core
+    int64_t                    n_threads    = 0;   // 0: usable_cores()
+    int64_t                    n_threads_batch = 0; // of prompts and pictures; 0: n_threads
     int64_t                    n_gpu_layers = -1;  // -1: all
     std::string                flash_attn   = "auto"; // "auto", "on", "off"
     std::string                type_k       = "f16";  // ggml type of the K cache
@@ -57,8 +58,11 @@ void check_options(const engine_options & options);
 void check_options(const sampling_options & options);
 void check_whole(const char * name, int64_t value, int64_t low, int64_t high);
 
-// n_threads, or as many as the machine has
-int32_t threads_of(const engine_options & options);
+// numbers in place of 0
+void resolve_threads(engine_options & options);
+
+// that compute together, at any time; of options that are resolved
+int32_t most_threads(const engine_options & options);
 
 // RGB, 3 bytes a pixel, rows from top to bottom
 struct image {

@@ -81,7 +81,7 @@ void rehearse(llama_context * ctx, const engine_options & options, const interru
         llama_set_abort_callback(ctx, asks_interrupt, const_cast<interrupt_fn *>(&stop));
         llama_memory_clear(llama_get_memory(ctx), false);
     }
-    llama_set_n_threads(ctx, (int32_t) options.n_threads, (int32_t) options.n_threads);
+    llama_set_n_threads(ctx, (int32_t) options.n_threads, (int32_t) options.n_threads_batch);
     llama_perf_context_reset(ctx);
 }
 
@@ -103,7 +103,7 @@ void rehearse(mtmd_context * vision, const llama_model * model, const engine_opt
                 break;
             }
         }
-        mtmd_set_n_threads(vision, (int) options.n_threads);
+        mtmd_set_n_threads(vision, (int) options.n_threads_batch);
     });
 }
 

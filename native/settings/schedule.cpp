@@ -25,8 +25,8 @@ struct preset {
 
 const std::vector<preset> presets = {
     { "recommended", "k=2,drop=0.5,score=question-max,pick=cover,weigh" },
-    { "fastv",       "k=2,drop=0.5" },
-    { "pyramiddrop", "k=25%,drop=0.5;k=50%,drop=0.75;k=75%,drop=0.875" },
+    { "fastv",       "k=2,drop=0.5,score=last" },
+    { "pyramiddrop", "k=25%,drop=0.5,score=last;k=50%,drop=0.75,score=last;k=75%,drop=0.875,score=last" },
     { "feather",     "k=25%,drop=0.5,score=last-no-rope,pick=grid3;k=50%,drop=0.75,score=last-no-rope" },
     { "vtw",         "k=50%,drop=1,score=none,recall=0" },
     { "zipvl",       "k=2,drop=0.9,score=question-mean,pick=mass0.95" },
@@ -121,6 +121,10 @@ void set(const setting_field & field, schedule_setting & schedule, cut_setting &
 
 bool is_of_all(const setting_field & field) { return field.key == "recall" || field.key == "cells"; }
 
+bool is_of_rule(const setting_field & field) {
+    return field.key == "score" || field.key == "pick" || field.key == "weigh" || field.key == "merge";
+}
+
 schedule_setting parse_cuts(const std::string & text) {
     const auto cuts = split(text, ';');
     if (cuts.size() > PYFASTV_MAX_CUTS) {
@@ -132,8 +136,10 @@ schedule_setting parse_cuts(const std::string & text) {
         if (cuts[i].empty()) {
             throw std::invalid_argument("cut " + std::to_string(i + 1) + " of \"" + text + "\" is empty; fields: " + field_choices);
         }
-        auto & cut = res.cuts.emplace_back();
-        for (const auto & field : fields_of(cuts[i])) {
+        const auto fields = fields_of(cuts[i]);
+        const bool named  = std::any_of(fields.begin(), fields.end(), is_of_rule);
+        auto &     cut    = res.cuts.emplace_back(named ? cut_setting() : default_cut());
+        for (const auto & field : fields) {
             if (is_of_all(field) && !seen.insert(field.key).second) {
                 throw std::invalid_argument("\"" + field.text + "\": " + field.key + " is given twice");
             }
@@ -262,12 +268,25 @@ std::vector<std::string> preset_names() {
     return res;
 }
 
-cut_setting parse_cut(const std::string & layer, double drop, const std::string & score, const std::string & pick) {
-    cut_setting res;
+const cut_setting & default_cut() {
+    static const cut_setting cut = parse_cuts(presets.front().text).cuts.front();
+    return cut;
+}
+
+cut_setting parse_cut(const std::string & layer, double drop, const rule_setting & rule) {
+    const bool named = rule.score || rule.pick || rule.weigh || rule.merge;
+
+    cut_setting res = named ? cut_setting() : default_cut();
     parse_layer(layer, res);
-    parse_score(score, res);
-    parse_pick(pick, res);
-    res.drop = drop;
+    if (rule.score) {
+        parse_score(*rule.score, res);
+    }
+    if (rule.pick) {
+        parse_pick(*rule.pick, res);
+    }
+    res.weigh = rule.weigh.value_or(res.weigh);
+    res.merge = rule.merge.value_or(res.merge);
+    res.drop  = drop;
     check({ "", { res } });
     return res;
 }
@@ -283,7 +302,7 @@ pyfastv_params default_params() {
     res.n_cuts = 1;
     res.recall = (float) schedule_setting().recall;
     for (auto & cut : res.cuts) {
-        cut = to_cut({});
+        cut = to_cut(default_cut());
     }
     return res;
 }

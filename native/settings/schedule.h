@@ -11,7 +11,8 @@
 // is wrong, the value and the choices or the limit.
 namespace pyfastv {
 
-// as it was written: numbers are not yet rounded to floats, layers not yet counted
+// As it was written: numbers are not yet rounded to floats, layers not yet counted. As it is made here it is FastV's own, which
+// says what a cut is that names a part of its rule (score, pick, weigh, merge); one that names none is default_cut().
 struct cut_setting {
     int32_t               layer = 2;
     std::optional<double> percent; // of the layers, in place of a number
@@ -39,8 +40,18 @@ std::vector<std::string> preset_names();
 
 void check(const schedule_setting & schedule);
 
-// the fields of a cut alone, of any case
-cut_setting parse_cut(const std::string & layer, double drop, const std::string & score, const std::string & pick);
+// what a cut is of which nothing is said: the recommended rule
+const cut_setting & default_cut();
+
+// the parts of a cut's rule that were named
+struct rule_setting {
+    std::optional<std::string> score;
+    std::optional<std::string> pick;
+    std::optional<bool>        weigh;
+    std::optional<bool>        merge;
+};
+
+cut_setting parse_cut(const std::string & layer, double drop, const rule_setting & rule);
 
 std::string layer_text(const cut_setting & cut); // "2", "25%"
 std::string score_text(const cut_setting & cut); // "random7"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ from ..errors import Error
 from ..settings.setting import Setting
 from .worker import Worker, start_library_worker, start_runner_worker
 
-__all__ = ["STOCK", "Plan", "Results", "busy_warning", "measure", "order"]
+__all__ = ["STOCK", "Plan", "Results", "measure", "order"]
 
 STOCK = "stock"
 """The name of the unpatched libraries in tables."""
@@ -89,17 +88,6 @@ def order(items: Sequence[Item], number: int) -> list[Item]:
     """In which order a round goes: the start moves on by one from round to round, so that each item takes each place."""
     start = number % len(items)
     return [*items[start:], *items[:start]]
-
-
-def busy_warning(threads: int) -> str | None:
-    """ggml's threads wait for one another in spinning barriers: a core that is shared ruins wall and CPU time alike."""
-    cores = os.cpu_count() or 1
-    if not hasattr(os, "getloadavg") or (load := os.getloadavg()[0]) + threads <= cores + 0.5:
-        return None
-    return (
-        f"{cores} cores at a load of {load:.1f}, {threads} threads to measure with: "
-        "wait until the machine is quiet, or name fewer --threads"
-    )
 
 
 def measure(plan: Plan, results: Results, progress: Progress) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from .._checks import integer
 from ..errors import OptionError
 from ..models.header import ModelFiles
-from ..settings.presets import PRESETS, FastV
+from ..settings.presets import PRESETS, Recommended
 from ..settings.setting import Setting
 from ..theory import Encoder, entering_tokens, flops, kv_bytes, paper_flops, rows_by_layer, visual_by_layer
 from .speed import Speed, prefill_ms
@@ -101,7 +101,8 @@ def default_settings(n_layer: int) -> dict[str, Setting]:
     settings = {OFF: Setting()}
     for k in (2, 3, 4):
         if k < n_layer:
-            settings |= {f"K={k} drop {drop:g}": Setting(FastV(k, drop)) for drop in (0.25, 0.5, 0.75, 0.9)}
+            cuts = {f"K={k} drop {drop:g}": Recommended(k, drop) for drop in (0.25, 0.5, 0.75, 0.9)}
+            settings |= {name: Setting(schedule) for name, schedule in cuts.items()}
     # those with one cut at a share cost what a row above costs
     for name in ("pyramiddrop", "feather", "vtw", "zipvl"):
         settings[name] = Setting(PRESETS[name]())

@@ -18,7 +18,8 @@ import click
 from rich.console import Console
 
 from .. import _native
-from ..bench.measure import Plan, Results, busy_warning, measure
+from .._busy import busy_warning
+from ..bench.measure import Plan, Results, measure
 from ..bench.picture import save_picture
 from ..bench.plot import save_plot
 from ..bench.ratios import RULE
@@ -28,12 +29,13 @@ from ..engine.loaded import MAX_N_CTX, MAX_THREADS
 from ..errors import DataError, Error, UnsupportedModelError
 from ..eval.plot import check_plot
 from ..inputs.images import load_image
-from ..models import bundled_mmproj, bundled_model, mmproj_beside
+from ..models import bundled_mmproj, bundled_model
 from ..models.encoder_type import ENCODER_TYPES, resolve
 from ..models.header import ModelFiles, read_model
 from ..output import Output
 from ..settings.setting import parse_settings
 from .bars import bar
+from .options import find_model, hub_option
 from .streams import tell
 
 __all__ = ["bench"]
@@ -45,6 +47,7 @@ DEFAULT_SETTINGS = ("off", "k=2,drop=0.5", "k=2,drop=0.75")
 @click.command(context_settings={"show_default": True})
 @click.argument("model", required=False)
 @click.option("--mmproj", help="Its vision encoder.  [default: the only mmproj*.gguf beside it]")
+@hub_option
 @click.option(
     "--geometry", metavar="NAME", help="In place of MODEL: random weights of published sizes; see --list."
 )
@@ -69,7 +72,10 @@ DEFAULT_SETTINGS = ("off", "k=2,drop=0.5", "k=2,drop=0.75")
 @click.option("--rounds", type=click.IntRange(1), default=6, help="Every setting once in each.")
 @click.option("--restarts", type=click.IntRange(1), default=1, help="Of the processes, each with all rounds.")
 @click.option(
-    "-t", "--threads", type=click.IntRange(1, MAX_THREADS), help="CPU threads.  [default: all cores]"
+    "-t",
+    "--threads",
+    type=click.IntRange(1, MAX_THREADS),
+    help="CPU threads.  [default: the physical cores]",
 )
 @click.option("--prompt-tokens", type=click.IntRange(1), default=14, help="Text behind the picture.")
 @click.option("--generate", type=click.IntRange(0), default=16, help="Tokens behind the prompt.")
@@ -102,8 +108,8 @@ DEFAULT_SETTINGS = ("off", "k=2,drop=0.5", "k=2,drop=0.75")
 def bench(model: str | None, **options: Any) -> int:
     """Measure what settings cost on this machine, in turn, beside what they cost in theory.
 
-    MODEL is a GGUF file; without it, the bundled model. The machine must be quiet. Ctrl-C ends the measuring and
-    prints what there is.
+    MODEL is a GGUF file or a name; without it, the bundled model. The machine must be quiet. Ctrl-C ends the measuring
+    and prints what there is.
     """
     if options["list_geometries"]:
         return _list_geometries()
@@ -127,7 +133,7 @@ def bench(model: str | None, **options: Any) -> int:
             },
             **{name: options[name] for name in ("n_gpu_layers", "flash_attn", "encoder_type", "stock")},
             n_ctx=options["n_ctx"] or _context_length(mmproj, options),
-            n_threads=options["threads"] or os.cpu_count() or 1,
+            n_threads=options["threads"] or _native.usable_cores(),
         )
         files = _read_sizes(path, mmproj)
         with bar("Quantizing the vision encoder") as quantizing:  # the process that measures finds it made
@@ -180,8 +186,8 @@ def _list_geometries() -> int:
 def _find_model(model: str | None, options: dict[str, Any]) -> tuple[str, str]:
     mmproj = options["mmproj"]
     if options["geometry"] is not None:
-        if model is not None or mmproj is not None:
-            raise click.UsageError("--geometry excludes MODEL and --mmproj.")
+        if model is not None or mmproj is not None or options["hf_repo"] is not None:
+            raise click.UsageError("--geometry excludes MODEL, --mmproj and --hf-repo.")
         _need("gguf", "geometries")
         from ..bench.geometry.files import default_cache, make_geometry
 
@@ -193,12 +199,8 @@ def _find_model(model: str | None, options: dict[str, Any]) -> tuple[str, str]:
                 progress=progress,
             )
         return str(paths[0]), str(paths[1])
-    if model is None:
-        return str(bundled_model()), mmproj or str(bundled_mmproj())
-    mmproj = mmproj or mmproj_beside(model)
-    if mmproj is None:
-        raise click.UsageError("MODEL needs --mmproj, the GGUF file of its vision encoder.")
-    return model, mmproj
+    model, mmproj = find_model({"model": model, "mmproj": mmproj, "hf_repo": options["hf_repo"]}, "MODEL")
+    return model or str(bundled_model()), mmproj or str(bundled_mmproj())
 
 
 def _context_length(mmproj: str, options: dict[str, Any]) -> int:
@@ -229,7 +231,7 @@ def _read_sizes(model: str, mmproj: str) -> ModelFiles | None:
 
 def _measure(plan: Plan) -> Results:
     if (warning := busy_warning(plan.n_threads)) is not None:
-        tell(f"pyfastv: {warning}")
+        tell(f"pyfastv: {warning}, or name fewer --threads")
     results = Results()
     with bar("Measuring") as update:
         try:

@@ -78,7 +78,7 @@ class Repl:
 
     def _answer(self, question: str) -> None:
         with bar("Reading the prompt", self._progress) as reading:
-            stream = self._chat.stream(question, self._pictures, progress=reading, **self._sampling)
+            stream = self._chat.stream(self._pictures, question, progress=reading, **self._sampling)
         self._pictures = []  # from here on the conversation has them
         # an exception inside of the engine would cost it the context
         with _ctrl_c_noted() as noted:

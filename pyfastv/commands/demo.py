@@ -8,12 +8,15 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from .. import _native
+from .._busy import busy_warning
 from ..engine.answer import Answer
 from ..engine.runner import Runner
 from ..models import bundled_examples
 from ..models.check import check_machine
 from ..settings.presets import FastV, Recommended
 from .bars import bar
+from .streams import tell
 
 __all__ = ["demo", "run_demo", "same_answer"]
 
@@ -32,6 +35,8 @@ def run_demo() -> int:
             print(f"{title:<10} {text}")
         return 1
 
+    if (warning := busy_warning(_native.usable_cores())) is not None:
+        tell(f"pyfastv: {warning}; until then the times below say nothing")
     picture, question, expected = bundled_examples()[0]
     rules = {"off": None, "FastV": FastV(k=2, drop=0.5), "recommended": Recommended(k=2, drop=0.5)}
     answers: dict[str, Answer] = {}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import ExitStack
 from typing import Any
 
 import click
 from rich.console import Console
 
+from .. import _native
 from .._checks import integer
 from ..eval.answers import AnswerFile
 from ..eval.asking import Asking, ask_all
@@ -110,7 +110,7 @@ def eval_command(data: str, **options: Any) -> None:
     processes = integer("processes", options["processes"], 1, 256)
     runner = runner_arguments(options)
     if processes > 1 and runner["n_threads"] is None:
-        runner["n_threads"] = max(1, (os.cpu_count() or 1) // processes)
+        runner["n_threads"] = max(1, _native.usable_cores() // processes)
     asking = Asking(
         runner, instruction, options["system"], integer("max_tokens", options["max_tokens"], 1), processes
     )

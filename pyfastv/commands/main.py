@@ -16,6 +16,7 @@ from .demo import demo
 from .eval import eval_command
 from .info import info
 from .plan import plan
+from .pull import list_command, pull
 from .quantize_mmproj import quantize_mmproj_command
 from .serve import serve
 from .show import show
@@ -69,5 +70,6 @@ def lib_path_command() -> None:
 for command in (
     *(ask, chat, serve, info, quantize_mmproj_command),
     *(eval_command, tune_command, demo, bench, plan, show),
+    *(pull, list_command),
 ):
     cli.add_command(command)

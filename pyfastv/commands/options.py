@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import huggingface_hub
 from click.core import ParameterSource
+from huggingface_hub.utils import disable_progress_bars
 
 from .. import _native
 from ..engine.runner import Runner
@@ -17,16 +17,18 @@ from ..engine.sampling import Sampling, SamplingOptions
 from ..errors import ImageError, OptionError
 from ..inputs.images import load_image
 from ..inputs.video import Video, is_video, load_frames
-from ..models import from_hub, mmproj_beside
 from ..models.encoder_type import ENCODER_TYPES, resolve
+from ..models.named import NamedModel, find_files, wanted
 from ..settings.presets import PRESETS, Recommended
 from ..settings.profile import Profile
 from ..settings.reduce import REDUCERS, Reducer, to_reducer
 from ..settings.schedule import RECALL, Cut, Schedule
-from ..settings.setting import Setting
+from ..settings.setting import Setting, SettingOptions
 from .bars import bar
 
 __all__ = [
+    "find_model",
+    "hub_option",
     "load_runner",
     "model_options",
     "read_media",
@@ -42,12 +44,20 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _RULE = Recommended().cuts[0]
 
+hub_option = click.option(
+    "-hf", "--hf-repo", metavar="REPO[:QUANT]", help="Model and mmproj from Hugging Face, or its cache."
+)
+
 _MODEL = [
-    click.option("-m", "--model", help="GGUF file of the language model.  [default: the bundled model]"),
+    click.option(
+        "-m",
+        "--model",
+        help="GGUF file of the language model, or its name.  [default: PYFASTV_MODEL, else the bundled model]",
+    ),
     click.option(
         "--mmproj", help="GGUF file of its vision encoder.  [default: the only mmproj*.gguf beside it]"
     ),
-    click.option("-hf", "--hf-repo", metavar="REPO[:QUANT]", help="Model and mmproj from Hugging Face."),
+    hub_option,
     click.option(
         "-c",
         "--n-ctx",
@@ -55,7 +65,10 @@ _MODEL = [
         default=0,
         help="Tokens of a prompt and its answer; 0: what the model was trained for, at most 8192.",
     ),
-    click.option("-t", "--threads", type=int, help="CPU threads.  [default: all cores]"),
+    click.option("-t", "--threads", type=int, help="CPU threads.  [default: the physical cores]"),
+    click.option(
+        "-tb", "--threads-batch", type=int, help="Of prompts and pictures.  [default: as --threads]"
+    ),
     click.option("-ngl", "--n-gpu-layers", type=int, default=-1, help="Layers on the GPU; -1: all."),
     click.option("-fa", "--flash-attn", type=click.Choice(["auto", "on", "off"]), default="auto"),
     click.option(
@@ -190,8 +203,8 @@ def to_sampling(options: dict[str, Any]) -> SamplingOptions:
 
 
 def to_setting(options: dict[str, Any]) -> Setting:
-    """What is asked to be done to pictures, by the options or by the profile. A wrong value is told before a model is
-    loaded."""
+    """What is asked to be done to pictures, by the options, by the profile, or by the entry of the model's name. A wrong
+    value is told before a model is loaded."""
     given = click.get_current_context().get_parameter_source
     named = [name for name in (*_CUT_NAMES, *_OTHERS) if given(name) is ParameterSource.COMMANDLINE]
     if options["profile"] is not None:
@@ -199,14 +212,33 @@ def to_setting(options: dict[str, Any]) -> Setting:
             raise click.UsageError(f"--profile excludes --{named[0]}.")
         setting = Profile.load(options["profile"]).setting
     else:
-        fastv = _to_schedule(options, [name for name in named if name in _CUT_NAMES])
-        setting = Setting.of(fastv, options["turbo"], options["reduce"])
+        asked: SettingOptions = {
+            "fastv": _to_schedule(options, [name for name in named if name in _CUT_NAMES]),
+            "turbo": options["turbo"],
+            "reduce": options["reduce"],
+        }
+        setting = Setting.of(**(asked | _of_entry(options, named)))
     fastv = setting.fastv
     if fastv is None or (options["recall"] is None and options["cells"] is None):
         return setting
     recall = fastv.recall if options["recall"] is None else options["recall"]
     cells = fastv.cells if options["cells"] is None else _number(options["cells"])
     return setting.but(fastv=Schedule(fastv.cuts, recall, cells))
+
+
+def _of_entry(options: dict[str, Any], named: list[str]) -> SettingOptions:
+    """What the entry of the model's name says and no option does."""
+    entry = _wanted(options)
+    found: SettingOptions = {}
+    if entry is None:
+        return found
+    if entry.fastv is not None and set(named) <= {"turbo", "reduce"}:
+        found["fastv"] = entry.fastv
+    if entry.turbo is not None and "turbo" not in named:
+        found["turbo"] = entry.turbo
+    if entry.reduce is not None and "reduce" not in named:
+        found["reduce"] = entry.reduce
+    return found
 
 
 def _to_schedule(options: dict[str, Any], named: list[str]) -> Schedule | str | None:
@@ -257,16 +289,23 @@ def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """The keywords of :class:`pyfastv.Runner` that the options of the model stand for.
 
     Refuses a ``--profile`` of another model."""
+    entry = _wanted(options)
     model, mmproj = find_model(options)
     if options.get("profile") is not None:
         Profile.load(options["profile"]).check(model)
     if model is None or os.path.isfile(model):
         _make_encoder(mmproj, options)
+    n_ctx, threads = options["n_ctx"], options["threads"]
+    if entry is not None:
+        unsaid = click.get_current_context().get_parameter_source("n_ctx") is ParameterSource.DEFAULT
+        n_ctx = entry.n_ctx if unsaid and entry.n_ctx is not None else n_ctx
+        threads = entry.threads if threads is None else threads
     return {
         "model_path": model,
         "mmproj_path": mmproj,
-        "n_ctx": options["n_ctx"],
-        "n_threads": options["threads"],
+        "n_ctx": n_ctx,
+        "n_threads": threads,
+        "n_threads_batch": options["threads_batch"],
         "n_gpu_layers": options["n_gpu_layers"],
         "flash_attn": options["flash_attn"],
         "encoder_type": options["encoder_type"],
@@ -291,18 +330,20 @@ def shows_progress(options: dict[str, Any]) -> bool:
     return not (options["no_progress"] or options["verbose"])
 
 
-def find_model(options: dict[str, Any]) -> tuple[Any, Any]:
-    """The paths of the model and its mmproj; None: the bundled ones."""
-    if options["hf_repo"] is None:
-        model, mmproj = options["model"], options["mmproj"]
-        if model is not None and mmproj is None:
-            mmproj = mmproj_beside(model)
-            if mmproj is None:
-                raise click.UsageError("--model needs --mmproj, the GGUF file of its vision encoder.")
-        return model, mmproj
-    if options["model"] is not None:
-        raise click.UsageError("--model and --hf-repo exclude each other.")
-    if not shows_progress(options):
-        huggingface_hub.utils.disable_progress_bars()
-    model, mmproj = from_hub(options["hf_repo"])
-    return model, options["mmproj"] or mmproj
+def find_model(
+    options: dict[str, Any], called: str = "--model", *, needs_mmproj: bool = True
+) -> tuple[str | None, str | None]:
+    """The paths of the model and its mmproj; None: the bundled ones. ``called``: what names it, beside --hf-repo."""
+    entry = _wanted(options, called)
+    if options.get("no_progress") or options.get("verbose"):
+        disable_progress_bars()
+    model, mmproj = find_files(entry, options["mmproj"])
+    if model is not None and mmproj is None and needs_mmproj:
+        raise click.UsageError(f"{called} needs --mmproj, the GGUF file of its vision encoder.")
+    return model, mmproj
+
+
+def _wanted(options: dict[str, Any], called: str = "--model") -> NamedModel | None:
+    if options["model"] is not None and options["hf_repo"] is not None:
+        raise click.UsageError(f"{called} and --hf-repo exclude each other.")
+    return wanted(options["model"], options["hf_repo"])

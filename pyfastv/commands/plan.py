@@ -28,6 +28,7 @@ from ..models import bundled_mmproj, bundled_model
 from ..models.header import ModelFiles, read_model
 from ..settings.setting import Setting
 from .bars import bar
+from .options import find_model, hub_option
 
 __all__ = ["plan"]
 
@@ -38,6 +39,7 @@ _WIDTH = 100  # of the table; a narrower terminal breaks its lines, which reads 
 @click.command(context_settings={"show_default": True})
 @click.argument("model", required=False)
 @click.option("--mmproj", help="Its vision encoder.  [default: the only mmproj*.gguf beside it]")
+@hub_option
 @click.option("--against", metavar="MODEL", help="A second model: is the larger one pruned cheaper?")
 @click.option("--against-mmproj", metavar="MMPROJ", help="Its vision encoder.")
 @click.option("--tokens", type=int, default=32, help="Tokens of text beside the pictures.")
@@ -53,20 +55,19 @@ _WIDTH = 100  # of the table; a narrower terminal breaks its lines, which reads 
     help='In place of the grid, can be repeated: "k=2,drop=0.5", a preset, "turbo:share=0.5 + k=2", ...',
 )
 @click.option("--no-measure", is_flag=True, help="Counts only: run nothing, predict no times.")
-@click.option("-t", "--threads", type=int, help="CPU threads to measure with.  [default: all cores]")
+@click.option("-t", "--threads", type=int, help="CPU threads to measure with.  [default: the physical cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def plan(model: str | None, mmproj: str | None, **options: Any) -> None:
-    """Tell what MODEL, a GGUF file, would cost with and without pruning: FLOPs, KV cache, memory, time.
+def plan(model: str | None, mmproj: str | None, hf_repo: str | None, **options: Any) -> None:
+    """Tell what MODEL, a GGUF file or a name, would cost with and without pruning: FLOPs, KV cache, memory, time.
 
     Without MODEL the bundled one. Times are predicted from the speed of its first layers on this machine.
     """
-    if model is None:
-        model, mmproj = str(bundled_model()), mmproj or str(bundled_mmproj())
     if options["against"] is None and options["against_mmproj"] is not None:
         raise click.UsageError("--against-mmproj needs --against.")
-    pairs = [(model, mmproj)]
+    pairs = [_files({"model": model, "mmproj": mmproj, "hf_repo": hf_repo}, "MODEL")]
     if options["against"] is not None:
-        pairs.append((options["against"], options["against_mmproj"]))
+        other = {"model": options["against"], "mmproj": options["against_mmproj"], "hf_repo": None}
+        pairs.append(_files(other, "--against"))
     given = {spec: Setting.parse(spec) for spec in options["settings"]}
     plans = [_plan(read_model(*pair), given, options) for pair in pairs]
     verdict = compare(*plans) if len(plans) == 2 else None
@@ -81,6 +82,13 @@ def plan(model: str | None, mmproj: str | None, **options: Any) -> None:
         _print(console, entry)
     if verdict is not None:
         console.print(_verdict(verdict))
+
+
+def _files(named: dict[str, Any], called: str) -> tuple[str, str | None]:
+    model, mmproj = find_model(named, called, needs_mmproj=False)
+    if model is None:
+        return str(bundled_model()), mmproj or str(bundled_mmproj())
+    return model, mmproj
 
 
 def _plan(files: ModelFiles, given: Settings, options: dict[str, Any]) -> Plan:

@@ -50,6 +50,7 @@ class LoadOptions(TypedDict, total=False):
     n_batch: int
     n_ubatch: int
     n_threads: int | None
+    n_threads_batch: int | None
     n_gpu_layers: int
     flash_attn: bool | Literal["auto", "on", "off"]
     type_k: str
@@ -75,6 +76,7 @@ class LoadedModel:
         n_batch: int = 2048,
         n_ubatch: int = 512,
         n_threads: int | None = None,
+        n_threads_batch: int | None = None,
         n_gpu_layers: int = -1,
         flash_attn: bool | Literal["auto", "on", "off"] = "auto",
         type_k: str = "f16",
@@ -97,7 +99,8 @@ class LoadedModel:
             "n_ctx": 0 if n_ctx is None else integer("n_ctx", n_ctx, 0, MAX_N_CTX),
             "n_batch": integer("n_batch", n_batch, 1),
             "n_ubatch": integer("n_ubatch", n_ubatch, 1),
-            "n_threads": 0 if n_threads is None else integer("n_threads", n_threads, 1, MAX_THREADS),
+            "n_threads": _threads("n_threads", n_threads),
+            "n_threads_batch": _threads("n_threads_batch", n_threads_batch),
             "n_gpu_layers": integer("n_gpu_layers", n_gpu_layers, -1),
             "flash_attn": _FLASH_ATTENTION[flash_attn],
             "type_k": utf8("type_k", type_k),
@@ -177,6 +180,11 @@ def model_files(model: PathLike | None, mmproj: PathLike | None) -> tuple[Path, 
         if path is not None and "\0" in os.fsdecode(path):
             raise ModelError(f"{os.fsdecode(path)!r}: a path has no null character")
     return Path(os.fsdecode(model)), None if mmproj is None else Path(os.fsdecode(mmproj))
+
+
+def _threads(name: str, n: int | None) -> int:
+    """0: as the native module has it where nobody says."""
+    return 0 if n is None else integer(name, n, 1, MAX_THREADS)
 
 
 def setting_options(setting: Setting) -> dict[str, str]:

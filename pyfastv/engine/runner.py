@@ -13,6 +13,7 @@ from .._closing import Closing
 from ..errors import ClosedError, printable
 from ..inputs.chat import system_message, user_message
 from ..inputs.images import MAX_PIXELS, Frame, Pictures, as_list
+from ..inputs.question import picture_and_question
 from ..inputs.video import Video, VideoSource, load_frames
 from ..settings.presets import Recommended
 from ..settings.reduce import Reducer
@@ -59,6 +60,7 @@ class Runner(Closing, InForce):
         n_batch: int = 2048,
         n_ubatch: int = 512,
         n_threads: int | None = None,
+        n_threads_batch: int | None = None,
         n_gpu_layers: int = -1,
         flash_attn: bool | Literal["auto", "on", "off"] = "auto",
         type_k: str = "f16",
@@ -79,7 +81,9 @@ class Runner(Closing, InForce):
         model the bundled one, without an mmproj text only.
         ``n_slots``: requests computed side by side. ``n_ctx``: tokens of each, prompt and answer; None or 0: what the
         model was trained for, at most 8192. ``n_batch``, ``n_ubatch``: most tokens in a logical and in a physical batch.
-        ``n_threads``: None: one for each core that the system shows, hyperthreads included.
+        ``n_threads``: None: one for each physical core that this process may use, by its affinity and the CPU quota of
+        its control group (container). ``n_threads_batch``: of prompts and pictures, which gain more from many; None: as
+        ``n_threads``.
         ``n_gpu_layers``: layers on the GPU if there is one, -1: all. ``type_k``, ``type_v``: ggml types of
         the KV cache.
         ``seed``: of requests that bring none. ``verbose``: llama.cpp's log on stderr.
@@ -109,6 +113,7 @@ class Runner(Closing, InForce):
             n_batch=n_batch,
             n_ubatch=n_ubatch,
             n_threads=n_threads,
+            n_threads_batch=n_threads_batch,
             n_gpu_layers=n_gpu_layers,
             flash_attn=flash_attn,
             type_k=type_k,
@@ -200,9 +205,9 @@ class Runner(Closing, InForce):
 
     def ask(
         self,
+        *asked: Pictures,
         image: Pictures = None,
         question: str | None = None,
-        *,
         video: Video | VideoSource | None = None,
         system: str | None = None,
         progress: Progress | None = None,
@@ -210,7 +215,8 @@ class Runner(Closing, InForce):
     ) -> Answer:
         """Answer a question about a picture, about several (a list), about a video, or about none (None).
 
-        ``image``: as :func:`pyfastv.load_image` takes it. ``video``: a path, bytes, a list of frames, or a
+        ``asked``: the picture and then the question, or the question alone; or both by name, ``image`` and
+        ``question``. A picture is what :func:`pyfastv.load_image` takes. ``video``: a path, bytes, a list of frames, or a
         :class:`pyfastv.Video`, which says what frames are taken; it comes behind the pictures. ``system``: a system
         message. ``progress``: called with (prompt tokens done, prompt tokens) during prefill, after every picture and
         every frame. ``options``: see :class:`pyfastv.Sampling`; and ``fastv``, ``turbo`` and ``reduce``, a schedule, a
@@ -222,27 +228,29 @@ class Runner(Closing, InForce):
         Raises ImageError, OptionError, ContextLengthError (the prompt does not fit), OutOfMemoryError,
         DecodeError, ClosedError.
         """
+        image, question = picture_and_question(asked, image, question)
         with self._desk.holding() as place:
             return self._ask(image, question, video, system, progress, options, place).read()
 
     def stream(
         self,
+        *asked: Pictures,
         image: Pictures = None,
         question: str | None = None,
-        *,
         video: Video | VideoSource | None = None,
         system: str | None = None,
         progress: Progress | None = None,
         **options: Unpack[RequestOptions],
     ) -> Stream:
         """As :meth:`ask`, piece by piece. Prefill is done when this returns, and its errors raised."""
+        image, question = picture_and_question(asked, image, question)
         return self._ask(image, question, video, system, progress, options)
 
     async def aask(
         self,
+        *asked: Pictures,
         image: Pictures = None,
         question: str | None = None,
-        *,
         video: Video | VideoSource | None = None,
         system: str | None = None,
         progress: Progress | None = None,
@@ -251,19 +259,20 @@ class Runner(Closing, InForce):
         """As :meth:`ask`, without blocking the event loop. Cancelling the task ends the computation at once.
 
         A thread of its own computes it; ``progress`` is called there."""
+        pictures, text = picture_and_question(asked, image, question)
 
         def ask() -> Answer:
             with self._desk.holding(thread.place) as place:
-                return self._ask(image, question, video, system, progress, options, place).read()
+                return self._ask(pictures, text, video, system, progress, options, place).read()
 
         async with InThread(self._desk) as thread:
             return await thread.run(ask)
 
     async def astream(
         self,
+        *asked: Pictures,
         image: Pictures = None,
         question: str | None = None,
-        *,
         video: Video | VideoSource | None = None,
         system: str | None = None,
         progress: Progress | None = None,
@@ -271,9 +280,10 @@ class Runner(Closing, InForce):
     ) -> AsyncIterator[str]:
         """As :meth:`aask`, piece by piece: ``async for``. It has its slot until it ends, or is closed, or its task is
         cancelled."""
+        pictures, text = picture_and_question(asked, image, question)
         async with InThread(self._desk) as thread:
             stream = await thread.run(
-                lambda: self._ask(image, question, video, system, progress, options, thread.place)
+                lambda: self._ask(pictures, text, video, system, progress, options, thread.place)
             )
             while (piece := await thread.run(lambda: next(stream, None))) is not None:
                 yield piece

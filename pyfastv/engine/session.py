@@ -10,6 +10,7 @@ from .._closing import Closing
 from ..errors import ClosedError
 from ..inputs.chat import assistant_message, system_message, user_message
 from ..inputs.images import Frame, Picture, Pictures, as_list
+from ..inputs.question import picture_and_question
 from ..inputs.video import Video, VideoSource
 from .answer import Answer
 from .desk import Place
@@ -29,7 +30,7 @@ class Session(Closing):
     """Questions that build on each other, about one picture or several; made by :meth:`pyfastv.Runner.session`.
 
     >>> with runner.session() as chat:
-    ...     print(chat.ask("What time is it?", image="clock.png"))
+    ...     print(chat.ask("clock.png", "What time is it?"))
     ...     print(chat.ask("Is the clock digital?"))                    # the picture is not evaluated again
 
     The first question of a picture chooses which of its tokens the later layers see; a later one brings back some
@@ -59,37 +60,48 @@ class Session(Closing):
 
     def ask(
         self,
-        question: str,
+        *asked: Pictures,
         image: Pictures = None,
-        *,
+        question: str | None = None,
         video: Video | VideoSource | None = None,
         progress: Callable[[int, int], object] | None = None,
         **options: Unpack[RequestOptions],
     ) -> Answer:
-        """Answer a question; ``image``: a picture or several (a list), ``video``: a video that come with it.
+        """Answer a question, alone or with a picture or several (a list) or a video that come with it.
 
-        Arguments and errors are those of :meth:`pyfastv.Runner.ask`.
+        Arguments and errors are those of :meth:`pyfastv.Runner.ask`: the picture first. Text alone is the question,
+        whatever it is.
         """
+        given = self._given(asked, image, question)
         with self._lock, self._runner._desk.holding() as place:
-            return self._ask(question, image, video, progress, options, place).read()
+            return self._ask(*given, video, progress, options, place).read()
 
     def stream(
         self,
-        question: str,
+        *asked: Pictures,
         image: Pictures = None,
-        *,
+        question: str | None = None,
         video: Video | VideoSource | None = None,
         progress: Callable[[int, int], object] | None = None,
         **options: Unpack[RequestOptions],
     ) -> Stream:
         """As :meth:`ask`, piece by piece. The next question ends it, wherever it is."""
+        given = self._given(asked, image, question)
         with self._lock:
-            return self._ask(question, image, video, progress, options)
+            return self._ask(*given, video, progress, options)
+
+    @staticmethod
+    def _given(
+        asked: tuple[Pictures, ...], image: Pictures, question: str | None
+    ) -> tuple[Pictures, str | None]:
+        if len(asked) == 1 and isinstance(asked[0], str) and question is None:
+            return image, asked[0]
+        return picture_and_question(asked, image, question)
 
     def _ask(
         self,
-        question: str,
         image: Pictures,
+        question: str | None,
         video: Video | VideoSource | None,
         progress: Callable[[int, int], object] | None,
         options: RequestOptions,

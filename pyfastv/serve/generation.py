@@ -41,7 +41,7 @@ Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
 class ScheduleFields(Model):
-    """One cut, as the options of ``pyfastv ask`` have it."""
+    """One cut: what the same fields are as text. ``k`` and ``drop`` alone are of the recommended rule."""
 
     k: int | str = 2
     drop: float = 0.5
@@ -95,8 +95,8 @@ class Generation(Model):
     stream_options: StreamOptions | None = None
     fastv: str | Literal[False] | ScheduleFields | None = Field(
         default=None,
-        description='A schedule, such as "k=2,drop=0.5", "pyramiddrop" or "off", for this request. With cuts at other '
-        "layers than the server's it waits until those before it have ended.",
+        description='A schedule for this request, such as "k=2,drop=0.5", "fastv,k=2,drop=0.5", "pyramiddrop" or "off". '
+        "With cuts at other layers than the server's it waits until those before it have ended.",
     )
     turbo: str | Literal[False] | None = Field(
         default=None,

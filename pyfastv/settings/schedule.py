@@ -21,14 +21,18 @@ PICKS = _native.PICKS
 """How the tokens to keep are picked, given their scores; see :class:`Cut`."""
 
 _FLAGS = ("weigh", "merge")
+_FASTV = ("last", "top-k", False, False)  # score, pick, weigh, merge
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Cut:
     """From one layer on, a part of every picture's tokens is left out. Raises OptionError.
 
     Of a picture's n tokens round(n * (1 - drop)) stay (half to even; at least 1 unless drop is 1), in prompt
     order and at their own positions. Whether the layer is within a model's is checked by the runner.
+
+    ``score``, ``pick``, ``weigh`` and ``merge`` are its rule. Where none of them is given, it is that of
+    :class:`pyfastv.Recommended`; where some are, the others are as FastV has them: "last", "top-k", False, False.
     """
 
     layer: int | str
@@ -36,38 +40,53 @@ class Cut:
     drop: float
     """Share of a picture's tokens that layers from here on do not see, in [0, 1]: of all that the picture has, not of
     those that an earlier cut left."""
-    score: str = "last"
+    score: str
     """What ranks the tokens: one of :data:`SCORES`, such as "question-max" or "random7", 7 being a seed. docs/methods.md
     has whose attention each counts."""
-    pick: str = "top-k"
+    pick: str
     """How the tokens to keep are picked, given their scores: one of :data:`PICKS`, such as "cover", or "window4" with the
     number that it takes. docs/methods.md has what each keeps."""
-    weigh: bool = False
+    weigh: bool
     """A kept token counts in attention, from here to the next cut, as often as the tokens that it stands for: itself and
     the dropped ones of its picture that are most similar to it (as in ToMe, arXiv 2210.09461, section 3.2)."""
-    merge: bool = False
+    merge: bool
     """Dropped rows are averaged into the kept row of the same picture that is nearest by cosine."""
 
-    def __post_init__(self) -> None:
-        for name in ("score", "pick"):
-            if not isinstance(getattr(self, name), str):
-                raise OptionError(f"{name} must be text; got {getattr(self, name)!r}")
-        drop = real("drop", self.drop, "a share of the visual tokens in [0, 1], such as 0.5")
-        checked = _native.check_cut(_layer(self.layer), drop, self.score, self.pick)
-        for name in _FLAGS:
-            checked[name] = _flag(name, getattr(self, name))
+    def __init__(
+        self,
+        layer: int | str,
+        drop: float,
+        score: str | None = None,
+        pick: str | None = None,
+        weigh: bool | None = None,
+        merge: bool | None = None,
+    ) -> None:
+        share = real("drop", drop, "a share of the visual tokens in [0, 1], such as 0.5")
+        checked = _native.check_cut(
+            _layer(layer),
+            share,
+            _name("score", score),
+            _name("pick", pick),
+            _flag("weigh", weigh),
+            _flag("merge", merge),
+        )
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
     def spec(self) -> str:
-        """As in ``LLAMA_FASTV``; what is as FastV has it is left out."""
+        """As in ``LLAMA_FASTV``, with its rule; what of that is as FastV has it is left out."""
         fields = [f"k={self.layer}", f"drop={_number(self.drop)}"]
-        if self.score != Cut.score:
+        if self.score != _FASTV[0] or _is_fastv(self):
             fields.append(f"score={self.score}")
-        if self.pick != Cut.pick:
+        if self.pick != _FASTV[1]:
             fields.append(f"pick={self.pick}")
         fields += [name for name in _FLAGS if getattr(self, name)]
         return ",".join(fields)
+
+
+def _is_fastv(cut: Cut) -> bool:
+    """Is its rule FastV's own?"""
+    return (cut.score, cut.pick, cut.weigh, cut.merge) == _FASTV
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,8 +117,10 @@ class Schedule:
         _native.parse_schedule(self.spec())  # what holds between the fields
 
     def spec(self) -> str:
-        """As in ``LLAMA_FASTV``; what is as FastV has it is left out. :meth:`parse` reads it."""
+        """As in ``LLAMA_FASTV``, each cut with its rule. :meth:`parse` reads it."""
         fields = [";".join(cut.spec() for cut in self.cuts)]
+        if len(self.cuts) == 1 and _is_fastv(self.cuts[0]):
+            fields = [f"fastv,{fields[0].removesuffix(f',score={_FASTV[0]}')}"]
         if self.recall != RECALL:
             fields.append(f"recall={_number(self.recall)}")
         if self.cells is not None:
@@ -111,9 +132,10 @@ class Schedule:
         """From text as in ``LLAMA_FASTV``: cuts separated by ``;``, their fields by ``,``.
 
         ``k=2`` or ``k=25%``, ``drop=0.5``, ``score=...`` and ``pick=...`` as in :class:`Cut`, ``weigh``, ``merge``;
-        and, in any cut, for all of them ``recall=0.025`` and ``cells=2048`` or ``cells=auto``. What is left out is as
-        FastV has it. Or the name of a preset, and what differs from it: ``recommended,k=4,drop=0.75``. Raises
-        OptionError.
+        and, in any cut, for all of them ``recall=0.025`` and ``cells=2048`` or ``cells=auto``. A cut that names nothing
+        of its rule has the recommended one, and where it names a part, the others are as FastV has them, as in
+        :class:`Cut`. Or the name of a preset, and what differs from it: ``fastv,k=4,drop=0.75`` is FastV's own rule.
+        Raises OptionError.
         """
         found = _native.parse_schedule(text)
         if found is None:
@@ -133,8 +155,9 @@ class Schedule:
         return f"Schedule.parse({self.spec()!r})"
 
     def __str__(self) -> str:
-        text = self.spec().replace(",", ", ").replace(";", "; ")
-        return text if type(self) is Schedule else f"{type(self).__name__} {text}"
+        name = "" if type(self) is Schedule else f"{type(self).__name__} "
+        text = self.spec().removeprefix("fastv," if name else "")
+        return name + text.replace(",", ", ").replace(";", "; ")
 
 
 def schedule_of(found: dict[str, Any]) -> Schedule:
@@ -169,8 +192,14 @@ def _cells(value: object) -> int | str | None:
     )  # type: ignore[return-value]
 
 
-def _flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
+def _name(name: str, value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise OptionError(f"{name} must be text; got {value!r}")
+    return value
+
+
+def _flag(name: str, value: object) -> bool | None:
+    if value is not None and not isinstance(value, bool):
         raise OptionError(f"{name} must be True or False; got {value!r}")
     return value
 

@@ -102,7 +102,7 @@ def trace(
         turns: list[Turn] = []
         with runner.session(system=system, **(sampling or {})) as session:
             for number, question in enumerate(questions):
-                answer = session.ask(question, images if number == 0 else None, **setting.options())
+                answer = session.ask(images if number == 0 else None, question, **setting.options())
                 with runner._engine_at_work() as engine:
                     before = turns[-1].stages if turns else None
                     turns.append(Turn(question, answer.text, _stages(engine, setting.fastv, before)))

@@ -1,7 +1,7 @@
 """The oracle's accuracy on the bench, unpruned and pruned: the reference for the C++ runner's.
 
     python bench_accuracy.py BENCH --hf FOLDER --answers answers.jsonl --out bench_reference.json
-    python bench_accuracy.py BENCH --hf FOLDER --answers answers.jsonl --settings off "k=2,drop=0.5;k=6,drop=0.75,merge"
+    python bench_accuracy.py BENCH --hf FOLDER --answers answers.jsonl --settings off "k=2,score=last;k=6,drop=0.75,merge"
 
 Answers are greedy, up to </s> or --max-tokens, and appended to the JSONL file one by one; a run that
 was interrupted goes on where it stopped. At the end the table is printed, and written as JSON to --out.

@@ -64,7 +64,7 @@ def prefill(runner: pyfastv.Runner, prompt: str, picture: str) -> None:
 def compare(runner: pyfastv.Runner, question: GoldenQuestion, case: GoldenCase) -> Difference:
     """Runs the prompt and the reference's own tokens, so that one other choice does not spoil the rest."""
     engine = runner._engine
-    engine.set_fastv("" if case.k is None else f"k={case.k},drop={case.drop}")
+    engine.set_fastv("" if case.k is None else f"fastv,k={case.k},drop={case.drop}")
     prefill(runner, question.prompt, question.image)
     first = relative_rms(engine.logits(), case.logits_first)
 

@@ -58,11 +58,11 @@ SPECS = (
     "k=2,drop=0.75,score=question-max,pick=window4,merge,weigh",
     "k=6,drop=1,score=none",
     "k=2,drop=0.5,score=question-max,pick=window4;k=6,drop=0.75,score=question-mean,pick=window4",
-    "k=2,drop=0.5;k=6,drop=0.75,score=last-no-rope,pick=grid3",
-    "k=2,drop=0.5;k=6,drop=0.75,score=none,pick=uniform",
+    "k=2,drop=0.5,score=last;k=6,drop=0.75,score=last-no-rope,pick=grid3",
+    "k=2,drop=0.5,score=last;k=6,drop=0.75,score=none,pick=uniform",
     "k=2,drop=0.5,score=none,pick=uniform;k=6,drop=0.75,score=all",
-    "k=2,drop=0.5;k=5,drop=0.9,score=question-max,pick=mass0.8,merge",
-    "k=3,drop=0.5;k=6,drop=0.75;k=9,drop=0.875",
+    "k=2,drop=0.5,score=last;k=5,drop=0.9,score=question-max,pick=mass0.8,merge",
+    "k=3,drop=0.5,score=last;k=6,drop=0.75,score=last;k=9,drop=0.875,score=last",
 )
 TWO_TURNS = (
     "k=2,drop=0.75,score=question-max,pick=window4,recall=0",
@@ -70,7 +70,7 @@ TWO_TURNS = (
     "k=4,drop=0.75,merge,recall=0.0625",
     "k=4,drop=0.9,score=question-max,pick=cover,recall=0.03125",
     "k=4,drop=0.9,score=question-max,pick=cover,weigh,recall=0.03125",
-    "k=2,drop=0.5;k=6,drop=0.75,score=question-max,recall=1",
+    "k=2,drop=0.5,score=last;k=6,drop=0.75,score=question-max,recall=1",
 )
 FOLLOW_UPS = {
     "0002-2": "Shape of the medium orange object?",
@@ -195,7 +195,8 @@ def differences(model: LlavaForConditionalGeneration, question: GoldenQuestion, 
     for case in question.cases:
         if case.k is None:
             continue
-        [turn], *_ = converse(model, f"k={case.k},drop={case.drop}", prompt, [question.prompt], [[]], [])
+        spec = f"k={case.k},drop={case.drop},score=last"
+        [turn], *_ = converse(model, spec, prompt, [question.prompt], [[]], [])
         if not np.array_equal(turn.kept[0], case.kept):
             found.append(f"{question.id} {case.name}: another kept set than golden_bundle.npz")
         if np.abs(turn.logits - case.logits_first).max() > MAX_DIFFERENCE:

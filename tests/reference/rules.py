@@ -1,6 +1,6 @@
 """The rules for keeping visual tokens: schedules, scores and picks. Needs numpy only.
 
-    schedule = parse("k=2,drop=0.5,score=question-max,pick=window4;k=6,drop=0.75", n_layer=12)
+    schedule = parse("k=2,drop=0.5,score=question-max,pick=window4;k=6,drop=0.75,score=last", n_layer=12)
     scores = visual_scores(received, "question-max")
     kept = pick(scores, schedule.cuts[0], grid=(24, 24))
 
@@ -18,6 +18,8 @@ import numpy as np
 
 SCORES = ("last", "question-mean", "question-max", "all", "last-no-rope", "none")
 PICKS = ("top-k", "window", "uniform", "grid", "mass", "cover")
+# of a cut that names no part of its rule
+RECOMMENDED = {"score": "question-max", "pick": "cover", "weigh": True}
 # A case whose gap is smaller may turn out differently after rounding.
 MIN_GAP = 3e-4
 
@@ -62,7 +64,7 @@ def parse_pick(text: str) -> tuple[str, float]:
 
 
 def parse(text: str, n_layer: int) -> Schedule:
-    """From the language of pyfastv_parse(), less score=random."""
+    """From the language of pyfastv_parse(), less score=random and the names of presets."""
     cuts, recall = [], Schedule.recall
     for part in text.split(";"):
         fields = {}
@@ -82,6 +84,8 @@ def parse(text: str, n_layer: int) -> Schedule:
                 recall = float(value)
             elif name != "cells":
                 raise ValueError(f"{field!r} in {text!r}")
+        if not {"score", "pick", "weigh", "merge"} & set(fields):
+            fields |= RECOMMENDED
         cuts.append(Cut(**fields))
     layers, drops = [cut.layer for cut in cuts], [cut.drop for cut in cuts]
     if layers != sorted(set(layers)) or not 1 <= layers[0] <= layers[-1] < n_layer or drops != sorted(drops):

@@ -1,6 +1,6 @@
 """Schedules of several cuts, and conversations that recall, in PyTorch.
 
-    schedule = parse("k=2,drop=0.5;k=6,drop=0.75,merge,recall=1", n_layer=12)
+    schedule = parse("k=2,drop=0.5,score=last;k=6,drop=0.75,merge,recall=1", n_layer=12)
     first = ask(model, schedule, prompt.visual, EMPTY, prompt.rows)
     answered = feed(model, first, token)
     second = ask(model, schedule, prompt.visual, answered, rows_of(model, token_ids))
