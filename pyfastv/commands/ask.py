@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from .bars import bar
-from .options import load_runner, read_media, request_options, shows_progress, to_sampling, to_setting
+from .media import read_media
+from .options import load_runner, request_options, shows_progress, to_sampling, to_setting
 from .streams import tell
 
 __all__ = ["ask"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +14,7 @@ from click.core import ParameterSource
 from .. import _native
 from ..engine.runner import Runner
 from ..engine.sampling import Sampling, SamplingOptions
-from ..errors import ImageError, OptionError
-from ..inputs.images import load_image
-from ..inputs.video import Video, is_video, load_frames
+from ..errors import OptionError
 from ..models import from_hub, mmproj_beside
 from ..models.encoder_type import ENCODER_TYPES, resolve
 from ..settings.presets import PRESETS, Recommended
@@ -29,7 +27,6 @@ from .bars import bar
 __all__ = [
     "load_runner",
     "model_options",
-    "read_media",
     "request_options",
     "runner_arguments",
     "schedule_options",
@@ -222,21 +219,6 @@ def _to_schedule(options: dict[str, Any], named: list[str]) -> Schedule | str | 
     if set(named) <= {"k", "drop"}:
         return Recommended(_number(options["k"]), options["drop"])
     return Schedule([Cut(_number(options["k"]), *(options[name] for name in _CUT_NAMES[1:-1]))])
-
-
-def read_media(sources: Sequence[str], options: dict[str, Any]) -> list[Any]:
-    """What the files and data URIs are: pictures as RGB arrays, videos as their frames."""
-    media: list[Any] = []
-    for source in sources:
-        try:
-            media.append(load_image(source))
-        except ImageError as no_picture:
-            if not os.path.isfile(source) or not is_video(source):
-                raise no_picture
-            video = Video(source, options["frames"], options["fps"])
-            with bar("Reading the video", shows_progress(options)) as reading:
-                media += load_frames(video, progress=reading)
-    return media
 
 
 def _number(text: str) -> int | str:

@@ -76,7 +76,7 @@ def ask_all(
 
     ``progress``: called with (answers so far, answers wanted). An error ends it; what was answered is in ``answers``.
     """
-    pictures: dict[Path, Job] = {}
+    pictures: dict[Path | str, Job] = {}
     for question in questions:
         asked = asking.fingerprint(question)
         missing = tuple(setting for setting in settings if answers.find(setting, question.id, asked) is None)
