@@ -13,6 +13,7 @@ from ..errors import OptionError
 from ..inputs.images import load_image
 from ..output import Output
 from .options import load_runner, request_options, to_sampling, to_setting
+from .streams import tell
 
 __all__ = ["show"]
 
@@ -38,7 +39,7 @@ _SETTING = (
 @request_options
 def show(images: tuple[str, ...], question: str, **options: Any) -> None:
     """Draw what was kept of PICTURE for QUESTION: dropped patches dimmed, and what ranked them."""
-    from ..show import draw, named, trace
+    from ..show import draw, letters_without_font, named, trace
     from ..show.terminal import can_show, print_image
 
     given = click.get_current_context().get_parameter_source
@@ -54,7 +55,13 @@ def show(images: tuple[str, ...], question: str, **options: Any) -> None:
     pictures = [load_image(image) for image in images]
     with load_runner(options, next(iter(rules.values()))) as runner:
         questions = [question, *options["follow_up"]]
-        image = draw(trace(runner, pictures, questions, rules, sampling, system=options["system"]))
+        made = trace(runner, pictures, questions, rules, sampling, system=options["system"])
+        image = draw(made)
+    if missing := letters_without_font(made):
+        tell(
+            f"pyfastv: drawn as boxes, since no font of this machine has them: {missing[:40]}; install one that does, "
+            "such as Noto (Debian: fonts-noto-cjk; emoji: fonts-symbola)"
+        )
     if output is None:
         print_image(image)
         return
