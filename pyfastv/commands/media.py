@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..inputs.video import Video, is_still, is_video, load_frames
 from .bars import bar
 from .options import shows_progress
 
-__all__ = ["STDIN", "read_media", "read_source", "source_name"]
+__all__ = ["STDIN", "dropped_paths", "is_local_file", "read_media", "read_source", "source_name"]
 
 STDIN = "-"
 
@@ -46,10 +47,10 @@ def source_name(source: str) -> str:
 
 def _read(source: str | bytes, options: dict[str, Any]) -> list[Any]:
     try:
-        return [load_image(source)]
+        return [load_image(source, max_pixels=options["max_pixels"])]
     except ImageError:
         # what cannot be read as a picture is a video only if it looks like one: FFmpeg opens nearly everything
-        is_file = isinstance(source, bytes) or (not is_data_uri(source) and os.path.isfile(local_path(source)))
+        is_file = isinstance(source, bytes) or is_local_file(source)
         if not is_file or not is_video(source):
             raise
     frames, fps = options["frames"], options["fps"]
@@ -57,9 +58,33 @@ def _read(source: str | bytes, options: dict[str, Any]) -> list[Any]:
         frames = 1
     video = Video(source, frames, fps)
     with bar("Reading the video", shows_progress(options)) as reading:
-        return list(load_frames(video, progress=reading))
+        return list(load_frames(video, max_pixels=options["max_pixels"], progress=reading))
 
 
 def _standard_input() -> str | bytes:
     data = click.get_binary_stream("stdin").read()
     return data.decode("ascii", "replace") if data[:5].lower() == b"data:" else data
+
+
+def dropped_paths(text: str) -> list[str]:
+    """The files that a line names: a path as people type it, or what a terminal writes where files are dropped on it:
+    paths in quotes or with escapes, or file: URIs, one or several."""
+    as_typed = os.path.expanduser(text)
+    if is_data_uri(text) or os.path.exists(as_typed):
+        return [text if is_data_uri(text) else as_typed]
+    try:
+        words = [os.path.expanduser(word) for word in shlex.split(text)]
+    except ValueError:  # a quote that is part of a name
+        words = []
+    # a name with spaces and without quotes is one name
+    if len(words) == 1 or (words and all(map(is_local_file, words))):
+        return words
+    return [as_typed]
+
+
+def is_local_file(source: str) -> bool:
+    """Of a path or a URI."""
+    try:
+        return os.path.isfile(local_path(source))
+    except ImageError:  # of another machine
+        return False

@@ -15,6 +15,7 @@ from .. import _native
 from ..engine.runner import Runner
 from ..engine.sampling import Sampling, SamplingOptions
 from ..errors import OptionError
+from ..inputs.images import MAX_PIXELS
 from ..models import from_hub, mmproj_beside
 from ..models.encoder_type import ENCODER_TYPES, resolve
 from ..settings.presets import PRESETS, Recommended
@@ -25,6 +26,7 @@ from ..settings.setting import Setting
 from .bars import bar
 
 __all__ = [
+    "answer_options",
     "load_runner",
     "model_options",
     "request_options",
@@ -61,8 +63,18 @@ _MODEL = [
         default="auto",
         help="Of the vision encoder's matrices; auto: q8_0 where that is faster, stock: the file as it is.",
     ),
-    click.option("-v", "--verbose", is_flag=True, help="llama.cpp's log on stderr."),
+    click.option(
+        "-ctk", "--cache-type-k", default="f16", help="Type of the KV cache's keys: f16, q8_0, q4_0, ..."
+    ),
+    click.option("-ctv", "--cache-type-v", default="f16", help="And of its values."),
     click.option("--no-progress", is_flag=True, help="No progress bars, on a terminal neither."),
+]
+_LOG = "llama.cpp's log on stderr."
+_VERBOSE = [click.option("-v", "--verbose", is_flag=True, help=_LOG)]
+# where answers are told of, -v is that
+_VERBOSE_OF_ANSWERS = [
+    click.option("-v", "brief", is_flag=True, help="A line on stderr of what was done for an answer."),
+    click.option("--verbose", is_flag=True, help=_LOG),
 ]
 
 # the one cut of the recommended rule
@@ -134,6 +146,9 @@ _SCHEDULE = [
 _MEDIA = [
     click.option("--frames", type=int, help="Frames of a video, evenly spaced.  [default: 8]"),
     click.option("--fps", type=float, help="Frames a second of a video, in place of --frames."),
+    click.option(
+        "--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, help="Largest picture, or frame of a video."
+    ),
 ]
 
 _SAMPLING = [
@@ -153,23 +168,28 @@ _SAMPLING = [
 
 def model_options(command: Command) -> Command:
     """Adds the options of the model alone."""
-    for option in reversed(_MODEL):
-        command = option(command)
-    return command
+    return _with(command, *_MODEL, *_VERBOSE)
 
 
 def schedule_options(command: Command) -> Command:
     """Adds the options of the model and the schedule to a command."""
-    for option in reversed([*_CUT, *_SCHEDULE]):
-        command = option(command)
-    return model_options(command)
+    return _with(command, *_MODEL, *_VERBOSE, *_CUT, *_SCHEDULE)
 
 
 def request_options(command: Command) -> Command:
     """Adds the options of the model, the schedule, the media and the sampling to a command."""
-    for option in reversed([*_MEDIA, *_SAMPLING]):
+    return _with(command, *_MODEL, *_VERBOSE, *_CUT, *_SCHEDULE, *_MEDIA, *_SAMPLING)
+
+
+def answer_options(command: Command) -> Command:
+    """As :func:`request_options`, for commands that print answers: -v tells what was done for them."""
+    return _with(command, *_MODEL, *_VERBOSE_OF_ANSWERS, *_CUT, *_SCHEDULE, *_MEDIA, *_SAMPLING)
+
+
+def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
+    for option in reversed(options):
         command = option(command)
-    return schedule_options(command)
+    return command
 
 
 def to_sampling(options: dict[str, Any]) -> SamplingOptions:
@@ -232,7 +252,9 @@ def load_runner(options: dict[str, Any], setting: Setting) -> Runner:
     """The model that the options name, with a progress bar on a terminal."""
     arguments = runner_arguments(options)
     with bar("Loading", shows_progress(options)) as loading:
-        return Runner(**arguments, **setting.options(), progress=loading)
+        return Runner(
+            **arguments, **setting.options(), max_pixels=options["max_pixels"], progress=loading
+        )
 
 
 def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:
@@ -252,6 +274,8 @@ def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "n_gpu_layers": options["n_gpu_layers"],
         "flash_attn": options["flash_attn"],
         "encoder_type": options["encoder_type"],
+        "type_k": options["cache_type_k"],
+        "type_v": options["cache_type_v"],
         "verbose": options["verbose"],
     }
 
@@ -279,7 +303,7 @@ def find_model(options: dict[str, Any]) -> tuple[Any, Any]:
         model, mmproj = options["model"], options["mmproj"]
         if model is not None and mmproj is None:
             mmproj = mmproj_beside(model)
-            if mmproj is None:
+            if mmproj is None and options.get("pictures", True):
                 raise click.UsageError("--model needs --mmproj, the GGUF file of its vision encoder.")
         return model, mmproj
     if options["model"] is not None:

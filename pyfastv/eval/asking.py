@@ -62,6 +62,9 @@ class Asking:
         known = [sizes, self.text(question), self.system, self.max_tokens]
         if self.runner.get("encoder_type", "auto") != "auto":
             known.append(self.runner["encoder_type"])
+        cache = [self.runner.get(name, "f16") for name in ("type_k", "type_v")]
+        if cache != ["f16", "f16"]:
+            known.append(cache)
         return hashlib.blake2b(json.dumps(known).encode(), digest_size=4).hexdigest()
 
 
