@@ -248,7 +248,7 @@ def test_base64_without_a_header_is_not_called_a_missing_file() -> None:
     [
         (b"\0\0\0\x1cftypmif1\0\0\0\0mif1heic", "HEIC .*pyfastv.heif.*JPEG or PNG"),
         (b"\0\0\0\x1cftypisom\0\0\0\0isommp41", "video .MP4 or QuickTime"),
-        (b"\0\0\0\x08wide\0\0\0\0mdat", "video .MP4 or QuickTime|QuickTime"),
+        (b"\0\0\0\x08wide\0\0\0\0mdat", "video .QuickTime"),
         (b"\0\0\0\x18ftypcrx \0\0\0\0crx ", "CR3.*convert"),
         (b"RIFF\0\0\0\0AVI LIST", "video .AVI"),
         (b"RIFF\0\0\0\0WAVEfmt ", "sound"),

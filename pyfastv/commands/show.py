@@ -10,7 +10,8 @@ import click
 from click.core import ParameterSource
 
 from ..errors import OptionError
-from ..inputs.images import load_image
+from ..inputs.images import load_image, named_by_place
+from ..inputs.uris import is_data_uri, local_path
 from ..output import Output
 from .options import load_runner, request_options, to_sampling, to_setting
 from .streams import tell
@@ -52,7 +53,10 @@ def show(images: tuple[str, ...], question: str, **options: Any) -> None:
     inline = options["output"] is None and can_show()
     output = None if inline else _check_output(options["output"], images[0])
     _check_matplotlib()
-    pictures = [load_image(image) for image in images]
+    pictures = []
+    for number, image in enumerate(images, 1):
+        with named_by_place(number, len(images)):
+            pictures.append(load_image(image, max_pixels=options["max_pixels"]))
     with load_runner(options, next(iter(rules.values()))) as runner:
         questions = [question, *options["follow_up"]]
         made = trace(runner, pictures, questions, rules, sampling, system=options["system"])
@@ -74,7 +78,7 @@ def show(images: tuple[str, ...], question: str, **options: Any) -> None:
 def _check_output(output: str | None, picture: str) -> Output:
     """Where to write; told before a model is loaded."""
     if output is None:
-        stem = "picture" if picture[:5].lower() == "data:" else Path(picture).stem
+        stem = "picture" if is_data_uri(picture) else Path(local_path(picture)).stem
         return Output(_unused(Path(f"{stem}-kept.png")))
     if Path(output).suffix.lower() != ".png":
         raise OptionError(f"--output must name a .png file; got {output!r}")

@@ -27,6 +27,8 @@ _UNTOUCHED = {"L": (137,), "RGB": (1, 254, 3), "CMYK": (1, 254, 3, 252)}
 _LAST_ROWS = 16  # that are lost with the last bytes: the blocks of a JPEG file are up to 16 rows high
 _SHARE_OF_ROWS = 8  # of so many rows one may be missing besides
 
+_COLUMNS = 64  # of a row that are looked at
+
 _MARKER = re.compile(rb"\xff([\xc0-\xcf\xda-\xfe])")
 _START_OF_SCAN = b"\xda"
 
@@ -101,7 +103,8 @@ def _decoded_rows(image: ImageFile.ImageFile) -> int:
     with suppress(OSError):  # it ends early
         image.load()
     image.tile = []  # what was decoded stays
-    rows = np.asarray(image).reshape(image.height, -1, len(untouched))
+    some_columns = image.resize((min(image.width, _COLUMNS), image.height), Image.Resampling.NEAREST)
+    rows = np.asarray(some_columns).reshape(image.height, -1, len(untouched))
     decoded = (rows != np.array(untouched, np.uint8)).any((1, 2))
     return int(decoded.nonzero()[0][-1]) + 1 if decoded.any() else 0
 
