@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from pyfastv.models import bundled_examples, bundled_model
 CLOCK = bundled_examples()[0]
 PICTURE = str(CLOCK.picture)
 CHART = str(pyfastv.examples.chart)
+PYFASTV = Path(sys.executable).parent / "pyfastv"
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
@@ -160,11 +163,13 @@ def test_a_message_names_options_that_there_are(
     assert capsys.readouterr().err == "pyfastv: raise max_pixels\n"
 
 
-def test_the_types_of_the_cache_reach_the_engine(
+def test_the_types_of_the_cache_and_sizes_of_batches_reach_the_engine(
     fake_engine: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["ask", PICTURE, "Q?", "-ctk", "q8_0", "-ctv", "q4_0", "--max-pixels", "200000"]) == 0
-    assert (fake_engine[0].options["type_k"], fake_engine[0].options["type_v"]) == ("q8_0", "q4_0")
+    types = ["-ctk", "q8_0", "-ctv", "q4_0", "-b", "512", "-ub", "256"]
+    assert main(["ask", PICTURE, "Q?", *types, "--max-pixels", "200000"]) == 0
+    given = {"type_k": "q8_0", "type_v": "q4_0", "n_batch": 512, "n_ubatch": 256}
+    assert given.items() <= fake_engine[0].options.items()
 
 
 def test_a_cache_that_is_too_large_names_the_options_that_make_it_smaller(
@@ -174,3 +179,16 @@ def test_a_cache_that_is_too_large_names_the_options_that_make_it_smaller(
     told = capfd.readouterr().err
     assert "--cache-type-k and --cache-type-v" in told
     assert "type_k and" not in told.replace("--cache-type-k", "")
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    def completed(words: str, at: int) -> list[str]:
+        env = {**os.environ, "_PYFASTV_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+        made = subprocess.run([PYFASTV], env=env, capture_output=True, text=True, cwd="/")
+        return made.stdout.split()
+
+    assert completed("pyfastv as", 1) == ["plain,ask"]
+    assert "plain,--each" in completed("pyfastv ask --ea", 2)
+    env = {**os.environ, "_PYFASTV_COMPLETE": "bash_source"}
+    made = subprocess.run([PYFASTV], env=env, capture_output=True, text=True, cwd="/")
+    assert "complete -o nosort -F _pyfastv_completion pyfastv" in made.stdout

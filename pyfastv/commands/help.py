@@ -18,7 +18,7 @@ GROUPS = {
     ),
     "Model": (
         *("model", "mmproj", "hf_repo", "n_ctx", "threads", "n_gpu_layers", "flash_attn"),
-        *("cache_type_k", "cache_type_v", "encoder_type"),
+        *("cache_type_k", "cache_type_v", "batch_size", "ubatch_size", "encoder_type"),
     ),
 }
 """Names of options by the heading that they come under."""

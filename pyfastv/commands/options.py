@@ -67,6 +67,8 @@ _MODEL = [
         "-ctk", "--cache-type-k", default="f16", help="Type of the KV cache's keys: f16, q8_0, q4_0, ..."
     ),
     click.option("-ctv", "--cache-type-v", default="f16", help="And of its values."),
+    click.option("-b", "--batch-size", type=int, default=2048, help="Most tokens in a logical batch."),
+    click.option("-ub", "--ubatch-size", type=int, default=512, help="Most tokens in a physical batch."),
     click.option("--no-progress", is_flag=True, help="No progress bars, on a terminal neither."),
 ]
 _LOG = "llama.cpp's log on stderr."
@@ -274,6 +276,8 @@ def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "n_gpu_layers": options["n_gpu_layers"],
         "flash_attn": options["flash_attn"],
         "encoder_type": options["encoder_type"],
+        "n_batch": options["batch_size"],
+        "n_ubatch": options["ubatch_size"],
         "type_k": options["cache_type_k"],
         "type_v": options["cache_type_v"],
         "verbose": options["verbose"],

@@ -15,6 +15,11 @@ __all__ = ["tell_error", "tell_report"]
 # Messages name arguments of Python; here are the options that stand for them.
 _OPTIONS = {
     "max_pixels": "--max-pixels",
+    "n_ctx": "--n-ctx",
+    "n_batch": "--batch-size",
+    "n_ubatch": "--ubatch-size",
+    "n_threads": "--threads",
+    "n_gpu_layers": "--n-gpu-layers",
     "type_k": "--cache-type-k",
     "type_v": "--cache-type-v",
     "mmproj_path": "--mmproj",
