@@ -47,6 +47,41 @@ def with_chunk(png: bytes, chunk: bytes) -> bytes:
     return png[:33] + chunk + png[33:]
 
 
+def png_of(colors: np.ndarray) -> bytes:
+    """Of 16 bits a color, which Pillow does not write."""
+    height, width, _ = colors.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colors)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    chunks = [text_chunk(header, b"IHDR"), text_chunk(zlib.compress(rows), b"IDAT"), text_chunk(b"", b"IEND")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def tiff_of(colors: np.ndarray, order: str) -> bytes:
+    """The same, with one strip, not compressed."""
+    height, width, _ = colors.shape
+    pixels = colors.astype(f"{order}u2").tobytes()
+    bits_at = 8 + len(pixels)
+    short, long = 3, 4
+    entries = [
+        (256, short, 1, width),
+        (257, short, 1, height),
+        (258, short, 3, bits_at),
+        (259, short, 1, 1),
+        (262, short, 1, 2),
+        (273, long, 1, 8),
+        (277, short, 1, 3),
+        (278, short, 1, height),
+        (279, long, 1, len(pixels)),
+    ]
+    table = struct.pack(f"{order}H", len(entries))
+    for tag, kind, count, value in entries:
+        one_short = kind == short and count == 1
+        packed = struct.pack(f"{order}HH", value, 0) if one_short else struct.pack(f"{order}I", value)
+        table += struct.pack(f"{order}HHI", tag, kind, count) + packed
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, bits_at + 6)
+    return head + pixels + struct.pack(f"{order}HHH", 16, 16, 16) + table + struct.pack(f"{order}I", 0)
+
+
 # metadata
 
 
@@ -173,6 +208,15 @@ def test_a_pillow_image_and_an_array_of_a_small_range_are_scaled_by_it() -> None
     assert load_image(grey.convert("I"))[0, :, 0].tolist() == [0, 85, 170, 255]
     colors = np.array([[(0, 2048, 4095)]], np.uint16)
     assert load_image(colors)[0, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "TIFF of Motorola"])
+def test_colors_of_a_small_range_are_scaled_by_it(form: str, bits: int) -> None:
+    colors = np.array([[(0, 85, 170), (255, 1, 128)]], np.uint32) * (2**bits - 1) // 255
+    order = ">" if "Motorola" in form else "<"
+    made = load_image(png_of(colors) if form == "PNG" else tiff_of(colors, order))
+    assert np.abs(made.astype(int) - [[(0, 85, 170), (255, 1, 128)]]).max() <= 1
 
 
 # Pillow images

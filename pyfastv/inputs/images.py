@@ -12,10 +12,11 @@ from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from .._checks import integer
 from ..errors import ImageError
+from .deep import has_low_bytes, take_low_bytes
 from .mending import MENDABLE, mended
 from .signatures import HEAD, TAIL, describe, is_heif
 from .uris import data_uri_bytes, is_data_uri, local_path, uri_name
@@ -52,6 +53,7 @@ FORMATS = (
 )
 
 _DEPTHS = (8, 10, 12, 14, 16)  # bits that integers of pictures have
+_HIGH_BYTE_OF_14_BITS = 64  # is less
 
 
 class _Damaged(Exception):
@@ -185,11 +187,19 @@ def _read(file: BinaryIO, head: bytes, name: str, max_pixels: int) -> NDArray[np
         raise
     except Exception as error:  # plugins raise anything on damaged headers
         raise _Damaged(f"{name}: damaged picture: {error}; copy, download or save it again") from error
+    name = f"{name} ({image.format})"
     with image:
-        return _decode(image, f"{name} ({image.format})", max_pixels)
+        is_deep = has_low_bytes(image)
+        pixels = _decode(image, name, max_pixels)
+    if not is_deep or pixels.max() >= _HIGH_BYTE_OF_14_BITS:
+        return pixels
+    with _opened(file, head) as image:
+        take_low_bytes(image)
+        low = _decode(image, name, max_pixels)
+    return _to_8_bits(pixels.astype(np.uint16) * 256 + low)
 
 
-def _opened(file: BinaryIO, head: bytes) -> Image.Image:
+def _opened(file: BinaryIO, head: bytes) -> ImageFile.ImageFile:
     """Not decoded yet. Raises whatever Pillow does."""
     file.seek(0)
     Image.init()
