@@ -108,9 +108,12 @@ def is_still(source: str | os.PathLike[str] | bytes) -> bool:
     av = _av()
     try:
         with av.open(io.BytesIO(source) if isinstance(source, bytes) else _path(source)) as container:
-            frames = container.decode(container.streams.video[0])
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                return False
+            frames = container.decode(stream)
             return next(frames, None) is not None and next(frames, None) is None
-    except (OSError, ValueError, IndexError):  # the errors of av are the first two; IndexError: sound alone
+    except (OSError, ValueError, av.FFmpegError, IndexError):  # IndexError: sound alone
         return False
 
 
@@ -156,6 +159,8 @@ def _decode(video: Video, max_pixels: int) -> Iterator[tuple[int, NDArray[np.uin
             if not container.streams.video:
                 raise ImageError(f"{name}: has no moving pictures")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ImageError(f"{name}: this PyAV has no decoder for its pictures: convert it to MP4 (H.264) first")
             width, height = stream.codec_context.width, stream.codec_context.height
             if width * height > max_pixels:
                 raise ImageError(
@@ -168,9 +173,9 @@ def _decode(video: Video, max_pixels: int) -> Iterator[tuple[int, NDArray[np.uin
                 yield len(times), frame
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
-    except (ImageError, OptionError):
+    except (ImageError, OptionError, MemoryError):
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, av.FFmpegError) as error:
         raise ImageError(f"{name}: cannot be read as a video: {error}") from error
 
 
