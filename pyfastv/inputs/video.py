@@ -169,7 +169,7 @@ def _decode(video: Video, max_pixels: int) -> Iterator[tuple[int, NDArray[np.uin
                 )
             stream.thread_type = "AUTO"
             times = _times(video, name, container, stream)
-            for frame in _at_times(container, stream, times):
+            for frame in _at_times(container, stream, times, name):
                 yield len(times), frame
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
@@ -207,7 +207,9 @@ def _duration(container: Any, stream: Any) -> float:
     return last
 
 
-def _at_times(container: Any, stream: Any, times: Sequence[float]) -> Iterator[NDArray[np.uint8]]:
+def _at_times(
+    container: Any, stream: Any, times: Sequence[float], name: str
+) -> Iterator[NDArray[np.uint8]]:
     """For each of the ascending times the frame that is on the screen then."""
     start = float(stream.start_time * stream.time_base) if stream.start_time else 0.0
     frames = _Ahead(container.decode(stream))
@@ -221,7 +223,7 @@ def _at_times(container: Any, stream: Any, times: Sequence[float]) -> Iterator[N
         while frames.next is not None and (shown is None or frames.next_time <= at + 1e-6):
             shown = frames.take()
         if shown is None:
-            raise ImageError("the video has no frames")
+            raise ImageError(f"{name}: the video has no frames")
         yield _to_rgb(shown)
 
 
