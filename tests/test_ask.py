@@ -148,7 +148,7 @@ def test_the_help_has_groups_and_examples(command: str, capsys: pytest.CaptureFi
     places = [text.index(f"\n{title}:") for title in (*GROUPS, "Other options")]
     assert places == sorted(places)
     assert text.index("--temp") < text.index("\nWhat is dropped:") < text.index("--drop")
-    examples = [line for line in text.splitlines() if line.startswith(f"  pyfastv {command} ")]
+    examples = [line for line in text.splitlines() if line.strip().startswith(f"pyfastv {command} ")]
     assert len(examples) > 1
     for param in cli.commands[command].params:
         assert all(option in text for option in param.opts if option.startswith("-"))
