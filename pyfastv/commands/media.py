@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from typing import Any
-
-import click
 
 from ..errors import ImageError
 from ..inputs.images import load_image, named_by_place
@@ -62,7 +61,7 @@ def _read(source: str | bytes, options: dict[str, Any]) -> list[Any]:
 
 
 def _standard_input() -> str | bytes:
-    data = click.get_binary_stream("stdin").read()
+    data = sys.stdin.buffer.read()
     return data.decode("ascii", "replace") if data[:5].lower() == b"data:" else data
 
 
