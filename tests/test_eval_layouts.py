@@ -288,7 +288,7 @@ def test_a_name_that_is_no_file_is_told_in_a_short_line(write: Write, image: str
 def test_messages_do_not_say_the_contrary(write: Write) -> None:
     write("a.png", None)
     line = {"image": "a.png", "question": "?"}
-    with pytest.raises(DataError, match="'id' must be text or a whole number; got 1.5"):
+    with pytest.raises(DataError, match=r"'id' must be text or a whole number; got 1\.5"):
         load_dataset(write("questions.jsonl", json.dumps({**line, "id": 1.5})))
     with pytest.raises(DataError, match="has no 'question'"):
         load_dataset(write("questions.jsonl", json.dumps({"image": "a.png"})))

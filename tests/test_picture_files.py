@@ -124,9 +124,7 @@ def test_a_png_with_many_texts_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["checksum", "compression", "length", "profile"],
 )
 def test_broken_metadata_does_not_make_a_png_unreadable(chunk: bytes) -> None:
-    np.testing.assert_array_equal(
-        load_image(with_chunk(encoded(slope()), chunk)), np.asarray(slope())
-    )
+    np.testing.assert_array_equal(load_image(with_chunk(encoded(slope()), chunk)), np.asarray(slope()))
 
 
 def test_orientation_is_applied_beside_metadata_that_is_left_out() -> None:
@@ -341,11 +339,11 @@ def test_a_heic_photo_is_read_where_pillow_heif_is() -> None:
 
 
 def test_a_broken_picture_is_named_by_its_place(fake_runner: Runner) -> None:
-    with pytest.raises(ImageError, match="^picture 2 of 3: the picture of 5 bytes: is not a picture"):
+    with pytest.raises(ImageError, match=r"^picture 2 of 3: the picture of 5 bytes: is not a picture"):
         fake_runner.ask([CLOCK, b"hello", CLOCK], "Q?")
-    with pytest.raises(ImageError, match="^the picture of 5 bytes"):
+    with pytest.raises(ImageError, match=r"^the picture of 5 bytes"):
         fake_runner.ask(b"hello", "Q?")
-    with fake_runner.session() as chat, pytest.raises(ImageError, match="^picture 1 of 2"):
+    with fake_runner.session() as chat, pytest.raises(ImageError, match=r"^picture 1 of 2"):
         chat.ask("Q?", [b"hello", CLOCK])
-    with pytest.raises(ImageError, match="^picture 2 of 2"):
+    with pytest.raises(ImageError, match=r"^picture 2 of 2"):
         pyfastv.load_frames([CLOCK, b"hello"])

@@ -168,7 +168,9 @@ class Repl:
             # at a terminal somebody has read what was wrong; in a pipe all that comes may be about the picture
             self._unread = not self._interactive
             again = ", or ask again without it" if self._interactive else ""
-            raise OptionError(f"not asked, since its picture could not be read: /image with another path{again}")
+            raise OptionError(
+                f"not asked, since its picture could not be read: /image with another path{again}"
+            )
         with bar("Reading the prompt", shows_progress(self._options)) as reading:
             stream = self._chat.stream(
                 question, self._pictures, progress=reading, **cast(RequestOptions, self._request)

@@ -149,7 +149,10 @@ _MEDIA = [
     click.option("--frames", type=int, help="Frames of a video, evenly spaced.  [default: 8]"),
     click.option("--fps", type=float, help="Frames a second of a video, in place of --frames."),
     click.option(
-        "--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, help="Largest picture, or frame of a video."
+        "--max-pixels",
+        type=click.IntRange(1),
+        default=MAX_PIXELS,
+        help="Largest picture, or frame of a video.",
     ),
 ]
 
@@ -254,9 +257,7 @@ def load_runner(options: dict[str, Any], setting: Setting) -> Runner:
     """The model that the options name, with a progress bar on a terminal."""
     arguments = runner_arguments(options)
     with bar("Loading", shows_progress(options)) as loading:
-        return Runner(
-            **arguments, **setting.options(), max_pixels=options["max_pixels"], progress=loading
-        )
+        return Runner(**arguments, **setting.options(), max_pixels=options["max_pixels"], progress=loading)
 
 
 def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:

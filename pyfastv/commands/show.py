@@ -54,9 +54,9 @@ def show(images: tuple[str, ...], question: str, **options: Any) -> None:
     output = None if inline else _check_output(options["output"], images[0])
     _check_matplotlib()
     pictures = []
-    for number, image in enumerate(images, 1):
+    for number, source in enumerate(images, 1):
         with named_by_place(number, len(images)):
-            pictures.append(load_image(image, max_pixels=options["max_pixels"]))
+            pictures.append(load_image(source, max_pixels=options["max_pixels"]))
     with load_runner(options, next(iter(rules.values()))) as runner:
         questions = [question, *options["follow_up"]]
         made = trace(runner, pictures, questions, rules, sampling, system=options["system"])

@@ -95,12 +95,12 @@ def describe(head: bytes, tail: bytes, name: str, reads_heif: bool) -> str:
     ``tail``: its last bytes, or none. ``reads_heif``: this Pillow reads HEIC."""
     if is_heif(head):
         if b"avif" in _brands(head):
-            return "is an AVIF picture that this Pillow cannot read: convert it to PNG or JPEG, or update Pillow"
+            return (
+                "is an AVIF picture that this Pillow cannot read: convert it to PNG or JPEG, or update Pillow"
+            )
         if reads_heif:
             return "is a damaged HEIC (HEIF) picture: copy or download it again"
-        return (
-            "is a HEIC (HEIF) picture, as phones make them: pip install 'pyfastv[heif]', or convert it to JPEG or PNG"
-        )
+        return "is a HEIC (HEIF) picture, as phones make them: pip install 'pyfastv[heif]', or convert it to JPEG or PNG"
     if video := video_format(head):
         return f"is not a picture but a video ({video}): ask about it as a video (in Python with video=)"
     if known := _found(head, _PICTURES):

@@ -160,7 +160,9 @@ def _decode(video: Video, max_pixels: int) -> Iterator[tuple[int, NDArray[np.uin
                 raise ImageError(f"{name}: has no moving pictures")
             stream = container.streams.video[0]
             if stream.codec_context is None:
-                raise ImageError(f"{name}: this PyAV has no decoder for its pictures: convert it to MP4 (H.264) first")
+                raise ImageError(
+                    f"{name}: this PyAV has no decoder for its pictures: convert it to MP4 (H.264) first"
+                )
             width, height = stream.codec_context.width, stream.codec_context.height
             if width * height > max_pixels:
                 raise ImageError(
@@ -207,9 +209,7 @@ def _duration(container: Any, stream: Any) -> float:
     return last
 
 
-def _at_times(
-    container: Any, stream: Any, times: Sequence[float], name: str
-) -> Iterator[NDArray[np.uint8]]:
+def _at_times(container: Any, stream: Any, times: Sequence[float], name: str) -> Iterator[NDArray[np.uint8]]:
     """For each of the ascending times the frame that is on the screen then."""
     start = float(stream.start_time * stream.time_base) if stream.start_time else 0.0
     frames = _Ahead(container.decode(stream))

@@ -114,7 +114,9 @@ def picture_of(where: object, record: Mapping[str, Any], key: str, folder: Path)
     if is_data_uri(name):
         return str(name)
     if name.lower().startswith(("http://", "https://")):
-        raise DataError(f"{where}: {key!r} is an address: download the picture, and name its file; got {shown(name)}")
+        raise DataError(
+            f"{where}: {key!r} is an address: download the picture, and name its file; got {shown(name)}"
+        )
     if len(name) > _LONGEST_NAME:
         raise DataError(
             f"{where}: {key!r} is no path, of {len(name):,} characters: base64 has to be a data URI, "
