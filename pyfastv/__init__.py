@@ -1,5 +1,6 @@
 """Quantized vision-language models on llama.cpp, with FastV: later layers see fewer visual tokens."""
 
+from . import _checkout, examples  # noqa: F401 - _checkout finds the native module
 from ._about import __version__, lib_path
 from .engine.answer import Answer, Report
 from .engine.runner import Runner
@@ -66,6 +67,7 @@ __all__ = [
     "Video",
     "ZipVL",
     "__version__",
+    "examples",
     "from_hub",
     "lib_path",
     "load_frames",

@@ -32,7 +32,7 @@ from .engine.handler_pictures import Mtmd
 from .engine.process_lock import ProcessLock
 from .errors import Error, OptionError
 from .inputs.chat import ChatTemplate, Prompt
-from .inputs.images import MAX_PIXELS, load_image
+from .inputs.images import MAX_PIXELS, load_image, named_by_place
 from .models.encoder_type import resolve
 from .settings.presets import Recommended
 from .settings.reduce import Reducer
@@ -263,11 +263,14 @@ class FastVChatHandler(_MTMDChatHandler):
         return image_url
 
     def _create_bitmap_from_bytes(self, image_bytes: Any) -> Any:
-        rgb = load_image(image_bytes, max_pixels=self._max_pixels)
+        number = self._mtmd_cpp.number()
+        of = number if self._prompt is None else len(self._prompt.pictures)
+        with named_by_place(number, of):
+            rgb = load_image(image_bytes, max_pixels=self._max_pixels)
         height, width, _ = rgb.shape
         bitmap = _mtmd_cpp.mtmd_bitmap_init(width, height, rgb.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
         # slices of one picture are known by their common id
-        name = f"{hashlib.blake2b(rgb.data, digest_size=16).hexdigest()}#{self._mtmd_cpp.number()}"
+        name = f"{hashlib.blake2b(rgb.data, digest_size=16).hexdigest()}#{number}"
         _mtmd_cpp.mtmd_bitmap_set_id(bitmap, name.encode())
         return bitmap
 

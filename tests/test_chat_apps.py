@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import pyfastv
+from pyfastv import examples
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "chat-apps.md").read_text("utf-8")
@@ -45,9 +47,10 @@ def test_the_examples_are_those_that_are_run() -> None:
 
 @pytest.mark.skipif(not PYTHON.exists(), reason="the packages are not installed: `make chat-apps`")
 @pytest.mark.parametrize("package", EXAMPLES)
-def test_an_example_prints_what_it_says(package: str, address: str) -> None:
+def test_an_example_prints_what_it_says(package: str, address: str, tmp_path: Path) -> None:
     code = EXAMPLES[package]
+    shutil.copy(examples.clock, tmp_path)  # the packages are in an environment without pyfastv
     command = [PYTHON, "-c", code.replace(ADDRESS, address)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == re.findall(r"^print\(.*#\s(.*)$", code, re.M)

@@ -26,18 +26,29 @@ PICTURE = str(CLOCK.picture)
 # the real thing
 
 
-def test_ask_prints_the_answer_and_reports_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["ask", PICTURE, CLOCK.question]) == 0
+def test_ask_prints_the_answer_and_on_request_reports_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    asked = ["ask", PICTURE, CLOCK.question]
+    assert main([*asked, "--report"]) == 0
     printed = capfd.readouterr()
     assert printed.out == CLOCK.answer + "\n"
     assert f"576, 288 kept ({Recommended()})" in printed.err
+    assert main([*asked, "-v"]) == 0
+    printed = capfd.readouterr()
+    assert printed.out == CLOCK.answer + "\n"
+    assert printed.err.startswith("576 visual tokens, 288 kept; first token after ")
+    assert printed.err.count("\n") == 1
+    assert main(asked) == 0
+    assert capfd.readouterr() == (CLOCK.answer + "\n", "")
 
 
 def test_ask_json_prints_exactly_one_object(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["ask", PICTURE, CLOCK.question, "--json", "--k", "4", "--drop", "0.25"]) == 0
     printed = capfd.readouterr()
     made = json.loads(printed.out)
-    assert set(made) == {"answer", "report"}
+    assert set(made) == {"model", "picture", "question", "answer", "finish_reason", "report"}
+    assert made["model"] == "tiny-llava-Q4_K_M.gguf"
+    assert (made["picture"], made["question"]) == (PICTURE, CLOCK.question)
+    assert made["finish_reason"] == "stop"
     assert made["answer"] == CLOCK.answer
     assert made["report"]["fastv"] == Recommended(4, 0.25).spec()
     assert made["report"]["visual_tokens_kept"] == 432

@@ -68,7 +68,7 @@ def test_jsonl_with_and_without_what_is_optional(write: Write, tmp_path: Path) -
     [
         ("{", "line 1: is not JSON"),
         ("[]", "line 1: is not a JSON object"),
-        ('{"question": "a"}', "'image' must be text or a number; got None"),
+        ('{"question": "a"}', "has no 'image'"),
         ('{"image": "a.png", "question": "a", "answers": "b"}', "answers must be a list of texts; got 'b'"),
         (
             '{"image": "a.png", "question": "a", "box": [0, 0, 336, 336]}',
@@ -261,3 +261,40 @@ def test_ids_have_to_differ(write: Write, tmp_path: Path) -> None:
     write("questions.jsonl", '{"id": 1, "image": "a.png", "question": "?"}\n' * 2)
     with pytest.raises(DataError, match="several questions have the same id"):
         load_dataset(tmp_path)
+
+
+def test_a_data_uri_is_a_picture(write: Write, tmp_path: Path) -> None:
+    uri = "data:image/png;base64,AAAA"
+    write("questions.jsonl", json.dumps({"image": uri, "question": "?"}) + "\n")
+    assert load_dataset(tmp_path).questions[0].image == uri
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("x" * 300 + ".png", "its picture .* is missing"),
+        ("iVBORw0KGgo" * 1000, "base64 has to be a data URI"),
+        ("https://example.org/a.png", "download the picture"),
+        ("a\0b.png", "is missing"),
+    ],
+)
+def test_a_name_that_is_no_file_is_told_in_a_short_line(write: Write, image: str, message: str) -> None:
+    path = write("questions.jsonl", json.dumps({"image": image, "question": "?"}) + "\n")
+    with pytest.raises(DataError, match=message) as caught:
+        load_dataset(path)
+    assert len(str(caught.value)) < 1000
+
+
+def test_messages_do_not_say_the_contrary(write: Write) -> None:
+    write("a.png", None)
+    line = {"image": "a.png", "question": "?"}
+    with pytest.raises(DataError, match=r"'id' must be text or a whole number; got 1\.5"):
+        load_dataset(write("questions.jsonl", json.dumps({**line, "id": 1.5})))
+    with pytest.raises(DataError, match="has no 'question'"):
+        load_dataset(write("questions.jsonl", json.dumps({"image": "a.png"})))
+
+
+def test_only_ends_of_lines_end_a_line_of_jsonl(write: Write) -> None:
+    write("a.png", None)
+    line = json.dumps({"image": "a.png", "question": "one\u2028two\x85"}, ensure_ascii=False)
+    assert load_dataset(write("questions.jsonl", line)).questions[0].text == "one\u2028two\x85"

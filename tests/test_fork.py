@@ -189,8 +189,6 @@ def test_the_example_for_preloading_servers_answers_in_their_workers(used: Runne
 
 def test_the_example_with_processes_runs(tmp_path: Path) -> None:
     (tmp_path / "ask.py").write_text(example("ask.py"))
-    (tmp_path / "pyfastv").mkdir()
-    (tmp_path / "pyfastv" / "data").symlink_to(ROOT / "pyfastv" / "data")
     command = [sys.executable, "ask.py"]
     made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (made.returncode, made.stderr) == (0, "")

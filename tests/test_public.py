@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import pyfastv
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PUBLIC = {
     "pyfastv": (
         "EVS VTW Answer CDPruner ClosedError ContextLengthError Cut DataError DecodeError DivPrune Error FastV Feather "
         "Frame ImageError Merge ModelError OptionError OutOfMemoryError PLLaVA Pool Profile PyramidDrop Recommended "
         "Reducer Report Runner Sampling Schedule Session Stream Stride Turbo UnsupportedModelError VidCom2 Video ZipVL "
-        "__version__ from_hub lib_path load_frames load_image model_identity"
+        "__version__ examples from_hub lib_path load_frames load_image model_identity"
     ),
 }
 
@@ -36,10 +39,40 @@ def test_every_public_name_is_described() -> None:
     assert undescribed == []
 
 
-@pytest.mark.parametrize("module", ["theory", "models", "eval", "show", "llama_cpp", "llm_plugin"])
+@pytest.mark.parametrize(
+    "module", ["theory", "models", "eval", "show", "llama_cpp", "llm_plugin", "examples"]
+)
 def test_a_public_module_imports_by_itself(module: str) -> None:
     """Without its siblings having been imported before."""
     done = subprocess.run(
         [sys.executable, "-c", f"import pyfastv.{module}"], capture_output=True, text=True, cwd="/"
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["clock", "chart", "dice", "scene"])
+def test_the_examples_are_paths_of_pictures(name: str) -> None:
+    assert pyfastv.load_image(getattr(pyfastv.examples, name)).shape == (336, 336, 3)
+
+
+# The folder of the repository
+
+
+def importing(code: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """In the repository, whose folder hides the installed package."""
+    command = [sys.executable, *options, "-c", code]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_a_checkout_is_imported_with_the_native_module_of_the_installed_package() -> None:
+    code = "import pyfastv as p; print(p.__file__); print(p.load_image(p.examples.clock).shape)"
+    made = importing(code)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.splitlines() == [str(ROOT / "pyfastv" / "__init__.py"), "(336, 336, 3)"]
+
+
+def test_a_checkout_that_is_not_built_says_what_to_do() -> None:
+    made = importing("import pyfastv", "-S")  # without installed packages
+    assert made.returncode == 1
+    (told,) = [line for line in made.stderr.splitlines() if line.startswith("ImportError")]
+    assert all(words in told for words in (str(ROOT / "pyfastv"), "make demo", "pip install ."))

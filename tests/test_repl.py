@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,17 +65,17 @@ def test_why_prints_the_last_report(
     type_in: TypeIn, fake_engine: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     type_in(["/why", "Q?", "/why", "/what"])
-    assert main(["chat"]) == 0
+    assert main(["chat"]) == 1
     printed = capsys.readouterr()
     assert printed.out.startswith("nothing was asked yet\nIt is 9:10. Yes.\nvisual tokens")
     assert "/image PATH" in printed.err
+    assert "there is no /what" in printed.err
 
 
 def test_an_error_ends_the_answer_and_not_the_conversation(
     type_in: TypeIn, fake_engine: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def lines() -> Iterator[str]:
-        yield "/image missing.png"
         fake_engine[0].failing = "prefill"
         fake_engine[0].failure = pyfastv.DecodeError("no room")
         yield "One?"
@@ -81,10 +83,10 @@ def test_an_error_ends_the_answer_and_not_the_conversation(
         yield "Two?"
 
     type_in(lines())
-    assert main(["chat", PICTURE]) == 0
+    assert main(["chat", PICTURE]) == 1
     printed = capsys.readouterr()
     assert printed.out == "It is 9:10. Yes.\n"
-    assert printed.err.splitlines() == ["pyfastv: missing.png: no such file", "pyfastv: no room"]
+    assert printed.err.splitlines() == ["pyfastv: no room"]
     # the picture is not lost with the question that failed
     assert prompts(fake_engine[0])[-1] == ("USER: *\nTwo? ASSISTANT:", 1)
 
@@ -150,3 +152,166 @@ def test_chat_answers_question_by_question(
     assert [", 0 from the cache" in line for line in reports] == [True, True]
     assert ["1 encoded" in line for line in reports] == [True, False]
     assert printed.err == ""
+
+
+# pictures
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/image {}",
+        "/image '{}'",
+        '/image "{}"',
+        "/image {escaped}",
+        "/image {uri}",
+        "{escaped}",
+        "'{}'",
+        "{uri}",
+    ],
+)
+def test_a_path_is_taken_as_a_terminal_writes_it(
+    line: str, type_in: TypeIn, fake_engine: list[Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "my clock.png"
+    path.write_bytes(CLOCK.picture.read_bytes())
+    line = line.format(path, escaped=str(path).replace(" ", "\\ "), uri=path.as_uri())
+    type_in([line, "One?"])
+    assert main(["chat"]) == 0
+    assert prompts(fake_engine[0]) == [("USER: *\nOne? ASSISTANT:", 1)]
+
+
+def test_several_files_are_dropped_at_once(type_in: TypeIn, fake_engine: list[Any]) -> None:
+    type_in([f"'{PICTURE}' '{bundled_examples()[-1].picture}' ", "One?"])
+    assert main(["chat"]) == 0
+    assert prompts(fake_engine[0])[0][1] == 2
+
+
+def test_a_name_with_spaces_that_is_no_file_is_named_whole(
+    type_in: TypeIn, fake_engine: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in(["/image no such file.png", "/image 'one more'.png"])
+    assert main(["chat"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["pyfastv: no such file.png: no such file", "pyfastv: one more.png: no such file"]
+
+
+def test_nothing_is_answered_without_the_picture_that_failed(
+    type_in: TypeIn, fake_engine: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in(["/image missing.png", "One?", "Two?", f"/image {PICTURE}", "Three?"])
+    assert main(["chat"]) == 1
+    assert prompts(fake_engine[0]) == [("USER: *\nThree? ASSISTANT:", 1)]
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "pyfastv: missing.png: no such file"
+    assert [line.startswith("pyfastv: not asked, since its picture") for line in told[1:]] == [True, True]
+
+
+def test_at_a_terminal_the_question_can_be_asked_again_without_it(
+    type_in: TypeIn, fake_engine: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    type_in(["/image missing.png", "One?", "One?"])
+    assert main(["chat", "--no-history"]) == 0
+    assert prompts(fake_engine[0]) == [("USER: One? ASSISTANT:", 0)]
+
+
+# commands
+
+
+def test_a_question_may_begin_with_a_path(type_in: TypeIn, fake_engine: list[Any]) -> None:
+    type_in(["/tmp is what kind of folder?", "'What' is a word?"])
+    assert main(["chat"]) == 0
+    first, second = (text for text, _ in prompts(fake_engine[0]))
+    assert first == "USER: /tmp is what kind of folder? ASSISTANT:"
+    assert "'What' is a word?" in second
+
+
+def test_a_command_that_is_misspelled_is_not_asked(
+    type_in: TypeIn, fake_engine: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in(["/imag photo.png", "/temperature"])
+    assert main(["chat"]) == 1
+    assert "there is no /imag;" in capsys.readouterr().err
+    assert prompts(fake_engine[0]) == []
+
+
+@pytest.mark.parametrize("word", ["/exit", "/quit", "/bye"])
+def test_exit_ends(word: str, type_in: TypeIn, fake_engine: list[Any]) -> None:
+    type_in([word, "One?"])
+    assert main(["chat"]) == 0
+    assert prompts(fake_engine[0]) == []
+
+
+def test_clear_forgets_what_was_said_and_shown(type_in: TypeIn, fake_engine: list[Any]) -> None:
+    type_in(["One?", f"/image {PICTURE}", "/clear", "Two?"])
+    assert main(["chat", PICTURE, "--system", "S"]) == 0
+    assert prompts(fake_engine[0])[-1] == ("S USER: Two? ASSISTANT:", 0)
+
+
+def test_set_changes_the_options_of_later_answers(
+    type_in: TypeIn, fake_engine: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in(
+        [
+            *("/set temp 0.5", "/set max-tokens=2", "/set stop x y", "/set fastv off", "One?", "/set"),
+            *("/set temp default", "Two?"),
+        ]
+    )
+    assert main(["chat", PICTURE, "--temp", "0.25"]) == 0
+    first, second = (arguments for name, arguments in fake_engine[0].calls if name == "start")
+    assert (first["temperature"], first["max_tokens"]) == (0.5, 2)
+    assert (second["temperature"], second["max_tokens"]) == (0.0, 2)
+    assert dict(fake_engine[0].calls)["prefill"]["fastv"] == ""
+    assert "temperature        0.5\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("/set temp hot", "temperature must be 0 or more; got 'hot'"),
+        ("/set speed 9", "/set has no speed; it has max_tokens, temperature,"),
+        ("/set fastv best", "best"),
+        ("/set seed", "/set seed needs a value"),
+        ("/image", "/image needs the path"),
+    ],
+)
+def test_a_wrong_command_is_told_and_changes_nothing(
+    line: str, words: str, type_in: TypeIn, fake_engine: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in([line, "One?"])
+    assert main(["chat", PICTURE]) == 1
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert printed.out == "It is 9:10. Yes.\n"
+
+
+def test_v_tells_a_line_of_every_answer(
+    type_in: TypeIn, fake_engine: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in(["One?", "Two?"])
+    assert main(["chat", PICTURE, "-v"]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in told] == ["576 visual tokens"] * 2
+
+
+def test_lines_of_earlier_conversations_are_under_the_arrow_keys(tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty", reason="this machine has no terminals of its own")
+    pytest.importorskip("readline", reason="this machine's Python has no readline")
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "HOME": str(tmp_path), "TERM": "xterm"}
+    command = [sys.executable, "-m", "pyfastv", "chat", "-c", "512", "-t", "1"]
+    for typed in (b"/exit\n", b"\x1b[A\n"):  # arrow up
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=env, cwd="/"
+        )
+        os.close(theirs)
+        seen = b""
+        while b"> " not in seen:
+            seen += os.read(ours, 1000)
+        os.write(ours, typed)
+        assert process.wait(60) == 0
+        os.close(ours)
+    (kept,) = tmp_path.rglob("chat_history")
+    assert "/exit" in kept.read_text()
+    assert kept.stat().st_mode & 0o077 == 0

@@ -156,7 +156,7 @@ BODIES = {
     "picture of no pixels": (CHAT, shown(data_uri(png(0, 0, b""))), 400, "damaged|pixels|picture"),
     "lying PNG": (CHAT, shown(data_uri(png(2**31 - 1, 2**31 - 1, b""))), 400, "pixels"),
     "lying GIF": (CHAT, shown(data_uri(gif_of_lies())), 400, "pixels"),
-    "PNG bomb": (CHAT, shown(data_uri(bomb())), 400, "too many pixels"),
+    "PNG bomb": (CHAT, shown(data_uri(bomb())), 400, "pixels, the limit is"),
     "SVG": (CHAT, shown(data_uri(SVG, "image/svg+xml")), 400, "SVG"),
     "PostScript": (CHAT, shown(data_uri(b"%!PS-Adobe-3.0 EPSF-3.0\n")), 400, "PostScript"),
     "PDF": (CHAT, shown(data_uri(b"%PDF-1.7\n")), 400, "PDF"),

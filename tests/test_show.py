@@ -17,7 +17,19 @@ from pyfastv.commands.main import main
 from pyfastv.models import bundled_examples
 from pyfastv.settings.schedule import Cut
 from pyfastv.settings.setting import Setting
-from pyfastv.show import RuleTrace, StageTrace, Trace, Turn, draw, figure, named, render, terminal, trace
+from pyfastv.show import (
+    RuleTrace,
+    StageTrace,
+    Trace,
+    Turn,
+    draw,
+    figure,
+    letters_without_font,
+    named,
+    render,
+    terminal,
+    trace,
+)
 from pyfastv.show.geometry import GAP, Canvas, boxes_of_slice, lay_out
 
 import random_mmproj
@@ -154,6 +166,60 @@ def test_any_text_can_be_drawn(canvas: Canvas, text: str) -> None:
     turns = (Turn(text, text, (stage(np.ones(24, bool)),)),)
     rule = RuleTrace("rule", Setting(FastV(2, 0.5)), turns, np.arange(24))
     assert draw(Trace(canvas, (rule,))).width > 300
+
+
+@pytest.fixture
+def font_of_one_letter(tmp_path: Path) -> Iterator[str]:
+    """A letter of a private use area, and the font of this machine that alone has it: a black square."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+    from matplotlib import font_manager
+
+    pen = TTGlyphPen(None)
+    corners = [(0, 0), (0, 900), (900, 900), (900, 0)]
+    pen.moveTo(corners[0])
+    for corner in corners[1:]:
+        pen.lineTo(corner)
+    pen.closePath()
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "square"])
+    builder.setupCharacterMap({0xF1A57: "square"})
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "square": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (1000, 0), "square": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "Only Squares", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "squares.ttf")
+    before = list(font_manager.fontManager.ttflist)
+    font_manager.fontManager.addfont(tmp_path / "squares.ttf")
+    yield "\U000f1a57"
+    font_manager.fontManager.ttflist = before
+
+
+def asked(canvas: Canvas, text: str) -> Trace:
+    turns = (Turn(text, text, (stage(np.ones(24, bool)),)),)
+    return Trace(canvas, (RuleTrace("rule", Setting(FastV(2, 0.5)), turns, np.arange(24)),))
+
+
+def test_letters_that_the_default_font_lacks_are_drawn_with_another(
+    canvas: Canvas, font_of_one_letter: str
+) -> None:
+    def ink(text: str) -> int:
+        pixels = np.asarray(draw(asked(canvas, text)), int)
+        return int((pixels.sum(-1) < 120).sum())
+
+    assert letters_without_font(asked(canvas, font_of_one_letter)) == ""
+    assert ink(font_of_one_letter * 9) > ink("\U000f1a58" * 9) + 500
+
+
+def test_letters_that_no_font_has_are_told(
+    canvas: Canvas, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert letters_without_font(asked(canvas, "a é \U000f1a58\U000f1a58 b\ufe0f")) == "\U000f1a58"
+    arguments = [str(CLOCK.picture), "What is \U000f1a58?", "-o", str(tmp_path / "a.png"), "-n", "1"]
+    assert main(["show", *arguments]) == 0
+    assert "no font of this machine has them: \U000f1a58;" in capfd.readouterr().err
 
 
 def test_no_scores_are_no_heat_map(canvas: Canvas) -> None:

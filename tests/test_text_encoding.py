@@ -141,7 +141,7 @@ def test_lines_of_chat_in_latin_1_are_told_and_the_next_is_answered() -> None:
     status, answers, errors = run(
         "chat", "-t", "1", "-n", "4", stdin=b"caf\xe9?\nHello\n", PYTHONIOENCODING="utf-8"
     )
-    assert status == 0
+    assert status == 1
     assert b"the byte 0xE9, which is not UTF-8" in errors
     assert b"Traceback" not in errors
     assert answers.strip()

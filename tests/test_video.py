@@ -265,3 +265,21 @@ def test_from_the_shell(word_clip: Path, capsys: pytest.CaptureFixture[str], tmp
 def test_a_question_is_needed(off: Runner, ramp: Path) -> None:
     with pytest.raises(OptionError, match="question must be a string"):
         off.ask(video=ramp)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+        b"%PDF-1.7\n",
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 100,
+        b"\x1aE\xdf\xa3" + b"\0" * 100,
+        b"RIFF\x10\0\0\0AVI LIST\0\0\0\0",
+    ],
+    ids=["svg", "pdf", "heic", "mkv", "avi"],
+)
+def test_what_is_passed_as_a_video_and_is_none_is_an_image_error(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "thing").write_bytes(data)
+    for source in (data, tmp_path / "thing"):
+        with pytest.raises(ImageError, match=r"thing|the video of"):
+            load_frames(source)

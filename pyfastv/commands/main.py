@@ -21,6 +21,7 @@ from .quantize_mmproj import quantize_mmproj_command
 from .serve import serve
 from .show import show
 from .streams import reason_of, stderr_lost, tell, usable_streams
+from .told import tell_error
 from .tune import tune_command
 
 __all__ = ["main"]
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tell()
             return 130
         except Error as error:
-            tell(f"pyfastv: {' '.join(str(error).split())}")
+            tell_error(error, _command(arguments))
             return 1
         except MemoryError:
             tell("pyfastv: out of memory")
@@ -53,6 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             tell(f"pyfastv: {reason_of(error)}")
             return 1
+
+
+def _command(arguments: Sequence[str] | None) -> click.Command | None:
+    """The one that was called."""
+    words = sys.argv[1:] if arguments is None else arguments
+    return next((cli.commands[word] for word in words if word in cli.commands), None)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

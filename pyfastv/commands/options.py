@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +14,8 @@ from huggingface_hub.utils import disable_progress_bars
 from .. import _native
 from ..engine.runner import Runner
 from ..engine.sampling import Sampling, SamplingOptions
-from ..errors import ImageError, OptionError
-from ..inputs.images import load_image
-from ..inputs.video import Video, is_video, load_frames
+from ..errors import OptionError
+from ..inputs.images import MAX_PIXELS
 from ..models.encoder_type import ENCODER_TYPES, resolve
 from ..models.named import NamedModel, find_files, wanted
 from ..settings.presets import PRESETS, Recommended
@@ -27,11 +26,11 @@ from ..settings.setting import Setting, SettingOptions
 from .bars import bar
 
 __all__ = [
+    "answer_options",
     "find_model",
     "hub_option",
     "load_runner",
     "model_options",
-    "read_media",
     "request_options",
     "runner_arguments",
     "schedule_options",
@@ -77,8 +76,20 @@ _MODEL = [
         default="auto",
         help="Of the vision encoder's matrices; auto: q8_0 where that is faster, stock: the file as it is.",
     ),
-    click.option("-v", "--verbose", is_flag=True, help="llama.cpp's log on stderr."),
+    click.option(
+        "-ctk", "--cache-type-k", default="f16", help="Type of the KV cache's keys: f16, q8_0, q4_0, ..."
+    ),
+    click.option("-ctv", "--cache-type-v", default="f16", help="And of its values."),
+    click.option("-b", "--batch-size", type=int, default=2048, help="Most tokens in a logical batch."),
+    click.option("-ub", "--ubatch-size", type=int, default=512, help="Most tokens in a physical batch."),
     click.option("--no-progress", is_flag=True, help="No progress bars, on a terminal neither."),
+]
+_LOG = "llama.cpp's log on stderr."
+_VERBOSE = [click.option("-v", "--verbose", is_flag=True, help=_LOG)]
+# where answers are told of, -v is that
+_VERBOSE_OF_ANSWERS = [
+    click.option("-v", "brief", is_flag=True, help="A line on stderr of what was done for an answer."),
+    click.option("--verbose", is_flag=True, help=_LOG),
 ]
 
 # the one cut of the recommended rule
@@ -150,6 +161,12 @@ _SCHEDULE = [
 _MEDIA = [
     click.option("--frames", type=int, help="Frames of a video, evenly spaced.  [default: 8]"),
     click.option("--fps", type=float, help="Frames a second of a video, in place of --frames."),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(1),
+        default=MAX_PIXELS,
+        help="Largest picture, or frame of a video.",
+    ),
 ]
 
 _SAMPLING = [
@@ -169,23 +186,28 @@ _SAMPLING = [
 
 def model_options(command: Command) -> Command:
     """Adds the options of the model alone."""
-    for option in reversed(_MODEL):
-        command = option(command)
-    return command
+    return _with(command, *_MODEL, *_VERBOSE)
 
 
 def schedule_options(command: Command) -> Command:
     """Adds the options of the model and the schedule to a command."""
-    for option in reversed([*_CUT, *_SCHEDULE]):
-        command = option(command)
-    return model_options(command)
+    return _with(command, *_MODEL, *_VERBOSE, *_CUT, *_SCHEDULE)
 
 
 def request_options(command: Command) -> Command:
     """Adds the options of the model, the schedule, the media and the sampling to a command."""
-    for option in reversed([*_MEDIA, *_SAMPLING]):
+    return _with(command, *_MODEL, *_VERBOSE, *_CUT, *_SCHEDULE, *_MEDIA, *_SAMPLING)
+
+
+def answer_options(command: Command) -> Command:
+    """As :func:`request_options`, for commands that print answers: -v tells what was done for them."""
+    return _with(command, *_MODEL, *_VERBOSE_OF_ANSWERS, *_CUT, *_SCHEDULE, *_MEDIA, *_SAMPLING)
+
+
+def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
+    for option in reversed(options):
         command = option(command)
-    return schedule_options(command)
+    return command
 
 
 def to_sampling(options: dict[str, Any]) -> SamplingOptions:
@@ -256,21 +278,6 @@ def _to_schedule(options: dict[str, Any], named: list[str]) -> Schedule | str | 
     return Schedule([Cut(_number(options["k"]), *(options[name] for name in _CUT_NAMES[1:-1]))])
 
 
-def read_media(sources: Sequence[str], options: dict[str, Any]) -> list[Any]:
-    """What the files and data URIs are: pictures as RGB arrays, videos as their frames."""
-    media: list[Any] = []
-    for source in sources:
-        try:
-            media.append(load_image(source))
-        except ImageError as no_picture:
-            if not os.path.isfile(source) or not is_video(source):
-                raise no_picture
-            video = Video(source, options["frames"], options["fps"])
-            with bar("Reading the video", shows_progress(options)) as reading:
-                media += load_frames(video, progress=reading)
-    return media
-
-
 def _number(text: str) -> int | str:
     try:
         return int(text)
@@ -282,7 +289,7 @@ def load_runner(options: dict[str, Any], setting: Setting) -> Runner:
     """The model that the options name, with a progress bar on a terminal."""
     arguments = runner_arguments(options)
     with bar("Loading", shows_progress(options)) as loading:
-        return Runner(**arguments, **setting.options(), progress=loading)
+        return Runner(**arguments, **setting.options(), max_pixels=options["max_pixels"], progress=loading)
 
 
 def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:
@@ -290,7 +297,7 @@ def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:
 
     Refuses a ``--profile`` of another model."""
     entry = _wanted(options)
-    model, mmproj = find_model(options)
+    model, mmproj = find_model(options, needs_mmproj=options.get("pictures", True))
     if options.get("profile") is not None:
         Profile.load(options["profile"]).check(model)
     if model is None or os.path.isfile(model):
@@ -309,6 +316,10 @@ def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "n_gpu_layers": options["n_gpu_layers"],
         "flash_attn": options["flash_attn"],
         "encoder_type": options["encoder_type"],
+        "n_batch": options["batch_size"],
+        "n_ubatch": options["ubatch_size"],
+        "type_k": options["cache_type_k"],
+        "type_v": options["cache_type_v"],
         "verbose": options["verbose"],
     }
 

@@ -10,9 +10,11 @@ import click
 from click.core import ParameterSource
 
 from ..errors import OptionError
-from ..inputs.images import load_image
+from ..inputs.images import load_image, named_by_place
+from ..inputs.uris import is_data_uri, local_path
 from ..output import Output
 from .options import load_runner, request_options, to_sampling, to_setting
+from .streams import tell
 
 __all__ = ["show"]
 
@@ -38,7 +40,7 @@ _SETTING = (
 @request_options
 def show(images: tuple[str, ...], question: str, **options: Any) -> None:
     """Draw what was kept of PICTURE for QUESTION: dropped patches dimmed, and what ranked them."""
-    from ..show import draw, named, trace
+    from ..show import draw, letters_without_font, named, trace
     from ..show.terminal import can_show, print_image
 
     given = click.get_current_context().get_parameter_source
@@ -51,10 +53,19 @@ def show(images: tuple[str, ...], question: str, **options: Any) -> None:
     inline = options["output"] is None and can_show()
     output = None if inline else _check_output(options["output"], images[0])
     _check_matplotlib()
-    pictures = [load_image(image) for image in images]
+    pictures = []
+    for number, source in enumerate(images, 1):
+        with named_by_place(number, len(images)):
+            pictures.append(load_image(source, max_pixels=options["max_pixels"]))
     with load_runner(options, next(iter(rules.values()))) as runner:
         questions = [question, *options["follow_up"]]
-        image = draw(trace(runner, pictures, questions, rules, sampling, system=options["system"]))
+        made = trace(runner, pictures, questions, rules, sampling, system=options["system"])
+        image = draw(made)
+    if missing := letters_without_font(made):
+        tell(
+            f"pyfastv: drawn as boxes, since no font of this machine has them: {missing[:40]}; install one that does, "
+            "such as Noto (Debian: fonts-noto-cjk; emoji: fonts-symbola)"
+        )
     if output is None:
         print_image(image)
         return
@@ -67,7 +78,7 @@ def show(images: tuple[str, ...], question: str, **options: Any) -> None:
 def _check_output(output: str | None, picture: str) -> Output:
     """Where to write; told before a model is loaded."""
     if output is None:
-        stem = "picture" if picture[:5].lower() == "data:" else Path(picture).stem
+        stem = "picture" if is_data_uri(picture) else Path(local_path(picture)).stem
         return Output(_unused(Path(f"{stem}-kept.png")))
     if Path(output).suffix.lower() != ".png":
         raise OptionError(f"--output must name a .png file; got {output!r}")

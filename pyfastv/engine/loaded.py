@@ -15,7 +15,7 @@ from .. import _native
 from .._checks import integer, utf8
 from ..errors import ModelError, OptionError
 from ..inputs.chat import ChatTemplate, Prompt
-from ..inputs.images import MAX_PIXELS, Frame, Picture, load_image
+from ..inputs.images import MAX_PIXELS, Frame, Picture, load_image, named_by_place
 from ..models import bundled_mmproj, bundled_model
 from ..models.encoder_type import Encoder, check_encoder_type, resolve
 from ..settings.setting import Setting
@@ -132,7 +132,11 @@ class LoadedModel:
         """Raises ImageError; ModelError without a vision encoder."""
         if pictures and self.mmproj is None:
             raise ModelError(f"{self.path.name} was loaded without a vision encoder: pass its mmproj_path")
-        return [load_image(picture, max_pixels=self._max_pixels) for picture in pictures]
+        images = []
+        for number, picture in enumerate(pictures, 1):
+            with named_by_place(number, len(pictures)):
+                images.append(load_image(picture, max_pixels=self._max_pixels))
+        return images
 
     def request(self, prompt: Prompt, setting: Setting) -> tuple[dict[str, Any], float]:
         """Keywords of the native prefill() and prepare(), and the milliseconds that reading the pictures took.

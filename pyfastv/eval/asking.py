@@ -62,6 +62,9 @@ class Asking:
         known = [sizes, self.text(question), self.system, self.max_tokens]
         if self.runner.get("encoder_type", "auto") != "auto":
             known.append(self.runner["encoder_type"])
+        cache = [self.runner.get(name, "f16") for name in ("type_k", "type_v")]
+        if cache != ["f16", "f16"]:
+            known.append(cache)
         return hashlib.blake2b(json.dumps(known).encode(), digest_size=4).hexdigest()
 
 
@@ -76,7 +79,7 @@ def ask_all(
 
     ``progress``: called with (answers so far, answers wanted). An error ends it; what was answered is in ``answers``.
     """
-    pictures: dict[Path, Job] = {}
+    pictures: dict[Path | str, Job] = {}
     for question in questions:
         asked = asking.fingerprint(question)
         missing = tuple(setting for setting in settings if answers.find(setting, question.id, asked) is None)

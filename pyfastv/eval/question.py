@@ -14,7 +14,8 @@ class Question:
 
     id: str
     """Unique in its dataset."""
-    image: Path
+    image: Path | str
+    """Text: a data URI."""
     text: str
     answers: tuple[str, ...] = ()
     """Right answers, or reference captions; as many people's answers as there are, repeated ones included. May be

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
+import errno
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import BinaryIO, TypeAlias, cast
-from urllib.parse import unquote_to_bytes
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from .._checks import integer
 from ..errors import ImageError
+from .deep import has_low_bytes, take_low_bytes
+from .mending import MENDABLE, mended
+from .signatures import HEAD, TAIL, describe, is_heif
+from .uris import data_uri_bytes, is_data_uri, local_path, uri_name
 
-__all__ = ["MAX_PIXELS", "Frame", "Picture", "Pictures", "as_list", "load_image"]
+__all__ = [
+    "MAX_PIXELS",
+    "Frame",
+    "Picture",
+    "Pictures",
+    "as_list",
+    "load_image",
+    "named_by_place",
+    "picture_size",
+]
 
 Picture: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.generic] | Frame"
 )
-"""A path, a data URI, an encoded file's bytes, a Pillow image, an array (see :func:`load_image`), or a video's frame."""
+"""A path, a data: or file: URI, an encoded file's bytes, a Pillow image, an array (see :func:`load_image`), or a video's
+frame."""
 
 Pictures: TypeAlias = "Picture | Sequence[Picture] | None"
 """One, several (a list or a tuple), or none."""
@@ -33,22 +46,18 @@ MAX_PIXELS = 64_000_000
 
 # Raster formats that Pillow recognises by their first bytes. Not here: formats that start a program (EPS runs
 # Ghostscript), vector formats, and formats without a signature, which claim arbitrary bytes as a picture.
-# AVIF and HEIF are read where this Pillow can (HEIF: through pillow-heif's opener).
+# AVIF and HEIF are read where this Pillow can (HEIF: through pillow-heif's opener, the extra "heif").
 FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG"),
     *("JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP"),
 )
 
-# What else people hand over by mistake: first bytes, and what to say.
-_NOT_PICTURES = (
-    (b"%PDF", "a PDF document: render a page to PNG first"),
-    (b"%!PS", "PostScript: render it to PNG first"),
-    (b"GGUF", "a GGUF model file"),
-    (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself first"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1aE\xdf\xa3", "a video: pass it as video="),
-)
-_HEIF_BRANDS = (b"heic", b"heix", b"heif", b"mif1", b"avif")
+_DEPTHS = (8, 10, 12, 14, 16)  # bits that integers of pictures have
+_HIGH_BYTE_OF_14_BITS = 64  # is less
+
+
+class _Damaged(Exception):
+    """The decoder cannot read the picture."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +79,24 @@ def as_list(pictures: Pictures) -> list[Picture]:
     return list(pictures) if isinstance(pictures, (list, tuple)) else [cast(Picture, pictures)]
 
 
+@contextmanager
+def named_by_place(number: int, of: int) -> Iterator[None]:
+    """What is raised meanwhile about one of several pictures says which one it is."""
+    try:
+        yield
+    except ImageError as error:
+        if of == 1:
+            raise
+        raise ImageError(f"picture {number} of {of}: {error}") from error
+
+
 def load_image(source: Picture, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read a picture as RGB, uint8 [height, width, 3], C-contiguous, in memory of its own.
 
-    ``source``: a path; the bytes of a file; a data URI; a Pillow image; or an array [h, w], [h, w, 1],
+    ``source``: a path; the bytes of a file; a data: or file: URI; a Pillow image; or an array [h, w], [h, w, 1],
     [h, w, 3] or [h, w, 4] of uint8, uint16, or floats in [0, 1]; or a frame, as it is. EXIF orientation is applied,
-    transparency is laid on white, 16-bit and float values are scaled to 8 bits, an animation gives its first frame.
+    transparency is laid on white, an animation gives its first frame. Floats are scaled to 8 bits, and integers of more
+    than 8 bits by the smallest of 8, 10, 12, 14 and 16 bits that holds the picture's highest value.
 
     ``max_pixels`` limits width times height; it is compared with the file's header, before decoding.
 
@@ -87,18 +108,32 @@ def load_image(source: Picture, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.u
     if isinstance(source, np.ndarray):
         return _flatten(_from_array(source, max_pixels))
     if isinstance(source, Image.Image):
-        return _decode(source, f"the Pillow image ({source.mode})", max_pixels)
-    if isinstance(source, str) and source[:5].lower() == "data:":
-        return _open(io.BytesIO(data_uri_bytes(source)), _uri_name(source), max_pixels)
+        return _from_pillow(source, max_pixels)
+    if isinstance(source, str) and is_data_uri(source):
+        return _open(io.BytesIO(data_uri_bytes(source)), uri_name(source), max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
         file = io.BytesIO(source)
         return _open(file, f"the picture of {file.getbuffer().nbytes} bytes", max_pixels)
-    if isinstance(source, (str, os.PathLike)):
+    if isinstance(source, str):
+        return _open_path(local_path(source), max_pixels)
+    if isinstance(source, os.PathLike):
         return _open_path(os.fsdecode(source), max_pixels)
     raise ImageError(
         f"cannot read a picture from {type(source).__name__}: "
         "pass a path, bytes, a data URI, a Pillow image or a numpy array"
     )
+
+
+def picture_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of an encoded picture by its header, before orientation is applied; None: decoding tells what is
+    wrong with it."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":  # what stands behind may not be read
+        return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    try:
+        with _opened(io.BytesIO(data), data[:HEAD]) as image:
+            return image.size
+    except Exception:  # plugins raise anything on damaged headers
+        return None
 
 
 def _open_path(path: str, max_pixels: int) -> NDArray[np.uint8]:
@@ -114,67 +149,83 @@ def _open_path(path: str, max_pixels: int) -> NDArray[np.uint8]:
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            raise ImageError(
+                f"{path[:60]!r}...: is too long for a path: pass base64 as a data URI, data:image/png;base64,<data>"
+            ) from None
         raise ImageError(f"{name!r}: cannot be read: {getattr(error, 'strerror', error)}") from error
 
 
-def _uri_name(uri: str) -> str:
-    kind = uri[5:60].partition(",")[0].encode("ascii", "backslashreplace").decode()
-    return f"data URI ({kind or 'text/plain'})"
-
-
-def data_uri_bytes(uri: str) -> bytes:
-    """RFC 2397: ``data:[<media type>][;base64],<data>``."""
-    header, comma, payload = uri.partition(",")
-    if not comma:
-        raise ImageError(f"{_uri_name(uri)}: has no data; the form is data:image/png;base64,<data>")
-    try:
-        data = unquote_to_bytes(payload)
-    except UnicodeEncodeError as error:
-        raise ImageError(f"{_uri_name(uri)}: {payload[error.start]!r} is not a character") from None
-    if not header.lower().endswith(";base64"):
-        return data
-    data = b"".join(data.split())
-    try:
-        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
-    except binascii.Error as error:
-        raise ImageError(f"{_uri_name(uri)}: not valid base64: {error}") from error
-
-
 def _open(file: BinaryIO, name: str, max_pixels: int) -> NDArray[np.uint8]:
-    head = file.read(1024)
+    head = file.read(HEAD)
     if not head:
         raise ImageError(f"{name}: is empty (0 bytes)")
-    file.seek(0)
-    Image.init()
     try:
-        image = Image.open(file, formats=[known for known in FORMATS if known in Image.OPEN])
+        return _read(file, head, name, max_pixels)
+    except _Damaged as error:
+        whole = None
+        if head.startswith(MENDABLE):
+            file.seek(0)
+            whole = mended(file.read())
+        if whole is not None:
+            with suppress(_Damaged):
+                return _read(io.BytesIO(whole), head, name, max_pixels)
+        raise ImageError(str(error)) from error.__cause__
+
+
+def _read(file: BinaryIO, head: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    try:
+        image = _opened(file, head)
     except UnidentifiedImageError:
-        raise ImageError(f"{name}: {_describe(head)}") from None
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+        what = describe(head, file.read(), name, "HEIF" in Image.OPEN)
+        raise _Damaged(f"{name}: {what}") from None
     # the warning is an exception where the caller has made it one
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name}: too many pixels: {error}; make the picture smaller") from error
     except MemoryError:
         raise
     except Exception as error:  # plugins raise anything on damaged headers
-        raise ImageError(f"{name}: damaged picture: {error}") from error
+        raise _Damaged(f"{name}: damaged picture: {error}; copy, download or save it again") from error
+    name = f"{name} ({image.format})"
     with image:
-        return _decode(image, f"{name} ({image.format})", max_pixels)
+        is_deep = has_low_bytes(image)
+        pixels = _decode(image, name, max_pixels)
+    if not is_deep or pixels.max() >= _HIGH_BYTE_OF_14_BITS:
+        return pixels
+    with _opened(file, head) as image:
+        take_low_bytes(image)
+        low = _decode(image, name, max_pixels)
+    return _to_8_bits(pixels.astype(np.uint16) * 256 + low)
 
 
-def _describe(head: bytes) -> str:
-    for start, what in _NOT_PICTURES:
-        if head.startswith(start):
-            return f"is not a picture but {what}"
-    if head[4:8] == b"ftyp":
-        if head[8:12] in _HEIF_BRANDS:
-            return "is a HEIF or AVIF picture, which this Pillow cannot read: convert it to JPEG or PNG"
-        return "is not a picture but a video: pass it as video="
-    head = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if b"<svg" in head:
-        return "is not a raster picture but an SVG drawing: render it to PNG first"
-    if head.startswith((b"<!doctype html", b"<html")):
-        return "is not a picture but a web page"
-    return "is not a picture in a format that can be read (PNG, JPEG, WebP, GIF, TIFF, BMP, ...)"
+def _opened(file: BinaryIO, head: bytes) -> ImageFile.ImageFile:
+    """Not decoded yet. Raises whatever Pillow does."""
+    file.seek(0)
+    Image.init()
+    if "HEIF" not in Image.OPEN and is_heif(head):
+        with suppress(ImportError):
+            _register_heif()
+    return Image.open(file, formats=[known for known in FORMATS if known in Image.OPEN])
+
+
+def _register_heif() -> None:
+    import pillow_heif
+
+    cast(Any, pillow_heif).register_heif_opener()
+
+
+def _from_pillow(image: Image.Image, max_pixels: int) -> NDArray[np.uint8]:
+    name = f"the Pillow image ({image.mode})"
+    try:
+        return _decode(image, name, max_pixels)
+    except _Damaged as error:
+        unread = getattr(image, "tile", None) and getattr(image, "fp", None) is None
+        if unread or "closed" in str(error.__cause__):
+            raise ImageError(
+                f"{name}: was closed before its pixels were read: use it inside of its `with`, or call load() there"
+            ) from None
+        raise ImageError(str(error)) from error.__cause__
 
 
 def _decode(image: Image.Image, name: str, max_pixels: int) -> NDArray[np.uint8]:
@@ -185,7 +236,10 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> NDArray[np.uint8]
     except (MemoryError, ImageError):
         raise
     except Exception as error:  # decoders raise anything on damaged data
-        raise ImageError(f"{name}: damaged or truncated picture: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise _Damaged(
+            f"{name}: damaged or truncated picture: {reason}; copy, download or save it again"
+        ) from error
 
 
 def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
@@ -216,7 +270,7 @@ def _flatten(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _to_8_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """One channel of integers (0..65535, as Pillow scales them) or floats (0..1, else 0..255) to 0..255.
+    """One channel of integers (from 0, of the fewest bits that pictures have) or floats (0..1, else 0..255) to 0..255.
 
     Values outside of these ranges widen the range: scaled, not clipped."""
     wide = values.astype(np.float64)
@@ -224,7 +278,8 @@ def _to_8_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
         raise ImageError("the picture has values that are not finite (NaN or infinite)")
     low, high = min(float(wide.min()), 0.0), float(wide.max())
     if values.dtype.kind in "iu":
-        top = max(high, 65535.0)
+        # cameras and scanners put 10, 12 or 14 bits into 16, programs put bytes into 32
+        top = next((2.0**bits - 1.0 for bits in _DEPTHS if high < 2**bits), high)
     else:
         top = 1.0 if high <= 1.0 and low >= 0.0 else max(high, 255.0)
     return np.rint((wide - low) * (255.0 / (top - low))).astype(np.uint8)

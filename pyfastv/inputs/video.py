@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from .._checks import integer, real
 from ..errors import ImageError, OptionError
-from .images import MAX_PIXELS, Frame, Picture, load_image
+from .images import MAX_PIXELS, Frame, Picture, load_image, named_by_place
+from .signatures import HEAD, video_format
+from .uris import local_path
 
-__all__ = ["MAX_FRAMES", "Video", "VideoSource", "is_video", "load_frames"]
+__all__ = ["MAX_FRAMES", "Video", "VideoSource", "is_still", "is_video", "load_frames"]
 
 MAX_FRAMES = 512
 """Most frames of one video: they are all held until the prompt is read."""
@@ -75,10 +77,7 @@ def load_frames(
     """
     video = video if isinstance(video, Video) else Video(video)
     if isinstance(video.source, (list, tuple)):
-        sources = _spread(video.source, video.frames)
-        found: Iterator[tuple[int, NDArray[np.uint8]]] = (
-            (len(sources), load_image(frame, max_pixels=max_pixels)) for frame in sources
-        )
+        found = _pictures(_spread(video.source, video.frames), max_pixels)
     else:
         found = _decode(video, max_pixels)
     pixels = []
@@ -93,15 +92,33 @@ def load_frames(
     return [Frame(frame, digest.hexdigest(), number) for number, frame in enumerate(pixels)]
 
 
-def is_video(path: str | os.PathLike[str]) -> bool:
-    """Does PyAV open this file, and does it find moving pictures there? Raises OptionError without PyAV."""
+def is_video(source: str | os.PathLike[str] | bytes) -> bool:
+    """Has a file, or the bytes of one, the signature of a video? PyAV is not needed for that."""
+    if isinstance(source, bytes):
+        return video_format(source[:HEAD]) is not None
+    try:
+        with open(_path(source), "rb") as file:
+            return video_format(file.read(HEAD)) is not None
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return False
+
+
+def is_still(source: str | os.PathLike[str] | bytes) -> bool:
+    """Has a video one frame alone? Raises OptionError without PyAV; what cannot be read is none."""
     av = _av()
     try:
-        with av.open(os.fspath(path)) as container:
-            # FFmpeg shows any text as a terminal would
-            return bool(container.streams.video) and container.format.name != "tty"
-    except (OSError, ValueError):  # av's errors are both
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else _path(source)) as container:
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                return False
+            frames = container.decode(stream)
+            return next(frames, None) is not None and next(frames, None) is None
+    except (OSError, ValueError, av.FFmpegError, IndexError):  # IndexError: sound alone
         return False
+
+
+def _path(source: str | os.PathLike[str]) -> str:
+    return local_path(source) if isinstance(source, str) else os.fsdecode(source)
 
 
 def _av() -> ModuleType:
@@ -120,19 +137,32 @@ def _spread(frames: Sequence[Picture], count: int | None) -> list[Picture]:
     return [frames[(2 * i + 1) * len(frames) // (2 * count)] for i in range(count)]
 
 
+def _pictures(frames: Sequence[Picture], max_pixels: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """The number of frames, each time, and a frame."""
+    for number, frame in enumerate(frames, 1):
+        with named_by_place(number, len(frames)):
+            pixels = load_image(frame, max_pixels=max_pixels)
+        yield len(frames), pixels
+
+
 def _decode(video: Video, max_pixels: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """The number of frames, each time, and a frame."""
     av = _av()
     source: Any = video.source
+    file: Any
     if isinstance(source, (bytes, bytearray, memoryview)):
         name, file = f"the video of {len(source)} bytes", io.BytesIO(source)
     else:
-        name, file = os.fspath(source), os.fspath(source)
+        name = file = _path(source)
     try:
         with av.open(file) as container:
             if not container.streams.video:
                 raise ImageError(f"{name}: has no moving pictures")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ImageError(
+                    f"{name}: this PyAV has no decoder for its pictures: convert it to MP4 (H.264) first"
+                )
             width, height = stream.codec_context.width, stream.codec_context.height
             if width * height > max_pixels:
                 raise ImageError(
@@ -141,13 +171,13 @@ def _decode(video: Video, max_pixels: int) -> Iterator[tuple[int, NDArray[np.uin
                 )
             stream.thread_type = "AUTO"
             times = _times(video, name, container, stream)
-            for frame in _at_times(container, stream, times):
+            for frame in _at_times(container, stream, times, name):
                 yield len(times), frame
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
-    except (ImageError, OptionError):
+    except (ImageError, OptionError, MemoryError):
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, av.FFmpegError) as error:
         raise ImageError(f"{name}: cannot be read as a video: {error}") from error
 
 
@@ -179,7 +209,7 @@ def _duration(container: Any, stream: Any) -> float:
     return last
 
 
-def _at_times(container: Any, stream: Any, times: Sequence[float]) -> Iterator[NDArray[np.uint8]]:
+def _at_times(container: Any, stream: Any, times: Sequence[float], name: str) -> Iterator[NDArray[np.uint8]]:
     """For each of the ascending times the frame that is on the screen then."""
     start = float(stream.start_time * stream.time_base) if stream.start_time else 0.0
     frames = _Ahead(container.decode(stream))
@@ -193,7 +223,7 @@ def _at_times(container: Any, stream: Any, times: Sequence[float]) -> Iterator[N
         while frames.next is not None and (shown is None or frames.next_time <= at + 1e-6):
             shown = frames.take()
         if shown is None:
-            raise ImageError("the video has no frames")
+            raise ImageError(f"{name}: the video has no frames")
         yield _to_rgb(shown)
 
 

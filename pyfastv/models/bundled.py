@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Example", "bundled_examples", "bundled_mmproj", "bundled_model"]
+__all__ = ["Example", "bundled_examples", "bundled_mmproj", "bundled_model", "bundled_picture"]
 
 
 def bundled_model() -> Path:
@@ -32,6 +32,11 @@ def bundled_examples() -> list[Example]:
     """Questions that the bundled model answers right, also with FastV at k=2 and drop=0.5."""
     entries = json.loads((_data() / "examples.json").read_text(encoding="utf-8"))
     return [Example(_data() / entry["image"], entry["question"], entry["answer"]) for entry in entries]
+
+
+def bundled_picture(name: str) -> Path:
+    """One of those that :mod:`pyfastv.examples` has."""
+    return _data() / name
 
 
 def _data() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 from collections.abc import AsyncIterator, Sequence
@@ -12,10 +11,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from anyio import to_thread
-from PIL import Image
 
 from ..errors import ImageError
-from ..inputs.images import FORMATS, data_uri_bytes
+from ..inputs.images import picture_size
+from ..inputs.uris import data_uri_bytes, is_data_uri
 from .chat import ChatMessage, ImagePart
 from .errors import ApiError, as_api_error
 from .fetch import fetch
@@ -90,9 +89,9 @@ class PictureReader:
             raise failure from None
 
     async def _bytes(self, url: str) -> bytes:
-        scheme = url.partition(":")[0].lower() if ":" in url[:20] else ""
-        if scheme == "data":
+        if is_data_uri(url):
             return await to_thread.run_sync(data_uri_bytes, url)
+        scheme = url.partition(":")[0].lower() if ":" in url[:20] else ""
         if scheme in ("http", "https"):
             if not self._settings.allow_remote_images:
                 raise ImageError(
@@ -122,17 +121,14 @@ class PictureReader:
 
 def _check_size(data: bytes, max_pixels: int) -> int:
     """Pixels of a picture, by its header; 0 where decoding will tell what is wrong with it."""
-    Image.init()
-    try:
-        with Image.open(
-            io.BytesIO(data), formats=[known for known in FORMATS if known in Image.OPEN]
-        ) as image:
-            pixels = image.width * image.height
-    except Exception:  # plugins raise anything on damaged headers
+    size = picture_size(data)
+    if size is None:
         return 0
+    width, height = size
+    pixels = width * height
     if pixels > max_pixels:
         raise ImageError(
-            f"{image.width} x {image.height} is {pixels:,} pixels, the limit is {max_pixels:,}: "
+            f"{width} x {height} is {pixels:,} pixels, the limit is {max_pixels:,}: "
             "make the picture smaller (see --max-pixels)"
         )
     return pixels

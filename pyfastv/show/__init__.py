@@ -14,6 +14,7 @@ from ..settings.presets import FastV, Recommended
 from ..settings.schedule import Schedule
 from ..settings.setting import Setting
 from .figure import draw
+from .fonts import letters_without_font
 from .trace import RuleTrace, StageTrace, Trace, Turn, to_setting, trace
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..engine.runner import Runner
 
-__all__ = ["RuleTrace", "StageTrace", "Trace", "Turn", "draw", "render", "trace"]
+__all__ = ["RuleTrace", "StageTrace", "Trace", "Turn", "draw", "letters_without_font", "render", "trace"]
 
 Rules = Sequence["Setting | Schedule | str | None"]
 

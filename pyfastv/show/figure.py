@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import Error
+from .fonts import families
 from .geometry import Canvas
 from .trace import RuleTrace, StageTrace, Trace, Turn
 
@@ -57,13 +58,20 @@ def outlines(canvas: Canvas, recalled: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def draw(trace: Trace) -> Image.Image:
-    """Raises Error without matplotlib (the extra "show")."""
+    """Letters that no font of this machine has are boxes. Raises Error without matplotlib (the extra "show")."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
+        from matplotlib import rc_context
     except ImportError as error:
         raise Error("drawing needs matplotlib: pip install 'pyfastv[show]'") from error
+    with rc_context({"font.family": families(trace)}):
+        return _to_image(_figure(trace))
+
+
+def _figure(trace: Trace) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     turns = len(trace.rules[0].turns)
     rows_of_turn = [max(1, *[len(rule.turns[turn].stages) for rule in trace.rules]) for turn in range(turns)]
     n_rows = sum(rows_of_turn)
@@ -93,7 +101,7 @@ def draw(trace: Trace) -> Image.Image:
             column += group_width
         row += n_stages
     _draw_title(figure, trace)
-    return _to_image(figure)
+    return figure
 
 
 def _draw_seen(axis: Axes, trace: Trace, turn: int) -> None:
@@ -243,7 +251,7 @@ def _wrapped(text: str, width: int, lines: int = 4) -> str:
 def _to_image(figure: Figure) -> Image.Image:
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # letters that the font has not are drawn as boxes; nobody has to hear of it
+        # of letters that no font has: fonts.letters_without_font() tells them
         warnings.filterwarnings("ignore", message="Glyph ")
         figure.savefig(file, format="png", dpi=_DPI, facecolor="white")
     file.seek(0)

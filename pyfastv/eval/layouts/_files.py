@@ -9,15 +9,27 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..._checks import shown
 from ...errors import DataError
+from ...inputs.uris import is_data_uri
 from ..question import Question
 
-__all__ = ["SHORT_ANSWER", "Source", "read_json", "read_jsonl", "read_text", "records", "text_of"]
+__all__ = [
+    "SHORT_ANSWER",
+    "Source",
+    "picture_of",
+    "read_json",
+    "read_jsonl",
+    "read_text",
+    "records",
+    "text_of",
+]
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 """What LLaVA-1.5's authors append to questions with short answers (Liu et al., arXiv 2310.03744)."""
 
 _DEPTH = 3  # folders below the given one that are searched
+_LONGEST_NAME = 4096  # letters of a path
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,8 @@ def read_json(file: Path) -> Any:
 
 def read_jsonl(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, object) of every line that is not empty. Raises DataError."""
-    for number, line in enumerate(read_text(file).splitlines(), 1):
+    # not splitlines(): JSON strings may have what that takes for ends of lines, too
+    for number, line in enumerate(read_text(file).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{file}, line {number}"
@@ -93,6 +106,23 @@ def read_jsonl(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(value, dict):
             raise DataError(f"{where}: is not a JSON object")
         yield where, value
+
+
+def picture_of(where: object, record: Mapping[str, Any], key: str, folder: Path) -> Path | str:
+    """The path of a picture, or its data URI as it is. Raises DataError."""
+    name = text_of(where, record, key)
+    if is_data_uri(name):
+        return str(name)
+    if name.lower().startswith(("http://", "https://")):
+        raise DataError(
+            f"{where}: {key!r} is an address: download the picture, and name its file; got {shown(name)}"
+        )
+    if len(name) > _LONGEST_NAME:
+        raise DataError(
+            f"{where}: {key!r} is no path, of {len(name):,} characters: base64 has to be a data URI, "
+            f"data:image/png;base64,<data>; got {name[:60]!r}..."
+        )
+    return folder / name
 
 
 def records(file: Path, name: str | None = None) -> list[dict[str, Any]]:
@@ -107,10 +137,13 @@ def records(file: Path, name: str | None = None) -> list[dict[str, Any]]:
 
 def text_of(where: object, record: Mapping[str, Any], key: str, kind: Callable[[Any], Any] = str) -> Any:
     """A value that has to be there, as a string or an int. Raises DataError."""
-    value = record.get(key)
+    if key not in record:
+        raise DataError(f"{where}: has no {key!r}")
+    value = record[key]
     if isinstance(value, (str, int)) and not isinstance(value, bool):
         try:
             return kind(value)
         except ValueError:
             pass
-    raise DataError(f"{where}: {key!r} must be text or a number; got {value!r}")
+    wanted = "text or a whole number" if kind is str else "a whole number"
+    raise DataError(f"{where}: {key!r} must be {wanted}; got {shown(value)}")

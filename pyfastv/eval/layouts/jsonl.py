@@ -7,7 +7,7 @@ from typing import Any
 
 from ...errors import DataError
 from ..question import Dataset, Question
-from ._files import Source, read_jsonl, text_of
+from ._files import Source, picture_of, read_jsonl, text_of
 
 LOOKS_FOR = "a .jsonl file, or questions.jsonl"
 
@@ -17,8 +17,8 @@ def recognizes(source: Source) -> bool:
 
 
 def load(source: Source) -> Dataset:
-    """``image`` (relative to the file) and ``question``; ``answer`` or ``answers``, ``id`` (default: the line's number,
-    from 0), ``family`` and ``box`` may be missing."""
+    """``image`` (relative to the file, or a data URI) and ``question``; ``answer`` or ``answers``, ``id`` (default: the
+    line's number, from 0), ``family`` and ``box`` may be missing."""
     file = source.path if source.path.is_file() else source.path / "questions.jsonl"
     folder = source.images or file.parent
     lines = enumerate(read_jsonl(file))
@@ -30,7 +30,7 @@ def load(source: Source) -> Dataset:
 def _question(where: str, line: dict[str, Any], number: str, folder: Path) -> Question:
     return Question(
         id=text_of(where, line, "id") if "id" in line else number,
-        image=folder / text_of(where, line, "image"),
+        image=picture_of(where, line, "image", folder),
         text=text_of(where, line, "question"),
         answers=_answers(where, line),
         family=text_of(where, line, "family") if "family" in line else "",

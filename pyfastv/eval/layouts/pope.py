@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..question import Dataset, Question
-from ._files import SHORT_ANSWER, Source, read_jsonl, text_of
+from ._files import SHORT_ANSWER, Source, picture_of, read_jsonl, text_of
 
 LOOKS_FOR = "*_pope_*.json"
 
@@ -34,7 +34,7 @@ def _questions(file: Path, folder: Path) -> Iterator[Question]:
     for where, line in read_jsonl(file):
         yield Question(
             id=f"{file.stem}-{text_of(where, line, 'question_id')}",
-            image=folder / text_of(where, line, "image"),
+            image=picture_of(where, line, "image", folder),
             text=text_of(where, line, "text"),
             answers=(text_of(where, line, "label"),),
             family=family,

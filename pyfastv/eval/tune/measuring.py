@@ -21,7 +21,7 @@ class Measuring:
     def __init__(self, runner: Runner, questions: Sequence[Question], asking: Asking, positions: int) -> None:
         """``positions``: tokens of an answer that are compared."""
         self._runner, self._asking, self._positions = runner, asking, positions
-        by_picture: dict[Path, list[Question]] = {}
+        by_picture: dict[Path | str, list[Question]] = {}
         for question in questions:
             by_picture.setdefault(question.image, []).append(question)
         self._pictures = list(by_picture.values())
