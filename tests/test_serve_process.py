@@ -160,6 +160,13 @@ def test_sigterm_ends_answers_within_seconds() -> None:
         assert server.stderr() == ""
 
 
+def test_a_conversation_of_many_short_messages_is_answered() -> None:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[i % 2], "content": "ab"[i % 2]} for i in range(601)]
+    with serving("--n-ctx", "8192", "--slots", "1") as server:
+        assert server.chat(messages, max_tokens=1)["usage"]["prompt_tokens"] > 601
+
+
 def test_a_port_in_use_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

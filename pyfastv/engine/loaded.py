@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from .. import _native
 from .._checks import integer, utf8
-from ..errors import ModelError, OptionError
+from ..errors import ContextLengthError, ModelError, OptionError
 from ..inputs.chat import ChatTemplate, Prompt
 from ..inputs.images import MAX_PIXELS, Frame, Picture, load_image
 from ..models import bundled_mmproj, bundled_model
@@ -122,7 +122,16 @@ class LoadedModel:
         return ChatTemplate(engine.chat_template, bos_token=engine.bos_token, eos_token=engine.eos_token)
 
     def render(self, messages: Sequence[dict[str, Any]]) -> Prompt:
-        """See :meth:`pyfastv.inputs.chat.ChatTemplate.render`."""
+        """See :meth:`pyfastv.inputs.chat.ChatTemplate.render`. Raises ContextLengthError where so many messages can never
+        fit: templates may take a time that grows with their square."""
+        n_ctx = self.engine.n_ctx
+        if isinstance(messages, Sequence) and len(messages) > n_ctx:
+            raise ContextLengthError(
+                f"{len(messages)} messages have at least as many tokens, but n_ctx is {n_ctx}: use a larger n_ctx, or "
+                "leave older messages out",
+                n_tokens=len(messages),
+                n_ctx=n_ctx,
+            )
         return self.template.render(messages, self.engine.media_marker)
 
     def load_images(self, pictures: Sequence[Picture]) -> list[NDArray[np.uint8]]:

@@ -23,7 +23,9 @@ def parse_json(body: bytes, settings: Settings) -> Any:
     nodes = sum(body.count(sign) for sign in (b"[", b"{", b","))
     if nodes > settings.max_nodes:
         raise ApiError(
-            413, f"the body has more than {settings.max_nodes:,} brackets and commas: make it smaller"
+            413,
+            f"the body has more than {settings.max_nodes:,} brackets and commas: make it smaller, or see "
+            "--max-body-mb, which allows 8,192 of them for each MiB",
         )
     try:
         value = json.loads(body, parse_constant=_refuse_constant)

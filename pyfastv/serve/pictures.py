@@ -63,14 +63,6 @@ class PictureReader:
 
     def _check_counts(self, messages: Sequence[ChatMessage]) -> None:
         settings = self._settings
-        parts = len(messages) + sum(len(message.content) for message in messages)
-        if parts > settings.max_parts:
-            raise ApiError(
-                400,
-                f"{parts:,} messages and content parts; the limit is {settings.max_parts:,}",
-                param="messages",
-                code="too_many_parts",
-            )
         images = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
         if images > settings.max_images:
             raise ApiError(

@@ -80,7 +80,7 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
         """The one model."""
         return {"object": "list", "data": [model]}
 
-    @router.get("/v1/models/{name}", tags=["models"])
+    @router.get("/v1/models/{name:path}", tags=["models"])
     async def get_model(name: str) -> dict[str, Any]:
         """The model, by its name."""
         if name != pool.name:

@@ -32,12 +32,8 @@ class Settings:
     allow_local_files: Path | None = None
     """The folder whose pictures file:// may name."""
     max_body_bytes: int = 32 * 2**20
-    max_nodes: int = 100_000
-    """Brackets, braces and commas in a body: what its parsed form can weigh."""
     max_depth: int = 32
     """Nested lists and objects in a body."""
-    max_parts: int = 1024
-    """Messages, and their content parts together."""
     max_images: int = 16
     """Pictures in a request, those of earlier turns included."""
     max_pixels: int = 32_000_000
@@ -51,3 +47,8 @@ class Settings:
     """For one picture from the web, redirects included."""
     remote_redirects: int = 3
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+
+    @property
+    def max_nodes(self) -> int:
+        """Brackets, braces and commas in a body: what its parsed form can weigh, up to half a KiB for each."""
+        return max(100_000, self.max_body_bytes // 128)
