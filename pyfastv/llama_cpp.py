@@ -27,6 +27,7 @@ from typing import Any
 
 from . import _native
 from ._about import lib_path
+from ._checks import whole
 from .engine import c_structures
 from .engine.handler_pictures import Mtmd
 from .engine.process_lock import ProcessLock
@@ -45,6 +46,8 @@ __all__ = ["FastVChatHandler", "HandlerReport"]
 _PIN = str(_native.build_info()["llama_cpp_python"])
 _INSTALL = f'CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" pip install llama-cpp-python=={_PIN}'
 _VARIABLES = ("LLAMA_CPP_LIB_PATH", "MTMD_CPP_LIB")
+# options that C takes as integers
+_WHOLE = ("max_tokens", "top_k", "seed", "mirostat_mode", "top_logprobs")
 
 
 def _check_version() -> None:
@@ -211,6 +214,7 @@ class FastVChatHandler(_MTMDChatHandler):
         _fastv.pyfastv_reset_report(llama.ctx)
         self._mtmd_cpp.reset()
         self._report = None
+        options |= {name: whole(options[name]) for name in _WHOLE if name in options}
         return super().__call__(llama=llama, messages=messages, **options)
 
     # what MTMDChatHandler calls, in this order

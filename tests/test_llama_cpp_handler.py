@@ -107,6 +107,22 @@ made["times"] = [report.encode_ms, report.stage0_ms, report.later_ms]
     assert [time > 0 for time in made["times"]] == [True, setting is not None, setting is not None]
 
 
+def test_whole_numbers_may_be_floats(tmp_path: Path) -> None:
+    made = script(
+        tmp_path,
+        """
+llm = load()
+made["answers"] = [
+    text(ask(llm, user("Describe the image.", CHART), temperature=1.0, **{
+        name: number(value) for name, value in {"max_tokens": 12, "top_k": 40, "seed": 42}.items()
+    }))
+    for number in (float, int)
+]
+""",
+    )
+    assert made["answers"][0] == made["answers"][1] != ""
+
+
 def test_the_settings_answer_differently(runner: pyfastv.Runner) -> None:
     """Or the test above could not tell pruning from none."""
     answers = {runner.ask(CHART, "Describe the image.", fastv=s, max_tokens=48).text for s in SETTINGS[:2]}

@@ -97,8 +97,6 @@ BODIES = {
     "prompt of tokens": (TEXT, {"prompt": [1, 2, 3]}, 400, "prompt"),
     "several prompts": (TEXT, {"prompt": ["a", "b"]}, 400, "prompt"),
     "negative max_tokens": (CHAT, chat(max_tokens=-5), 400, "max_tokens"),
-    "huge max_tokens": (CHAT, chat(max_tokens=10**9), 400, "the limit is 2048"),
-    "max_tokens of 2**64": (CHAT, chat(max_tokens=2**64), 400, "max_tokens"),
     "max_tokens a float": (CHAT, chat(max_tokens=1.5), 400, "max_tokens"),
     "max_tokens true": (CHAT, chat(max_tokens=True), 400, "max_tokens"),
     "temperature a string": (CHAT, chat(temperature="hot"), 400, "temperature"),

@@ -164,6 +164,56 @@ def test_max_tokens_ends_an_answer(client: openai.OpenAI, name: str) -> None:
     assert answer.usage.completion_tokens == 2
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("most", [-1, None, 10**9, 2**70])
+def test_no_limit_and_more_than_there_can_be_are_as_much_as_there_is(
+    client: openai.OpenAI, name: str, most: int | None
+) -> None:
+    messages = [question(CLOCK.question, data_uri(CLOCK.picture))]
+    answer = client.chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, extra_body={name: most}
+    )
+    assert answer.choices[0].message.content == CLOCK.answer
+    assert answer.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_no_tokens_are_an_empty_answer_with_its_usage(client: openai.OpenAI, name: str) -> None:
+    messages = [question(CLOCK.question, data_uri(CLOCK.picture))]
+    answer = client.chat.completions.create(model=MODEL, messages=messages, extra_body={name: 0})
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("", "length")
+    assert answer.usage.prompt_tokens > answer.usage.visual_tokens == 576
+    assert answer.usage.completion_tokens == 0
+    with client.chat.completions.create(
+        model=MODEL,
+        messages=messages,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={name: 0},
+    ) as stream:
+        chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == ""
+    assert chunks[-1].usage.completion_tokens == 0
+
+
+def test_whole_numbers_may_be_written_as_floats(client: openai.OpenAI) -> None:
+    def say(number: type) -> str:
+        fields = {"max_tokens": 12, "top_k": 40, "seed": 42, "top_logprobs": 2, "n": 1}
+        body = {**{name: number(value) for name, value in fields.items()}, "logprobs": True}
+        answer = client.chat.completions.create(
+            model=MODEL,
+            messages=[question("Describe the image.", data_uri(CLOCK.picture))],
+            temperature=1,
+            extra_body={**body, "fastv": {"k": number(3), "drop": 0.5}, "fastv_details": True},
+        )
+        assert answer.fastv_details["first_layers"] == [0, 3]
+        assert all(len(token.top_logprobs) == 2 for token in answer.choices[0].logprobs.content)
+        return answer.choices[0].message.content
+
+    say(int)  # what is in the context already is not computed again, and rounds otherwise
+    assert say(float) == say(int)
+
+
 def test_a_seed_makes_an_answer_come_again(client: openai.OpenAI) -> None:
     def say(seed: int) -> str:
         answer = client.chat.completions.create(

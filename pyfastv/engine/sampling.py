@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict, cast
 
-from .._checks import integer, real, shown, utf8
+from .._checks import INT32_MAX, integer, real, shown, utf8, whole
 from ..errors import OptionError
 from ..settings.setting import SETTING_OPTIONS, Setting, SettingOptions
 
@@ -48,7 +48,8 @@ class Sampling:
     """
 
     max_tokens: int | None = None
-    """Most tokens to generate; None or -1: until the model ends or the context is full."""
+    """Most tokens to generate, as far as the context has room; None or -1: until the model ends or the context is full; 0:
+    none, an empty answer with its report."""
     temperature: float = 0.0
     """0: always the likeliest token; higher is more random."""
     top_k: int = 40
@@ -99,9 +100,11 @@ class Sampling:
             raise OptionError("grammar has a NUL character: write it as \\x00")
 
     def _max_tokens(self) -> int | None:
-        if self.max_tokens is None or (self.max_tokens == -1 and not isinstance(self.max_tokens, bool)):
+        most = whole(self.max_tokens)
+        if most is None or (most == -1 and not isinstance(most, bool)):
             return None
-        return integer("max_tokens (None: no limit)", self.max_tokens, 1)
+        # no context holds more
+        return integer("max_tokens (None: no limit)", min(most, INT32_MAX) if isinstance(most, int) else most, 0)
 
     def _stop(self) -> tuple[str, ...]:
         stop = self.stop

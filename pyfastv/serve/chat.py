@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from ..engine.job_pool import Piece, TokenProb
 from . import replies
 from .errors import invalid
-from .generation import INT32_MAX, Generation, Model
+from .generation import Generation, Model
 from .grammar import json_grammar, schema_grammar
 
 __all__ = ["ChatForm", "ChatMessage", "ChatRequest", "ImagePart", "TextPart"]
@@ -91,7 +91,7 @@ class ChatRequest(Generation):
     """``POST /v1/chat/completions``"""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
+    max_completion_tokens: int | None = Field(default=None, ge=-1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
@@ -117,11 +117,9 @@ class ChatRequest(Generation):
         return (*super()._refused(), "tools", "functions", "audio", "web_search_options")
 
     @property
-    def most_tokens(self) -> tuple[str, int | None]:
-        """The field that limits the answer, and its value."""
-        if self.max_completion_tokens is not None:
-            return "max_completion_tokens", self.max_completion_tokens
-        return "max_tokens", self.max_tokens
+    def most_tokens(self) -> int | None:
+        """Of the answer; None or -1: no limit."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def n_probs(self) -> int:

@@ -78,7 +78,7 @@ class Generation(Model):
     """What requests of every protocol have. None is as good as left out."""
 
     model: str | None = None
-    max_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
+    max_tokens: int | None = Field(default=None, ge=-1, description="-1: no limit but the context.")
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_p: float | None = Field(default=None, ge=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, le=INT32_MAX)
@@ -137,9 +137,9 @@ class Generation(Model):
         )
 
     @property
-    def most_tokens(self) -> tuple[str, int | None]:
-        """The field that limits the answer, and its value."""
-        return "max_tokens", self.max_tokens
+    def most_tokens(self) -> int | None:
+        """Of the answer; None or -1: no limit."""
+        return self.max_tokens
 
     @property
     def n_probs(self) -> int:
@@ -151,15 +151,9 @@ class Generation(Model):
         return None
 
     def _sampling(self, n_ctx: int, settings: Settings) -> Sampling:
-        name, most = self.most_tokens
-        limit = n_ctx if settings.max_tokens is None else settings.max_tokens
-        if most is not None and most > limit:
-            raise invalid(f"{name} is {most}; the limit is {limit}", name, "too_many_tokens")
-        if most is None and settings.max_tokens is not None:
-            most = settings.max_tokens
         defaults = settings.sampling
         return Sampling(
-            max_tokens=most,
+            max_tokens=self._most_tokens(n_ctx, settings),
             temperature=_or(self.temperature, defaults.temperature),
             # -1 is what other servers take for all
             top_k=max(0, int(_or(self.top_k, defaults.top_k))),
@@ -174,6 +168,12 @@ class Generation(Model):
             stop=tuple(self.stop),
             grammar=self.grammar(),
         )
+
+    def _most_tokens(self, n_ctx: int, settings: Settings) -> int | None:
+        """As in llama-server, more than there can be is as much as there can be."""
+        limit = n_ctx if settings.max_tokens is None else settings.max_tokens
+        wanted = self.most_tokens
+        return settings.max_tokens if wanted is None or wanted < 0 else min(wanted, limit)
 
     def _setting_options(self) -> SettingOptions:
         """What it says of the setting; false is off."""
