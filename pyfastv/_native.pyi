@@ -292,6 +292,9 @@ class Engine:
         a request that has ended ``finish`` ("stop", "length", "cancelled") or ``error`` (an exception), ``report`` as
         :meth:`report` (of the KV cache: all slots), ``kept`` (a list of :meth:`kept` of every cut),
         ``grids`` as :meth:`grids`, and ``pictures`` as :meth:`pictures`."""
+    def reading(self) -> list[tuple[int, int, int, int]]:
+        """Of each request of :meth:`start` whose prompt is not all read: its number; how many tokens are, those that were
+        in the slot included; how many there are; how many were in the slot."""
     def prefill(
         self,
         prompt: str,  # this and what follows: as of prepare()

@@ -229,6 +229,14 @@ py::list step(py_engine & self) {
     return res;
 }
 
+py::list reading(py_engine & self) {
+    py::list res;
+    for (const auto & prompt : run(self, [](engine & e) { return e.reading(); })) {
+        res.append(py::make_tuple(prompt.id, prompt.n_done, prompt.n_tokens, prompt.n_cached));
+    }
+    return res;
+}
+
 //
 // requests that threads wait for
 //
@@ -333,6 +341,7 @@ void bind_engine(py::module_ & m) {
             return run(self, [&](engine & e) { return e.start(std::exchange(request.impl, {})); });
         }, "request"_a)
         .def("step",        &step)
+        .def("reading",     &reading)
         .def("prefill",     &prefill, "prompt"_a, "images"_a, "image_ids"_a, "progress"_a, "add_bos"_a, "reserve"_a,
              "frames"_a = std::vector<int32_t>(), "turbo"_a = py::none(), "reducer"_a = py::none(), "started"_a = py::none(),
              "fastv"_a = py::none(), "answers"_a = byte_spans())

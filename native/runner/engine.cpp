@@ -330,6 +330,18 @@ void engine::step(events & out) {
     end_cancelled(out);
 }
 
+std::vector<engine::prompt_read> engine::reading() const {
+    const turn mine(*this);
+
+    std::vector<prompt_read> res;
+    for (const auto & s : all) {
+        if (s.now == slot::state::starting && !s.request.opened) {
+            res.push_back({ s.id, s.n_done(), s.counts.prompt_tokens, s.counts.cached_tokens });
+        }
+    }
+    return res;
+}
+
 void engine::reset() {
     const turn mine(*this);
     forget();

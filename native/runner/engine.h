@@ -79,6 +79,15 @@ public:
     // ends that, too.
     std::vector<slot_event> step();
 
+    // How far the prompts of started requests are, of those that are not read to their end.
+    struct prompt_read {
+        int64_t id;
+        int64_t n_done; // tokens, those that were in the slot included
+        int64_t n_tokens;
+        int64_t n_cached;
+    };
+    std::vector<prompt_read> reading() const;
+
     // Give a prompt, with one marker() for each picture, a slot, and return the request's number. `reserve` tokens have to fit
     // behind it. Where all slots are taken, it ends the oldest opened request that nobody waits for; fit() for it. pictures,
     // fastv: none: as set.

@@ -47,6 +47,13 @@ _NEEDED = {"fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic", "
 @click.option(
     "--max-tokens", type=click.IntRange(1), help="Most tokens in an answer.  [default: the context of a slot]"
 )
+@click.option(
+    "--sse-ping-interval",
+    type=click.FloatRange(min=0.0),
+    default=10.0,
+    metavar="SECONDS",
+    help="Comment in a stream while nothing else is sent, so that no proxy gives up; 0: none.",
+)
 @click.option("--temp", type=float, default=0.8, help="Temperature of silent requests.")
 @schedule_options
 def serve(**options: Any) -> None:
@@ -57,6 +64,7 @@ def serve(**options: Any) -> None:
     """
     setting = to_setting(options)
     real("temp", options["temp"], "a number from 0 to 100", 0.0, 100.0)
+    real("sse-ping-interval", options["sse_ping_interval"], "a number of seconds; 0: none", 0.0)
     try:
         from ..engine import job_pool
         from ..serve import app, server, settings
@@ -118,5 +126,6 @@ def _settings(module: Any, address: str, options: dict[str, Any]) -> Any:
         max_images=options["max_images"],
         max_pixels=options["max_pixels"],
         max_tokens=options["max_tokens"],
+        ping_seconds=options["sse_ping_interval"] or None,
         sampling=module.SamplingDefaults(temperature=options["temp"]),
     )

@@ -30,6 +30,8 @@ class Active:
     cancelled: bool = False
     queued: float = field(default_factory=time.monotonic)
     began: float | None = None
+    reading: bool = True
+    """Its prompt is not all read yet."""
 
     def __post_init__(self) -> None:
         self._reader = PieceReader(self.stop)
@@ -51,6 +53,7 @@ class Active:
 
     def take(self, event: dict[str, Any]) -> None:
         """What a step did to it (:meth:`pyfastv._native.Engine.step`): text to the job."""
+        self.reading = False
         if self.stopped or self.job.done:
             return
         if event["token"] is not None:

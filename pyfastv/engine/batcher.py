@@ -14,7 +14,7 @@ from .. import _native
 from ..errors import ClosedError, Error, OutOfMemoryError
 from .active import Active
 from .answer import Report
-from .job import Job
+from .job import Job, Progress
 from .loaded import setting_options
 from .process_lock import ProcessLock
 
@@ -214,6 +214,7 @@ class Batcher:
 
     def _compute(self) -> None:
         try:
+            self._tell_progress()
             events = self._slots.step()
         except Exception as error:  # of nobody in particular: memory, for one
             with self._changed:
@@ -233,6 +234,13 @@ class Batcher:
                 item.job._end(None, None, error)
                 if number in self._active:  # until its last event
                     self._slots.cancel(number)
+
+    def _tell_progress(self) -> None:
+        if not any(item.reading for item in self._active.values()):
+            return
+        for number, done, total, cached in self._slots.reading():
+            if number in self._active:
+                self._active[number].job._read_on(Progress(done, total, cached))
 
     def _deliver(self, event: dict[str, Any], item: Active) -> None:
         number = event["id"]

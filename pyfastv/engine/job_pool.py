@@ -17,14 +17,14 @@ from ..settings.setting import InForce, Setting, SettingOptions
 from ..settings.turbo import Turbo
 from .active import Active
 from .batcher import Batcher, PoolBusy
-from .job import Job, Piece, TokenProb
+from .job import Job, Piece, Progress, TokenProb, follow
 from .loaded import LoadedModel, LoadOptions, PathLike, model_files, setting_options
 from .sampling import Sampling
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Job", "JobPool", "Piece", "PoolBusy", "TokenProb"]
+__all__ = ["Job", "JobPool", "Piece", "PoolBusy", "Progress", "TokenProb", "follow"]
 
 _MAX_TOP = 100
 

@@ -143,26 +143,29 @@ class ChatForm:
         self.chunk_head = {**self.head, "object": "chat.completion.chunk"}
         self._logprobs, self._n_top = logprobs, n_top
 
-    def whole(self, text: str, probs: list[TokenProb], finish_reason: str) -> dict[str, Any]:
+    def whole(self, index: int, text: str, probs: list[TokenProb], finish_reason: str) -> dict[str, Any]:
         message = {"role": "assistant", "content": text, "refusal": None}
         return {
-            "index": 0,
+            "index": index,
             "message": message,
             "logprobs": self._told(probs),
             "finish_reason": finish_reason,
         }
 
-    def opening(self) -> dict[str, Any] | None:
-        return self._chunk({"role": "assistant", "content": ""})
+    def opening(self, index: int) -> dict[str, Any] | None:
+        return self._chunk(index, {"role": "assistant", "content": ""})
 
-    def piece(self, piece: Piece) -> dict[str, Any]:
-        return {**self._chunk({"content": piece.text}), "logprobs": self._told(piece.probs)}
+    def waiting(self, index: int) -> dict[str, Any]:
+        return self._chunk(index, {})
 
-    def closing(self, finish_reason: str) -> dict[str, Any]:
-        return {**self._chunk({}), "finish_reason": finish_reason}
+    def piece(self, index: int, piece: Piece) -> dict[str, Any]:
+        return {**self._chunk(index, {"content": piece.text}), "logprobs": self._told(piece.probs)}
 
-    def _chunk(self, delta: dict[str, str]) -> dict[str, Any]:
-        return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+    def closing(self, index: int, finish_reason: str) -> dict[str, Any]:
+        return {**self._chunk(index, {}), "finish_reason": finish_reason}
+
+    def _chunk(self, index: int, delta: dict[str, str]) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def _told(self, probs: Any) -> dict[str, Any] | None:
         return replies.chat_logprobs(probs, self._n_top) if self._logprobs else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -56,26 +58,27 @@ class TextForm:
     def __init__(self, model: str, n_top: int | None) -> None:
         self.head = self.chunk_head = replies.head("text_completion", "cmpl", model)
         self._n_top = n_top
-        self._length = 0
+        self._offsets: defaultdict[int, replies.TextOffsets] = defaultdict(replies.TextOffsets)
 
-    def whole(self, text: str, probs: list[TokenProb], finish_reason: str) -> dict[str, Any]:
-        return self._choice(text, probs, finish_reason)
+    def whole(self, index: int, text: str, probs: list[TokenProb], finish_reason: str) -> dict[str, Any]:
+        return self._choice(index, text, probs, finish_reason)
 
-    def opening(self) -> dict[str, Any] | None:
+    def opening(self, index: int) -> dict[str, Any] | None:
         return None
 
-    def piece(self, piece: Piece) -> dict[str, Any]:
-        choice = self._choice(piece.text, piece.probs, None)
-        self._length += len(piece.text)
-        return choice
+    def waiting(self, index: int) -> dict[str, Any]:
+        return self._choice(index, "", None, None)
 
-    def closing(self, finish_reason: str) -> dict[str, Any]:
-        return self._choice("", (), finish_reason)
+    def piece(self, index: int, piece: Piece) -> dict[str, Any]:
+        return self._choice(index, piece.text, piece.probs, None)
 
-    def _choice(self, text: str, probs: Any, finish_reason: str | None) -> dict[str, Any]:
-        told = (
-            replies.text_logprobs(probs, self._n_top, self._length)
-            if self._n_top is not None and (probs or finish_reason is None)
-            else None
-        )
-        return {"text": text, "index": 0, "logprobs": told, "finish_reason": finish_reason}
+    def closing(self, index: int, finish_reason: str) -> dict[str, Any]:
+        return self._choice(index, "", None, finish_reason)
+
+    def _choice(
+        self, index: int, text: str, probs: Sequence[TokenProb] | None, finish_reason: str | None
+    ) -> dict[str, Any]:
+        told = None
+        if self._n_top is not None and probs is not None:
+            told = replies.text_logprobs(probs, self._n_top, self._offsets[index])
+        return {"text": text, "index": index, "logprobs": told, "finish_reason": finish_reason}

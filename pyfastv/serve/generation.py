@@ -63,6 +63,8 @@ class Wanted:
     details: bool
     stream: bool
     include_usage: bool
+    progress: bool
+    """Of the prompt, in events of a stream."""
 
     def keywords(self) -> dict[str, Any]:
         """Of :meth:`pyfastv.engine.job_pool.JobPool.submit`."""
@@ -93,6 +95,9 @@ class Generation(Model):
     ] = Field(default_factory=list, max_length=16)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    return_progress: bool | None = Field(
+        default=None, description="Tell how far the prompt is read, in chunks with `prompt_progress`."
+    )
     fastv: str | Literal[False] | ScheduleFields | None = Field(
         default=None,
         description='A schedule, such as "k=2,drop=0.5", "pyramiddrop" or "off", for this request. With cuts at other '
@@ -134,6 +139,7 @@ class Generation(Model):
             details=bool(self.fastv_details),
             stream=bool(self.stream),
             include_usage=usage,
+            progress=bool(self.return_progress),
         )
 
     @property

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..engine.answer import Report
-from ..engine.job_pool import TokenProb
+from ..engine.job_pool import Progress, TokenProb
 
-__all__ = ["chat_logprobs", "details", "head", "text_logprobs", "timings", "unpruned_prefill_ms", "usage"]
+__all__ = [
+    "TextOffsets",
+    "chat_logprobs",
+    "details",
+    "head",
+    "progress",
+    "text_logprobs",
+    "timings",
+    "unpruned_prefill_ms",
+    "usage",
+]
 
 
 def head(kind: str, prefix: str, model: str) -> dict[str, Any]:
@@ -102,24 +113,49 @@ def chat_logprobs(probs: Sequence[TokenProb], n_top: int) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def text_logprobs(probs: Sequence[TokenProb], n_top: int, offset: int) -> dict[str, Any]:
-    """Of a text completion's choice; ``offset``: characters of the answer before these tokens."""
-    offsets = []
-    for prob in probs:
-        offsets.append(offset)
-        offset += len(prob.token)
+def progress(read: Progress, seconds: float) -> dict[str, Any]:
+    """llama-server's ``prompt_progress``, in tokens; ``seconds``: since the request came."""
+    return {
+        "total": read.total,
+        "cache": read.cached,
+        "processed": read.done,
+        "time_ms": round(seconds * 1000.0),
+    }
+
+
+class TextOffsets:
+    """Where the text of each token begins in an answer, in characters, some of which are of several tokens."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._length = 0
+
+    def next(self, token: bytes) -> int:
+        """Of the next token."""
+        begin = self._length
+        self._length += len(self._decoder.decode(token))
+        return begin
+
+
+def text_logprobs(probs: Sequence[TokenProb], n_top: int, offsets: TextOffsets) -> dict[str, Any]:
+    """Of a text completion's choice; ``offsets``: of the answer that these tokens go on."""
     return {
         "tokens": [prob.token for prob in probs],
-        "token_logprobs": [prob.logprob for prob in probs],
-        "top_logprobs": [{other.token: other.logprob for other in prob.top[:n_top]} for prob in probs],
-        "text_offset": offsets,
+        "token_logprobs": [_finite(prob.logprob) for prob in probs],
+        "top_logprobs": [
+            {other.token: _finite(other.logprob) for other in prob.top[:n_top]} for prob in probs
+        ],
+        "text_offset": [offsets.next(prob.bytes) for prob in probs],
     }
 
 
 def _entry(prob: TokenProb) -> dict[str, Any]:
-    # JSON has no infinity: a token that the grammar excludes
-    logprob = max(prob.logprob, -9999.0)
-    return {"token": prob.token, "logprob": logprob, "bytes": list(prob.bytes)}
+    return {"token": prob.token, "logprob": _finite(prob.logprob), "bytes": list(prob.bytes)}
+
+
+def _finite(logprob: float) -> float:
+    # JSON has no infinity: a token that cannot be
+    return max(logprob, -9999.0)
 
 
 def _share(amount: float, of: float) -> float:

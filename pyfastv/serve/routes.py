@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from .._about import __version__
 from ..engine.job_pool import Job, JobPool
-from .answering import ClientGone, answer, while_connected
+from .answering import Answering, ClientGone, Form, while_connected
 from .body import BoundedJsonRoute
 from .chat import ChatForm, ChatRequest
 from .completions import CompletionRequest, TextForm
@@ -112,13 +113,12 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
         begin = time.perf_counter()
         wanted = await to_thread.run_sync(body.wanted, pool, settings)
         form = ChatForm(pool.name, body.n_probs > 0, body.top_logprobs or 0)
-        async with AsyncExitStack() as held:
 
-            async def submit() -> Job:
-                messages = await held.enter_async_context(pictures.read(body.messages))
-                return await _submit(partial(pool.submit, messages, **wanted.keywords()), preparing)
+        async def submit(held: AsyncExitStack) -> list[Job]:
+            messages = await held.enter_async_context(pictures.read(body.messages))
+            return [await _submit(partial(pool.submit, messages, **wanted.keywords()), preparing)]
 
-            return await _respond(request, submit, form, wanted, held, begin)
+        return await respond(request, submit, form, wanted, begin)
 
     @router.post(
         "/v1/completions", tags=["completions"], response_class=JSONResponse, responses=_COMPLETION_OK
@@ -127,19 +127,34 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
         """OpenAI's text completion: no chat template, no pictures."""
         begin = time.perf_counter()
         wanted = body.wanted(pool, settings)
-        call = partial(pool.submit_text, body.prompt, **wanted.keywords())
         form = TextForm(pool.name, body.logprobs)
-        async with AsyncExitStack() as held:
-            return await _respond(request, lambda: _submit(call, preparing), form, wanted, held, begin)
 
-    async def _respond(
-        request: Request, submit: Any, form: Any, wanted: Wanted, held: AsyncExitStack, begin: float
+        async def submit(_: AsyncExitStack) -> list[Job]:
+            return [await _submit(partial(pool.submit_text, body.prompt, **wanted.keywords()), preparing)]
+
+        return await respond(request, submit, form, wanted, begin)
+
+    async def respond(
+        request: Request,
+        submit: Callable[[AsyncExitStack], Awaitable[list[Job]]],
+        form: Form,
+        wanted: Wanted,
+        begin: float,
     ) -> Response:
+        """``submit``: gets what holds the pictures until the prompts have been read."""
+        held = AsyncExitStack()
         try:
-            job = await while_connected(request, submit())
-            return await answer(request, job, form, wanted, pool.n_layer, metrics, begin, held.aclose)
+            jobs = await while_connected(request, submit(held))
+            answering = Answering(
+                jobs, form, wanted, pool.n_layer, metrics, begin, held.aclose, settings.ping_seconds
+            )
+            return await answering.respond(request)
         except ClientGone:
+            await held.aclose()
             return Response(status_code=499)  # nobody reads it
+        except BaseException:
+            await held.aclose()
+            raise
 
     return router
 

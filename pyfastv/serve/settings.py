@@ -40,6 +40,8 @@ class Settings:
     """Of one picture; four times this may be in work at a time."""
     max_tokens: int | None = None
     """Most tokens that a request may ask for; None: the context of a slot."""
+    ping_seconds: float | None = 10.0
+    """After which a comment goes into a stream that has nothing to say; None: never."""
     body_seconds: float = 60.0
     """In which a request's body has to arrive."""
     remote_bytes: int = 20 * 2**20
