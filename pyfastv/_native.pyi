@@ -180,6 +180,8 @@ class SamplingOptions:
     presence_penalty: float
     seed: int  # 0..2**32-1; 2**32-1: random
     grammar: str | None  # GBNF
+    logit_bias: list[tuple[int, float]]  # (token, what is added to its logit, from -1e9 to 1e9)
+    ignore_eos: bool  # no token ends the answer
 
 class RunReport:
     """native/runner/options.h; what :class:`pyfastv.Report` has of the same names."""
@@ -276,6 +278,20 @@ class Engine:
 
         One with pictures waits while the encoder runs with another Turbo. Raises ContextLengthError, ImageError,
         OptionError (a bad grammar, for one), UnsupportedModelError: all that is wrong with it."""
+    def prepare_tokens(
+        self,
+        tokens: Sequence[int],  # as they are
+        *,
+        n_probs: int = 0,  # this and what follows: as of prepare()
+        fastv: str | None = None,
+        **sampling: Any,
+    ) -> EngineRequest:
+        """A request whose prompt is tokens. Raises as :meth:`prepare` does; OptionError: a number that is no token."""
+    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        """``add_special``: with the tokens that the vocabulary puts around a text; ``parse_special``: the spelling of a
+        special token is that token. ContextLengthError: a text that is far longer than the context."""
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """Special tokens spelt. OptionError: a number that is no token."""
     @overload
     def start(self, request: EngineRequest) -> int:
         """Give a prepared request an idle slot; its number. :meth:`step` computes. OptionError: none is idle; started

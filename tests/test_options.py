@@ -335,6 +335,8 @@ def test_sampling_defaults() -> None:
         "seed": None,
         "stop": (),
         "grammar": None,
+        "logit_bias": (),
+        "ignore_eos": False,
     }
     assert dataclasses.asdict(Sampling()) == expected
 
@@ -355,6 +357,8 @@ def test_sampling_defaults() -> None:
         ("seed", [-1, 2**32, 0.5, True]),
         ("stop", ["", ["a", ""], [1], b"a", 5, {"a": 1}]),
         ("grammar", ["", "  ", 5]),
+        ("logit_bias", ["ab", 5]),
+        ("ignore_eos", [1, None, "yes"]),
     ],
 )
 def test_sampling_refuses_values_outside_their_range(name: str, values: list[Any]) -> None:
@@ -383,10 +387,29 @@ def test_sampling_refuses_values_outside_their_range(name: str, values: list[Any
         ("stop", "END", ("END",)),
         ("stop", ["a", "b"], ("a", "b")),
         ("grammar", 'root ::= "a"', 'root ::= "a"'),
+        ("logit_bias", {5: 1, "6": -100.0}, ((5, 1.0), (6, -100.0))),
+        ("logit_bias", [(5, 1)], ((5, 1.0),)),
+        ("logit_bias", None, ()),
     ],
 )
 def test_sampling_takes_values_at_the_edges(name: str, value: Any, kept: Any) -> None:
     assert getattr(Sampling(**{name: value}), name) == kept
+
+
+@pytest.mark.parametrize(
+    ("biases", "words"),
+    [
+        ({"the": 1}, "a token must be an integer.*'the'"),
+        ({-1: 1}, "a token must be .*-1"),
+        ({True: 1}, "a token must be .*True"),
+        ({5: math.nan}, "from -1e9 to 1e9; got nan"),
+        ({5: 1e10}, "from -1e9 to 1e9; got 1"),
+        ({5: "high"}, "from -1e9 to 1e9; got 'high'"),
+    ],
+)
+def test_biases_are_numbers_of_tokens(biases: Any, words: str) -> None:
+    with pytest.raises(OptionError, match=f"logit_bias.*{words}"):
+        Sampling(logit_bias=biases)
 
 
 def test_an_unknown_sampling_keyword_is_a_type_error() -> None:

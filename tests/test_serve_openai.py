@@ -10,6 +10,7 @@ import pytest
 
 openai = pytest.importorskip("openai", reason="needs openai")
 
+from pyfastv import Runner  # noqa: E402
 from pyfastv.models import bundled_examples  # noqa: E402
 
 from serving import CLOCK, Server, data_uri, question  # noqa: E402
@@ -245,6 +246,103 @@ def test_text_goes_on_without_a_template(client: openai.OpenAI) -> None:
         assert "".join(chunk.choices[0].text for chunk in stream) == choice.text
 
 
+PROMPT = "USER: What color is the sky? ASSISTANT:"
+
+
+def test_a_text_that_goes_on_keeps_its_space_and_tells_where_its_tokens_are(client: openai.OpenAI) -> None:
+    options = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "max_tokens": 8, "logprobs": 1}
+    choice = client.completions.create(**options).choices[0]
+    assert choice.text.startswith(" ")
+    assert choice.text == "".join(choice.logprobs.tokens)
+    for token, offset in zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True):
+        assert choice.text[offset : offset + len(token)] == token
+    with client.completions.create(**options, stream=True) as stream:
+        told = [chunk.choices[0].logprobs for chunk in stream]
+    offsets = [offset for logprobs in told if logprobs is not None for offset in logprobs.text_offset]
+    assert offsets == choice.logprobs.text_offset
+
+
+def test_probabilities_that_are_asked_for_are_told_of_no_text_too(client: openai.OpenAI) -> None:
+    text = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=0, logprobs=1).choices[0]
+    assert (text.text, text.logprobs.tokens, text.logprobs.text_offset) == ("", [], [])
+    chat = client.chat.completions.create(
+        model=MODEL, messages=[question("Hello")], max_tokens=0, logprobs=True
+    )
+    assert chat.choices[0].logprobs.content == []
+
+
+def test_several_answers_to_one_question(client: openai.OpenAI) -> None:
+    messages = [question(CLOCK.question, data_uri(CLOCK.picture))]
+    one = client.chat.completions.create(model=MODEL, messages=messages, temperature=0)
+    three = client.chat.completions.create(model=MODEL, messages=messages, temperature=0, n=3)
+    assert [choice.index for choice in three.choices] == [0, 1, 2]
+    assert {choice.message.content for choice in three.choices} == {one.choices[0].message.content}
+    assert three.usage.prompt_tokens == one.usage.prompt_tokens
+    assert three.usage.visual_tokens == 576
+    assert three.usage.completion_tokens == 3 * one.usage.completion_tokens
+
+    options = {"model": MODEL, "messages": [question("Tell me something.")], "temperature": 2, "max_tokens": 12}
+    said = client.chat.completions.create(**options, n=4, seed=7)
+    assert len({choice.message.content for choice in said.choices}) > 1
+
+    with client.chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, n=2, stream=True, logprobs=True
+    ) as stream:
+        chunks = list(stream)
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+    for index in (0, 1):
+        of_one = [choice for choice in choices if choice.index == index]
+        assert of_one[0].delta.role == "assistant"
+        assert "".join(choice.delta.content or "" for choice in of_one) == one.choices[0].message.content
+        assert [choice.finish_reason for choice in of_one if choice.finish_reason] == ["stop"]
+
+
+def test_several_prompts_and_prompts_of_tokens(client: openai.OpenAI, runner: Runner) -> None:
+    prompts = [PROMPT, "USER: Is fire cold? ASSISTANT:"]
+    options = {"model": MODEL, "temperature": 0, "max_tokens": 5}
+    alone = [client.completions.create(prompt=prompt, **options) for prompt in prompts]
+    texts = [answer.choices[0].text for answer in alone]
+    together = client.completions.create(prompt=prompts, n=2, **options)
+    assert [choice.index for choice in together.choices] == [0, 1, 2, 3]
+    assert [choice.text for choice in together.choices] == [texts[0], texts[0], texts[1], texts[1]]
+    assert together.usage.prompt_tokens == sum(answer.usage.prompt_tokens for answer in alone)
+
+    tokens = [runner._engine.tokenize(prompt, True, True) for prompt in prompts]
+    assert client.completions.create(prompt=tokens[0], **options).choices[0].text == texts[0]
+    of_tokens = client.completions.create(prompt=tokens, **options)
+    assert [choice.text for choice in of_tokens.choices] == texts
+    assert of_tokens.usage.prompt_tokens == sum(map(len, tokens))
+
+
+def test_logit_bias_bans_tokens_and_forces_them(client: openai.OpenAI, runner: Runner) -> None:
+    seven = runner._engine.tokenize("7", False, False)[-1]
+    for bias in ({str(seven): 100}, [[seven, 100.0]]):
+        answer = client.chat.completions.create(
+            model=MODEL,
+            messages=[question("Hello")],
+            temperature=0,
+            max_tokens=3,
+            extra_body={"logit_bias": bias},
+        )
+        sevens = (3 * runner._engine.detokenize([seven])).decode().lstrip()
+        assert answer.choices[0].message.content == sevens
+    banned = [[seven, False], *([token, -100] for token in runner._engine.tokenize("It is", False, False))]
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[question(CLOCK.question, data_uri(CLOCK.picture))],
+        temperature=0,
+        extra_body={"logit_bias": banned},
+    )
+    assert not answer.choices[0].message.content.startswith("It is")
+
+
+def test_stop_strings_may_be_many_and_empty_ones_stop_nothing(client: openai.OpenAI) -> None:
+    messages = [question(CLOCK.question, data_uri(CLOCK.picture))]
+    stops = ["", *(f"<{i}>" for i in range(1000)), "9", ""]
+    answer = client.chat.completions.create(model=MODEL, messages=messages, temperature=0, stop=stops)
+    assert answer.choices[0].message.content == "It is "
+
+
 def test_ignored_fields_do_no_harm(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="gpt-4o",
@@ -265,12 +363,10 @@ def test_ignored_fields_do_no_harm(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
         ("modalities", ["audio"]),
         ("audio", {"voice": "alloy", "format": "wav"}),
-        ("logit_bias", {"5": 3}),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(client: openai.OpenAI, field: str, value: object) -> None:

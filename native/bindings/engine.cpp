@@ -174,6 +174,15 @@ std::unique_ptr<py_request> prepare(py_engine & self, const std::string & prompt
     });
 }
 
+std::unique_ptr<py_request> prepare_tokens(py_engine & self, const std::vector<int32_t> & tokens, int64_t n_probs,
+        const std::optional<std::string> & fastv, const py::kwargs & sampling) {
+    const auto options = to_sampling_options(sampling);
+
+    return run(self, [&](engine & e) {
+        return std::make_unique<py_request>(py_request { e.prepare_tokens(tokens, fastv, options, n_probs) });
+    });
+}
+
 py::list to_list(const std::vector<std::vector<pyfastv::slot_event::seen_slice>> & pictures) {
     py::list res;
     for (const auto & slices : pictures) {
@@ -337,6 +346,13 @@ void bind_engine(py::module_ & m) {
         .def("prepare",     &prepare, "prompt"_a, "images"_a, "image_ids"_a, "add_bos"_a, py::kw_only(),
              "frames"_a = std::vector<int32_t>(), "n_probs"_a = 0, "turbo"_a = "", "reducer"_a = "", "fastv"_a = py::none(),
              "answers"_a = byte_spans())
+        .def("prepare_tokens", &prepare_tokens, "tokens"_a, py::kw_only(), "n_probs"_a = 0, "fastv"_a = py::none())
+        .def("tokenize",    [](py_engine & self, const std::string & text, bool add_special, bool parse_special) {
+            return run(self, [&](engine & e) { return e.tokens_of(text, add_special, parse_special); });
+        }, "text"_a, "add_special"_a, "parse_special"_a)
+        .def("detokenize",  [](py_engine & self, const std::vector<int32_t> & tokens) {
+            return py::bytes(run(self, [&](engine & e) { return e.text_of(tokens); }));
+        }, "tokens"_a)
         .def("start",       [](py_engine & self, py_request & request) {
             return run(self, [&](engine & e) { return e.start(std::exchange(request.impl, {})); });
         }, "request"_a)

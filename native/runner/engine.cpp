@@ -173,7 +173,9 @@ void engine::check(const picture_options & pictures) const {
 slot_sampling engine::make_sampling(const sampling_options & sampling, int64_t n_probs) const {
     check_whole("n_probs", n_probs, 0, n_vocab());
 
-    return { make_sampler(vocab, sampling, n_ctx_slot), sampling.grammar.has_value(), (int32_t) sampling.max_tokens, (int32_t) n_probs };
+    const int32_t n_excluding = (sampling.grammar ? 1 : 0) + (sampling.logit_bias.empty() && !sampling.ignore_eos ? 0 : 1);
+
+    return { make_sampler(vocab, sampling, n_ctx_slot), n_excluding, (int32_t) sampling.max_tokens, (int32_t) n_probs };
 }
 
 slot_request engine::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
@@ -197,6 +199,14 @@ slot_request engine::prepare(const std::string & text, const std::vector<image> 
         plan_reduction(wanted, parse_reducer_for(model.get(), pictures.reducer));
     }
 
+    check_room(res, reserve);
+
+    return res;
+}
+
+void engine::check_room(const slot_request & request, int64_t reserve) const {
+    const auto & wanted = request.wanted;
+
     if (wanted.n_tokens == 0) {
         throw error(error_kind::option, "the prompt is empty");
     }
@@ -214,7 +224,6 @@ slot_request engine::prepare(const std::string & text, const std::vector<image> 
             check_fits_ubatch(vision.get(), ctx.get(), piece);
         }
     }
-    return res;
 }
 
 slot_request engine::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
@@ -230,6 +239,35 @@ slot_request engine::prepare(const std::string & text, const std::vector<image> 
     }
     res.sampling = std::move(how);
 
+    return res;
+}
+
+slot_request engine::prepare_tokens(const std::vector<llama_token> & tokens, const std::optional<std::string> & fastv,
+        const sampling_options & sampling, int64_t n_probs) const {
+    const log_scope log(options.verbose);
+
+    slot_request res;
+    res.sampling = make_sampling(sampling, n_probs);
+    res.schedule = fastv ? parse_request_schedule(*fastv, n_layer()) : by_default;
+    res.wanted   = prompt_of(vocab, tokens, n_ctx_slot);
+    check_room(res, 1);
+
+    return res;
+}
+
+std::vector<llama_token> engine::tokens_of(const std::string & text, bool add_special, bool parse_special) const {
+    const log_scope log(options.verbose);
+
+    return pyfastv::tokens_of(model.get(), text, add_special, parse_special, n_ctx_slot);
+}
+
+std::string engine::text_of(const std::vector<llama_token> & tokens) const {
+    check_tokens(vocab, tokens);
+
+    std::string res;
+    for (const auto token : tokens) {
+        res += piece_of(vocab, token, /* special */ true);
+    }
     return res;
 }
 

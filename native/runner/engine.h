@@ -70,6 +70,17 @@ public:
             const std::optional<std::string> & fastv, const sampling_options & sampling, int64_t n_probs,
             const std::vector<span> & answers = {}) const;
 
+    // The same for a text that is tokens already.
+    slot_request prepare_tokens(const std::vector<llama_token> & tokens, const std::optional<std::string> & fastv,
+            const sampling_options & sampling, int64_t n_probs) const;
+
+    // Of a text that could be a prompt. add_special: with the tokens that the vocabulary puts around a text; parse_special: the
+    // spelling of a special token is that token.
+    std::vector<llama_token> tokens_of(const std::string & text, bool add_special, bool parse_special) const;
+
+    // The bytes of tokens, special ones spelt. error(option) for a number that is no token.
+    std::string text_of(const std::vector<llama_token> & tokens) const;
+
     // Give a request an idle slot, and return its number; fit() for it. error(option) if no slot is idle.
     int64_t start(slot_request request);
 
@@ -178,6 +189,7 @@ private:
 
     slot_request  prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
             const std::optional<std::string> & fastv, int64_t reserve, const std::vector<span> & answers) const;
+    void          check_room(const slot_request & request, int64_t reserve) const; // for its prompt, and behind it
     slot_sampling make_sampling(const sampling_options & sampling, int64_t n_probs) const;
     int64_t       give_slot(slot_request request);
 
@@ -238,7 +250,7 @@ private:
 
     void        answer(slot & s, const float * logits, events & out); // its prompt was read, or a token of its own
     void        sample(slot & s, const float * logits, events & out);
-    llama_token pick  (slot & s, const float * logits) const; // none: the grammar allows no token
+    llama_token pick  (slot & s, const float * logits) const; // none: no token is allowed
     bool        has_all(const slot & s) const;                // tokens that it can have
     void        add_probs(slot_event & event, const float * logits, int32_t n) const;
 

@@ -78,12 +78,12 @@ void check_vocabulary(const llama_vocab * vocab, bool add_special) {
     }
 }
 
-prompt tokenize_text(const llama_vocab * vocab, const std::string & text, bool add_bos, int64_t n_ctx) {
+std::vector<llama_token> tokenized(const llama_vocab * vocab, const std::string & text, bool add_special, bool parse_special) {
     std::vector<llama_token> tokens(text.size() + 2);
 
     const auto fill = [&] {
         try {
-            return llama_tokenize(vocab, text.data(), text.size(), tokens.data(), tokens.size(), add_bos, true);
+            return llama_tokenize(vocab, text.data(), text.size(), tokens.data(), tokens.size(), add_special, parse_special);
         } catch (const std::out_of_range &) {
             throw no_token();
         }
@@ -96,9 +96,16 @@ prompt tokenize_text(const llama_vocab * vocab, const std::string & text, bool a
     if (n < 0) {
         throw error(error_kind::option, "the prompt cannot be tokenized");
     }
+    tokens.resize(n);
+
+    return tokens;
+}
+
+prompt tokenize_text(const llama_vocab * vocab, const std::string & text, bool add_bos, int64_t n_ctx) {
+    const auto tokens = tokenized(vocab, text, add_bos, /* parse_special */ true);
 
     prompt res;
-    add_tokens(res, tokens.data(), n, n_ctx);
+    add_tokens(res, tokens.data(), tokens.size(), n_ctx);
 
     return res;
 }
@@ -129,6 +136,36 @@ bool prompt::in_answer(size_t piece) const {
 
 bool prompt::asked_before(size_t piece) const {
     return piece == pieces.size() || std::any_of(answers.begin(), answers.end(), [piece](const span & s) { return s.begin == piece; });
+}
+
+std::vector<llama_token> tokens_of(const llama_model * model, const std::string & text, bool add_special, bool parse_special,
+        int64_t n_ctx) {
+    const auto * vocab = llama_model_get_vocab(model);
+
+    check_vocabulary(vocab, add_special);
+    check_text_length(model, text, 0, n_ctx);
+
+    return tokenized(vocab, text, add_special, parse_special);
+}
+
+void check_tokens(const llama_vocab * vocab, const std::vector<llama_token> & tokens) {
+    const int32_t n_vocab = llama_vocab_n_tokens(vocab);
+
+    for (const auto token : tokens) {
+        if (token < 0 || token >= n_vocab) {
+            throw error(error_kind::option, "token " + std::to_string(token) + " is out of range: the vocabulary has " +
+                    std::to_string(n_vocab) + " tokens");
+        }
+    }
+}
+
+prompt prompt_of(const llama_vocab * vocab, const std::vector<llama_token> & tokens, int64_t n_ctx) {
+    check_tokens(vocab, tokens);
+
+    prompt res;
+    add_tokens(res, tokens.data(), tokens.size(), n_ctx);
+
+    return res;
 }
 
 prompt tokenize(const llama_model * model, const mtmd_context * vision, const std::string & turbo, const std::string & marker,

@@ -82,4 +82,15 @@ std::vector<int32_t> places_of(const prompt_piece & evaluated);
 prompt tokenize(const llama_model * model, const mtmd_context * vision, const std::string & turbo, const std::string & marker,
         const std::string & text, const std::vector<image> & images, bool add_bos, int64_t n_ctx, const std::vector<span> & answers = {});
 
+// Of text alone. add_special: those that the vocabulary puts around a text; parse_special: the spelling of a special token is that
+// token. Throws as tokenize() does; n_ctx: of a text that is far longer nothing is tokenized.
+std::vector<llama_token> tokens_of(const llama_model * model, const std::string & text, bool add_special, bool parse_special,
+        int64_t n_ctx);
+
+// error(option): a number that is no token
+void check_tokens(const llama_vocab * vocab, const std::vector<llama_token> & tokens);
+
+// Of tokens as they are. Throws error(option), error(context_length).
+prompt prompt_of(const llama_vocab * vocab, const std::vector<llama_token> & tokens, int64_t n_ctx);
+
 } // namespace pyfastv

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import _native
 from .._checks import integer
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Job", "JobPool", "Piece", "PoolBusy", "Progress", "TokenProb", "follow"]
 
 _MAX_TOP = 100
+
+# what the engine takes, how many pictures it has, and how long reading them took; its keywords are those of sampling
+_Prepare: TypeAlias = "Callable[..., tuple[_native.EngineRequest, int, float]]"
 
 
 class JobPool(Closing, InForce):
@@ -64,7 +67,8 @@ class JobPool(Closing, InForce):
         """
         self.setting = Setting.of(fastv, turbo, reduce)
         """Of requests that bring none of their own."""
-        queue = integer("queue", queue, 0)
+        self.queue = integer("queue", queue, 0)
+        """Most requests that wait."""
         path, mmproj = model_files(model_path, mmproj_path)
         self.name = printable(path.name)
         """File name of the model."""
@@ -81,7 +85,7 @@ class JobPool(Closing, InForce):
             specs = setting_options(self.setting)
             self._slots.check(specs["turbo"], specs["reducer"])
             self._slots.fit(specs["fastv"])
-            self._batcher = Batcher(self._slots, queue)
+            self._batcher = Batcher(self._slots, self.queue)
         except BaseException:
             self._slots.close()
             raise
@@ -110,28 +114,30 @@ class JobPool(Closing, InForce):
         Raises OptionError, ImageError, ModelError (a picture without a vision encoder), ContextLengthError,
         PoolBusy, ClosedError.
         """
-        return self._submit(
-            self.setting.but(**options),
-            lambda: self._model.render(messages),
-            sampling,
-            n_probs,
-            details,
-        )
+        setting = self.setting.but(**options)
+        prepare = self._preparing(lambda: self._model.render(messages), setting)
+        return self._submit(setting, prepare, sampling, n_probs, details)
 
     def submit_text(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         sampling: Sampling,
         *,
         n_probs: int = 0,
         details: bool = False,
         **options: Unpack[SettingOptions],
     ) -> Job:
-        """Queue a text to go on from, as it is, without a chat template. Otherwise as :meth:`submit`."""
-        if not isinstance(prompt, str):
-            raise OptionError(f"prompt must be a string; got {prompt!r:.200}")
+        """Queue a text to go on from, or the tokens of one, as it is, without a chat template. The answer keeps the space that
+        it begins with. Otherwise as :meth:`submit`."""
         setting = self.setting.but(**options)
-        return self._submit(setting, lambda: Prompt(prompt, (), add_bos=True), sampling, n_probs, details)
+        if isinstance(prompt, str):
+            prepare = self._preparing(lambda: Prompt(prompt, (), add_bos=True), setting)
+        elif not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+            raise OptionError(f"prompt must be a string, or a list of tokens; got {prompt!r:.200}")
+        else:
+            tokens = [integer(f"prompt[{i}]: a token", token, 0) for i, token in enumerate(prompt)]
+            prepare = self._preparing_tokens(tokens, setting)
+        return self._submit(setting, prepare, sampling, n_probs, details, keep_space=True)
 
     def stats(self) -> dict[str, float]:
         """Now: ``slots``, ``active``, ``waiting``. Since the start: ``requests`` (taken), ``finished``, ``cancelled``,
@@ -147,21 +153,33 @@ class JobPool(Closing, InForce):
 
     # a request, in the caller's thread
 
+    def _preparing(self, render: Callable[[], Prompt], setting: Setting) -> _Prepare:
+        def prepare(**sampling: Any) -> tuple[_native.EngineRequest, int, float]:
+            request, image_decode_ms = self._model.request(render(), setting)
+            prepared = self._slots.prepare(**request, **sampling)
+            return prepared, len(request["images"]), image_decode_ms
+
+        return prepare
+
+    def _preparing_tokens(self, tokens: Sequence[int], setting: Setting) -> _Prepare:
+        fastv = setting_options(setting)["fastv"]
+        return lambda **sampling: (self._slots.prepare_tokens(tokens, fastv=fastv, **sampling), 0, 0.0)
+
     def _submit(
         self,
         setting: Setting,
-        render: Callable[[], Prompt],
+        prepare: _Prepare,
         sampling: Sampling,
         n_probs: int,
         details: bool,
+        keep_space: bool = False,
     ) -> Job:
         n_probs = integer("n_probs", n_probs, 0, _MAX_TOP)
         if setting.fastv is not None:
             _native.check_schedule(setting.fastv.spec(), self.n_layer)
         with self._batcher.place():
-            request, image_decode_ms = self._model.request(render(), setting)
-            prepared = self._slots.prepare(
-                **request, **self._model.sampling_options(sampling), n_probs=n_probs
+            prepared, n_pictures, image_decode_ms = prepare(
+                **self._model.sampling_options(sampling), n_probs=n_probs
             )
             item = Active(
                 job=Job(self._batcher.cancel),
@@ -169,8 +187,9 @@ class JobPool(Closing, InForce):
                 setting=setting,
                 stop=sampling.stop or (),
                 image_decode_ms=image_decode_ms,
-                n_pictures=len(request["images"]),
+                n_pictures=n_pictures,
                 details=details,
+                keep_space=keep_space,
             )
             self._batcher.add(item)
         return item.job

@@ -175,6 +175,7 @@ class LoadedModel:
             values["max_tokens"] = -1
         if values["seed"] is None:
             values["seed"] = _RANDOM_SEED if self._seed is None else self._seed
+        values["logit_bias"] = list(values["logit_bias"])
         return values
 
 

@@ -143,8 +143,8 @@ class Answering:
 
     def _facts(self, with_usage: bool = True) -> dict[str, Any]:
         reports = [job.report for job in self.jobs if job.report is not None]
-        facts: dict[str, Any] = {"usage": replies.usage(reports[0])} if with_usage else {}
-        facts["timings"] = replies.timings(reports[0])
+        facts: dict[str, Any] = {"usage": replies.usage(reports, self.wanted.n)} if with_usage else {}
+        facts["timings"] = replies.timings(reports)
         if self.wanted.details:
             facts["fastv_details"] = replies.details(reports[0], self.jobs[0].details, self.n_layer)
         return facts

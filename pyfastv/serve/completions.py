@@ -11,37 +11,43 @@ from pydantic import BeforeValidator, Field
 from ..engine.job_pool import Piece, TokenProb
 from . import replies
 from .errors import invalid
-from .generation import Generation
+from .generation import INT32_MAX, Generation
 
 __all__ = ["CompletionRequest", "TextForm"]
 
 
-def _as_prompt(value: Any) -> Any:
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
-        return value[0]
+def _as_prompts(value: Any) -> Any:
+    """Of one prompt a list of it: a text, or a list of tokens."""
+    if isinstance(value, str) or (isinstance(value, list) and value and not isinstance(value[0], (str, list))):
+        return [value]
     return value
 
 
+Token = Annotated[int, Field(ge=0, le=INT32_MAX)]
+PromptText = Annotated[str, Field(min_length=1)]
+PromptTokens = Annotated[list[Token], Field(min_length=1)]
+
+
 class CompletionRequest(Generation):
-    """``POST /v1/completions``: text goes on, without a chat template and without pictures."""
+    """``POST /v1/completions``: texts go on, without a chat template and without pictures."""
 
     prompt: Annotated[
-        str,
+        list[PromptText | PromptTokens],
         Field(min_length=1),
         BeforeValidator(
-            _as_prompt,
-            json_schema_input_type=str | Annotated[list[str], Field(min_length=1, max_length=1)],
+            _as_prompts,
+            json_schema_input_type=PromptText | PromptTokens | list[PromptText | PromptTokens],
         ),
     ]
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: Any = Field(default=None, description="Not supported.")
     suffix: Any = Field(default=None, description="Not supported.")
-    best_of: int | None = Field(default=None, description="Only 1.")
+    best_of: int | None = Field(default=None, description="As many as n.")
 
     def check_supported(self) -> None:
         super().check_supported()
-        if self.best_of not in (None, 1):
-            raise invalid(f"best_of must be 1; got {self.best_of}", "best_of", "unsupported")
+        if self.best_of not in (None, 1, self.n):
+            raise invalid(f"best_of must be as n, or 1; got {self.best_of}", "best_of", "unsupported")
 
     def _refused(self) -> tuple[str, ...]:
         return (*super()._refused(), "echo", "suffix")

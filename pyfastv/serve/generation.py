@@ -1,9 +1,9 @@
 """What a request asks of the model, whatever its protocol: the fields, as OpenAI has them, and the one request that they
-become. What a client may send beside these fields is ignored."""
+become. What a client may send beside these fields is ignored, unless it would change the answer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -19,6 +19,9 @@ __all__ = ["INT32_MAX", "Generation", "Model", "Wanted"]
 
 INT32_MAX = 2**31 - 1
 _INT64 = 2**63
+_SEEDS = 2**32 - 1
+_STOP_CHARACTERS = 2**16  # of all stop strings of a request
+_BANNED = -1e9
 
 
 class Model(BaseModel):
@@ -33,11 +36,22 @@ class StreamOptions(Model):
 
 def _as_stops(value: Any) -> Any:
     if isinstance(value, str):
-        return [value]
+        value = [value]
+    if isinstance(value, list):
+        return [one for one in value if one != ""]
     return [] if value is None else value
 
 
-Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Stop = Annotated[str, StringConstraints(max_length=1024)]
+
+
+def _as_biases(value: Any) -> Any:
+    """OpenAI's object, or llama-server's list of pairs, where false is a token that never comes."""
+    if isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        value = {str(token): bias for token, bias in value}
+    if isinstance(value, dict):
+        return {token: _BANNED if bias is False else bias for token, bias in value.items()}
+    return value
 
 
 class ScheduleFields(Model):
@@ -59,6 +73,8 @@ class Wanted:
 
     sampling: Sampling
     setting: Setting
+    n: int
+    """Answers to each prompt."""
     n_probs: int
     details: bool
     stream: bool
@@ -66,10 +82,13 @@ class Wanted:
     progress: bool
     """Of the prompt, in events of a stream."""
 
-    def keywords(self) -> dict[str, Any]:
-        """Of :meth:`pyfastv.engine.job_pool.JobPool.submit`."""
+    def keywords(self, answer: int = 0) -> dict[str, Any]:
+        """Of :meth:`pyfastv.engine.job_pool.JobPool.submit`, for one of several answers: each has another seed."""
+        sampling = self.sampling
+        if answer and sampling.seed is not None:
+            sampling = replace(sampling, seed=(sampling.seed + answer) % _SEEDS)
         return {
-            "sampling": self.sampling,
+            "sampling": sampling,
             "n_probs": self.n_probs,
             "details": self.details,
             **self.setting.options(),
@@ -92,7 +111,13 @@ class Generation(Model):
     seed: int | None = Field(default=None, ge=-_INT64, lt=_INT64)
     stop: Annotated[
         list[Stop], BeforeValidator(_as_stops, json_schema_input_type=str | list[Stop] | None)
-    ] = Field(default_factory=list, max_length=16)
+    ] = Field(default_factory=list)
+    logit_bias: Annotated[
+        dict[str, float] | None,
+        BeforeValidator(
+            _as_biases, json_schema_input_type=dict[str, float] | list[tuple[int, float | bool]] | None
+        ),
+    ] = Field(default=None, description="What is added to the logits of tokens, by their numbers.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_progress: bool | None = Field(
@@ -112,21 +137,20 @@ class Generation(Model):
         description='Fewer visual tokens before the language model, such as "pool,window=2" or "off", for this request.',
     )
     fastv_details: bool | None = Field(default=None, description="Report which visual tokens were kept.")
-    n: int | None = Field(default=None, description="Only 1.")
-    logit_bias: Any = Field(default=None, description="Not supported.")
+    n: int | None = Field(default=None, ge=1, le=128, description="Answers to each prompt.")
 
     def check_supported(self) -> None:
         """Raises ApiError for what OpenAI has and this server has not, where ignoring it would change the answer."""
-        if self.n is not None and self.n != 1:
-            raise invalid(f"n must be 1: one answer a request; got {self.n}", "n", "unsupported")
         for name in self._refused():
             if getattr(self, name):
                 raise invalid(f"{name} is not supported by this server: leave it out", name, "unsupported")
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options needs stream: true", "stream_options")
+        if sum(map(len, self.stop)) > _STOP_CHARACTERS:
+            raise invalid(f"stop: more than {_STOP_CHARACTERS:,} characters together", "stop", "invalid_value")
 
     def _refused(self) -> tuple[str, ...]:
-        return ("logit_bias",)
+        return ()
 
     def wanted(self, pool: JobPool, settings: Settings) -> Wanted:
         """What it asks for. It may take a while. Raises ApiError, OptionError."""
@@ -135,6 +159,7 @@ class Generation(Model):
         return Wanted(
             sampling=self._sampling(pool.n_ctx, settings),
             setting=pool.setting.but(**self._setting_options()),
+            n=self.n or 1,
             n_probs=self.n_probs,
             details=bool(self.fastv_details),
             stream=bool(self.stream),
@@ -170,9 +195,10 @@ class Generation(Model):
             frequency_penalty=_or(self.frequency_penalty, 0.0),
             presence_penalty=_or(self.presence_penalty, 0.0),
             # OpenAI's seeds are signed and of 64 bits; -1 is llama-server's for none
-            seed=None if self.seed in (None, -1) else int(self.seed or 0) % (2**32 - 1),
+            seed=None if self.seed in (None, -1) else int(self.seed or 0) % _SEEDS,
             stop=tuple(self.stop),
             grammar=self.grammar(),
+            logit_bias=tuple((self.logit_bias or {}).items()),  # type: ignore[arg-type]
         )
 
     def _most_tokens(self, n_ctx: int, settings: Settings) -> int | None:

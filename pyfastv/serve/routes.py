@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -116,7 +116,9 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
 
         async def submit(held: AsyncExitStack) -> list[Job]:
             messages = await held.enter_async_context(pictures.read(body.messages))
-            return [await _submit(partial(pool.submit, messages, **wanted.keywords()), preparing)]
+            return await submit_all(
+                [partial(pool.submit, messages, **wanted.keywords(i)) for i in range(wanted.n)]
+            )
 
         return await respond(request, submit, form, wanted, begin)
 
@@ -130,9 +132,35 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
         form = TextForm(pool.name, body.logprobs)
 
         async def submit(_: AsyncExitStack) -> list[Job]:
-            return [await _submit(partial(pool.submit_text, body.prompt, **wanted.keywords()), preparing)]
+            return await submit_all(
+                [
+                    partial(pool.submit_text, prompt, **wanted.keywords(i))
+                    for prompt in body.prompt
+                    for i in range(wanted.n)
+                ]
+            )
 
         return await respond(request, submit, form, wanted, begin)
+
+    async def submit_all(calls: Sequence[Callable[[], Job]]) -> list[Job]:
+        """In their order; all or none."""
+        places = pool.n_slots + pool.queue
+        if len(calls) > places:
+            raise ApiError(
+                400,
+                f"{len(calls)} answers are asked for at once; there is room for {places}: see --slots and --queue",
+                param="n",
+                code="too_many_answers",
+            )
+        jobs: list[Job] = []
+        try:
+            for call in calls:
+                jobs.append(await _submit(call, preparing))
+        except BaseException:
+            for job in jobs:
+                job.cancel()
+            raise
+        return jobs
 
     async def respond(
         request: Request,
@@ -159,7 +187,7 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
     return router
 
 
-async def _submit(call: Any, limiter: CapacityLimiter) -> Job:
+async def _submit(call: Callable[[], Job], limiter: CapacityLimiter) -> Job:
     """Queues in a thread of its own: pictures are decoded there. A job of a client that left meanwhile is cancelled."""
     made: list[Job] = []
     left = threading.Event()
