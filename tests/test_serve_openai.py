@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -341,6 +342,119 @@ def test_stop_strings_may_be_many_and_empty_ones_stop_nothing(client: openai.Ope
     stops = ["", *(f"<{i}>" for i in range(1000)), "9", ""]
     answer = client.chat.completions.create(model=MODEL, messages=messages, temperature=0, stop=stops)
     assert answer.choices[0].message.content == "It is "
+
+
+def say(client: openai.OpenAI, text: str = CLOCK.question, **fields: object) -> str:
+    """The answer to a question about the clock, greedy, with fields that OpenAI's API has not."""
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[question(text, data_uri(CLOCK.picture))],
+        temperature=0,
+        extra_body={"max_tokens": 40, **fields},
+    )
+    return str(answer.choices[0].message.content)
+
+
+SCHEMA = {"type": "object", "properties": {"kind": {"enum": ["analog"]}}, "required": ["kind"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"grammar": 'root ::= "yes" | "no"'}, "yes|no"),
+        ({"grammar": ""}, r"It is 9:10\."),
+        ({"json_schema": SCHEMA}, r'\{\s*"kind"\s*:\s*"analog"\s*\}'),
+        ({"guided_json": SCHEMA}, r'\{\s*"kind"\s*:\s*"analog"\s*\}'),
+        ({"guided_json": json.dumps(SCHEMA)}, r'\{\s*"kind"\s*:\s*"analog"\s*\}'),
+        ({"guided_choice": ["nine\n", 'a "b"']}, 'nine\n|a "b"'),
+        ({"guided_regex": r"\d{2}:\d{2} (AM|PM)"}, r"\d{2}:\d{2} (AM|PM)"),
+        ({"guided_grammar": 'root ::= "yes"'}, "yes"),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, "yes|no"),
+        ({"structured_outputs": {"json": SCHEMA}}, r'\{\s*"kind"\s*:\s*"analog"\s*\}'),
+        ({"structured_outputs": {"regex": "^a+b$"}}, "a+b?"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_an_answer_has_to_look_like_is_honoured_by_every_name(
+    client: openai.OpenAI, fields: dict[str, object], expected: str
+) -> None:
+    assert re.fullmatch(expected, say(client, **fields))
+
+
+def test_a_text_that_goes_on_follows_a_schema_too(client: openai.OpenAI) -> None:
+    form = {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
+    for fields in ({"response_format": form}, {"json_schema": SCHEMA}):
+        answer = client.completions.create(model=MODEL, prompt="Say:", max_tokens=40, extra_body=fields)
+        assert json.loads(answer.choices[0].text) == {"kind": "analog"}
+
+
+def test_names_of_other_servers_for_what_there_is(client: openai.OpenAI) -> None:
+    assert say(client, max_tokens=None, n_predict=2) == say(client, max_tokens=2)
+    ended = client.chat.completions.create(
+        model=MODEL, messages=[question("Hello")], temperature=0, extra_body={"max_tokens": 40, "ignore_eos": True}
+    )
+    assert (ended.usage.completion_tokens, ended.choices[0].finish_reason) == (40, "length")
+    plain = say(client, "Describe the image.")
+    for fields in ({"repetition_penalty": 3.0}, {"repeat_penalty": 3.0}):
+        assert say(client, "Describe the image.", **fields) != plain
+    # nothing to look back at
+    assert say(client, "Describe the image.", repeat_penalty=3.0, repeat_last_n=0) == plain
+
+
+NEUTRAL = {
+    **dict.fromkeys(("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range", "min_tokens"), 0),
+    **{"top_n_sigma": -1, "length_penalty": 1.0, "tfs_z": 1.0, "truncate_prompt_tokens": -1, "top_a": 0.0},
+    **dict.fromkeys(("stop_token_ids", "bad_words", "samplers", "lora", "logits_processors"), []),
+    **{"skip_special_tokens": True, "spaces_between_special_tokens": True, "do_sample": True},
+    **{"use_beam_search": False, "add_generation_prompt": True, "chat_template": None, "mirostat_tau": 5.0},
+}
+ASKING = {
+    **{"mirostat": 2, "dry_multiplier": 0.8, "xtc_probability": 0.5, "dynatemp_range": 0.3, "top_n_sigma": 1.0},
+    **{"samplers": ["top_k"], "lora": [{"id": 0, "scale": 1}], "t_max_predict_ms": 5, "n_probs": 3},
+    **{"min_tokens": 3, "stop_token_ids": [2], "bad_words": ["x"], "use_beam_search": True, "length_penalty": 2},
+    **{"skip_special_tokens": False, "include_stop_str_in_output": True, "prompt_logprobs": 1},
+    **{"allowed_token_ids": [5], "chat_template": "{{ messages }}", "max_new_tokens": 5, "do_sample": False},
+    **{"add_generation_prompt": False, "tfs_z": 0.5, "logits_processors": ["x"], "num_beams": 4},
+}
+
+
+def test_fields_that_ask_for_nothing_are_taken(client: openai.OpenAI) -> None:
+    assert say(client, **NEUTRAL) == CLOCK.answer
+
+
+@pytest.mark.parametrize("field", ASKING)
+def test_fields_that_would_change_the_answer_are_refused_by_name(client: openai.OpenAI, field: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=field) as caught:
+        say(client, **{field: ASKING[field]})
+    assert caught.value.param == field
+    assert caught.value.code == "unsupported"
+
+
+def test_an_answer_follows_one_thing(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="grammar and guided_choice: an answer can follow one"):
+        say(client, grammar='root ::= "a"', guided_choice=["a"])
+    for fields in ({"guided_choice": []}, {"guided_regex": "(?=a)b"}, {"guided_json": "{"}, {"grammar": "x"}):
+        with pytest.raises(openai.BadRequestError):
+            say(client, **fields)
+
+
+def test_an_answer_that_was_begun_goes_on(client: openai.OpenAI) -> None:
+    for begun, rest in (("It is 9", ":10."), ("It is", " 9:10.")):
+        answer = client.chat.completions.create(
+            model=MODEL,
+            messages=[
+                question(CLOCK.question, data_uri(CLOCK.picture)),
+                {"role": "assistant", "content": begun},
+            ],
+            temperature=0,
+            extra_body={"continue_final_message": True, "add_generation_prompt": False},
+        )
+        assert answer.choices[0].message.content == rest
+    for messages in ([question("Hello")], [question("Hello"), {"role": "assistant", "content": ""}]):
+        with pytest.raises(openai.BadRequestError, match="continue_final_message"):
+            client.chat.completions.create(
+                model=MODEL, messages=messages, extra_body={"continue_final_message": True}
+            )
 
 
 def test_ignored_fields_do_no_harm(client: openai.OpenAI) -> None:

@@ -100,6 +100,7 @@ class JobPool(Closing, InForce):
         *,
         n_probs: int = 0,
         details: bool = False,
+        continues: bool = False,
         **options: Unpack[SettingOptions],
     ) -> Job:
         """Queue a chat. The calling thread renders the template, decodes the pictures and counts the tokens.
@@ -109,14 +110,14 @@ class JobPool(Closing, InForce):
         before it, and as many ``cells``, it runs beside them; else it waits until they have ended, those behind it wait
         for it, and what the slots hold is lost.
         ``turbo``, ``reduce``: a merging and a reducer for this request, which none waits for; None: none.
-        ``details``: fill :attr:`Job.details`.
+        ``details``: fill :attr:`Job.details`. ``continues``: the answer goes on with the last message, one of the assistant.
 
         Raises OptionError, ImageError, ModelError (a picture without a vision encoder), ContextLengthError,
         PoolBusy, ClosedError.
         """
         setting = self.setting.but(**options)
-        prepare = self._preparing(lambda: self._model.render(messages), setting)
-        return self._submit(setting, prepare, sampling, n_probs, details)
+        prepare = self._preparing(lambda: self._model.render(messages, continues=continues), setting)
+        return self._submit(setting, prepare, sampling, n_probs, details, keep_space=continues)
 
     def submit_text(
         self,

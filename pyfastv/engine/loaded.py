@@ -15,6 +15,7 @@ from .. import _native
 from .._checks import integer, utf8
 from ..errors import ContextLengthError, ModelError, OptionError
 from ..inputs.chat import ChatTemplate, Prompt
+from ..inputs.continued import render_continued
 from ..inputs.images import MAX_PIXELS, Frame, Picture, load_image
 from ..models import bundled_mmproj, bundled_model
 from ..models.encoder_type import Encoder, check_encoder_type, resolve
@@ -121,9 +122,10 @@ class LoadedModel:
         engine = self.engine
         return ChatTemplate(engine.chat_template, bos_token=engine.bos_token, eos_token=engine.eos_token)
 
-    def render(self, messages: Sequence[dict[str, Any]]) -> Prompt:
+    def render(self, messages: Sequence[dict[str, Any]], *, continues: bool = False) -> Prompt:
         """See :meth:`pyfastv.inputs.chat.ChatTemplate.render`. Raises ContextLengthError where so many messages can never
-        fit: templates may take a time that grows with their square."""
+        fit: templates may take a time that grows with their square. ``continues``: see
+        :func:`pyfastv.inputs.continued.render_continued`."""
         n_ctx = self.engine.n_ctx
         if isinstance(messages, Sequence) and len(messages) > n_ctx:
             raise ContextLengthError(
@@ -132,6 +134,8 @@ class LoadedModel:
                 n_tokens=len(messages),
                 n_ctx=n_ctx,
             )
+        if continues:
+            return render_continued(self.template, messages, self.engine.media_marker)
         return self.template.render(messages, self.engine.media_marker)
 
     def load_images(self, pictures: Sequence[Picture]) -> list[NDArray[np.uint8]]:

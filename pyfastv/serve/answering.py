@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from ..engine.job_pool import Job, Piece, Progress, TokenProb, follow
 from ..errors import ClosedError
 from . import replies
-from .errors import as_api_error, error_body
+from .errors import ApiError, as_api_error, error_body
 from .generation import Wanted
 from .metrics import Metrics
 
@@ -139,7 +139,18 @@ class Answering:
     def _choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         text = "".join(piece.text for piece in pieces)
         probs = [prob for piece in pieces for prob in piece.probs]
-        return self.form.whole(index, text, probs, _finish_reason(self.jobs[index]))
+        return self.form.whole(index, text, probs, self._finish_reason(index, text))
+
+    def _finish_reason(self, index: int, text: str) -> str:
+        job = self.jobs[index]
+        if job.finish_reason == "cancelled" or job.report is None:
+            raise ClosedError("the answer was cancelled")
+        check = self.wanted.failure if job.finish_reason == "stop" else None
+        if (failure := None if check is None else check(text)) is not None:
+            raise ApiError(
+                500, f"the answer does not follow the schema, {failure}: ask again", code="schema_not_followed"
+            )
+        return str(job.finish_reason)
 
     def _facts(self, with_usage: bool = True) -> dict[str, Any]:
         reports = [job.report for job in self.jobs if job.report is not None]
@@ -157,6 +168,7 @@ class Answering:
                 if (opening := self.form.opening(index)) is not None:
                     yield _event({**head, "choices": [opening]})
             closings: list[dict[str, Any]] = []
+            texts = [""] * len(self.jobs)
             items = follow(self.jobs, progress=self.wanted.progress, patience=self.ping_seconds)
             async with aclosing(items):
                 async for item in items:
@@ -169,9 +181,11 @@ class Answering:
                         continue
                     await self._read(index)
                     if isinstance(what, Piece):
+                        texts[index] += what.text if self.wanted.failure else ""
                         yield _event({**head, "choices": [self.form.piece(index, what)]})
                     else:
-                        closings.append(self.form.closing(index, _finish_reason(self.jobs[index])))
+                        reason = self._finish_reason(index, texts[index])
+                        closings.append(self.form.closing(index, reason))
                         if len(closings) < len(self.jobs):
                             yield _event({**head, "choices": [closings[-1]]})
             closing = {**head, "choices": closings[-1:]}
@@ -187,12 +201,6 @@ class Answering:
     def _progress(self, head: dict[str, Any], index: int, progress: Progress) -> dict[str, Any]:
         told = replies.progress(progress, time.perf_counter() - self.began)
         return {**head, "choices": [self.form.waiting(index)], "prompt_progress": told}
-
-
-def _finish_reason(job: Job) -> str:
-    if job.finish_reason == "cancelled" or job.report is None:
-        raise ClosedError("the answer was cancelled")
-    return str(job.finish_reason)
 
 
 class _EventStream(StreamingResponse):

@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field
 from ..engine.job_pool import Piece, TokenProb
 from . import replies
 from .errors import invalid
-from .generation import Generation, Model
-from .grammar import json_grammar, schema_grammar
+from .generation import Generation
+from .model import Model
 
 __all__ = ["ChatForm", "ChatMessage", "ChatRequest", "ImagePart", "TextPart"]
 
@@ -57,44 +57,18 @@ class ChatMessage(Model):
     ] = Field(default_factory=list)
 
 
-class JsonSchema(Model):
-    """A schema that the answer follows."""
-
-    name: str | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
-
-
-class TextFormat(Model):
-    """Any text."""
-
-    type: Literal["text"]
-
-
-class JsonObjectFormat(Model):
-    """Any JSON object; with ``schema``, as llama-server takes it, one that follows it."""
-
-    type: Literal["json_object"]
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-
-
-class JsonSchemaFormat(Model):
-    """A JSON value that follows a schema."""
-
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
-
-
-ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
-
-
 class ChatRequest(Generation):
     """``POST /v1/chat/completions``"""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=-1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    response_format: ResponseFormat | None = None
+    continue_final_message: bool | None = Field(
+        default=None, description="The answer goes on with the last message, one of the assistant."
+    )
+    add_generation_prompt: bool | None = Field(
+        default=None, description="False only beside continue_final_message."
+    )
     tools: Any = Field(default=None, description="Not supported.")
     functions: Any = Field(default=None, description="Not supported.")
     tool_choice: Any = Field(default=None, description="Not supported, but for none and auto.")
@@ -110,6 +84,16 @@ class ChatRequest(Generation):
             )
         if self.modalities not in (None, ["text"]):
             raise invalid("modalities: this server answers in text only", "modalities", "unsupported")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise invalid(
+                "continue_final_message and add_generation_prompt exclude each other", "add_generation_prompt"
+            )
+        if self.add_generation_prompt is False and not self.continue_final_message:
+            raise invalid(
+                "add_generation_prompt: false is not supported by this server without continue_final_message: true",
+                "add_generation_prompt",
+                "unsupported",
+            )
         if self.top_logprobs is not None and not self.logprobs:
             raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
 
@@ -117,22 +101,9 @@ class ChatRequest(Generation):
         return (*super()._refused(), "tools", "functions", "audio", "web_search_options")
 
     @property
-    def most_tokens(self) -> int | None:
-        """Of the answer; None or -1: no limit."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    @property
     def n_probs(self) -> int:
         """Alternatives wanted for each token; at least 1 where probabilities are wanted at all."""
         return max(1, self.top_logprobs or 0) if self.logprobs else 0
-
-    def grammar(self) -> str | None:
-        form = self.response_format
-        if isinstance(form, JsonSchemaFormat):
-            return schema_grammar(form.json_schema.schema_)
-        if isinstance(form, JsonObjectFormat):
-            return json_grammar() if form.schema_ is None else schema_grammar(form.schema_)
-        return None
 
 
 class ChatForm:

@@ -3,29 +3,28 @@ become. What a client may send beside these fields is ignored, unless it would c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
 
 from ..engine.job_pool import JobPool
 from ..engine.sampling import Sampling
 from ..settings.schedule import Cut, Schedule
 from ..settings.setting import SETTING_OPTIONS, Setting, SettingOptions
+from .constraints import Constrained, check_unknown
 from .errors import invalid
+from .model import Model
 from .settings import Settings
 
-__all__ = ["INT32_MAX", "Generation", "Model", "Wanted"]
+__all__ = ["INT32_MAX", "Generation", "Wanted"]
 
 INT32_MAX = 2**31 - 1
 _INT64 = 2**63
 _SEEDS = 2**32 - 1
 _STOP_CHARACTERS = 2**16  # of all stop strings of a request
 _BANNED = -1e9
-
-
-class Model(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
 class StreamOptions(Model):
@@ -72,6 +71,8 @@ class Wanted:
     """A request of any protocol: of the model, and of the form of its answer."""
 
     sampling: Sampling
+    failure: Callable[[str], str | None] | None
+    """Of a finished answer: what it does not follow; see :class:`pyfastv.serve.grammar.Grammar`."""
     setting: Setting
     n: int
     """Answers to each prompt."""
@@ -95,17 +96,25 @@ class Wanted:
         }
 
 
-class Generation(Model):
+class Generation(Constrained):
     """What requests of every protocol have. None is as good as left out."""
+
+    model_config = ConfigDict(extra="allow")  # what is not known is looked through once more
 
     model: str | None = None
     max_tokens: int | None = Field(default=None, ge=-1, description="-1: no limit but the context.")
+    max_completion_tokens: int | None = Field(default=None, ge=-1)
+    n_predict: int | None = Field(default=None, ge=-2, description="max_tokens, as llama-server has it.")
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_p: float | None = Field(default=None, ge=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, le=INT32_MAX)
     min_p: float | None = Field(default=None, ge=0, le=1)
     typical_p: float | None = Field(default=None, ge=0, le=1)
     repeat_penalty: float | None = Field(default=None, gt=0, le=100)
+    repetition_penalty: float | None = Field(
+        default=None, gt=0, le=100, description="repeat_penalty, as vLLM has it."
+    )
+    repeat_last_n: int | None = Field(default=None, ge=-1, le=INT32_MAX)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     seed: int | None = Field(default=None, ge=-_INT64, lt=_INT64)
@@ -118,6 +127,7 @@ class Generation(Model):
             _as_biases, json_schema_input_type=dict[str, float] | list[tuple[int, float | bool]] | None
         ),
     ] = Field(default=None, description="What is added to the logits of tokens, by their numbers.")
+    ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_progress: bool | None = Field(
@@ -144,6 +154,7 @@ class Generation(Model):
         for name in self._refused():
             if getattr(self, name):
                 raise invalid(f"{name} is not supported by this server: leave it out", name, "unsupported")
+        check_unknown(self.model_extra or {})
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options needs stream: true", "stream_options")
         if sum(map(len, self.stop)) > _STOP_CHARACTERS:
@@ -156,8 +167,10 @@ class Generation(Model):
         """What it asks for. It may take a while. Raises ApiError, OptionError."""
         self.check_supported()
         usage = self.stream_options is not None and bool(self.stream_options.include_usage)
+        grammar = self.constraint()
         return Wanted(
-            sampling=self._sampling(pool.n_ctx, settings),
+            sampling=self._sampling(pool.n_ctx, settings, None if grammar is None else grammar.text),
+            failure=None if grammar is None else grammar.failure,
             setting=pool.setting.but(**self._setting_options()),
             n=self.n or 1,
             n_probs=self.n_probs,
@@ -170,18 +183,15 @@ class Generation(Model):
     @property
     def most_tokens(self) -> int | None:
         """Of the answer; None or -1: no limit."""
-        return self.max_tokens
+        names = ("max_completion_tokens", "max_tokens", "n_predict")
+        return next((most for name in names if (most := getattr(self, name)) is not None), None)
 
     @property
     def n_probs(self) -> int:
         """Alternatives wanted for each token; at least 1 where probabilities are wanted at all."""
         return 0
 
-    def grammar(self) -> str | None:
-        """That the answer follows."""
-        return None
-
-    def _sampling(self, n_ctx: int, settings: Settings) -> Sampling:
+    def _sampling(self, n_ctx: int, settings: Settings, grammar: str | None) -> Sampling:
         defaults = settings.sampling
         return Sampling(
             max_tokens=self._most_tokens(n_ctx, settings),
@@ -191,13 +201,15 @@ class Generation(Model):
             top_p=_or(self.top_p, defaults.top_p),
             min_p=_or(self.min_p, defaults.min_p),
             typical_p=_or(self.typical_p, 1.0),
-            repeat_penalty=_or(self.repeat_penalty, 1.0),
+            repeat_penalty=_or(self.repeat_penalty, _or(self.repetition_penalty, 1.0)),
+            repeat_last_n=_or(self.repeat_last_n, 64),
             frequency_penalty=_or(self.frequency_penalty, 0.0),
             presence_penalty=_or(self.presence_penalty, 0.0),
             # OpenAI's seeds are signed and of 64 bits; -1 is llama-server's for none
             seed=None if self.seed in (None, -1) else int(self.seed or 0) % _SEEDS,
             stop=tuple(self.stop),
-            grammar=self.grammar(),
+            grammar=grammar,
+            ignore_eos=bool(self.ignore_eos),
             logit_bias=tuple((self.logit_bias or {}).items()),  # type: ignore[arg-type]
         )
 

@@ -113,11 +113,15 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
         begin = time.perf_counter()
         wanted = await to_thread.run_sync(body.wanted, pool, settings)
         form = ChatForm(pool.name, body.n_probs > 0, body.top_logprobs or 0)
+        continues = bool(body.continue_final_message)
 
         async def submit(held: AsyncExitStack) -> list[Job]:
             messages = await held.enter_async_context(pictures.read(body.messages))
             return await submit_all(
-                [partial(pool.submit, messages, **wanted.keywords(i)) for i in range(wanted.n)]
+                [
+                    partial(pool.submit, messages, continues=continues, **wanted.keywords(i))
+                    for i in range(wanted.n)
+                ]
             )
 
         return await respond(request, submit, form, wanted, begin)
@@ -128,7 +132,7 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """OpenAI's text completion: no chat template, no pictures."""
         begin = time.perf_counter()
-        wanted = body.wanted(pool, settings)
+        wanted = await to_thread.run_sync(body.wanted, pool, settings)
         form = TextForm(pool.name, body.logprobs)
 
         async def submit(_: AsyncExitStack) -> list[Job]:
