@@ -63,6 +63,7 @@ SLOW = [
     "serve_addresses",
     "serve_fetch",
     "serve_fuzz",
+    "serve_inspection",
     "serve_hostile",
     "serve_openai",
     "serve_page",

@@ -121,6 +121,11 @@ def test_openapi_names_every_address(server: Server) -> None:
         "/v1/completions",
         "/health",
         "/metrics",
+        "/props",
+        "/slots",
+        "/tokenize",
+        "/detokenize",
+        "/apply-template",
     }
 
 

@@ -27,6 +27,7 @@ _NEEDED = {"fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic", "
 @click.option(
     "--queue", type=click.IntRange(0, 10_000), default=32, help="Requests that may wait for a slot."
 )
+@click.option("--alias", metavar="NAME", help="Of the model, for clients.  [default: the name of its file]")
 @click.option("--api-key", envvar="PYFASTV_API_KEY", show_envvar=True, help="Ask for this key.")
 @click.option(
     "--cors-origin", multiple=True, metavar="ORIGIN", help="Let pages of this site read; *: of all."
@@ -54,6 +55,7 @@ _NEEDED = {"fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic", "
     metavar="SECONDS",
     help="Comment in a stream while nothing else is sent, so that no proxy gives up; 0: none.",
 )
+@click.option("--access-log", is_flag=True, help="A line on stderr for each request.")
 @click.option("--temp", type=float, default=0.8, help="Temperature of silent requests.")
 @schedule_options
 def serve(**options: Any) -> None:
@@ -81,6 +83,7 @@ def serve(**options: Any) -> None:
                 **arguments,
                 slots=options["slots"],
                 queue=options["queue"],
+                name=options["alias"] or None,
                 **setting.options(),
                 max_pixels=options["max_pixels"],
                 progress=loading,
@@ -127,5 +130,6 @@ def _settings(module: Any, address: str, options: dict[str, Any]) -> Any:
         max_pixels=options["max_pixels"],
         max_tokens=options["max_tokens"],
         ping_seconds=options["sse_ping_interval"] or None,
+        access_log=tell if options["access_log"] else None,
         sampling=module.SamplingDefaults(temperature=options["temp"]),
     )

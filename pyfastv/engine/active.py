@@ -32,6 +32,8 @@ class Active:
     cancelled: bool = False
     queued: float = field(default_factory=time.monotonic)
     began: float | None = None
+    slot: int = 0
+    """While it is computed, a number that no other has."""
     reading: bool = True
     """Its prompt is not all read yet."""
 

@@ -103,6 +103,14 @@ class Batcher:
             now = {"slots": self._n_slots, "active": len(self._active), "waiting": len(self._waiting)}
             return {**now, **self._totals}
 
+    def busy_slots(self) -> set[int]:
+        """See :meth:`pyfastv.engine.job_pool.JobPool.busy_slots`."""
+        with self._changed:
+            return self._busy_slots()
+
+    def _busy_slots(self) -> set[int]:
+        return {item.slot for item in self._active.values()}
+
     def close(self, timeout: float = 10.0) -> None:
         """Take no more requests, let those that are here finish for ``timeout`` seconds, cancel the rest, free the model.
 
@@ -208,6 +216,8 @@ class Batcher:
                 continue
             with self._changed:
                 self._admitting = None
+                taken = self._busy_slots()
+                item.slot = next(i for i in range(self._n_slots) if i not in taken)
                 self._active[number] = item
                 if item.cancelled:
                     self._slots.cancel(number)

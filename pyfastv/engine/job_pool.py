@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import _native
-from .._checks import integer
+from .._checks import integer, utf8
 from .._closing import Closing
 from ..errors import OptionError, printable
 from ..inputs.chat import Prompt
@@ -53,6 +53,7 @@ class JobPool(Closing, InForce):
         *,
         slots: int = 4,
         queue: int = 32,
+        name: str | None = None,
         n_ctx: int | None = None,
         fastv: Schedule | str | None = Recommended(),  # noqa: B008 - frozen
         turbo: Turbo | str | None = None,
@@ -61,17 +62,19 @@ class JobPool(Closing, InForce):
     ) -> None:
         """Load a model, and start.
 
-        ``slots``: requests answered at once. ``queue``: most requests that wait beside them. The other arguments
-        and the errors are those of :class:`pyfastv.Runner`. ``n_ubatch`` is also how many rows of a prompt are evaluated
-        between two tokens of other answers.
+        ``slots``: requests answered at once. ``queue``: most requests that wait beside them. ``name``: of the model, for
+        clients; None: that of its file. The other arguments and the errors are those of :class:`pyfastv.Runner`.
+        ``n_ubatch`` is also how many rows of a prompt are evaluated between two tokens of other answers.
         """
         self.setting = Setting.of(fastv, turbo, reduce)
         """Of requests that bring none of their own."""
         self.queue = integer("queue", queue, 0)
         """Most requests that wait."""
         path, mmproj = model_files(model_path, mmproj_path)
-        self.name = printable(path.name)
+        self.file = printable(path.name)
         """File name of the model."""
+        self.name = self.file if name is None else utf8("name", name)
+        """Of the model, for clients."""
         n_slots = integer("slots", slots, 1, 2**31 - 1)
         self._model = LoadedModel(path, mmproj, n_slots=n_slots, n_ctx=n_ctx, **options)
         self.encoder = self._model.encoder
@@ -139,6 +142,45 @@ class JobPool(Closing, InForce):
             tokens = [integer(f"prompt[{i}]: a token", token, 0) for i, token in enumerate(prompt)]
             prepare = self._preparing_tokens(tokens, setting)
         return self._submit(setting, prepare, sampling, n_probs, details, keep_space=True)
+
+    @property
+    def sees(self) -> bool:
+        """Has it a vision encoder?"""
+        return self.encoder is not None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own, Jinja2 text."""
+        return self._slots.chat_template
+
+    @property
+    def bos_token(self) -> str:
+        """As the vocabulary spells it; empty: there is none."""
+        return self._slots.bos_token
+
+    @property
+    def eos_token(self) -> str:
+        """As the vocabulary spells it; empty: there is none."""
+        return self._slots.eos_token
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        """The tokens of a text. ``add_special``: with those that begin a prompt; ``parse_special``: the spelling of a special
+        token is that token. Raises ContextLengthError for a text far longer than the context."""
+        return self._slots.tokenize(utf8("text", text), add_special, parse_special)
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """The text of tokens, special ones spelt. Raises OptionError: a number that is no token."""
+        return self._slots.detokenize(
+            [integer(f"tokens[{i}]: a token", token, 0) for i, token in enumerate(tokens)]
+        )
+
+    def render(self, messages: Sequence[dict[str, Any]], mark: str, *, continues: bool = False) -> str:
+        """The prompt that :meth:`submit` makes of messages, with ``mark`` for each picture; none is read."""
+        return self._model.render(messages, continues=continues).text.replace(self._slots.media_marker, mark)
+
+    def busy_slots(self) -> set[int]:
+        """Their numbers, of ``n_slots``."""
+        return self._batcher.busy_slots()
 
     def stats(self) -> dict[str, float]:
         """Now: ``slots``, ``active``, ``waiting``. Since the start: ``requests`` (taken), ``finished``, ``cancelled``,

@@ -21,6 +21,7 @@ from .chat import ChatForm, ChatRequest
 from .completions import CompletionRequest, TextForm
 from .errors import ApiError
 from .generation import Wanted
+from .inspection import add_routes, describe_model
 from .metrics import Metrics
 from .pictures import PictureReader
 from .settings import Settings
@@ -63,18 +64,7 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
     router = APIRouter(route_class=BoundedJsonRoute, responses=_ERRORS)
     pictures = PictureReader(settings)
     preparing = CapacityLimiter(max(2, pool.n_slots))  # decoding pictures is work for the CPU
-    started = int(time.time())
-    model = {
-        "id": pool.name,
-        "object": "model",
-        "created": started,
-        "owned_by": "pyfastv",
-        "meta": {
-            "n_ctx": pool.n_ctx,
-            "slots": pool.n_slots,
-            **pool.setting.specs(),
-        },
-    }
+    model = describe_model(pool, int(time.time()))
 
     @router.get("/v1/models", tags=["models"])
     async def list_models() -> dict[str, Any]:
@@ -84,7 +74,7 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
     @router.get("/v1/models/{name:path}", tags=["models"])
     async def get_model(name: str) -> dict[str, Any]:
         """The model, by its name."""
-        if name != pool.name:
+        if name not in (pool.name, pool.file):
             raise ApiError(404, f"no such model: {name!r:.100}; there is {pool.name}", code="model_not_found")
         return model
 
@@ -188,6 +178,7 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
             await held.aclose()
             raise
 
+    add_routes(router, pool, settings)
     return router
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +43,8 @@ class Settings:
     """Most tokens that a request may ask for; None: the context of a slot."""
     ping_seconds: float | None = 10.0
     """After which a comment goes into a stream that has nothing to say; None: never."""
+    access_log: Callable[[str], None] | None = None
+    """Takes a line for each request; None: none is written."""
     body_seconds: float = 60.0
     """In which a request's body has to arrive."""
     remote_bytes: int = 20 * 2**20
