@@ -80,6 +80,7 @@ def test_schemas_that_llama_cpp_knows(schema: dict[str, Any], runner: Runner) ->
             {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
             "back to itself",
         ),
+        ({"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}, {}]}}, "$ref": "#/$defs/a"}, "JSON schema"),
         ({"$ref": "http://localhost/schema.json"}, "only references into the same document"),
         ({"type": "nothing"}, "nothing"),
         (nested(100), "levels deep"),

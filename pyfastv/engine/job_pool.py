@@ -135,7 +135,8 @@ class JobPool(Closing, InForce):
         it begins with. Otherwise as :meth:`submit`."""
         setting = self.setting.but(**options)
         if isinstance(prompt, str):
-            prepare = self._preparing(lambda: Prompt(prompt, (), add_bos=True), setting)
+            text = prompt
+            prepare = self._preparing(lambda: Prompt(text, (), add_bos=True), setting)
         elif not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
             raise OptionError(f"prompt must be a string, or a list of tokens; got {prompt!r:.200}")
         else:

@@ -56,7 +56,9 @@ def of_schema(schema: Any) -> Grammar:
         text = _convert(json.dumps(prepared.schema, allow_nan=False))
     except OptionError:
         raise
-    except (TypeError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise OptionError("the JSON schema is too deep, or its parts lead back to each other") from None
+    except (TypeError, ValueError) as error:
         raise OptionError(f"the JSON schema is not JSON: {error}") from None
     for number, rule in enumerate(prepared.rules):
         text = text.replace(f'"\\"" ("pyfastv{number}") "\\""', f"({rule})")

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import ApiError, error_response
 from .settings import Settings
 
-__all__ = ["Guard", "is_loopback"]
+__all__ = ["Guard", "is_address", "is_loopback"]
 
 _OPEN = {"/", "/health"}  # without a key
 _DRAINED_SECONDS = 5.0
