@@ -33,6 +33,7 @@ from .engine.process_lock import ProcessLock
 from .errors import Error, OptionError
 from .inputs.chat import ChatTemplate, Prompt
 from .inputs.images import MAX_PIXELS, load_image
+from .inputs.template import find_template
 from .models.encoder_type import resolve
 from .settings.presets import Recommended
 from .settings.reduce import Reducer
@@ -151,21 +152,21 @@ class FastVChatHandler(_MTMDChatHandler):
         fastv: Schedule | str | None = Recommended(),  # noqa: B008 - frozen
         turbo: Turbo | str | None = None,
         reduce: Reducer | str | None = None,
-        chat_template: str | None = None,
+        chat_template: str | os.PathLike[str] | None = None,
         max_pixels: int = MAX_PIXELS,
         encoder_type: str = "auto",
     ) -> None:
         """``clip_model_path``, ``verbose``, ``use_gpu``: as in llama_cpp.llama_chat_format.MTMDChatHandler.
 
-        ``fastv``, ``turbo``, ``reduce``, ``encoder_type``: as in :class:`pyfastv.Runner`. ``chat_template``: Jinja2 text
-        in place of the model's. ``max_pixels``: largest picture taken.
+        ``fastv``, ``turbo``, ``reduce``, ``encoder_type``, ``chat_template``: as in :class:`pyfastv.Runner`.
+        ``max_pixels``: largest picture taken.
 
         Raises ValueError (no such file), OptionError. A setting that the model cannot have is told by the first
         request: OptionError, UnsupportedModelError, OutOfMemoryError.
         """
         self._setting = Setting.of(fastv, turbo, reduce)
         _check_turbo(self._setting.turbo)
-        self._chat_template = chat_template
+        self._chat_template = find_template(chat_template)
         self._max_pixels = max_pixels
         mmproj = Path(os.fsdecode(clip_model_path))
         encoder = resolve(mmproj, encoder_type, n_gpu_layers=-1 if use_gpu else 0)

@@ -16,6 +16,7 @@ from .._checks import integer, utf8
 from ..errors import ModelError, OptionError
 from ..inputs.chat import ChatTemplate, Prompt
 from ..inputs.images import MAX_PIXELS, Frame, Picture, load_image
+from ..inputs.template import find_template
 from ..models import bundled_mmproj, bundled_model
 from ..models.encoder_type import Encoder, check_encoder_type, resolve
 from ..settings.setting import Setting
@@ -60,6 +61,7 @@ class LoadOptions(TypedDict, total=False):
     max_pixels: int
     encoder_cache_mb: int
     encoder_type: str
+    chat_template: str | os.PathLike[str] | None
 
 
 class LoadedModel:
@@ -85,11 +87,13 @@ class LoadedModel:
         max_pixels: int = MAX_PIXELS,
         encoder_cache_mb: int = 256,
         encoder_type: str = "auto",
+        chat_template: PathLike | None = None,
     ) -> None:
         """See :class:`pyfastv.Runner`. ``n_slots`` is checked."""
         self.path, self.mmproj = path, mmproj
         self._seed = None if seed is None else integer("seed", seed, 0, 2**32 - 1)
         self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
+        self._template_source = find_template(chat_template)
         if flash_attn not in _FLASH_ATTENTION:
             raise OptionError(f"flash_attn must be 'auto', True or False; got {flash_attn!r}")
         options: dict[str, Any] = {
@@ -117,9 +121,10 @@ class LoadedModel:
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """The model's own."""
+        """The model's own, or the one that was named for it."""
         engine = self.engine
-        return ChatTemplate(engine.chat_template, bos_token=engine.bos_token, eos_token=engine.eos_token)
+        source = self._template_source or engine.chat_template
+        return ChatTemplate(source, bos_token=engine.bos_token, eos_token=engine.eos_token)
 
     def render(self, messages: Sequence[dict[str, Any]]) -> Prompt:
         """See :meth:`pyfastv.inputs.chat.ChatTemplate.render`."""

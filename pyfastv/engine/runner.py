@@ -72,6 +72,7 @@ class Runner(Closing, InForce):
         max_pixels: int = MAX_PIXELS,
         encoder_cache_mb: int = 256,
         encoder_type: str = "auto",
+        chat_template: PathLike | None = None,
     ) -> None:
         """Load a model.
 
@@ -96,6 +97,8 @@ class Runner(Closing, InForce):
         ``encoder_type``: of the vision encoder's matrices, one of :data:`pyfastv.models.encoder_type.ENCODER_TYPES`.
         "auto" is q8_0 where this machine's products with it are faster than with f16, "stock" the file as it is. Where
         the file has to be quantized, that is done once, and kept in the user's cache.
+        ``chat_template``: in place of the model's: Jinja2 text, a file with it, or the name of one of
+        :data:`pyfastv.inputs.named_templates.NAMED`.
 
         Raises ModelError, UnsupportedModelError (with ``fastv=None`` such a model runs), OptionError,
         OutOfMemoryError.
@@ -119,6 +122,7 @@ class Runner(Closing, InForce):
             max_pixels=max_pixels,
             encoder_cache_mb=encoder_cache_mb,
             encoder_type=encoder_type,
+            chat_template=chat_template,
         )
         self._engine = self._model.engine
         self._desk = Desk(n_slots, self._engine.cancel, self._engine.fits, self._engine.fit)
