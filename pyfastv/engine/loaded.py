@@ -124,7 +124,12 @@ class LoadedModel:
         """The model's own, or the one that was named for it."""
         engine = self.engine
         source = self._template_source or engine.chat_template
-        return ChatTemplate(source, bos_token=engine.bos_token, eos_token=engine.eos_token)
+        return ChatTemplate(
+            source,
+            bos_token=engine.bos_token,
+            eos_token=engine.eos_token,
+            control_tokens=engine.control_tokens,
+        )
 
     def render(self, messages: Sequence[dict[str, Any]]) -> Prompt:
         """See :meth:`pyfastv.inputs.chat.ChatTemplate.render`."""
@@ -158,6 +163,7 @@ class LoadedModel:
             "add_bos": prompt.add_bos,
             "frames": frames,
             "answers": prompt.answers,
+            "literal": prompt.literal,
             **setting_options(setting),
         }
         return keywords, image_decode_ms
