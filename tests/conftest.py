@@ -70,9 +70,11 @@ SLOW = [
     "show",
     "slots",
     "text_encoding",
+    "thoughts",
     "tune",
     "turbo",
     "turbo_options",
+    "typed",
     "video",
     "windows",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import _native
@@ -20,6 +20,7 @@ from .batcher import Batcher, PoolBusy
 from .job import Job, Piece, TokenProb
 from .loaded import LoadedModel, LoadOptions, PathLike, model_files, setting_options
 from .sampling import Sampling
+from .thoughts import open_thought
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -96,14 +97,16 @@ class JobPool(Closing, InForce):
         *,
         n_probs: int = 0,
         details: bool = False,
+        tools: Sequence[dict[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
         **options: Unpack[SettingOptions],
     ) -> Job:
         """Queue a chat. The calling thread renders the template, decodes the pictures and counts the tokens.
 
-        ``messages``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`. ``n_probs``: how many of the likeliest tokens
-        each piece names, 0 to 100. ``fastv``: a schedule for this request; None: none. With cuts at the layers of those
-        before it, and as many ``cells``, it runs beside them; else it waits until they have ended, those behind it wait
-        for it, and what the slots hold is lost.
+        ``messages``, ``tools``, ``variables``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`. ``n_probs``: how many
+        of the likeliest tokens each piece names, 0 to 100. ``fastv``: a schedule for this request; None: none. With cuts
+        at the layers of those before it, and as many ``cells``, it runs beside them; else it waits until they have
+        ended, those behind it wait for it, and what the slots hold is lost.
         ``turbo``, ``reduce``: a merging and a reducer for this request, which none waits for; None: none.
         ``details``: fill :attr:`Job.details`.
 
@@ -112,7 +115,7 @@ class JobPool(Closing, InForce):
         """
         return self._submit(
             self.setting.but(**options),
-            lambda: self._model.render(messages),
+            lambda: self._model.render(messages, tools=tools, variables=variables),
             sampling,
             n_probs,
             details,
@@ -159,12 +162,15 @@ class JobPool(Closing, InForce):
         if setting.fastv is not None:
             _native.check_schedule(setting.fastv.spec(), self.n_layer)
         with self._batcher.place():
-            request, image_decode_ms = self._model.request(render(), setting)
+            prompt = render()
+            request, image_decode_ms = self._model.request(prompt, setting)
             prepared = self._slots.prepare(
                 **request, **self._model.sampling_options(sampling), n_probs=n_probs
             )
+            job = Job(self._batcher.cancel)
+            job.open_thought = open_thought(prompt.text)
             item = Active(
-                job=Job(self._batcher.cancel),
+                job=job,
                 request=prepared,
                 setting=setting,
                 stop=sampling.stop or (),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -131,9 +131,16 @@ class LoadedModel:
             control_tokens=engine.control_tokens,
         )
 
-    def render(self, messages: Sequence[dict[str, Any]]) -> Prompt:
+    def render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Prompt:
         """See :meth:`pyfastv.inputs.chat.ChatTemplate.render`."""
-        return self.template.render(messages, self.engine.media_marker)
+        marker = self.engine.media_marker
+        return self.template.render(messages, marker, tools=tools, variables=variables)
 
     def load_images(self, pictures: Sequence[Picture]) -> list[NDArray[np.uint8]]:
         """Raises ImageError; ModelError without a vision encoder."""

@@ -13,6 +13,7 @@ from .._closing import Closing
 from ..errors import ClosedError, printable
 from ..inputs.chat import system_message, user_message
 from ..inputs.images import MAX_PIXELS, Frame, Pictures, as_list
+from ..inputs.template_options import template_variables
 from ..inputs.video import Video, VideoSource, load_frames
 from ..settings.presets import Recommended
 from ..settings.reduce import Reducer
@@ -349,14 +350,17 @@ class Runner(Closing, InForce):
         progress: Progress | None,
         options: RequestOptions,
         *,
+        tools: Sequence[dict[str, Any]] | None = None,
         image_decode_ms: float = 0.0,
         place: Place | None = None,
     ) -> Stream:
-        """Prefill, and a stream over the generation after it. ``image_decode_ms``: spent on the pictures so far.
-        ``place``: whose holder it is for; None: nobody's."""
+        """Prefill, and a stream over the generation after it. ``tools``: that the template may offer.
+        ``image_decode_ms``: spent on the pictures so far. ``place``: whose holder it is for; None: nobody's."""
         setting, sampling = of_request(options, self.setting)
+        variables = template_variables(options)
         self._refuse_closed()
-        request, spent_ms = self._model.request(self._model.render(messages), setting)
+        prompt = self._model.render(messages, tools=tools, variables=variables)
+        request, spent_ms = self._model.request(prompt, setting)
         image_decode_ms += spent_ms
 
         desk, engine = self._desk, self._engine

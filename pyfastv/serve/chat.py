@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from ..engine.job_pool import Piece, TokenProb
+from ..engine.job_pool import Job, Piece, TokenProb
+from ..engine.thoughts import ThoughtReader
+from ..inputs.template_options import TEMPLATE_OPTIONS, template_variables
 from . import replies
 from .errors import invalid
 from .generation import INT32_MAX, Generation, Model
@@ -95,6 +97,13 @@ class ChatRequest(Generation):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description='Variables of the chat template, such as {"enable_thinking": false}.'
+    )
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_format: Literal["none", "auto", "deepseek"] | None = Field(
+        default=None, description="none: thoughts stay in the content; else they are reasoning_content."
+    )
     tools: Any = Field(default=None, description="Not supported.")
     functions: Any = Field(default=None, description="Not supported.")
     tool_choice: Any = Field(default=None, description="Not supported, but for none and auto.")
@@ -128,6 +137,17 @@ class ChatRequest(Generation):
         """Alternatives wanted for each token; at least 1 where probabilities are wanted at all."""
         return max(1, self.top_logprobs or 0) if self.logprobs else 0
 
+    @property
+    def tells_thoughts_apart(self) -> bool:
+        """What a grammar makes is an answer."""
+        return self.reasoning_format != "none" and not isinstance(
+            self.response_format, (JsonObjectFormat, JsonSchemaFormat)
+        )
+
+    def template_variables(self) -> dict[str, Any]:
+        """Of the model's chat template. Raises OptionError."""
+        return template_variables(self.model_dump(include=set(TEMPLATE_OPTIONS)))
+
     def grammar(self) -> str | None:
         form = self.response_format
         if isinstance(form, JsonSchemaFormat):
@@ -140,13 +160,22 @@ class ChatRequest(Generation):
 class ChatForm:
     """``chat.completion``"""
 
-    def __init__(self, model: str, logprobs: bool, n_top: int) -> None:
+    def __init__(self, model: str, logprobs: bool, n_top: int, thoughts: bool = True) -> None:
+        """``thoughts``: they are told apart from answers."""
         self.head = replies.head("chat.completion", "chatcmpl", model)
         self.chunk_head = {**self.head, "object": "chat.completion.chunk"}
         self._logprobs, self._n_top = logprobs, n_top
+        self._thoughts = ThoughtReader() if thoughts else None
+
+    def begin(self, job: Job) -> None:
+        """Before the first piece."""
+        if self._thoughts is not None:
+            self._thoughts = ThoughtReader(job.open_thought)
 
     def whole(self, text: str, probs: list[TokenProb], finish_reason: str) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
+        message = {"role": "assistant", **self._delta(text), "refusal": None}
+        for name, more in self._rest().items():
+            message[name] = message.get(name, "") + more
         return {
             "index": 0,
             "message": message,
@@ -158,10 +187,20 @@ class ChatForm:
         return self._chunk({"role": "assistant", "content": ""})
 
     def piece(self, piece: Piece) -> dict[str, Any]:
-        return {**self._chunk({"content": piece.text}), "logprobs": self._told(piece.probs)}
+        return {**self._chunk(self._delta(piece.text)), "logprobs": self._told(piece.probs)}
 
     def closing(self, finish_reason: str) -> dict[str, Any]:
-        return {**self._chunk({}), "finish_reason": finish_reason}
+        return {**self._chunk(self._rest()), "finish_reason": finish_reason}
+
+    def _delta(self, text: str) -> dict[str, Any]:
+        thought, answer = ("", text) if self._thoughts is None else self._thoughts.feed(text)
+        return {"content": answer} if not thought else {"reasoning_content": thought, "content": answer}
+
+    def _rest(self) -> dict[str, str]:
+        """What was held back until the end."""
+        thought, answer = ("", "") if self._thoughts is None else self._thoughts.finish()
+        rest = {"reasoning_content": thought, "content": answer}
+        return {name: text for name, text in rest.items() if text}
 
     def _chunk(self, delta: dict[str, str]) -> dict[str, Any]:
         return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
