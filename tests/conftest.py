@@ -69,6 +69,7 @@ SLOW = [
     "session",
     "show",
     "slots",
+    "templates",
     "text_encoding",
     "thoughts",
     "tune",

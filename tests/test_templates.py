@@ -13,6 +13,8 @@ from pyfastv.inputs.chat import ChatTemplate
 from pyfastv.inputs.named_templates import NAMED
 from pyfastv.inputs.template import find_template
 
+from serving import CHAT, CLOCK, Server, data_uri, question
+
 MARKER = "<__media_5fc1b1d0__>"
 IMAGE = {"type": "image", "image": "a.png"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -361,3 +363,38 @@ def test_a_runner_takes_another_template(fake_engine: list[Any]) -> None:
     with pytest.raises(OptionError, match="is no name of a template"):
         Runner("model.gguf", fastv=None, chat_template="chatlm")
     assert len(fake_engine) == 1  # nothing was loaded
+
+
+# agents
+
+
+TOOLS = [{"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def test_a_runner_shows_tools_to_the_model_or_says_that_it_cannot(fake_engine: list[Any]) -> None:
+    messages = [user("Q")]
+    with Runner("model.gguf", fastv=None, chat_template=OBJECTS) as runner:
+        runner.create_chat_completion(messages, tools=TOOLS)
+    (prompt,) = (call["prompt"] for name, call in fake_engine[0].calls if name == "prefill")
+    assert prompt == "clock<user>Q<assistant>"
+    with (
+        Runner("model.gguf", fastv=None, chat_template="chatml") as runner,
+        pytest.raises(OptionError, match="does not show them"),
+    ):
+        runner.create_chat_completion(messages, tools=TOOLS)
+
+
+def test_the_server_takes_the_history_of_an_agent(server: Server) -> None:
+    photo = {"type": "image_url", "image_url": {"url": data_uri(CLOCK.picture)}}
+    messages = [question("Read the clock."), CALL, {**RESULT, "content": [_text("a photo"), photo]}]
+    told = server.chat(messages, max_tokens=1)["usage"]
+    assert told["visual_tokens"] == 576
+    shorter = [messages[0], {**CALL, "tool_calls": None, "content": ""}, question("a photo", photo["image_url"]["url"])]
+    assert told["prompt_tokens"] > server.chat(shorter, max_tokens=1)["usage"]["prompt_tokens"] + 10
+    server.chat(messages, max_tokens=1, tools=TOOLS, tool_choice="none")
+    # what an answer would call could not be told
+    status, _, data = server.request("POST", CHAT, {"messages": messages, "tools": TOOLS})
+    assert (status, json.loads(data)["error"]["param"]) == (400, "tools")
+    broken = [messages[0], {**CALL, "tool_calls": [{"function": {}}]}]
+    status, _, data = server.request("POST", CHAT, {"messages": broken})
+    assert (status, json.loads(data)["error"]["param"]) == (400, "messages.1.tool_calls.0.function.name")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 from .. import _native
 from .._checks import integer
 from .._closing import Closing
-from ..errors import ClosedError, printable
+from ..errors import ClosedError, OptionError, printable
 from ..inputs.chat import system_message, user_message
 from ..inputs.images import MAX_PIXELS, Frame, Pictures, as_list
 from ..inputs.template_options import template_variables
@@ -316,6 +316,7 @@ class Runner(Closing, InForce):
         self,
         messages: Sequence[dict[str, Any]],
         *,
+        tools: Sequence[dict[str, Any]] | None = None,
         stream: Literal[False] = False,
         **options: Unpack[RequestOptions],
     ) -> dict[str, Any]: ...
@@ -325,24 +326,32 @@ class Runner(Closing, InForce):
         self,
         messages: Sequence[dict[str, Any]],
         *,
+        tools: Sequence[dict[str, Any]] | None = None,
         stream: Literal[True],
         **options: Unpack[RequestOptions],
     ) -> Iterator[dict[str, Any]]: ...
 
     def create_chat_completion(
-        self, messages: Sequence[dict[str, Any]], *, stream: bool = False, **options: Unpack[RequestOptions]
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        stream: bool = False,
+        **options: Unpack[RequestOptions],
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """OpenAI's chat completion, in the shape of llama-cpp-python's method of this name.
 
-        ``messages``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`; ``options``: as in :meth:`ask`. Returns the
+        ``messages``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`; ``tools``: functions that the model's chat
+        template shows to it, in OpenAI's shape (a call is text of the answer); ``options``: as in :meth:`ask`. Returns the
         completion, or an iterator of its chunks. The completion and the last chunk have one key more than
         OpenAI's: ``pyfastv``, the report. Raises as :meth:`ask` does.
         """
         name = printable(self._model.path.name)
         if stream:
-            return completion.chunks(self._start(messages, None, options), name)
+            return completion.chunks(self._start(messages, None, options, tools=tools), name)
         with self._desk.holding() as place:
-            return completion.whole(self._start(messages, None, options, place=place).read(), name)
+            answering = self._start(messages, None, options, tools=tools, place=place)
+            return completion.whole(answering.read(), name)
 
     def _start(
         self,
@@ -360,6 +369,8 @@ class Runner(Closing, InForce):
         variables = template_variables(options)
         self._refuse_closed()
         prompt = self._model.render(messages, tools=tools, variables=variables)
+        if not all(tool["function"]["name"] in prompt.text for tool in tools or ()):
+            raise OptionError("tools: the model's chat template does not show them to the model: leave them out")
         request, spent_ms = self._model.request(prompt, setting)
         image_decode_ms += spent_ms
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from .._checks import shown, utf8
 from ..errors import ModelError, OptionError
@@ -241,10 +241,12 @@ def _mask(message: Message, pattern: re.Pattern[str], mask: str) -> Message:
 
 
 def _checked_tools(tools: object) -> list[dict[str, Any]]:
-    if not isinstance(tools, (list, tuple)) or not all(
-        isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping) for tool in tools
-    ):
+    functions = [
+        tool.get("function") if isinstance(tool, Mapping) else None
+        for tool in (tools if isinstance(tools, (list, tuple)) else [None])
+    ]
+    if not all(isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in functions):
         raise OptionError(
             f"tools must be a list of {{'type': 'function', 'function': {{'name': ..., ...}}}}; got {shown(tools)}"
         )
-    return [dict(tool) for tool in tools]
+    return [dict(tool) for tool in cast(Sequence[Mapping[str, Any]], tools)]

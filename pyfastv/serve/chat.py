@@ -50,13 +50,37 @@ def _as_parts(value: Any) -> Any:
     return [] if value is None else value
 
 
+class FunctionCall(Model):
+    """A function that an answer has called; its arguments in JSON."""
+
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class ToolCall(Model):
+    """A call of an earlier answer."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class ChatMessage(Model):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[
         list[Part], BeforeValidator(_as_parts, json_schema_input_type=str | list[Part] | None)
     ] = Field(default_factory=list)
+    tool_calls: list[ToolCall] | None = None
+    function_call: FunctionCall | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+
+    def beside_content(self) -> dict[str, Any]:
+        """What else it has for the chat template."""
+        return self.model_dump(exclude={"role", "content"}, exclude_none=True)
 
 
 class JsonSchema(Model):
@@ -104,7 +128,7 @@ class ChatRequest(Generation):
     reasoning_format: Literal["none", "auto", "deepseek"] | None = Field(
         default=None, description="none: thoughts stay in the content; else they are reasoning_content."
     )
-    tools: Any = Field(default=None, description="Not supported.")
+    tools: Any = Field(default=None, description="Shown to the model with tool_choice none; else not supported.")
     functions: Any = Field(default=None, description="Not supported.")
     tool_choice: Any = Field(default=None, description="Not supported, but for none and auto.")
     modalities: Any = Field(default=None, description="Only text.")
@@ -123,7 +147,9 @@ class ChatRequest(Generation):
             raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
 
     def _refused(self) -> tuple[str, ...]:
-        return (*super()._refused(), "tools", "functions", "audio", "web_search_options")
+        # an answer that calls one would be text
+        tools = () if self.tool_choice == "none" else ("tools",)
+        return (*super()._refused(), *tools, "functions", "audio", "web_search_options")
 
     @property
     def most_tokens(self) -> tuple[str, int | None]:

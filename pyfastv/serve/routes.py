@@ -111,13 +111,13 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
         """OpenAI's chat completion; pictures in image_url parts."""
         begin = time.perf_counter()
         wanted = await to_thread.run_sync(body.wanted, pool, settings)
-        variables = body.template_variables()
+        shown = {"tools": body.tools, "variables": body.template_variables()}
         form = ChatForm(pool.name, body.n_probs > 0, body.top_logprobs or 0, body.tells_thoughts_apart)
         async with AsyncExitStack() as held:
 
             async def submit() -> Job:
                 messages = await held.enter_async_context(pictures.read(body.messages))
-                call = partial(pool.submit, messages, **wanted.keywords(), variables=variables)
+                call = partial(pool.submit, messages, **wanted.keywords(), **shown)
                 job = await _submit(call, preparing)
                 form.begin(job)
                 return job
