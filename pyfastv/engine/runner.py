@@ -342,8 +342,8 @@ class Runner(Closing, InForce):
         """OpenAI's chat completion, in the shape of llama-cpp-python's method of this name.
 
         ``messages``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`; ``tools``: functions that the model's chat
-        template shows to it, in OpenAI's shape (a call is text of the answer); ``options``: as in :meth:`ask`. Returns the
-        completion, or an iterator of its chunks. The completion and the last chunk have one key more than
+        template shows to it, in OpenAI's shape (a call is text of the answer); ``options``: as in :meth:`ask`. Returns
+        the completion, or an iterator of its chunks. The completion and the last chunk have one key more than
         OpenAI's: ``pyfastv``, the report. Raises as :meth:`ask` does.
         """
         name = printable(self._model.path.name)

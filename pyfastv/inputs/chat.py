@@ -150,7 +150,7 @@ class ChatTemplate:
             text = self._render_with_placeholders(messages, n_pictures, marker, variables)
         if text is None:
             text = self._template.run(
-                [self._with_text_for_pictures(message, marker) for message in messages], **variables
+                [self._with_text_for_pictures(message, marker) for message in messages], variables
             )
         return text
 
@@ -206,10 +206,10 @@ class ChatTemplate:
         placeholder = self._trials.placeholder
         assert placeholder is not None
         messages = [self._with_parts(message, placeholder.part) for message in messages]
-        plain = self._template.run(messages, **variables)
+        plain = self._template.run(messages, variables)
         (mask,) = unused_characters(plain, 1)
         for masked_texts in (re.compile(re.escape(placeholder.first)), placeholder.pattern):
-            masked = self._template.run([_mask(message, masked_texts, mask) for message in messages], **variables)
+            masked = self._template.run([_mask(message, masked_texts, mask) for message in messages], variables)
             found = placeholder.pattern.findall(masked)
             if len(found) == n_pictures and masked.replace(mask, placeholder.first) == plain:
                 return placeholder.pattern.sub(lambda _: marker, masked).replace(mask, placeholder.first)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -53,19 +53,19 @@ class Template:
         except (jinja2.TemplateError, RecursionError) as error:
             raise ModelError(f"the chat template does not parse: {error}") from error
 
-    def run(self, messages: Sequence[Message], **variables: Any) -> str:
+    def run(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> str:
         """The text. Raises OptionError where the template refuses the messages, ModelError where it fails."""
         try:
-            return self._template.render(**{**self._variables, **variables, "messages": messages})
+            return self._template.render({**self._variables, **(variables or {}), "messages": messages})
         except _Refusal as error:
             raise OptionError(f"the model's chat template refuses these messages: {error}") from error
         except Exception as error:  # a template is a foreign program
             raise ModelError(f"the model's chat template fails: {type(error).__name__}: {error}") from error
 
-    def try_out(self, messages: Sequence[Message], **variables: Any) -> str:
+    def try_out(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> str:
         """The text, empty where there is none."""
         try:
-            return self.run(messages, **variables)
+            return self.run(messages, variables)
         except (ModelError, OptionError):
             return ""
 

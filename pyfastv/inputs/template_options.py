@@ -31,7 +31,7 @@ TEMPLATE_OPTIONS = tuple(TemplateOptions.__annotations__)
 
 
 def template_variables(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the options of a request, among others, say; ``chat_template_kwargs`` has the last word. Raises OptionError."""
+    """What a request says, among other options; ``chat_template_kwargs`` has the last word. Raises OptionError."""
     given = cast(TemplateOptions, options)
     variables: dict[str, Any] = {}
     effort = given.get("reasoning_effort")

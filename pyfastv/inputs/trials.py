@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -108,15 +108,17 @@ class Trials:
         printed = self.user(parts)
         return all(word in printed for word in words)
 
-    def user(self, content: object, **variables: Any) -> str:
+    def user(self, content: object, variables: Mapping[str, Any] | None = None) -> str:
         """What is printed of this content alone; empty: it fails."""
-        return self._template.try_out([{"role": "user", "content": content}], **variables)
+        return self._template.try_out([{"role": "user", "content": content}], variables)
 
     @cached_property
     def opening(self) -> str:
         """What a prompt ends with, behind the last message: the beginning of the answer."""
         content = self._shaped("user", _PROBE)["content"]
-        closed, opened = (self.user(content, add_generation_prompt=opens) for opens in (False, True))
+        closed, opened = (
+            self.user(content, {"add_generation_prompt": opens}) for opens in (False, True)
+        )
         return opened.removeprefix(closed) if opened.startswith(closed) else ""
 
     # pictures
