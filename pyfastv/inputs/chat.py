@@ -112,9 +112,10 @@ class ChatTemplate:
         def rendered(form: list[Message]) -> str:
             return self._render(form, len(pictures), marker, given)
 
-        if marker not in self._words:
-            self._words = {marker: Words(self._control_tokens, marker)}
-        typed = self._words[marker].look_for(form, plain, rendered)
+        words = self._words.get(marker)
+        if words is None:
+            words = self._words[marker] = Words(self._control_tokens, marker)
+        typed = words.look_for(form, plain, rendered)
         text = utf8("the prompt", typed.text)
         if typed.n_markers != len(pictures):
             raise OptionError(

@@ -154,18 +154,22 @@ class Trials:
 
     def _prints(self, kinds: tuple[str, ...]) -> bool:
         kinds = _shortest(kinds)
-        if kinds not in self._printed:
+        found = self._printed.get(kinds)
+        if found is None:
             if len(self._printed) >= _MOST_KEPT:
                 self._printed.clear()
-            words = _words(len(kinds))
-            probes = [self._probe(kind, word) for kind, word in zip(kinds, words, strict=True)]
-            printed = self._template.try_out(probes).casefold()
-            # of a call its name and its argument
-            times = [2 if "call" in kind else 1 for kind in kinds]
-            complete = all(printed.count(word) >= n for word, n in zip(words, times, strict=True))
-            # arguments as Python would print them
-            self._printed[kinds] = complete and "'at'" not in printed
-        return self._printed[kinds]
+            found = self._printed[kinds] = self._prints_all(kinds)
+        return found
+
+    def _prints_all(self, kinds: tuple[str, ...]) -> bool:
+        words = _words(len(kinds))
+        probes = [self._probe(kind, word) for kind, word in zip(kinds, words, strict=True)]
+        printed = self._template.try_out(probes).casefold()
+        # of a call its name and its argument
+        times = [2 if kind in (_CALL, _TEXT_CALL) else 1 for kind in kinds]
+        complete = all(printed.count(word) >= n for word, n in zip(words, times, strict=True))
+        # not as Python would print an argument
+        return complete and "'at'" not in printed
 
     def _probe(self, kind: str, word: str) -> Message:
         if kind in (_CALL, _TEXT_CALL):
