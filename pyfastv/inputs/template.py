@@ -60,7 +60,9 @@ class Template:
         except _Refusal as error:
             raise OptionError(f"the model's chat template refuses these messages: {error}") from error
         except Exception as error:  # a template is a foreign program
-            raise ModelError(f"the model's chat template fails: {type(error).__name__}: {error}") from error
+            raise ModelError(
+                f"the model's chat template fails: {type(error).__name__}: {error}; chat_template takes another one"
+            ) from error
 
     def try_out(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> str:
         """The text, empty where there is none."""
