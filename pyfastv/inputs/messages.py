@@ -136,11 +136,11 @@ def _parse_calls(where: str, index: int, message: Mapping[str, Any], called: dic
             )
         name = utf8(f"{where}: the name of a function", function["name"])
         arguments = _parse_arguments(f"{where}: tool_calls[{number}]", function.get("arguments"))
-        number_of_call = utf8(f"{where}: the id of a call", str(call.get("id") or _call_id(index, number)))
-        called[number_of_call] = name
+        call_id = utf8(f"{where}: the id of a call", str(call.get("id") or _call_id(index, number)))
+        called[call_id] = name
         parsed.append(
             {
-                "id": number_of_call,
+                "id": call_id,
                 "type": "function",
                 "function": {"name": name, "arguments": arguments},
             }
@@ -158,11 +158,12 @@ def _parse_arguments(where: str, arguments: object) -> Any:
         return dict(arguments)
     if not isinstance(arguments, str):
         raise OptionError(f"{where}: arguments must be text in JSON; got {shown(arguments)}")
+    text = utf8(f"{where}: arguments", arguments)
     try:
-        found = json.loads(utf8(f"{where}: arguments", arguments))
+        found = json.loads(text)
     except (ValueError, RecursionError):
-        return arguments
-    return found if isinstance(found, dict) else arguments
+        return text
+    return found if isinstance(found, dict) else text
 
 
 def _parse_result(where: str, message: Mapping[str, Any], called: Mapping[str, str]) -> Message:
