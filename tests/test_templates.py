@@ -307,7 +307,14 @@ def test_functions_are_tools_under_an_older_name() -> None:
 
 @pytest.mark.parametrize(
     "calls",
-    ["clock", [5], [{}], [{"function": {"name": 5}}], [{"function": {"name": "f", "arguments": 5}}]],
+    [
+        "clock",
+        [5],
+        [{}],
+        [{"function": {"name": 5}}],
+        [{"function": {"name": "f", "arguments": 5}}],
+        [{"function": {"name": "f", "arguments": "\ud800"}}],
+    ],
 )
 def test_calls_of_another_shape_are_refused(calls: Any) -> None:
     with pytest.raises(OptionError, match=r"messages\[1\]"):
