@@ -237,6 +237,10 @@ class Engine:
     @property
     def eos_token(self) -> str: ...
     @property
+    def control_tokens(self) -> list[tuple[str, bool, bool]]:
+        """Of the vocabulary, those that nobody means by typing them: name, and whether each takes the white space before
+        and behind it."""
+    @property
     def description(self) -> str: ...
     def set_fastv(self, spec: str) -> None:  # the language of pyfastv_parse() (native/include/pyfastv.h)
         """The schedule of requests that bring none (clears the context); empty: all visual tokens stay, in a context that
@@ -272,6 +276,7 @@ class Engine:
         answers: Sequence[
             tuple[int, int]
         ] = (),  # of earlier turns: begin and end, in bytes of the prompt, ascending
+        literal: Sequence[tuple[int, int]] = (),  # in such bytes: where names of control tokens and markers are text
         **sampling: Any,  # of SamplingOptions
     ) -> EngineRequest:
         """Tokens, prepared pictures and samplers of a request.
@@ -325,6 +330,7 @@ class Engine:
         started: Callable[[int], object] | None = None,  # called with the number, before anything is computed
         fastv: str | None = None,  # as of prepare()
         answers: Sequence[tuple[int, int]] = (),
+        literal: Sequence[tuple[int, int]] = (),
     ) -> int:
         """Tokenise, encode and decode; afterwards logits() and start() work. The request's number.
 

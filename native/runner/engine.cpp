@@ -179,7 +179,7 @@ slot_sampling engine::make_sampling(const sampling_options & sampling, int64_t n
 }
 
 slot_request engine::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-        const std::optional<std::string> & fastv, int64_t reserve, const std::vector<span> & answers) const {
+        const std::optional<std::string> & fastv, int64_t reserve, const text_spans & spans) const {
     check_whole("reserve", reserve, 0, INT32_MAX);
 
     slot_request res;
@@ -188,7 +188,7 @@ slot_request engine::prepare(const std::string & text, const std::vector<image> 
     res.schedule = fastv ? parse_request_schedule(*fastv, n_layer()) : by_default;
 
     const auto tokenized = [&] {
-        wanted = tokenize(model.get(), vision.get(), pictures.turbo, media_marker, text, images, add_bos, n_ctx_slot, answers);
+        wanted = tokenize(model.get(), vision.get(), pictures.turbo, media_marker, text, images, add_bos, n_ctx_slot, spans);
     };
     if (images.empty()) {
         tokenized();
@@ -228,11 +228,11 @@ void engine::check_room(const slot_request & request, int64_t reserve) const {
 
 slot_request engine::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
         const std::optional<std::string> & fastv, const sampling_options & sampling, int64_t n_probs,
-        const std::vector<span> & answers) const {
+        const text_spans & spans) const {
     const log_scope log(options.verbose);
 
     auto how = make_sampling(sampling, n_probs);
-    auto res = prepare(text, images, add_bos, pictures, fastv, 1, answers);
+    auto res = prepare(text, images, add_bos, pictures, fastv, 1, spans);
 
     if (res.wanted.pieces.back().visual()) {
         throw error(error_kind::option, "the prompt ends with a picture: nothing behind it asks for an answer");

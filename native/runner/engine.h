@@ -64,11 +64,10 @@ public:
     // A request that can be started: tokens, prepared pictures, samplers. One with pictures waits while the
     // encoder runs with another Turbo. All that is wrong with a request is found here, save for a picture that is too large
     // for a ubatch when reduced. fastv: its schedule; none: as set. n_probs: how many of the likeliest tokens each event names; 0:
-    // none. answers: of earlier turns, in bytes of the text: a question behind a picture that was answered chooses, and later
-    // ones recall, as when each was asked.
+    // none.
     slot_request prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
             const std::optional<std::string> & fastv, const sampling_options & sampling, int64_t n_probs,
-            const std::vector<span> & answers = {}) const;
+            const text_spans & spans = {}) const;
 
     // The same for a text that is tokens already.
     slot_request prepare_tokens(const std::vector<llama_token> & tokens, const std::optional<std::string> & fastv,
@@ -104,7 +103,7 @@ public:
     // fastv: none: as set.
     int64_t open(const std::string & text, const std::vector<image> & images, bool add_bos, int64_t reserve,
             const std::optional<picture_options> & pictures, const std::optional<std::string> & fastv,
-            const std::vector<span> & answers = {});
+            const text_spans & spans = {});
 
     // Read it, and wait. progress(done, all) counts prompt tokens. An exception ends the request, error(closed) says that it
     // was cancelled.
@@ -164,6 +163,8 @@ public:
     const char *        chat_template() const { return llama_model_chat_template(model.get(), nullptr); }
     std::string         bos_token()   const { return pyfastv::bos_token(vocab); }
     std::string         eos_token()   const { return pyfastv::eos_token(vocab); }
+    // what nobody can type: in a prompt's `literal` stretches their names are text
+    std::vector<control_token> control_tokens() const { return pyfastv::control_tokens(vocab); }
     std::string         description() const { return describe(model.get()); }
 
 private:
@@ -188,7 +189,7 @@ private:
     };
 
     slot_request  prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-            const std::optional<std::string> & fastv, int64_t reserve, const std::vector<span> & answers) const;
+            const std::optional<std::string> & fastv, int64_t reserve, const text_spans & spans) const;
     void          check_room(const slot_request & request, int64_t reserve) const; // for its prompt, and behind it
     slot_sampling make_sampling(const sampling_options & sampling, int64_t n_probs) const;
     int64_t       give_slot(slot_request request);

@@ -16,6 +16,7 @@ from ..engine.runner import Runner
 from ..engine.sampling import Sampling, SamplingOptions
 from ..errors import ImageError, OptionError
 from ..inputs.images import load_image
+from ..inputs.named_templates import NAMED
 from ..inputs.video import Video, is_video, load_frames
 from ..models import from_hub, mmproj_beside
 from ..models.encoder_type import ENCODER_TYPES, resolve
@@ -63,6 +64,11 @@ _MODEL = [
         type=click.Choice(ENCODER_TYPES),
         default="auto",
         help="Of the vision encoder's matrices; auto: q8_0 where that is faster, stock: the file as it is.",
+    ),
+    click.option(
+        "--chat-template",
+        metavar="FILE|NAME",
+        help=f"In place of the model's: Jinja2 in a file, or one of {', '.join(NAMED)}.",
     ),
     click.option("-v", "--verbose", is_flag=True, help="llama.cpp's log on stderr."),
     click.option("--no-progress", is_flag=True, help="No progress bars, on a terminal neither."),
@@ -270,6 +276,7 @@ def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "n_gpu_layers": options["n_gpu_layers"],
         "flash_attn": options["flash_attn"],
         "encoder_type": options["encoder_type"],
+        "chat_template": options["chat_template"],
         "verbose": options["verbose"],
     }
 

@@ -70,6 +70,8 @@ class Job:
         or an error."""
         self.report: Report | None = None
         """What was done, once finished; None for a job that was cancelled before it began."""
+        self.open_thought = ""
+        """The tag that ends the thought in which the answer begins, because the prompt has opened it; empty: in none."""
         self.details: dict[str, Any] | None = None
         """Once finished, if asked for: ``kept``, for every cut the ascending indices, over all pictures of the prompt, of
         the visual tokens that the layers behind it see; ``grids``, [picture][slice] (nx, ny) in patches, none without

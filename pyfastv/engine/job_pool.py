@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from .. import _native
 from .._checks import integer, utf8
@@ -20,6 +20,7 @@ from .batcher import Batcher, PoolBusy
 from .job import Job, Piece, Progress, TokenProb, follow
 from .loaded import LoadedModel, LoadOptions, PathLike, model_files, setting_options
 from .sampling import Sampling
+from .thoughts import open_thought
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,8 +29,18 @@ __all__ = ["Job", "JobPool", "Piece", "PoolBusy", "Progress", "TokenProb", "foll
 
 _MAX_TOP = 100
 
-# what the engine takes, how many pictures it has, and how long reading them took; its keywords are those of sampling
-_Prepare: TypeAlias = "Callable[..., tuple[_native.EngineRequest, int, float]]"
+
+class _Prepared(NamedTuple):
+    """What the engine takes, and what is known of it."""
+
+    request: _native.EngineRequest
+    n_pictures: int = 0
+    image_decode_ms: float = 0.0
+    open_thought: str = ""
+
+
+# its keywords are those of sampling
+_Prepare: TypeAlias = "Callable[..., _Prepared]"
 
 
 class JobPool(Closing, InForce):
@@ -104,14 +115,16 @@ class JobPool(Closing, InForce):
         n_probs: int = 0,
         details: bool = False,
         continues: bool = False,
+        tools: Sequence[dict[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
         **options: Unpack[SettingOptions],
     ) -> Job:
         """Queue a chat. The calling thread renders the template, decodes the pictures and counts the tokens.
 
-        ``messages``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`. ``n_probs``: how many of the likeliest tokens
-        each piece names, 0 to 100. ``fastv``: a schedule for this request; None: none. With cuts at the layers of those
-        before it, and as many ``cells``, it runs beside them; else it waits until they have ended, those behind it wait
-        for it, and what the slots hold is lost.
+        ``messages``, ``tools``, ``variables``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`. ``n_probs``: how many
+        of the likeliest tokens each piece names, 0 to 100. ``fastv``: a schedule for this request; None: none. With cuts
+        at the layers of those before it, and as many ``cells``, it runs beside them; else it waits until they have
+        ended, those behind it wait for it, and what the slots hold is lost.
         ``turbo``, ``reduce``: a merging and a reducer for this request, which none waits for; None: none.
         ``details``: fill :attr:`Job.details`. ``continues``: the answer goes on with the last message, one of the assistant.
 
@@ -119,7 +132,9 @@ class JobPool(Closing, InForce):
         PoolBusy, ClosedError.
         """
         setting = self.setting.but(**options)
-        prepare = self._preparing(lambda: self._model.render(messages, continues=continues), setting)
+        prepare = self._preparing(
+            lambda: self._model.render(messages, tools=tools, variables=variables, continues=continues), setting
+        )
         return self._submit(setting, prepare, sampling, n_probs, details, keep_space=continues)
 
     def submit_text(
@@ -198,16 +213,17 @@ class JobPool(Closing, InForce):
     # a request, in the caller's thread
 
     def _preparing(self, render: Callable[[], Prompt], setting: Setting) -> _Prepare:
-        def prepare(**sampling: Any) -> tuple[_native.EngineRequest, int, float]:
-            request, image_decode_ms = self._model.request(render(), setting)
+        def prepare(**sampling: Any) -> _Prepared:
+            prompt = render()
+            request, image_decode_ms = self._model.request(prompt, setting)
             prepared = self._slots.prepare(**request, **sampling)
-            return prepared, len(request["images"]), image_decode_ms
+            return _Prepared(prepared, len(request["images"]), image_decode_ms, open_thought(prompt.text))
 
         return prepare
 
     def _preparing_tokens(self, tokens: Sequence[int], setting: Setting) -> _Prepare:
         fastv = setting_options(setting)["fastv"]
-        return lambda **sampling: (self._slots.prepare_tokens(tokens, fastv=fastv, **sampling), 0, 0.0)
+        return lambda **sampling: _Prepared(self._slots.prepare_tokens(tokens, fastv=fastv, **sampling))
 
     def _submit(
         self,
@@ -222,16 +238,16 @@ class JobPool(Closing, InForce):
         if setting.fastv is not None:
             _native.check_schedule(setting.fastv.spec(), self.n_layer)
         with self._batcher.place():
-            prepared, n_pictures, image_decode_ms = prepare(
-                **self._model.sampling_options(sampling), n_probs=n_probs
-            )
+            prepared = prepare(**self._model.sampling_options(sampling), n_probs=n_probs)
+            job = Job(self._batcher.cancel)
+            job.open_thought = prepared.open_thought
             item = Active(
-                job=Job(self._batcher.cancel),
-                request=prepared,
+                job=job,
+                request=prepared.request,
                 setting=setting,
                 stop=sampling.stop or (),
-                image_decode_ms=image_decode_ms,
-                n_pictures=n_pictures,
+                image_decode_ms=prepared.image_decode_ms,
+                n_pictures=prepared.n_pictures,
                 details=details,
                 keep_space=keep_space,
             )

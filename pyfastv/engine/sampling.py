@@ -8,6 +8,7 @@ from typing import TypedDict, cast
 
 from .._checks import INT32_MAX, integer, real, shown, utf8, whole
 from ..errors import OptionError
+from ..inputs.template_options import TEMPLATE_OPTIONS, TemplateOptions
 from ..settings.setting import SETTING_OPTIONS, Setting, SettingOptions
 
 __all__ = ["RequestOptions", "Sampling", "SamplingOptions", "of_request"]
@@ -35,12 +36,13 @@ class SamplingOptions(TypedDict, total=False):
     ignore_eos: bool
 
 
-class RequestOptions(SamplingOptions, SettingOptions, total=False):
+class RequestOptions(SamplingOptions, SettingOptions, TemplateOptions, total=False):
     """The keywords of :meth:`pyfastv.Runner.ask` and its siblings: those of sampling, and
 
     ``fastv``: the schedule of this one request, in place of the runner's; with cuts at other layers, or other ``cells``,
     the context is allocated anew. ``turbo``, ``reduce``: the merging in the vision encoder and the reducer of this one
-    request. Otherwise what the context holds stays."""
+    request. Otherwise what the context holds stays. ``chat_template_kwargs``, ``reasoning_effort``: see
+    :class:`pyfastv.inputs.template_options.TemplateOptions`."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ class Sampling:
 def of_request(options: RequestOptions, default: Setting) -> tuple[Setting, Sampling]:
     """What the keywords of a request say; ``default`` is the setting where they are silent. Raises OptionError."""
     given = {name: value for name, value in options.items() if name in SETTING_OPTIONS}
-    rest = {name: value for name, value in options.items() if name not in SETTING_OPTIONS}
+    others = (*SETTING_OPTIONS, *TEMPLATE_OPTIONS)
+    rest = {name: value for name, value in options.items() if name not in others}
     return default.but(**cast(SettingOptions, given)), Sampling(**cast(SamplingOptions, rest))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import OptionError
@@ -11,7 +12,9 @@ from .chat import ChatTemplate, Prompt
 __all__ = ["render_continued"]
 
 
-def render_continued(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], marker: str) -> Prompt:
+def render_continued(
+    template: ChatTemplate, messages: Sequence[Mapping[str, Any]], marker: str, **options: Any
+) -> Prompt:
     """As :meth:`ChatTemplate.render`, but the last message, an answer, is open: what the model writes goes on with it.
 
     Raises OptionError, too, where the last message is no answer with text, or the template changes the end of one.
@@ -24,15 +27,16 @@ def render_continued(template: ChatTemplate, messages: Sequence[Mapping[str, Any
         raise OptionError("continue_final_message: the last message must be one of the assistant that ends with text")
     end = _unused_character(messages)
     opened = [*parts[:-1], {"type": "text", "text": parts[-1]["text"] + end}]
-    prompt = template.render([*earlier, {**last, "content": opened}], marker)
+    prompt = template.render([*earlier, {**last, "content": opened}], marker, **options)
     text, found, rest = prompt.text.partition(end)
-    if not found or end in rest or text.count(marker) != len(prompt.pictures):
+    if not found or end in rest or marker in rest:
         raise OptionError(
             "continue_final_message: the model's chat template does not print the last message as it is: leave it out"
         )
     size = len(text.encode())
     answers = tuple(span for span in prompt.answers if span[1] <= size)
-    return Prompt(text, prompt.pictures, prompt.add_bos, answers)
+    literal = tuple((begin, min(stop, size)) for begin, stop in prompt.literal if begin < size)
+    return replace(prompt, text=text, answers=answers, literal=literal)
 
 
 def _unused_character(messages: Sequence[Mapping[str, Any]]) -> str:

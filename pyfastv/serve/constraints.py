@@ -132,6 +132,14 @@ class Constrained(Model):
     guided_regex: str | None = None
     guided_grammar: str | None = None
 
+    @property
+    def is_constrained(self) -> bool:
+        """Does the answer have to follow anything?"""
+        asked = (self.grammar, self.json_schema, self.structured_outputs)
+        guided = (self.guided_json, self.guided_choice, self.guided_regex, self.guided_grammar)
+        form = None if isinstance(self.response_format, TextFormat) else self.response_format
+        return any(one is not None and one != "" for one in (form, *asked, *guided))
+
     def constraint(self) -> Grammar | None:
         """That the answer follows. Raises ApiError, OptionError."""
         found = dict(self._constraints())

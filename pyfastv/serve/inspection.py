@@ -141,4 +141,4 @@ def _unread(message: ChatMessage) -> dict[str, Any]:
         for part in message.content
     ]
     role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": parts}
+    return {**message.beside_content(), "role": role, "content": parts}

@@ -54,7 +54,7 @@ class PictureReader:
                     parts.append({"type": "text", "text": part.text})
             # templates know of system, and developer is OpenAI's newer name for it
             role = "system" if message.role == "developer" else message.role
-            read.append({"role": role, "content": parts})
+            read.append({**message.beside_content(), "role": role, "content": parts})
         self._take(pixels)
         try:
             yield read

@@ -102,17 +102,20 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
         """OpenAI's chat completion; pictures in image_url parts."""
         begin = time.perf_counter()
         wanted = await to_thread.run_sync(body.wanted, pool, settings)
-        form = ChatForm(pool.name, body.n_probs > 0, body.top_logprobs or 0)
-        continues = bool(body.continue_final_message)
+        form = ChatForm(pool.name, body.n_probs > 0, body.top_logprobs or 0, body.tells_thoughts_apart)
+        shown = {
+            "tools": body.tools,
+            "variables": body.template_variables(),
+            "continues": bool(body.continue_final_message),
+        }
 
         async def submit(held: AsyncExitStack) -> list[Job]:
             messages = await held.enter_async_context(pictures.read(body.messages))
-            return await submit_all(
-                [
-                    partial(pool.submit, messages, continues=continues, **wanted.keywords(i))
-                    for i in range(wanted.n)
-                ]
+            jobs = await submit_all(
+                [partial(pool.submit, messages, **shown, **wanted.keywords(i)) for i in range(wanted.n)]
             )
+            form.begin(jobs)
+            return jobs
 
         return await respond(request, submit, form, wanted, begin)
 
