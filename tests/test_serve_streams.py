@@ -79,6 +79,20 @@ def test_a_client_that_leaves_the_queue_of_its_stream_is_not_computed(
     wait_for(lambda: health(pinging)["waiting"] == 0, 5.0)
 
 
+def test_a_client_that_leaves_the_queue_is_known_to_have_left_before_a_comment_is_due(server: Server) -> None:
+    """After 10 s; nothing else is sent to a stream that waits."""
+    slots = health(server)["slots"]
+    active = [send(server, endless(stream=True)) for _ in range(slots)]
+    wait_for(lambda: health(server)["active"] == slots)
+    with send(server, {"messages": PICTURE, "stream": True}) as connection:
+        read_until(connection, b'"role":"assistant"')
+        wait_for(lambda: health(server)["waiting"] == 1)
+    wait_for(lambda: health(server)["waiting"] == 0, 5.0)
+    for connection in active:
+        connection.close()
+    wait_for(lambda: health(server)["active"] == 0)
+
+
 def test_what_goes_wrong_before_the_queue_has_a_status(pinging: Server) -> None:
     for body, words in (
         ({"messages": [question("word " * 2000)]}, b"context_length_exceeded"),

@@ -164,12 +164,17 @@ class Job:
 
 
 async def follow(
-    jobs: Sequence[Job], *, progress: bool = False, patience: float | None = None
+    jobs: Sequence[Job],
+    *,
+    progress: bool = False,
+    patience: float | None = None,
+    begun: Callable[[Callable[[], None]], object] = lambda nudge: None,
 ) -> AsyncGenerator[tuple[int, Piece | Progress | None] | None, None]:
     """What comes of several jobs, as it comes: the index of one, and a piece of its answer, or None at its end.
 
     ``progress``: how far its prompt is read, too, before the first piece. ``patience``: seconds without any of these, after
-    which a lone None comes; None: never. Raises what went wrong with one of them.
+    which a lone None comes; None: never. ``begun``: called with a function that makes one come at once, of this thread alone.
+    Raises what went wrong with one of them.
     """
     loop, wake = asyncio.get_running_loop(), asyncio.Event()
 
@@ -177,12 +182,20 @@ async def follow(
         with suppress(RuntimeError):  # the loop was closed
             loop.call_soon_threadsafe(wake.set)
 
+    nudged = False
+
+    def nudge() -> None:
+        nonlocal nudged
+        nudged = True
+        wake.set()
+
     at = [0] * len(jobs)
     told: list[Progress | None] = [None] * len(jobs)
     running = list(range(len(jobs)))
     for job in jobs:
         with job._changed:
             job._listeners.append(listener)
+    begun(nudge)
     try:
         last = loop.time()
         while running:
@@ -204,7 +217,10 @@ async def follow(
                     running.remove(index)
                     yield index, None
                 came = came or ended or bool(pieces)
-            if came:
+            if came or nudged:
+                if not came:
+                    yield None
+                nudged = False
                 last = loop.time()
                 continue
             timer = None if patience is None else loop.call_at(last + patience, wake.set)

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from ..engine.job_pool import Job, Piece, Progress, TokenProb, follow
 from ..errors import ClosedError
 from . import replies
+from .connection import NUDGE
 from .errors import ApiError, as_api_error, error_body
 from .generation import Wanted
 from .metrics import Metrics
@@ -97,7 +98,9 @@ class Answering:
         """A stream begins at once, before the prompt is read: who waits for a first byte, as proxies do, has it. What goes
         wrong later is an event of it. Raises what goes wrong with a whole answer, which has a status then."""
         if self.wanted.stream:
-            return _EventStream(self._events(), self.end)
+            state = request.scope.get("state", {})
+            events = self._events(lambda nudge: state.__setitem__(NUDGE, nudge))
+            return _EventStream(events, self.end)
         try:
             return await while_connected(request, self._whole())
         finally:
@@ -160,7 +163,7 @@ class Answering:
             facts["fastv_details"] = replies.details(reports[0], self.jobs[0].details, self.n_layer)
         return facts
 
-    async def _events(self) -> AsyncGenerator[str, None]:
+    async def _events(self, begun: Callable[[Callable[[], None]], object]) -> AsyncGenerator[str, None]:
         # OpenAI's chunks have a usage of null, where one is asked for, until the last
         head = {**self.form.chunk_head, "usage": None} if self.wanted.include_usage else self.form.chunk_head
         try:
@@ -169,7 +172,9 @@ class Answering:
                     yield _event({**head, "choices": [opening]})
             closings: list[dict[str, Any]] = []
             texts = [""] * len(self.jobs)
-            items = follow(self.jobs, progress=self.wanted.progress, patience=self.ping_seconds)
+            items = follow(
+                self.jobs, progress=self.wanted.progress, patience=self.ping_seconds, begun=begun
+            )
             async with aclosing(items):
                 async for item in items:
                     if item is None:

@@ -7,9 +7,12 @@ from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-__all__ = ["Connection"]
+__all__ = ["NUDGE", "Connection"]
 
 _Protocol: Any = AutoHTTPProtocol  # that of h11 or of httptools
+
+NUDGE = "pyfastv.nudge"
+"""In the state of a request, while its response is a stream: a function that makes something be sent at once."""
 
 _INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LOOK_SECONDS = 0.1
@@ -19,7 +22,7 @@ class Connection(_Protocol):  # type: ignore[misc]
     """uvicorn's, for clients that close their sending side behind a request and wait for its answer (``nc -N``).
 
     To a server such a client looks like one that has left, until something is sent: the system of one that has left
-    refuses it. An interim response, which every client of HTTP/1.1 passes over, is sent to find out."""
+    refuses it. That is a comment in a stream, else an interim response, which every client of HTTP/1.1 passes over."""
 
     def eof_received(self) -> bool:
         """Whether the connection stays open."""
@@ -27,7 +30,10 @@ class Connection(_Protocol):  # type: ignore[misc]
         if cycle is None or cycle.more_body or cycle.response_complete:
             return False
         cycle.keep_alive = False  # no other request can come
-        if not cycle.response_started and self.scope["http_version"] == "1.1":
+        nudge = self.scope["state"].get(NUDGE)
+        if nudge is not None:
+            nudge()
+        elif not cycle.response_started and self.scope["http_version"] == "1.1":
             self.transport.write(_INTERIM)
         self._look()
         return True
