@@ -378,14 +378,17 @@ def test_patterns_are_found_where_python_finds_them(pattern: str) -> None:
     grammar = f"root ::= {patterns.json_string(pattern)}"
     # Python's $ is before a last line break, too
     expression = re.compile(pattern.replace("(?<", "(?P<").replace("$", r"\Z"), re.ASCII)
-    texts = ["", "a", "b", "ab", "abc", "bca", "aa", "abab", "ababab", "bcbc", "1", "a1 _", "-", ".", " ", "\n", "é", "Aé"]
-    texts += ['"', "\\", '"\\', "a\nb", "m.n-o@mail.org", ".*", "b-", "ü", "x", "☀", "a☀", '"a"', "\ta"]
+    texts = ["", "a", "b", "ab", "abc", "bca", "aa", "abab", "ababab", "bcbc", "1", "a1 _", "-", ".", " ", "\n", "é"]
+    texts += ["Aé", '"', "\\", '"\\', "a\nb", "m.n-o@mail.org", ".*", "b-", "ü", "x", "☀", "a☀", '"a"', "\ta"]
     for text in texts:
         found = follows(grammar, json.dumps(text, ensure_ascii=False))
         assert found == (expression.search(text) is not None), text
 
 
-@pytest.mark.parametrize("pattern", ["(?=a)b", "(?<!a)b", r"(a)\1", r"\bab", "(?i)a", "a{2000}", "(" * 100 + ")" * 100, "["])
+NO_GRAMMAR = ["(?=a)b", "(?<!a)b", r"(a)\1", r"\bab", "(?i)a", "a{2000}", "(" * 100 + ")" * 100, "["]
+
+
+@pytest.mark.parametrize("pattern", NO_GRAMMAR)
 def test_patterns_without_a_grammar_are_refused_by_name(pattern: str) -> None:
     with pytest.raises(OptionError, match="this 'pattern' is not supported"):
         schema_grammar({"type": "string", "pattern": pattern})

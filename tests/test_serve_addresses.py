@@ -1,4 +1,4 @@
-"""Where and how clients ask: their spellings of the addresses, names of the host, and connections that are half closed."""
+"""Where and how clients ask: spellings of the addresses, names of the host, connections that are half closed."""
 
 from __future__ import annotations
 

@@ -170,9 +170,9 @@ async def follow(
 ) -> AsyncGenerator[tuple[int, Piece | Progress | None] | None, None]:
     """What comes of several jobs, as it comes: the index of one, and a piece of its answer, or None at its end.
 
-    ``progress``: how far its prompt is read, too, before the first piece. ``patience``: seconds without any of these, after
-    which a lone None comes; None: never. ``begun``: called with a function that makes one come at once, of this thread alone.
-    Raises what went wrong with one of them.
+    ``progress``: how far its prompt is read, too, before the first piece. ``patience``: seconds without any of these,
+    after which a lone None comes; None: never. ``begun``: called with a function that makes one come at once, of this
+    thread alone. Raises what went wrong with one of them.
     """
     loop, wake = asyncio.get_running_loop(), asyncio.Event()
 

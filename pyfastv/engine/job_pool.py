@@ -113,7 +113,7 @@ class JobPool(Closing, InForce):
         before it, and as many ``cells``, it runs beside them; else it waits until they have ended, those behind it wait
         for it, and what the slots hold is lost.
         ``turbo``, ``reduce``: a merging and a reducer for this request, which none waits for; None: none.
-        ``details``: fill :attr:`Job.details`. ``continues``: the answer goes on with the last message, one of the assistant.
+        ``details``: fill :attr:`Job.details`. ``continues``: the answer goes on with the last message, of the assistant.
 
         Raises OptionError, ImageError, ModelError (a picture without a vision encoder), ContextLengthError,
         PoolBusy, ClosedError.
@@ -131,8 +131,8 @@ class JobPool(Closing, InForce):
         details: bool = False,
         **options: Unpack[SettingOptions],
     ) -> Job:
-        """Queue a text to go on from, or the tokens of one, as it is, without a chat template. The answer keeps the space that
-        it begins with. Otherwise as :meth:`submit`."""
+        """Queue a text to go on from, or the tokens of one, as it is, without a chat template. The answer keeps the space
+        that it begins with. Otherwise as :meth:`submit`."""
         setting = self.setting.but(**options)
         if isinstance(prompt, str):
             text = prompt
@@ -165,8 +165,8 @@ class JobPool(Closing, InForce):
         return self._slots.eos_token
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
-        """The tokens of a text. ``add_special``: with those that begin a prompt; ``parse_special``: the spelling of a special
-        token is that token. Raises ContextLengthError for a text far longer than the context."""
+        """The tokens of a text. ``add_special``: with those that begin a prompt; ``parse_special``: the spelling of a
+        special token is that token. Raises ContextLengthError for a text far longer than the context."""
         return self._slots.tokenize(utf8("text", text), add_special, parse_special)
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:

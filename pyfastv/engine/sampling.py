@@ -52,7 +52,7 @@ class Sampling:
     """
 
     max_tokens: int | None = None
-    """Most tokens to generate, as far as the context has room; None or -1: until the model ends or the context is full; 0:
+    """Most tokens to generate, as far as there is room; None or -1: until the model ends or the context is full; 0:
     none, an empty answer with its report."""
     temperature: float = 0.0
     """0: always the likeliest token; higher is more random."""

@@ -1,4 +1,4 @@
-"""The spellings that clients have for one address: without ``/v1``, with it twice, with a slash too many, asked by HEAD."""
+"""The spellings that clients have for one address: without ``/v1``, with it twice, with a slash too many, by HEAD."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def address(path: str) -> str:
 
 
 class Addresses:
-    """ASGI middleware: behind it every spelling is the one of the routes, and HEAD is GET, whose body uvicorn leaves out."""
+    """ASGI middleware: behind it every spelling is that of the routes, and HEAD is GET, whose body uvicorn leaves out."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -95,7 +95,7 @@ class Answering:
         self._unread = set(range(len(self.jobs)))
 
     async def respond(self, request: Request) -> Response:
-        """A stream begins at once, before the prompt is read: who waits for a first byte, as proxies do, has it. What goes
+        """A stream begins at once, before the prompt is read: who waits for a first byte (a proxy) has it. What goes
         wrong later is an event of it. Raises what goes wrong with a whole answer, which has a status then."""
         if self.wanted.stream:
             state = request.scope.get("state", {})

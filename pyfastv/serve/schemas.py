@@ -28,8 +28,8 @@ _MAX_INTEGER = 10**15
 
 _TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 _NOT_SUPPORTED = (
-    "contains", "dependentRequired", "dependentSchemas", "dependencies", "else", "if", "maxContains", "minContains", "not",
-    "patternProperties", "then", "unevaluatedItems",
+    "contains", "dependentRequired", "dependentSchemas", "dependencies", "else", "if", "maxContains", "minContains",
+    "not", "patternProperties", "then", "unevaluatedItems",
 )  # fmt: skip
 # by which a schema without a type tells it
 _OF_TYPE = {
@@ -65,7 +65,7 @@ class _TooLarge(OptionError):
 class Prepared:
     """A schema for the converter.
 
-    ``schema``: to be converted; ``rules``: for each string whose pattern is ``^pyfastv<number>$``, its grammar. ``checked``:
+    ``schema``: to be converted; ``rules``: of strings whose pattern is ``^pyfastv<number>$`` the grammar. ``checked``:
     the answer has to be looked at: a grammar cannot say all of it. Raises OptionError, with the place in the schema.
     """
 
