@@ -27,8 +27,8 @@ class Grammar:
     text: str
     """GBNF."""
     failure: Callable[[str], str | None] | None = None
-    """Of an answer that has come to its end: what the grammar could not say and it does not follow; None: nothing. None in
-    place of the function: there is no such thing."""
+    """Of an answer that has come to its end: what the grammar could not say and it does not follow; None: nothing. None
+    in place of the function: there is no such thing."""
 
 
 @cache
@@ -45,7 +45,7 @@ def schema_grammar(schema: Any) -> str:
 def of_schema(schema: Any) -> Grammar:
     """The grammar of JSON values that a JSON schema allows.
 
-    ``schema``: an object, as from JSON. What only describes is left out; ``uniqueItems``, and lengths beyond what grammars
+    ``schema``: an object, as from JSON. What only describes is left out; ``uniqueItems``, lengths beyond what grammars
     count, are for :attr:`Grammar.failure` to find; other keywords that a grammar cannot express are refused. Raises
     OptionError, with the place in the schema.
     """

@@ -65,7 +65,7 @@ class _TooLarge(OptionError):
 class Prepared:
     """A schema for the converter.
 
-    ``schema``: to be converted; ``rules``: of each string whose pattern is ``^pyfastv<number>$`` the grammar. ``checked``:
+    ``schema``: to be converted; ``rules``: of strings whose pattern is ``^pyfastv<number>$`` the grammar. ``checked``:
     the answer has to be looked at: a grammar cannot say all of it. Raises OptionError, with the place in the schema.
     """
 
