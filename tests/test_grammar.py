@@ -110,3 +110,20 @@ def test_patterns_that_grow_are_no_burden(pattern: str, runner: Runner) -> None:
     with contextlib.suppress(OptionError):
         runner.ask(None, "Hello", grammar=grammar, max_tokens=2)
     assert time.perf_counter() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("grammar", "reason"),
+    [
+        ('root ::= "a', "expecting"),
+        ("root ::= other", "other"),
+        ('other ::= "a"', "root"),
+        ("root ::= root", "left recursion"),
+    ],
+)
+def test_what_is_wrong_with_a_grammar_is_told_to_who_sent_it_alone(
+    runner: Runner, capfd: pytest.CaptureFixture[str], grammar: str, reason: str
+) -> None:
+    with pytest.raises(OptionError, match=f"the grammar is not valid GBNF: .*{reason}"):
+        runner.ask(None, "Hello", grammar=grammar)
+    assert capfd.readouterr().err == ""

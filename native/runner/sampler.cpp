@@ -1,6 +1,7 @@
 #include "runner/sampler.h"
 
 #include "runner/errors.h"
+#include "runner/log.h"
 
 #include <algorithm>
 #include <cmath>
@@ -45,9 +46,11 @@ llama_sampler_ptr make_sampler(const llama_vocab * vocab, const sampling_options
     const auto add = [&](llama_sampler * sampler) { llama_sampler_chain_add(chain.get(), sampler); };
 
     if (options.grammar) {
+        const log_scope log(false);
+
         llama_sampler * grammar = llama_sampler_init_grammar(vocab, options.grammar->c_str(), "root");
         if (!grammar) {
-            throw error(error_kind::option, "the grammar is not valid GBNF (or has no rule \"root\")");
+            throw error(error_kind::option, "the grammar is not valid GBNF: " + log.reason("it has no rule \"root\""));
         }
         add(grammar);
     }
