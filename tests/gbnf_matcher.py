@@ -53,9 +53,7 @@ def _of_set(text: str) -> Match:
 
 def _of_text(text: str) -> Match:
     wanted = "".join(character for character, _ in _characters(text))
-    return lambda whole, begin: frozenset(
-        {begin + len(wanted)} if whole.startswith(wanted, begin) else ()
-    )
+    return lambda whole, begin: frozenset({begin + len(wanted)} if whole.startswith(wanted, begin) else ())
 
 
 def _repeated(part: Match, least: int, most: int | None) -> Match:

@@ -16,7 +16,9 @@ CHATML = (
     "{% for p in m.content %}{% if p.type == 'image' %}<image>{% else %}{{ p.text }}{% endif %}{% endfor %}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-TRIMMING = CHATML.replace("{{ m.content }}", "{{ m.content | trim }}").replace("{{ p.text }}", "{{ p.text | trim }}")
+TRIMMING = CHATML.replace("{{ m.content }}", "{{ m.content | trim }}").replace(
+    "{{ p.text }}", "{{ p.text | trim }}"
+)
 FORGETFUL = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role == 'user' %}")
 
 
@@ -31,7 +33,11 @@ def assistant(text: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("source", "end"),
-    [(CHATML, "<|im_start|>assistant\nIt is "), (TRIMMING, "<|im_start|>assistant\nIt is "), (None, "ASSISTANT: It is ")],
+    [
+        (CHATML, "<|im_start|>assistant\nIt is "),
+        (TRIMMING, "<|im_start|>assistant\nIt is "),
+        (None, "ASSISTANT: It is "),
+    ],
 )
 def test_the_prompt_ends_where_the_last_answer_does(source: str | None, end: str) -> None:
     template = ChatTemplate(source)

@@ -44,7 +44,12 @@ def test_pieces_of_several_jobs_come_as_they_are_made() -> None:
         first._end("length", None)
 
     came = followed([first, second], work)
-    assert [(i, item.text) for i, item in came if item is not None] == [(0, "a"), (1, "A"), (0, "b"), (1, "B")]
+    assert [(i, item.text) for i, item in came if item is not None] == [
+        (0, "a"),
+        (1, "A"),
+        (0, "b"),
+        (1, "B"),
+    ]
     assert [i for i, item in came if item is None] == [1, 0]
     assert first._listeners == second._listeners == []
 

@@ -107,15 +107,15 @@ def test_counts_of_a_request_are_checked_by_the_native_module(engine: _native.En
 def test_biases_out_of_range_are_refused_by_the_native_module(
     engine: _native.Engine, bias: tuple[int, float]
 ) -> None:
-    with pytest.raises(OptionError, match="^logit_bias: "):
+    with pytest.raises(OptionError, match=r"^logit_bias: "):
         engine.start(**SAMPLING | {"logit_bias": [bias]})
 
 
 @pytest.mark.parametrize("tokens", [[-1], [1, 10**6], [2**31 - 1]])
 def test_numbers_that_are_no_tokens_are_refused(engine: _native.Engine, tokens: list[int]) -> None:
-    with pytest.raises(OptionError, match="^token .* is out of range: the vocabulary has "):
+    with pytest.raises(OptionError, match=r"^token .* is out of range: the vocabulary has "):
         engine.prepare_tokens(tokens, **SAMPLING)
-    with pytest.raises(OptionError, match="^token .* is out of range"):
+    with pytest.raises(OptionError, match=r"^token .* is out of range"):
         engine.detokenize(tokens)
 
 

@@ -36,9 +36,15 @@ CLASSES: dict[str, tuple[dict[str, Any], list[Any], list[Any]]] = {
             "type": "object",
             "description": LONG,
             "$comment": LONG,
-            "examples": [{"name": LONG, "age": [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]}],
+            "examples": [
+                {"name": LONG, "age": [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]}
+            ],
         },
-        [{"name": "A", "age": 0}, {"name": "", "age": 150, "mail": None}, {"name": "A", "age": 3, "mail": "b"}],
+        [
+            {"name": "A", "age": 0},
+            {"name": "", "age": 150, "mail": None},
+            {"name": "A", "age": 3, "mail": "b"},
+        ],
         [{"name": "A", "age": 151}, {"name": "A", "age": -1}, {"age": 3}, {"name": 1, "age": 3}, [], "A"],
     ),
     "float with gt, lt": (
@@ -51,7 +57,11 @@ CLASSES: dict[str, tuple[dict[str, Any], list[Any], list[Any]]] = {
         [0, -90.5, 90, 90.0, 89.99, -90.49, 5, 42.125],
         [90.01, -90.51, 91, -91, 900, 100],
     ),
-    "float with gt alone": ({"exclusiveMinimum": 2.5, "type": "number"}, [2.51, 3, 1000.5, 25], [2.5, 2, 0, -3]),
+    "float with gt alone": (
+        {"exclusiveMinimum": 2.5, "type": "number"},
+        [2.51, 3, 1000.5, 25],
+        [2.5, 2, 0, -3],
+    ),
     "float with le alone": ({"maximum": -0.25, "type": "number"}, [-0.25, -1, -1000.5], [-0.2, 0, 0.5, 1]),
     "int with gt, lt": (
         {"exclusiveMaximum": 10, "exclusiveMinimum": 0, "type": "integer"},
@@ -81,7 +91,11 @@ CLASSES: dict[str, tuple[dict[str, Any], list[Any], list[Any]]] = {
     ),
     "str with a pattern at its beginning": ({"pattern": "^ab?", "type": "string"}, ["a", "abc"], ["ba", ""]),
     "str with a pattern at its end": ({"pattern": "(a|b)$", "type": "string"}, ["a", "cb"], ["ac", ""]),
-    "str with a pattern of alternatives": ({"pattern": "^a$|^b+$", "type": "string"}, ["a", "bb"], ["aa", "ab"]),
+    "str with a pattern of alternatives": (
+        {"pattern": "^a$|^b+$", "type": "string"},
+        ["a", "bb"],
+        ["aa", "ab"],
+    ),
     "str with a pattern of spaces and others": (
         {"pattern": "^\\S+\\s\\D\\W$", "type": "string"},
         ["ab -!", "x\ny ", 'a" b?'],
@@ -178,8 +192,14 @@ CLASSES: dict[str, tuple[dict[str, Any], list[Any], list[Any]]] = {
             "title": "Boxes",
             "type": "object",
         },
-        [{"boxes": []}, {"boxes": [{"color": "blue", "kind": "box", "level": 2}, {"kind": "box", "level": None}]}],
-        [{"boxes": [{"color": "green", "kind": "box", "level": 2}]}, {"boxes": [{"kind": "bag", "level": 1}]}],
+        [
+            {"boxes": []},
+            {"boxes": [{"kind": "box", "level": 2, "color": "blue"}, {"kind": "box", "level": None}]},
+        ],
+        [
+            {"boxes": [{"color": "green", "kind": "box", "level": 2}]},
+            {"boxes": [{"kind": "bag", "level": 1}]},
+        ],
     ),
     "recursive model": (
         {
@@ -265,7 +285,11 @@ CLASSES: dict[str, tuple[dict[str, Any], list[Any], list[Any]]] = {
         ["https://example.org/a?b=c#d"],
         ["example", "https://a b"],
     ),
-    "IPv4Address": ({"format": "ipv4", "type": "string"}, ["127.0.0.1", "255.1.20.3"], ["256.1.1.1", "1.2.3"]),
+    "IPv4Address": (
+        {"format": "ipv4", "type": "string"},
+        ["127.0.0.1", "255.1.20.3"],
+        ["256.1.1.1", "1.2.3"],
+    ),
     "timedelta": ({"format": "duration", "type": "string"}, ["PT1H", "P3DT2H", "PT1M30S"], ["1 hour", "P"]),
     "bytes, Path, SecretStr, Json": (
         {
@@ -341,8 +365,13 @@ def test_what_a_grammar_says_is_not_looked_for() -> None:
 
 
 def test_mistakes_are_no_alternatives() -> None:
-    for part in ({"$ref": "#/nowhere"}, {"type": "nothing"}, {"enum": 5}, {"minLength": "a", "type": "string"}):
-        with pytest.raises(OptionError, match="^JSON schema, "):
+    for part in (
+        {"$ref": "#/nowhere"},
+        {"type": "nothing"},
+        {"enum": 5},
+        {"minLength": "a", "type": "string"},
+    ):
+        with pytest.raises(OptionError, match=r"^JSON schema, "):
             schema_grammar({"anyOf": [part, {"type": "null"}]})
 
 
@@ -357,7 +386,12 @@ def test_numbers_are_within_their_bounds(
     low: Decimal | None, high: Decimal | None, low_open: bool, high_open: bool, values: list[Decimal]
 ) -> None:
     rule = number(low, high, low_open=low_open, high_open=high_open)
-    edges = [edge + step for edge in (low, high) if edge is not None for step in map(Decimal, ("-0.01", "0", "0.01"))]
+    edges = [
+        edge + step
+        for edge in (low, high)
+        if edge is not None
+        for step in map(Decimal, ("-0.01", "0", "0.01"))
+    ]
     for value in [*values, *edges]:
         above = low is None or value > low or (value == low and not low_open)
         below = high is None or value < high or (value == high and not high_open)
@@ -369,16 +403,68 @@ def test_numbers_are_within_their_bounds(
 @pytest.mark.parametrize(
     "pattern",
     [
-        *("", "a", "^a", "a$", "^a$", "^$", "^(a|bc)+$", "^(?:ab){2,3}$", "a{2}", "^.{2}$", "^[^a-c]$", "[a-c]-"),
-        *(r"\d", r"^\D$", r"\w\s", r"^\W\S$", r"^[\w.-]+@[\w-]+\.\w+$", r"^\"", r"\\", r"^[\"\\]$", r"^[^\"]$"),
-        *(r"\n", r"^\x41\u00e9$", "^é+$", "^[à-ü]$", r"^\.\*$", "^a+?b*?$", "(?<name>a)b", "^a|b$", "(^a|b$)", "x|"),
+        *(
+            "",
+            "a",
+            "^a",
+            "a$",
+            "^a$",
+            "^$",
+            "^(a|bc)+$",
+            "^(?:ab){2,3}$",
+            "a{2}",
+            "^.{2}$",
+            "^[^a-c]$",
+            "[a-c]-",
+        ),
+        *(
+            r"\d",
+            r"^\D$",
+            r"\w\s",
+            r"^\W\S$",
+            r"^[\w.-]+@[\w-]+\.\w+$",
+            r"^\"",
+            r"\\",
+            r"^[\"\\]$",
+            r"^[^\"]$",
+        ),
+        *(
+            r"\n",
+            r"^\x41\u00e9$",
+            "^é+$",
+            "^[à-ü]$",
+            r"^\.\*$",
+            "^a+?b*?$",
+            "(?<name>a)b",
+            "^a|b$",
+            "(^a|b$)",
+            "x|",
+        ),
     ],
 )
 def test_patterns_are_found_where_python_finds_them(pattern: str) -> None:
     grammar = f"root ::= {patterns.json_string(pattern)}"
     # Python's $ is before a last line break, too
     expression = re.compile(pattern.replace("(?<", "(?P<").replace("$", r"\Z"), re.ASCII)
-    texts = ["", "a", "b", "ab", "abc", "bca", "aa", "abab", "ababab", "bcbc", "1", "a1 _", "-", ".", " ", "\n", "é"]
+    texts = [
+        "",
+        "a",
+        "b",
+        "ab",
+        "abc",
+        "bca",
+        "aa",
+        "abab",
+        "ababab",
+        "bcbc",
+        "1",
+        "a1 _",
+        "-",
+        ".",
+        " ",
+        "\n",
+        "é",
+    ]
     texts += ["Aé", '"', "\\", '"\\', "a\nb", "m.n-o@mail.org", ".*", "b-", "ü", "x", "☀", "a☀", '"a"', "\ta"]
     for text in texts:
         found = follows(grammar, json.dumps(text, ensure_ascii=False))
@@ -398,8 +484,19 @@ def test_patterns_without_a_grammar_are_refused_by_name(pattern: str) -> None:
 
 def test_choices_and_patterns_of_plain_text() -> None:
     grammar = choice_grammar(['a "b"\\', "ü\n", ""])
-    assert [follows(grammar, text) for text in ('a "b"\\', "ü\n", "", "a", "ü")] == [True, True, True, False, False]
+    assert [follows(grammar, text) for text in ('a "b"\\', "ü\n", "", "a", "ü")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
     grammar = pattern_grammar(r"\d+ (km|mi)")
-    assert [follows(grammar, text) for text in ("12 km", "12 mi", "12 kmx", "a 12 km")] == [True, True, False, False]
+    assert [follows(grammar, text) for text in ("12 km", "12 mi", "12 kmx", "a 12 km")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     with pytest.raises(OptionError, match="at least one"):
         choice_grammar([])

@@ -64,7 +64,9 @@ def test_slots_tell_which_are_at_work(server: Server) -> None:
 def test_tokens_of_a_text_are_those_of_a_prompt(server: Server, text: str) -> None:
     tokens = post(server, "/tokenize", content=text, add_special=True)["tokens"]
     pieces = post(server, "/tokenize", content=text, with_pieces=True)["tokens"]
-    spelt = b"".join(p["piece"].encode() if isinstance(p["piece"], str) else bytes(p["piece"]) for p in pieces)
+    spelt = b"".join(
+        p["piece"].encode() if isinstance(p["piece"], str) else bytes(p["piece"]) for p in pieces
+    )
     assert spelt.decode().strip() == text
     assert post(server, "/detokenize", tokens=[p["id"] for p in pieces])["content"] == spelt.decode()
     if text:
@@ -79,14 +81,19 @@ def test_special_tokens_are_text_on_request(server: Server) -> None:
 
 
 def test_the_prompt_of_a_conversation_is_shown(server: Server, runner: Runner) -> None:
-    messages = [{"role": "developer", "content": "Be brief."}, question("What is it?", data_uri(CLOCK.picture))]
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        question("What is it?", data_uri(CLOCK.picture)),
+    ]
     prompt = post(server, "/apply-template", messages=messages)["prompt"]
     assert prompt.count("<__media__>") == 1
     as_system = [{"role": "system", "content": "Be brief."}, messages[1]]
     rendered = runner._model.render(as_system)
     assert prompt == rendered.text.replace(runner._engine.media_marker, "<__media__>")
     begun = [*messages, {"role": "assistant", "content": "It is"}]
-    assert post(server, "/apply-template", messages=begun, continue_final_message=True)["prompt"].endswith("It is")
+    assert post(server, "/apply-template", messages=begun, continue_final_message=True)["prompt"].endswith(
+        "It is"
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +124,9 @@ def test_a_model_has_the_name_that_it_is_given_and_requests_are_logged() -> None
         server.request("GET", "/v1/nothing%0Aforged?key=secret")
         wait_for(lambda: len(server.stderr().splitlines()) == 5)
         lines = server.stderr().splitlines()
-    assert all(re.fullmatch(r'\S+ 127\.0\.0\.1 (GET|POST) "/[^"]*" \d+ \d+ ms \d+ bytes', line) for line in lines)
+    assert all(
+        re.fullmatch(r'\S+ 127\.0\.0\.1 (GET|POST) "/[^"]*" \d+ \d+ ms \d+ bytes', line) for line in lines
+    )
     assert ' POST "/v1/chat/completions" 200 ' in lines[3]
     assert ' GET "/v1/nothing\\nforged" 404 ' in lines[4]
     assert "secret" not in "".join(lines)

@@ -282,7 +282,12 @@ def test_several_answers_to_one_question(client: openai.OpenAI) -> None:
     assert three.usage.visual_tokens == 576
     assert three.usage.completion_tokens == 3 * one.usage.completion_tokens
 
-    options = {"model": MODEL, "messages": [question("Tell me something.")], "temperature": 2, "max_tokens": 12}
+    options = {
+        "model": MODEL,
+        "messages": [question("Tell me something.")],
+        "temperature": 2,
+        "max_tokens": 12,
+    }
     said = client.chat.completions.create(**options, n=4, seed=7)
     assert len({choice.message.content for choice in said.choices}) > 1
 
@@ -391,27 +396,43 @@ def test_a_text_that_goes_on_follows_a_schema_too(client: openai.OpenAI) -> None
 def test_names_of_other_servers_for_what_there_is(client: openai.OpenAI) -> None:
     assert say(client, max_tokens=None, n_predict=2) == say(client, max_tokens=2)
     ended = client.chat.completions.create(
-        model=MODEL, messages=[question("Hello")], temperature=0, extra_body={"max_tokens": 40, "ignore_eos": True}
+        model=MODEL,
+        messages=[question("Hello")],
+        temperature=0,
+        extra_body={"max_tokens": 40, "ignore_eos": True},
     )
     assert (ended.usage.completion_tokens, ended.choices[0].finish_reason) == (40, "length")
-    plain = say(client, "Describe the image.")
+    letters = {"grammar": 'root ::= ("a" | "b") root', "max_tokens": 8}
+    plain = say(client, **letters)
     for fields in ({"repetition_penalty": 3.0}, {"repeat_penalty": 3.0}):
-        assert say(client, "Describe the image.", **fields) != plain
+        assert say(client, **letters, **fields) != plain
     # nothing to look back at
-    assert say(client, "Describe the image.", repeat_penalty=3.0, repeat_last_n=0) == plain
+    assert say(client, **letters, repeat_penalty=3.0, repeat_last_n=0) == plain
 
 
 NEUTRAL = {
     **dict.fromkeys(("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range", "min_tokens"), 0),
     **{"top_n_sigma": -1, "length_penalty": 1.0, "tfs_z": 1.0, "truncate_prompt_tokens": -1, "top_a": 0.0},
-    **dict.fromkeys(("stop_token_ids", "bad_words", "samplers", "lora", "logits_processors"), []),
+    **{name: [] for name in ("stop_token_ids", "bad_words", "samplers", "lora", "logits_processors")},
     **{"skip_special_tokens": True, "spaces_between_special_tokens": True, "do_sample": True},
     **{"use_beam_search": False, "add_generation_prompt": True, "chat_template": None, "mirostat_tau": 5.0},
 }
 ASKING = {
-    **{"mirostat": 2, "dry_multiplier": 0.8, "xtc_probability": 0.5, "dynatemp_range": 0.3, "top_n_sigma": 1.0},
+    **{
+        "mirostat": 2,
+        "dry_multiplier": 0.8,
+        "xtc_probability": 0.5,
+        "dynatemp_range": 0.3,
+        "top_n_sigma": 1.0,
+    },
     **{"samplers": ["top_k"], "lora": [{"id": 0, "scale": 1}], "t_max_predict_ms": 5, "n_probs": 3},
-    **{"min_tokens": 3, "stop_token_ids": [2], "bad_words": ["x"], "use_beam_search": True, "length_penalty": 2},
+    **{
+        "min_tokens": 3,
+        "stop_token_ids": [2],
+        "bad_words": ["x"],
+        "use_beam_search": True,
+        "length_penalty": 2,
+    },
     **{"skip_special_tokens": False, "include_stop_str_in_output": True, "prompt_logprobs": 1},
     **{"allowed_token_ids": [5], "chat_template": "{{ messages }}", "max_new_tokens": 5, "do_sample": False},
     **{"add_generation_prompt": False, "tfs_z": 0.5, "logits_processors": ["x"], "num_beams": 4},

@@ -358,7 +358,7 @@ void bind_engine(py::module_ & m) {
              "answers"_a = byte_spans(), "literal"_a = byte_spans())
         .def("prepare_tokens", &prepare_tokens, "tokens"_a, py::kw_only(), "n_probs"_a = 0, "fastv"_a = py::none())
         .def("tokenize",    [](py_engine & self, const std::string & text, bool add_special, bool parse_special) {
-            return run(self, [&](engine & e) { return e.tokens_of(text, add_special, parse_special); });
+            return run(self, [&](engine & e) { return e.tokens_of_text(text, add_special, parse_special); });
         }, "text"_a, "add_special"_a, "parse_special"_a)
         .def("detokenize",  [](py_engine & self, const std::vector<int32_t> & tokens) {
             return py::bytes(run(self, [&](engine & e) { return e.text_of(tokens); }));

@@ -255,7 +255,7 @@ slot_request engine::prepare_tokens(const std::vector<llama_token> & tokens, con
     return res;
 }
 
-std::vector<llama_token> engine::tokens_of(const std::string & text, bool add_special, bool parse_special) const {
+std::vector<llama_token> engine::tokens_of_text(const std::string & text, bool add_special, bool parse_special) const {
     const log_scope log(options.verbose);
 
     return pyfastv::tokens_of(model.get(), text, add_special, parse_special, n_ctx_slot);

@@ -75,7 +75,7 @@ public:
 
     // Of a text that could be a prompt. add_special: with the tokens that the vocabulary puts around a text; parse_special: the
     // spelling of a special token is that token.
-    std::vector<llama_token> tokens_of(const std::string & text, bool add_special, bool parse_special) const;
+    std::vector<llama_token> tokens_of_text(const std::string & text, bool add_special, bool parse_special) const;
 
     // The bytes of tokens, special ones spelt. error(option) for a number that is no token.
     std::string text_of(const std::vector<llama_token> & tokens) const;

@@ -71,9 +71,10 @@ def serve(**options: Any) -> None:
         from ..engine import job_pool
         from ..serve import app, server, settings
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in _NEEDED:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _NEEDED:
             raise
-        raise Error(f"pyfastv serve needs {error.name}: pip install 'pyfastv[serve]'") from None
+        raise Error(f"pyfastv serve needs {missing}: pip install 'pyfastv[serve]'") from None
     listening = server.listen(options["host"], options["port"])
     with listening:
         told = _settings(settings, listening.getsockname()[0], options)

@@ -117,7 +117,9 @@ class Sampling:
         if most is None or (most == -1 and not isinstance(most, bool)):
             return None
         # no context holds more
-        return integer("max_tokens (None: no limit)", min(most, INT32_MAX) if isinstance(most, int) else most, 0)
+        return integer(
+            "max_tokens (None: no limit)", min(most, INT32_MAX) if isinstance(most, int) else most, 0
+        )
 
     def _stop(self) -> tuple[str, ...]:
         stop = self.stop

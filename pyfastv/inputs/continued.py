@@ -24,7 +24,9 @@ def render_continued(
     if isinstance(parts, str):
         parts = [{"type": "text", "text": parts}]
     if not parts or parts[-1].get("type") != "text" or not parts[-1]["text"]:
-        raise OptionError("continue_final_message: the last message must be one of the assistant that ends with text")
+        raise OptionError(
+            "continue_final_message: the last message must be one of the assistant that ends with text"
+        )
     end = _unused_character(messages)
     opened = [*parts[:-1], {"type": "text", "text": parts[-1]["text"] + end}]
     prompt = template.render([*earlier, {**last, "content": opened}], marker, **options)

@@ -151,7 +151,9 @@ class Answering:
         check = self.wanted.failure if job.finish_reason == "stop" else None
         if (failure := None if check is None else check(text)) is not None:
             raise ApiError(
-                500, f"the answer does not follow the schema, {failure}: ask again", code="schema_not_followed"
+                500,
+                f"the answer does not follow the schema, {failure}: ask again",
+                code="schema_not_followed",
             )
         return str(job.finish_reason)
 
@@ -172,9 +174,7 @@ class Answering:
                     yield _event({**head, "choices": [opening]})
             closings: list[dict[str, Any]] = []
             texts = [""] * len(self.jobs)
-            items = follow(
-                self.jobs, progress=self.wanted.progress, patience=self.ping_seconds, begun=begun
-            )
+            items = follow(self.jobs, progress=self.wanted.progress, patience=self.ping_seconds, begun=begun)
             async with aclosing(items):
                 async for item in items:
                     if item is None:

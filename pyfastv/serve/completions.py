@@ -18,7 +18,9 @@ __all__ = ["CompletionRequest", "TextForm"]
 
 def _as_prompts(value: Any) -> Any:
     """Of one prompt a list of it: a text, or a list of tokens."""
-    if isinstance(value, str) or (isinstance(value, list) and value and not isinstance(value[0], (str, list))):
+    if isinstance(value, str) or (
+        isinstance(value, list) and value and not isinstance(value[0], (str, list))
+    ):
         return [value]
     return value
 

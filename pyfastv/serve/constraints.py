@@ -159,7 +159,9 @@ class Constrained(Model):
             yield "grammar", Grammar(self.grammar)
         if self.json_schema is not None:
             yield "json_schema", of_schema(self.json_schema)
-        yield from _of("guided_", self.guided_json, self.guided_choice, self.guided_regex, self.guided_grammar)
+        yield from _of(
+            "guided_", self.guided_json, self.guided_choice, self.guided_regex, self.guided_grammar
+        )
         if (asked := self.structured_outputs) is not None:
             name = "structured_outputs."
             if asked.structural_tag is not None:

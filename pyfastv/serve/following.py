@@ -55,7 +55,9 @@ def _of_object(
     yield from _of_size(schema, "Properties", len(value), "properties", path)
 
 
-def _of_array(schema: Mapping[str, Any], value: list[Any], root: Mapping[str, Any], path: str) -> Iterator[str]:
+def _of_array(
+    schema: Mapping[str, Any], value: list[Any], root: Mapping[str, Any], path: str
+) -> Iterator[str]:
     prefix, others = schema.get("prefixItems", []), schema.get("items", True)
     if isinstance(others, list):
         prefix, others = others, schema.get("additionalItems", True)

@@ -54,7 +54,9 @@ def number(
         nearest = -high if high is not None and high <= 0 else Decimal(0)
         nearest_open = high_open and high is not None and high <= 0
         farthest = None if low is None else -low
-        found += (f'"-" ({rule})' for rule in _magnitudes(nearest, farthest, nearest_open, low_open, decimals))
+        found += (
+            f'"-" ({rule})' for rule in _magnitudes(nearest, farthest, nearest_open, low_open, decimals)
+        )
     if high is None or high >= 0:
         begin = Decimal(0) if low is None or low < 0 else low
         found += _magnitudes(begin, high, low_open and low is not None and low >= 0, high_open, decimals)
@@ -72,7 +74,9 @@ def _magnitudes(
     else:
         tails = [(literal(str(first)), _fraction(behind_first, None, low_open, False, decimals))]
         if first + 1 < last:
-            tails.append((f"({_integers(first + 1, last - 1)})", _fraction(None, None, False, False, decimals)))
+            tails.append(
+                (f"({_integers(first + 1, last - 1)})", _fraction(None, None, False, False, decimals))
+            )
         if high is not None:
             tails.append((literal(str(last)), _fraction(None, behind_last, False, high_open, decimals)))
     yield from (f"{whole} {tail}".strip() for whole, tail in tails if tail is not None)
@@ -84,7 +88,9 @@ def _split(value: Decimal) -> tuple[int, str]:
     return int(whole), behind.rstrip("0")
 
 
-def _fraction(low: str | None, high: str | None, low_open: bool, high_open: bool, decimals: int) -> str | None:
+def _fraction(
+    low: str | None, high: str | None, low_open: bool, high_open: bool, decimals: int
+) -> str | None:
     """What follows a whole number: a point and digits between bounds, given as digits; None: nothing is possible."""
     ends, digits = _digits(low, high, low_open, high_open, decimals)
     if digits is None:
@@ -119,7 +125,9 @@ def _digits(
         elif may_end:
             found.append(f'"{digit}"')
     if free:
-        found.append(f"[{free[0]}-{free[-1]}] [0-9]{{0,{left - 1}}}" if left > 1 else f"[{free[0]}-{free[-1]}]")
+        found.append(
+            f"[{free[0]}-{free[-1]}] [0-9]{{0,{left - 1}}}" if left > 1 else f"[{free[0]}-{free[-1]}]"
+        )
     return ends, " | ".join(found) or None
 
 

@@ -158,7 +158,9 @@ class Generation(Constrained):
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options needs stream: true", "stream_options")
         if sum(map(len, self.stop)) > _STOP_CHARACTERS:
-            raise invalid(f"stop: more than {_STOP_CHARACTERS:,} characters together", "stop", "invalid_value")
+            raise invalid(
+                f"stop: more than {_STOP_CHARACTERS:,} characters together", "stop", "invalid_value"
+            )
 
     def _refused(self) -> tuple[str, ...]:
         return ()

@@ -95,7 +95,11 @@ class _Writer:
             if kind in (_re.BRANCH, _re.SUBPATTERN):
                 parts.append(self._group(kind, value, at_first, at_last))
             else:
-                parts += [self._any if at_first else "", self._item(kind, value), self._any if at_last else ""]
+                parts += [
+                    self._any if at_first else "",
+                    self._item(kind, value),
+                    self._any if at_last else "",
+                ]
         if run:
             parts.append(literal(run))
         return " ".join(part for part in parts if part)
@@ -200,6 +204,4 @@ def _without(ranges: _Ranges) -> _Ranges:
 
 def _both(ranges: _Ranges, others: _Ranges) -> _Ranges:
     """The characters that are in both."""
-    return [
-        (max(a, c), min(b, d)) for a, b in ranges for c, d in others if max(a, c) <= min(b, d)
-    ]
+    return [(max(a, c), min(b, d)) for a, b in ranges for c, d in others if max(a, c) <= min(b, d)]

@@ -33,7 +33,14 @@ _NOT_SUPPORTED = (
 )  # fmt: skip
 # by which a schema without a type tells it
 _OF_TYPE = {
-    "object": ("properties", "required", "additionalProperties", "propertyNames", "minProperties", "maxProperties"),
+    "object": (
+        "properties",
+        "required",
+        "additionalProperties",
+        "propertyNames",
+        "minProperties",
+        "maxProperties",
+    ),
     "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems"),
     "string": ("pattern", "minLength", "maxLength", "format"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
@@ -114,7 +121,9 @@ class Prepared:
         if schema is False:
             raise _never(path)
         if not isinstance(schema, Mapping):
-            raise OptionError(f"JSON schema, {path:.200}: must be an object, true or false; got {shown(schema):.100}")
+            raise OptionError(
+                f"JSON schema, {path:.200}: must be an object, true or false; got {shown(schema):.100}"
+            )
         schema = {key: value for key, value in schema.items() if key in _CONSTRAINTS}
         if "$ref" in schema and len(schema) == 1:
             return self._reference(schema["$ref"], path)
@@ -141,7 +150,9 @@ class Prepared:
             return self._number(schema, kind, path)
         if kind in ("boolean", "null"):
             return {"type": kind}
-        return {"object": self._object, "array": self._array, "string": self._string}[kind](schema, path, depth)
+        return {"object": self._object, "array": self._array, "string": self._string}[kind](
+            schema, path, depth
+        )
 
     # references, and schemas of several parts
 
@@ -158,7 +169,7 @@ class Prepared:
         while True:
             if reference in seen:
                 raise OptionError(
-                    f"JSON schema, {path:.200}: '$ref' leads back to itself: {str(reference):.100}"
+                    f"JSON schema, {path:.200}: '$ref' leads back to itself: {reference!s:.100}"
                 )
             seen.append(reference)
             target = resolved(self._root, reference, path)
@@ -252,7 +263,9 @@ class Prepared:
             res |= {"properties": found, "required": required}
         if additional is not False:
             res["additionalProperties"] = (
-                True if additional is True else self._node(additional, f"{path}/additionalProperties", depth + 1)
+                True
+                if additional is True
+                else self._node(additional, f"{path}/additionalProperties", depth + 1)
             )
         return res
 
@@ -262,7 +275,11 @@ class Prepared:
             names = self._target(names["$ref"], path)
         if isinstance(names, Mapping) and set(names) & _CONSTRAINTS <= {"type"}:
             return properties, additional
-        values = names.get("enum", [names["const"]] if "const" in names else None) if isinstance(names, Mapping) else None
+        values = (
+            names.get("enum", [names["const"]] if "const" in names else None)
+            if isinstance(names, Mapping)
+            else None
+        )
         if not isinstance(values, list) or properties:
             raise _Unsayable(f"JSON schema, {path:.200}: 'propertyNames' is supported with 'enum' only")
         return {name: additional for name in values if isinstance(name, str)}, False
@@ -304,7 +321,9 @@ class Prepared:
         if pattern is None:
             return {"type": "string", "format": form}
         if not isinstance(pattern, str):
-            raise OptionError(f"JSON schema, {path:.200}: 'pattern' must be a string; got {shown(pattern):.100}")
+            raise OptionError(
+                f"JSON schema, {path:.200}: 'pattern' must be a string; got {shown(pattern):.100}"
+            )
         try:
             return self._rule(patterns.json_string(pattern))
         except patterns.Unsupported as error:
@@ -334,7 +353,9 @@ class Prepared:
         # as of integers: no more digits are written
         if (low or 0) > _MAX_INTEGER or (high or 0) < -_MAX_INTEGER:
             raise OptionError(f"JSON schema, {path:.200}: numbers can be at most 10^15")
-        low, high = (bound if bound is not None and abs(bound) <= _MAX_INTEGER else None for bound in (low, high))
+        low, high = (
+            bound if bound is not None and abs(bound) <= _MAX_INTEGER else None for bound in (low, high)
+        )
         decimals = gbnf.DECIMALS if decimals is None else decimals
         rule = gbnf.number(low, high, low_open=low_open, high_open=high_open, decimals=decimals)
         if rule is None:
@@ -357,7 +378,9 @@ def resolved(root: Mapping[str, Any], reference: Any, path: str) -> Any:
         elif isinstance(target, Mapping) and name in target:
             target = target[name]
         else:
-            raise OptionError(f"JSON schema, {path:.200}: cannot resolve $ref {reference:.100}: {name:.50} not found")
+            raise OptionError(
+                f"JSON schema, {path:.200}: cannot resolve $ref {reference:.100}: {name:.50} not found"
+            )
     return target
 
 
@@ -369,7 +392,9 @@ def _types(schema: Mapping[str, Any], path: str) -> list[str]:
     """That a value may have; none: any."""
     given = schema.get("type")
     if given is None:
-        return [kind for kind, keywords in _OF_TYPE.items() if any(keyword in schema for keyword in keywords)][:1]
+        return [
+            kind for kind, keywords in _OF_TYPE.items() if any(keyword in schema for keyword in keywords)
+        ][:1]
     types = given if isinstance(given, list) else [given]
     for kind in types:
         if kind not in _TYPES:
