@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from numbers import Integral, Real
 from typing import SupportsFloat, cast
 
 from .errors import OptionError
@@ -11,10 +12,21 @@ from .errors import OptionError
 INT32_MAX = 2**31 - 1
 
 
-def integer(name: str, value: object, low: int, high: int = INT32_MAX) -> int:
-    """``value`` as an int in [low, high]; anything else, booleans included, raises OptionError."""
+def whole(value: object) -> object:
+    """A number without a fraction as an int, in whichever type it comes (5.0); anything else as it is."""
+    if isinstance(value, Integral) or not isinstance(value, Real):
+        return value
     try:
-        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+        number = float(value)
+    except OverflowError:  # a fraction of large integers
+        return value
+    return int(number) if number.is_integer() else value
+
+
+def integer(name: str, value: object, low: int, high: int = INT32_MAX) -> int:
+    """``value`` as an int in [low, high], 5.0 as 5; anything else, booleans included, raises OptionError."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(whole(value))  # type: ignore[arg-type]
     except TypeError:
         number = None
     if number is None or not low <= number <= high:

@@ -188,6 +188,8 @@ class SamplingOptions:
     presence_penalty: float
     seed: int  # 0..2**32-1; 2**32-1: random
     grammar: str | None  # GBNF
+    logit_bias: list[tuple[int, float]]  # (token, what is added to its logit, from -1e9 to 1e9)
+    ignore_eos: bool  # no token ends the answer
 
 class RunReport:
     """native/runner/options.h; what :class:`pyfastv.Report` has of the same names."""
@@ -243,6 +245,10 @@ class Engine:
     @property
     def eos_token(self) -> str: ...
     @property
+    def control_tokens(self) -> list[tuple[str, bool, bool]]:
+        """Of the vocabulary, those that nobody means by typing them: name, and whether each takes the white space before
+        and behind it."""
+    @property
     def description(self) -> str: ...
     def set_fastv(self, spec: str) -> None:  # the language of pyfastv_parse() (native/include/pyfastv.h)
         """The schedule of requests that bring none (clears the context); empty: all visual tokens stay, in a context that
@@ -278,12 +284,27 @@ class Engine:
         answers: Sequence[
             tuple[int, int]
         ] = (),  # of earlier turns: begin and end, in bytes of the prompt, ascending
+        literal: Sequence[tuple[int, int]] = (),  # in such bytes: where names of control tokens and markers are text
         **sampling: Any,  # of SamplingOptions
     ) -> EngineRequest:
         """Tokens, prepared pictures and samplers of a request.
 
         One with pictures waits while the encoder runs with another Turbo. Raises ContextLengthError, ImageError,
         OptionError (a bad grammar, for one), UnsupportedModelError: all that is wrong with it."""
+    def prepare_tokens(
+        self,
+        tokens: Sequence[int],  # as they are
+        *,
+        n_probs: int = 0,  # this and what follows: as of prepare()
+        fastv: str | None = None,
+        **sampling: Any,
+    ) -> EngineRequest:
+        """A request whose prompt is tokens. Raises as :meth:`prepare` does; OptionError: a number that is no token."""
+    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        """``add_special``: with the tokens that the vocabulary puts around a text; ``parse_special``: the spelling of a
+        special token is that token. ContextLengthError: a text that is far longer than the context."""
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """Special tokens spelt. OptionError: a number that is no token."""
     @overload
     def start(self, request: EngineRequest) -> int:
         """Give a prepared request an idle slot; its number. :meth:`step` computes. OptionError: none is idle; started
@@ -300,6 +321,9 @@ class Engine:
         a request that has ended ``finish`` ("stop", "length", "cancelled") or ``error`` (an exception), ``report`` as
         :meth:`report` (of the KV cache: all slots), ``kept`` (a list of :meth:`kept` of every cut),
         ``grids`` as :meth:`grids`, and ``pictures`` as :meth:`pictures`."""
+    def reading(self) -> list[tuple[int, int, int, int]]:
+        """Of each request of :meth:`start` whose prompt is not all read: its number; how many tokens are, those that were
+        in the slot included; how many there are; how many were in the slot."""
     def prefill(
         self,
         prompt: str,  # this and what follows: as of prepare()
@@ -314,6 +338,7 @@ class Engine:
         started: Callable[[int], object] | None = None,  # called with the number, before anything is computed
         fastv: str | None = None,  # as of prepare()
         answers: Sequence[tuple[int, int]] = (),
+        literal: Sequence[tuple[int, int]] = (),
     ) -> int:
         """Tokenise, encode and decode; afterwards logits() and start() work. The request's number.
 

@@ -27,12 +27,16 @@ from typing import Any
 
 from . import _native
 from ._about import lib_path
+from ._checks import whole
 from .engine import c_structures
 from .engine.handler_pictures import Mtmd
 from .engine.process_lock import ProcessLock
 from .errors import Error, OptionError
 from .inputs.chat import ChatTemplate, Prompt
 from .inputs.images import MAX_PIXELS, load_image, named_by_place
+from .inputs.template import find_template
+from .inputs.template_options import template_variables
+from .inputs.typed import ControlToken
 from .models.encoder_type import resolve
 from .settings.presets import Recommended
 from .settings.reduce import Reducer
@@ -45,6 +49,8 @@ __all__ = ["FastVChatHandler", "HandlerReport"]
 _PIN = str(_native.build_info()["llama_cpp_python"])
 _INSTALL = f'CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" pip install llama-cpp-python=={_PIN}'
 _VARIABLES = ("LLAMA_CPP_LIB_PATH", "MTMD_CPP_LIB")
+# options that C takes as integers
+_WHOLE = ("max_tokens", "top_k", "seed", "mirostat_mode", "top_logprobs")
 
 
 def _check_version() -> None:
@@ -133,7 +139,7 @@ class FastVChatHandler(_MTMDChatHandler):
 
     ``Llama.create_chat_completion`` takes and gives what it does with those: several pictures, several turns, streaming,
     tools, response formats. Prompts are :class:`pyfastv.Runner`'s: the model's own chat template, with its placeholders
-    for pictures, or the form of LLaVA-1.5 where a model has none; requests with tools are rendered by llama-cpp-python.
+    for pictures, or the form of LLaVA-1.5 where a model has none; names of control tokens in messages are text.
     Pictures are read as by :func:`pyfastv.load_image`, and, as there, fetched from http(s) addresses. As there, the
     context is cleared for every request and the whole conversation evaluated; :class:`pyfastv.Session` is cheaper.
 
@@ -151,21 +157,21 @@ class FastVChatHandler(_MTMDChatHandler):
         fastv: Schedule | str | None = Recommended(),  # noqa: B008 - frozen
         turbo: Turbo | str | None = None,
         reduce: Reducer | str | None = None,
-        chat_template: str | None = None,
+        chat_template: str | os.PathLike[str] | None = None,
         max_pixels: int = MAX_PIXELS,
         encoder_type: str = "auto",
     ) -> None:
         """``clip_model_path``, ``verbose``, ``use_gpu``: as in llama_cpp.llama_chat_format.MTMDChatHandler.
 
-        ``fastv``, ``turbo``, ``reduce``, ``encoder_type``: as in :class:`pyfastv.Runner`. ``chat_template``: Jinja2 text
-        in place of the model's. ``max_pixels``: largest picture taken.
+        ``fastv``, ``turbo``, ``reduce``, ``encoder_type``, ``chat_template``: as in :class:`pyfastv.Runner`.
+        ``max_pixels``: largest picture taken.
 
         Raises ValueError (no such file), OptionError. A setting that the model cannot have is told by the first
         request: OptionError, UnsupportedModelError, OutOfMemoryError.
         """
         self._setting = Setting.of(fastv, turbo, reduce)
         _check_turbo(self._setting.turbo)
-        self._chat_template = chat_template
+        self._chat_template = find_template(chat_template)
         self._max_pixels = max_pixels
         mmproj = Path(os.fsdecode(clip_model_path))
         encoder = resolve(mmproj, encoder_type, n_gpu_layers=-1 if use_gpu else 0)
@@ -205,12 +211,11 @@ class FastVChatHandler(_MTMDChatHandler):
     def __call__(self, *, llama: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
         """What ``Llama.create_chat_completion`` calls."""
         self._init_mtmd_context(llama)
-        self._prompt = None
-        if not _needs_tools(messages, options):
-            self._prompt = self._render(llama, messages)
+        self._prompt = self._mtmd_cpp.prompt = self._render(llama, messages, options)
         _fastv.pyfastv_reset_report(llama.ctx)
         self._mtmd_cpp.reset()
         self._report = None
+        options |= {name: whole(options[name]) for name in _WHOLE if name in options}
         return super().__call__(llama=llama, messages=messages, **options)
 
     # what MTMDChatHandler calls, in this order
@@ -233,27 +238,26 @@ class FastVChatHandler(_MTMDChatHandler):
             _text_of(llama_model, token) for token in (llama_model.token_bos(), llama_model.token_eos())
         )
         source = self._chat_template or llama_model.metadata.get("tokenizer.chat_template")
-        self._template = ChatTemplate(source or None, bos_token=bos, eos_token=eos)
+        self._template = ChatTemplate(
+            source or None, bos_token=bos, eos_token=eos, control_tokens=_control_tokens(llama_model)
+        )
         self._llama = weakref.ref(llama_model)
         llama_model._stack.callback(self._release)
 
     def get_image_urls(self, messages: Sequence[Mapping[str, Any]]) -> list[Any]:
         """The request's pictures."""
-        return list(super().get_image_urls(messages) if self._prompt is None else self._prompt.pictures)
+        assert self._prompt is not None
+        return list(self._prompt.pictures)
 
     def _get_chat_template(self, llama_model: Any) -> str:
-        if self._prompt is not None:
-            return "{{ messages[0] }}"  # rendered already
-        return self._chat_template or str(super()._get_chat_template(llama_model))
+        return "{{ messages[0] }}"  # rendered already
 
     def _get_template_messages(self, messages: Any, media_marker: str) -> list[Any]:
-        if self._prompt is None:
-            return list(super()._get_template_messages(messages, media_marker))
+        assert self._prompt is not None
         return [self._prompt.text]
 
     def _postprocess_template_text(self, text: str, image_urls: list[Any], media_marker: str) -> str:
-        if self._prompt is None:
-            return str(super()._postprocess_template_text(text, image_urls, media_marker))
+        assert self._prompt is not None
         return self._prompt.text
 
     def load_image(self, image_url: Any) -> Any:
@@ -289,14 +293,23 @@ class FastVChatHandler(_MTMDChatHandler):
             self._report = self._make_report(llama)
         self._llama = None
 
-    def _render(self, llama: Any, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+    def _render(
+        self, llama: Any, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> Prompt:
         assert self._template is not None
-        prompt = self._template.render(messages, _mtmd_cpp.mtmd_default_marker().decode())
+        functions = options.get("functions") or ()
+        tools = options.get("tools") or [{"type": "function", "function": one} for one in functions]
+        prompt = self._template.render(
+            messages,
+            _mtmd_cpp.mtmd_default_marker().decode(),
+            tools=tools,
+            variables=template_variables(options),
+        )
         # mtmd_tokenize adds the begin-of-sequence token; where the template has written it, there would be two
         bos = _text_of(llama, llama.token_bos())
         adds_bos = _llama_cpp.llama_vocab_get_add_bos(llama._model.vocab)
         if not prompt.add_bos and adds_bos:
-            return Prompt(prompt.text[len(bos) :], prompt.pictures, add_bos=True)
+            return prompt.without_bos(bos)
         return prompt
 
     def _attach_turbo(self) -> None:
@@ -356,16 +369,18 @@ def _check_turbo(turbo: Turbo | None) -> None:
         )
 
 
-def _needs_tools(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> bool:
-    """Only llama-cpp-python's rendering knows of tools."""
-    asked = any(options.get(name) for name in ("tools", "functions"))
-    return asked or any(
-        message.get("tool_calls")
-        or message.get("function_call")
-        or message.get("role") in ("tool", "function")
-        for message in messages
-        if isinstance(message, Mapping)
-    )
+def _control_tokens(llama: Any) -> list[ControlToken]:
+    vocab = llama._model.vocab
+    found: list[ControlToken] = []
+    if _llama_cpp.llama_vocab_type(vocab) == _llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+        return found
+    for token in range(_llama_cpp.llama_vocab_n_tokens(vocab)):
+        attr = _llama_cpp.llama_vocab_get_attr(vocab, token)
+        if attr & (_llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | _llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN):
+            name = _llama_cpp.llama_vocab_get_text(vocab, token).decode("utf-8", "replace")
+            strips = (_llama_cpp.LLAMA_TOKEN_ATTR_LSTRIP, _llama_cpp.LLAMA_TOKEN_ATTR_RSTRIP)
+            found.append(ControlToken(name, *(bool(attr & side) for side in strips)))
+    return found
 
 
 def _text_of(llama: Any, token: int) -> str:

@@ -64,19 +64,25 @@ SLOW = [
     "runner",
     "scoring_memory",
     "serve_access",
+    "serve_addresses",
     "serve_fetch",
     "serve_fuzz",
+    "serve_inspection",
     "serve_hostile",
     "serve_openai",
     "serve_page",
     "serve_process",
+    "serve_streams",
     "session",
     "show",
     "slots",
+    "templates",
     "text_encoding",
+    "thoughts",
     "tune",
     "turbo",
     "turbo_options",
+    "typed",
     "video",
     "windows",
 ]
@@ -178,6 +184,7 @@ class FakeEngine:
         self.n_ctx, self.n_layer, self.description = 4096, 12, "fake"
         self.chat_template: str | None = None
         self.bos_token, self.eos_token = "<s>", "</s>"
+        self.control_tokens = [("<s>", False, False), ("</s>", False, False)]
         self.tokens = [b" It is ", b"9:10", b".", b" Yes."]
         self.finish_reason: str | None = None
         self.calls: list[tuple[str, Any]] = []
@@ -228,9 +235,10 @@ class FakeEngine:
         started: Any = None,
         fastv: str | None = None,
         answers: Any = (),
+        literal: Any = (),
     ) -> int:
         arguments = {"images": images, "image_ids": image_ids, "add_bos": add_bos, "reserve": reserve}
-        settings = {"turbo": turbo, "fastv": fastv, "answers": answers}
+        settings = {"turbo": turbo, "fastv": fastv, "answers": answers, "literal": literal}
         self._call("prefill", {"prompt": prompt, **arguments, **settings})
         if started is not None:
             started(1)

@@ -90,3 +90,10 @@ def test_text_without_a_picture() -> None:
 
 def test_an_answer_prints_as_its_text() -> None:
     assert str(Answer("It is 9:10.", report(), "stop")) == "It is 9:10."
+
+
+def test_an_answer_is_ready_for_json() -> None:
+    answer = Answer("It is 9:10.", report(), "stop")
+    told = json.loads(json.dumps(answer.to_dict(), allow_nan=False))
+    assert (told["text"], told["finish_reason"]) == ("It is 9:10.", "stop")
+    assert told["report"] == json.loads(json.dumps(answer.report.to_dict()))

@@ -292,9 +292,9 @@ def test_what_templates_use_is_there() -> None:
 
 def test_a_refusal_of_the_template_is_told() -> None:
     with pytest.raises(OptionError, match="Conversation roles must alternate"):
-        render(GEMMA, user("a"), user("b"))
+        render(GEMMA, {"role": "assistant", "content": "a"}, user("b"))
     with pytest.raises(OptionError, match="Conversation roles must alternate"):
-        render(GEMMA, user(IMAGE, "a"), user("b"))
+        render(GEMMA, {"role": "assistant", "content": "a"}, user(IMAGE, "b"))
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ 'a' }", "{% if %}{% endfor %}", "{{ x | nofilter }}"])

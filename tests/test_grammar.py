@@ -67,24 +67,25 @@ def test_schemas_that_llama_cpp_knows(schema: dict[str, Any], runner: Runner) ->
     [
         ({"type": "object", "properties": {"a": {"not": {"type": "string"}}}}, "'not'"),
         ({"type": "array", "items": {"type": "integer", "multipleOf": 3}}, "'multipleOf'"),
-        ({"type": "number", "minimum": 3}, "integer only"),
+        ({"type": "number", "minimum": 3, "maximum": 2}, "no value can follow it"),
         ({"allOf": [{"patternProperties": {}}]}, "'patternProperties'"),
         ({"type": "string", "pattern": "(?<=a)b"}, "this 'pattern' is not supported"),
         (
             {"type": "string", "pattern": "^" + "(" * 240 + "a" + ")" * 240 + "$"},
             "this 'pattern' is not supported",
         ),
-        ({"type": "integer", "maximum": 1e300}, "10\\^15"),
-        ({"type": "array", "items": {"type": "string", "maxLength": 100000}}, "#/items: 'maxLength'"),
+        ({"type": "integer", "minimum": 1e300}, "10\\^15"),
+        ({"type": "array", "items": {"type": "string", "maxLength": -1}}, "#/items: 'maxLength'"),
         (
             {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
             "back to itself",
         ),
+        ({"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}, {}]}}, "$ref": "#/$defs/a"}, "JSON schema"),
         ({"$ref": "http://localhost/schema.json"}, "only references into the same document"),
         ({"type": "nothing"}, "nothing"),
         (nested(100), "levels deep"),
         ({"enum": ["x" * 501]}, "500 characters"),
-        ({"x" * 501: 1}, "500 characters"),
+        ({"properties": {"x" * 501: {}}}, "500 characters"),
         ({"enum": list(range(10000))}, "2500 parts"),
         ({"const": float("nan")}, "not JSON"),
         ("no schema", "must be an object"),
@@ -109,3 +110,20 @@ def test_patterns_that_grow_are_no_burden(pattern: str, runner: Runner) -> None:
     with contextlib.suppress(OptionError):
         runner.ask(None, "Hello", grammar=grammar, max_tokens=2)
     assert time.perf_counter() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("grammar", "reason"),
+    [
+        ('root ::= "a', "unexpected end of input"),
+        ("root ::= other", "other"),
+        ('other ::= "a"', "root"),
+        ("root ::= root", "left recursion"),
+    ],
+)
+def test_what_is_wrong_with_a_grammar_is_told_to_who_sent_it_alone(
+    runner: Runner, capfd: pytest.CaptureFixture[str], grammar: str, reason: str
+) -> None:
+    with pytest.raises(OptionError, match=f"the grammar is not valid GBNF: .*{reason}"):
+        runner.ask(None, "Hello", grammar=grammar)
+    assert capfd.readouterr().err == ""

@@ -240,7 +240,7 @@ def test_a_wrong_file_is_one_line_that_names_it(run: Llm, folder: Path, text: st
     [
         (["-o", "fastv", "k=2,drop=2"], "0 <= drop <= 1"),
         (["-o", "temperature", "-1"], "temperature must be"),
-        (["-o", "max_tokens", "0"], "max_tokens"),
+        (["-o", "max_tokens", "-2"], "max_tokens"),
         (["-o", "model", "nowhere.gguf"], "nowhere.gguf"),
         (["-a", str(ROOT / "pyproject.toml")], "does not support attachments"),
     ],

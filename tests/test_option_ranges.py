@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pyfastv import OptionError, Runner, _native
+from pyfastv import ContextLengthError, OptionError, Runner, _native
 from pyfastv.commands.main import main
 from pyfastv.engine.job_pool import JobPool
 from pyfastv.models import bundled_examples, bundled_model
@@ -101,6 +101,29 @@ def test_counts_of_a_request_are_checked_by_the_native_module(engine: _native.En
         engine.prefill("x", [], [], None, True, value)
     with pytest.raises(OptionError, match=f"^n_probs = {value}: it can be 0 to"):
         engine.prepare("x", [], [], True, n_probs=value, **SAMPLING)
+
+
+@pytest.mark.parametrize("bias", [(-1, 1.0), (10**6, 1.0), (5, math.nan), (5, -math.inf), (5, 1e10)])
+def test_biases_out_of_range_are_refused_by_the_native_module(
+    engine: _native.Engine, bias: tuple[int, float]
+) -> None:
+    with pytest.raises(OptionError, match=r"^logit_bias: "):
+        engine.start(**SAMPLING | {"logit_bias": [bias]})
+
+
+@pytest.mark.parametrize("tokens", [[-1], [1, 10**6], [2**31 - 1]])
+def test_numbers_that_are_no_tokens_are_refused(engine: _native.Engine, tokens: list[int]) -> None:
+    with pytest.raises(OptionError, match=r"^token .* is out of range: the vocabulary has "):
+        engine.prepare_tokens(tokens, **SAMPLING)
+    with pytest.raises(OptionError, match=r"^token .* is out of range"):
+        engine.detokenize(tokens)
+
+
+def test_no_tokens_are_no_prompt(engine: _native.Engine) -> None:
+    with pytest.raises(OptionError, match="the prompt is empty"):
+        engine.prepare_tokens([], **SAMPLING)
+    with pytest.raises(ContextLengthError):
+        engine.prepare_tokens([1] * 64, **SAMPLING)
 
 
 def test_penalties_look_at_no_more_than_the_context(engine: _native.Engine) -> None:

@@ -41,9 +41,10 @@ TWO_CUTS = "k=2,drop=0.5,merge;k=4,drop=0.5,score=last"
 def test_fastv_defaults_are_the_papers_example() -> None:
     assert FastV() == FastV(k=2, drop=0.5) == Schedule([Cut(2, 0.5, "last", "top-k", False)])
     assert (FastV(3, 0.25).k, FastV(3, 0.25).drop) == (3, 0.25)
+    assert FastV(2.0, 0.5) == FastV(2, 0.5)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("k", [0, -1, 2.0, "2", "101%", "%", "", None, True, math.nan, 2**31])
+@pytest.mark.parametrize("k", [0, -1, 2.5, "2", "101%", "%", "", None, True, math.nan, 2**31])
 def test_a_cut_refuses_a_layer(k: Any) -> None:
     with pytest.raises(OptionError, match=r"k, the layer of a cut, must be an integer|^k = ") as caught:
         Cut(k, 0.5)
@@ -340,6 +341,8 @@ def test_sampling_defaults() -> None:
         "seed": None,
         "stop": (),
         "grammar": None,
+        "logit_bias": (),
+        "ignore_eos": False,
     }
     assert dataclasses.asdict(Sampling()) == expected
 
@@ -347,7 +350,7 @@ def test_sampling_defaults() -> None:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("max_tokens", [0, -2, 1.5, True, "5", 2**31]),
+        ("max_tokens", [-2, 1.5, True, "5"]),
         ("temperature", [-0.1, math.nan, math.inf, "1", None, True]),
         ("top_k", [-1, 1.5, None]),
         ("top_p", [-0.1, 1.1, math.nan, None]),
@@ -360,6 +363,8 @@ def test_sampling_defaults() -> None:
         ("seed", [-1, 2**32, 0.5, True]),
         ("stop", ["", ["a", ""], [1], b"a", 5, {"a": 1}]),
         ("grammar", ["", "  ", 5]),
+        ("logit_bias", ["ab", 5]),
+        ("ignore_eos", [1, None, "yes"]),
     ],
 )
 def test_sampling_refuses_values_outside_their_range(name: str, values: list[Any]) -> None:
@@ -373,7 +378,13 @@ def test_sampling_refuses_values_outside_their_range(name: str, values: list[Any
     ("name", "value", "kept"),
     [
         ("max_tokens", -1, None),
+        ("max_tokens", -1.0, None),
+        ("max_tokens", 0, 0),
         ("max_tokens", 1, 1),
+        ("max_tokens", 5.0, 5),
+        ("max_tokens", 2**70, 2**31 - 1),
+        ("top_k", 40.0, 40),
+        ("seed", np.float32(42), 42),
         ("top_k", 0, 0),
         ("top_p", 1, 1.0),
         ("repeat_last_n", -1, -1),
@@ -382,10 +393,29 @@ def test_sampling_refuses_values_outside_their_range(name: str, values: list[Any
         ("stop", "END", ("END",)),
         ("stop", ["a", "b"], ("a", "b")),
         ("grammar", 'root ::= "a"', 'root ::= "a"'),
+        ("logit_bias", {5: 1, "6": -100.0}, ((5, 1.0), (6, -100.0))),
+        ("logit_bias", [(5, 1)], ((5, 1.0),)),
+        ("logit_bias", None, ()),
     ],
 )
 def test_sampling_takes_values_at_the_edges(name: str, value: Any, kept: Any) -> None:
     assert getattr(Sampling(**{name: value}), name) == kept
+
+
+@pytest.mark.parametrize(
+    ("biases", "words"),
+    [
+        ({"the": 1}, "a token must be an integer.*'the'"),
+        ({-1: 1}, "a token must be .*-1"),
+        ({True: 1}, "a token must be .*True"),
+        ({5: math.nan}, "from -1e9 to 1e9; got nan"),
+        ({5: 1e10}, "from -1e9 to 1e9; got 1"),
+        ({5: "high"}, "from -1e9 to 1e9; got 'high'"),
+    ],
+)
+def test_biases_are_numbers_of_tokens(biases: Any, words: str) -> None:
+    with pytest.raises(OptionError, match=f"logit_bias.*{words}"):
+        Sampling(logit_bias=biases)
 
 
 def test_an_unknown_sampling_keyword_is_a_type_error() -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyfastv.engine.active import Active
+from pyfastv.engine.job import Job
 from pyfastv.engine.pieces import PieceReader
+from pyfastv.settings.setting import Setting
 
 
 def read(tokens: list[bytes], stop: tuple[str, ...] = ()) -> tuple[list[str], bool]:
@@ -62,3 +65,18 @@ def test_pieces_join_to_the_text_before_the_first_stop_string(tokens: list[str],
     by_token, stopped = read([token.encode() for token in tokens], tuple(stop))
     assert stopped == bool(ends)
     assert not any(s in "".join(by_token) for s in stop)
+
+
+def test_a_text_that_goes_on_keeps_its_space() -> None:
+    reader = PieceReader(keep_space=True)
+    assert reader.feed(b" It") + reader.feed(b" is") + reader.finish() == " It is"
+
+
+def test_probabilities_of_tokens_that_become_no_text_are_told() -> None:
+    job = Job(lambda job: None)
+    options = {"setting": Setting(), "image_decode_ms": 0.0, "n_pictures": 0}
+    active = Active(job=job, request=None, stop=(), **options)  # type: ignore[arg-type]
+    special = {"token": 5, "bytes": b"", "logprob": -0.5, "top": [(5, b"", -0.5)]}
+    active.take({**special, "finish": "length"})
+    job._end("length", None)
+    assert [(piece.text, [prob.id for prob in piece.probs]) for piece in job] == [("", [5])]

@@ -194,6 +194,32 @@ def test_max_tokens_ends_the_answer(runner: Runner) -> None:
     assert (answer.report.generated_tokens, answer.finish_reason) == (2, "length")
 
 
+def test_no_tokens_are_an_empty_answer_with_its_report(runner: Runner) -> None:
+    answer = runner.ask(CLOCK.picture, CLOCK.question, max_tokens=0)
+    assert (answer.text, answer.finish_reason) == ("", "length")
+    assert answer.report.prompt_tokens > answer.report.visual_tokens == 576
+    assert (answer.report.generated_tokens, answer.report.tokens_per_second) == (0, 0.0)
+    assert "".join(runner.stream(CLOCK.picture, CLOCK.question, max_tokens=0)) == ""
+
+
+def test_more_tokens_than_there_can_be_are_as_many_as_there_is_room_for(runner: Runner) -> None:
+    assert runner.ask(CLOCK.picture, CLOCK.question, max_tokens=2**40).text == CLOCK.answer
+
+
+def test_an_answer_that_may_not_end_ends_at_its_length(runner: Runner) -> None:
+    answer = runner.ask(CLOCK.picture, CLOCK.question, ignore_eos=True, max_tokens=30)
+    assert (answer.report.generated_tokens, answer.finish_reason) == (30, "length")
+    # a grammar that is at its end allows nothing else
+    ended = runner.ask(CLOCK.picture, CLOCK.question, ignore_eos=True, grammar='root ::= "It"', max_tokens=30)
+    assert (ended.text, ended.finish_reason) == ("It", "stop")
+
+
+def test_a_bias_makes_a_token_come(runner: Runner) -> None:
+    seven = runner._engine.tokenize("7", False, False)[-1]
+    sevens = (3 * runner._engine.detokenize([seven])).decode().lstrip()
+    assert runner.ask(None, "Hello", logit_bias={seven: 100}, max_tokens=3).text == sevens
+
+
 def test_the_context_ends_the_answer() -> None:
     with Runner(n_ctx=768) as runner:
         answer = runner.ask(CLOCK.picture, CLOCK.question, grammar=ENDLESS)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 
 import pytest
 
 openai = pytest.importorskip("openai", reason="needs openai")
 
+from pyfastv import Runner  # noqa: E402
 from pyfastv.models import bundled_examples  # noqa: E402
 
 from serving import CLOCK, Server, data_uri, question  # noqa: E402
@@ -164,6 +166,56 @@ def test_max_tokens_ends_an_answer(client: openai.OpenAI, name: str) -> None:
     assert answer.usage.completion_tokens == 2
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("most", [-1, None, 10**9, 2**70])
+def test_no_limit_and_more_than_there_can_be_are_as_much_as_there_is(
+    client: openai.OpenAI, name: str, most: int | None
+) -> None:
+    messages = [question(CLOCK.question, data_uri(CLOCK.picture))]
+    answer = client.chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, extra_body={name: most}
+    )
+    assert answer.choices[0].message.content == CLOCK.answer
+    assert answer.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_no_tokens_are_an_empty_answer_with_its_usage(client: openai.OpenAI, name: str) -> None:
+    messages = [question(CLOCK.question, data_uri(CLOCK.picture))]
+    answer = client.chat.completions.create(model=MODEL, messages=messages, extra_body={name: 0})
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("", "length")
+    assert answer.usage.prompt_tokens > answer.usage.visual_tokens == 576
+    assert answer.usage.completion_tokens == 0
+    with client.chat.completions.create(
+        model=MODEL,
+        messages=messages,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={name: 0},
+    ) as stream:
+        chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == ""
+    assert chunks[-1].usage.completion_tokens == 0
+
+
+def test_whole_numbers_may_be_written_as_floats(client: openai.OpenAI) -> None:
+    def say(number: type) -> str:
+        fields = {"max_tokens": 12, "top_k": 40, "seed": 42, "top_logprobs": 2, "n": 1}
+        body = {**{name: number(value) for name, value in fields.items()}, "logprobs": True}
+        answer = client.chat.completions.create(
+            model=MODEL,
+            messages=[question("Describe the image.", data_uri(CLOCK.picture))],
+            temperature=1,
+            extra_body={**body, "fastv": {"k": number(3), "drop": 0.5}, "fastv_details": True},
+        )
+        assert answer.fastv_details["first_layers"] == [0, 3]
+        assert all(len(token.top_logprobs) == 2 for token in answer.choices[0].logprobs.content)
+        return answer.choices[0].message.content
+
+    say(int)  # what is in the context already is not computed again, and rounds otherwise
+    assert say(float) == say(int)
+
+
 def test_a_seed_makes_an_answer_come_again(client: openai.OpenAI) -> None:
     def say(seed: int) -> str:
         answer = client.chat.completions.create(
@@ -195,6 +247,237 @@ def test_text_goes_on_without_a_template(client: openai.OpenAI) -> None:
         assert "".join(chunk.choices[0].text for chunk in stream) == choice.text
 
 
+PROMPT = "USER: What color is the sky? ASSISTANT:"
+
+
+def test_a_text_that_goes_on_keeps_its_space_and_tells_where_its_tokens_are(client: openai.OpenAI) -> None:
+    options = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "max_tokens": 8, "logprobs": 1}
+    choice = client.completions.create(**options).choices[0]
+    assert choice.text.startswith(" ")
+    assert choice.text == "".join(choice.logprobs.tokens)
+    for token, offset in zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True):
+        assert choice.text[offset : offset + len(token)] == token
+    with client.completions.create(**options, stream=True) as stream:
+        told = [chunk.choices[0].logprobs for chunk in stream]
+    offsets = [offset for logprobs in told if logprobs is not None for offset in logprobs.text_offset]
+    assert offsets == choice.logprobs.text_offset
+
+
+def test_probabilities_that_are_asked_for_are_told_of_no_text_too(client: openai.OpenAI) -> None:
+    text = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=0, logprobs=1).choices[0]
+    assert (text.text, text.logprobs.tokens, text.logprobs.text_offset) == ("", [], [])
+    chat = client.chat.completions.create(
+        model=MODEL, messages=[question("Hello")], max_tokens=0, logprobs=True
+    )
+    assert chat.choices[0].logprobs.content == []
+
+
+def test_several_answers_to_one_question(client: openai.OpenAI) -> None:
+    messages = [question(CLOCK.question, data_uri(CLOCK.picture))]
+    one = client.chat.completions.create(model=MODEL, messages=messages, temperature=0)
+    three = client.chat.completions.create(model=MODEL, messages=messages, temperature=0, n=3)
+    assert [choice.index for choice in three.choices] == [0, 1, 2]
+    assert {choice.message.content for choice in three.choices} == {one.choices[0].message.content}
+    assert three.usage.prompt_tokens == one.usage.prompt_tokens
+    assert three.usage.visual_tokens == 576
+    assert three.usage.completion_tokens == 3 * one.usage.completion_tokens
+
+    options = {
+        "model": MODEL,
+        "messages": [question("Tell me something.")],
+        "temperature": 2,
+        "max_tokens": 12,
+    }
+    said = client.chat.completions.create(**options, n=4, seed=7)
+    assert len({choice.message.content for choice in said.choices}) > 1
+
+    with client.chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, n=2, stream=True, logprobs=True
+    ) as stream:
+        chunks = list(stream)
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+    for index in (0, 1):
+        of_one = [choice for choice in choices if choice.index == index]
+        assert of_one[0].delta.role == "assistant"
+        assert "".join(choice.delta.content or "" for choice in of_one) == one.choices[0].message.content
+        assert [choice.finish_reason for choice in of_one if choice.finish_reason] == ["stop"]
+
+
+def test_several_prompts_and_prompts_of_tokens(client: openai.OpenAI, runner: Runner) -> None:
+    prompts = [PROMPT, "USER: Is fire cold? ASSISTANT:"]
+    options = {"model": MODEL, "temperature": 0, "max_tokens": 5}
+    alone = [client.completions.create(prompt=prompt, **options) for prompt in prompts]
+    texts = [answer.choices[0].text for answer in alone]
+    together = client.completions.create(prompt=prompts, n=2, **options)
+    assert [choice.index for choice in together.choices] == [0, 1, 2, 3]
+    assert [choice.text for choice in together.choices] == [texts[0], texts[0], texts[1], texts[1]]
+    assert together.usage.prompt_tokens == sum(answer.usage.prompt_tokens for answer in alone)
+
+    tokens = [runner._engine.tokenize(prompt, True, True) for prompt in prompts]
+    assert client.completions.create(prompt=tokens[0], **options).choices[0].text == texts[0]
+    of_tokens = client.completions.create(prompt=tokens, **options)
+    assert [choice.text for choice in of_tokens.choices] == texts
+    assert of_tokens.usage.prompt_tokens == sum(map(len, tokens))
+
+
+def test_logit_bias_bans_tokens_and_forces_them(client: openai.OpenAI, runner: Runner) -> None:
+    seven = runner._engine.tokenize("7", False, False)[-1]
+    for bias in ({str(seven): 100}, [[seven, 100.0]]):
+        answer = client.chat.completions.create(
+            model=MODEL,
+            messages=[question("Hello")],
+            temperature=0,
+            max_tokens=3,
+            extra_body={"logit_bias": bias},
+        )
+        sevens = (3 * runner._engine.detokenize([seven])).decode().lstrip()
+        assert answer.choices[0].message.content == sevens
+    banned = [[seven, False], *([token, -100] for token in runner._engine.tokenize("It is", False, False))]
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[question(CLOCK.question, data_uri(CLOCK.picture))],
+        temperature=0,
+        extra_body={"logit_bias": banned},
+    )
+    assert not answer.choices[0].message.content.startswith("It is")
+
+
+def test_stop_strings_may_be_many_and_empty_ones_stop_nothing(client: openai.OpenAI) -> None:
+    messages = [question(CLOCK.question, data_uri(CLOCK.picture))]
+    stops = ["", *(f"<{i}>" for i in range(1000)), "9", ""]
+    answer = client.chat.completions.create(model=MODEL, messages=messages, temperature=0, stop=stops)
+    assert answer.choices[0].message.content == "It is "
+
+
+def say(client: openai.OpenAI, text: str = CLOCK.question, **fields: object) -> str:
+    """The answer to a question about the clock, greedy, with fields that OpenAI's API has not."""
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[question(text, data_uri(CLOCK.picture))],
+        temperature=0,
+        extra_body={"max_tokens": 40, **fields},
+    )
+    return str(answer.choices[0].message.content)
+
+
+SCHEMA = {"type": "object", "properties": {"kind": {"enum": ["analog"]}}, "required": ["kind"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"grammar": 'root ::= "yes" | "no"'}, "yes|no"),
+        ({"grammar": ""}, r"It is 9:10\."),
+        ({"json_schema": SCHEMA}, r'\{\s*"kind"\s*:\s*"analog"\s*\}'),
+        ({"guided_json": SCHEMA}, r'\{\s*"kind"\s*:\s*"analog"\s*\}'),
+        ({"guided_json": json.dumps(SCHEMA)}, r'\{\s*"kind"\s*:\s*"analog"\s*\}'),
+        ({"guided_choice": ["nine\n", 'a "b"']}, 'nine\n|a "b"'),
+        ({"guided_regex": r"\d{2}:\d{2} (AM|PM)"}, r"\d{2}:\d{2} (AM|PM)"),
+        ({"guided_grammar": 'root ::= "yes"'}, "yes"),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, "yes|no"),
+        ({"structured_outputs": {"json": SCHEMA}}, r'\{\s*"kind"\s*:\s*"analog"\s*\}'),
+        ({"structured_outputs": {"regex": "^a+b$"}}, "a+b?"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_an_answer_has_to_look_like_is_honoured_by_every_name(
+    client: openai.OpenAI, fields: dict[str, object], expected: str
+) -> None:
+    assert re.fullmatch(expected, say(client, **fields))
+
+
+def test_a_text_that_goes_on_follows_a_schema_too(client: openai.OpenAI) -> None:
+    form = {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
+    for fields in ({"response_format": form}, {"json_schema": SCHEMA}):
+        answer = client.completions.create(model=MODEL, prompt="Say:", max_tokens=40, extra_body=fields)
+        assert json.loads(answer.choices[0].text) == {"kind": "analog"}
+
+
+def test_names_of_other_servers_for_what_there_is(client: openai.OpenAI) -> None:
+    assert say(client, max_tokens=None, n_predict=2) == say(client, max_tokens=2)
+    ended = client.chat.completions.create(
+        model=MODEL,
+        messages=[question("Hello")],
+        temperature=0,
+        extra_body={"max_tokens": 40, "ignore_eos": True},
+    )
+    assert (ended.usage.completion_tokens, ended.choices[0].finish_reason) == (40, "length")
+    letters = {"grammar": 'root ::= ("a" | "b") root', "max_tokens": 8}
+    plain = say(client, **letters)
+    for fields in ({"repetition_penalty": 3.0}, {"repeat_penalty": 3.0}):
+        assert say(client, **letters, **fields) != plain
+    # nothing to look back at
+    assert say(client, **letters, repeat_penalty=3.0, repeat_last_n=0) == plain
+
+
+NEUTRAL = {
+    **dict.fromkeys(("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range", "min_tokens"), 0),
+    **{"top_n_sigma": -1, "length_penalty": 1.0, "tfs_z": 1.0, "truncate_prompt_tokens": -1, "top_a": 0.0},
+    **{name: [] for name in ("stop_token_ids", "bad_words", "samplers", "lora", "logits_processors")},
+    **{"skip_special_tokens": True, "spaces_between_special_tokens": True, "do_sample": True},
+    **{"use_beam_search": False, "add_generation_prompt": True, "chat_template": None, "mirostat_tau": 5.0},
+}
+ASKING = {
+    **{
+        "mirostat": 2,
+        "dry_multiplier": 0.8,
+        "xtc_probability": 0.5,
+        "dynatemp_range": 0.3,
+        "top_n_sigma": 1.0,
+    },
+    **{"samplers": ["top_k"], "lora": [{"id": 0, "scale": 1}], "t_max_predict_ms": 5, "n_probs": 3},
+    **{
+        "min_tokens": 3,
+        "stop_token_ids": [2],
+        "bad_words": ["x"],
+        "use_beam_search": True,
+        "length_penalty": 2,
+    },
+    **{"skip_special_tokens": False, "include_stop_str_in_output": True, "prompt_logprobs": 1},
+    **{"allowed_token_ids": [5], "chat_template": "{{ messages }}", "max_new_tokens": 5, "do_sample": False},
+    **{"add_generation_prompt": False, "tfs_z": 0.5, "logits_processors": ["x"], "num_beams": 4},
+}
+
+
+def test_fields_that_ask_for_nothing_are_taken(client: openai.OpenAI) -> None:
+    assert say(client, **NEUTRAL) == CLOCK.answer
+
+
+@pytest.mark.parametrize("field", ASKING)
+def test_fields_that_would_change_the_answer_are_refused_by_name(client: openai.OpenAI, field: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=field) as caught:
+        say(client, **{field: ASKING[field]})
+    assert caught.value.param == field
+    assert caught.value.code == "unsupported"
+
+
+def test_an_answer_follows_one_thing(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="grammar and guided_choice: an answer can follow one"):
+        say(client, grammar='root ::= "a"', guided_choice=["a"])
+    for fields in ({"guided_choice": []}, {"guided_regex": "(?=a)b"}, {"guided_json": "{"}, {"grammar": "x"}):
+        with pytest.raises(openai.BadRequestError):
+            say(client, **fields)
+
+
+def test_an_answer_that_was_begun_goes_on(client: openai.OpenAI) -> None:
+    for begun, rest in (("It is 9", ":10."), ("It is", " 9:10.")):
+        answer = client.chat.completions.create(
+            model=MODEL,
+            messages=[
+                question(CLOCK.question, data_uri(CLOCK.picture)),
+                {"role": "assistant", "content": begun},
+            ],
+            temperature=0,
+            extra_body={"continue_final_message": True, "add_generation_prompt": False},
+        )
+        assert answer.choices[0].message.content == rest
+    for messages in ([question("Hello")], [question("Hello"), {"role": "assistant", "content": ""}]):
+        with pytest.raises(openai.BadRequestError, match="continue_final_message"):
+            client.chat.completions.create(
+                model=MODEL, messages=messages, extra_body={"continue_final_message": True}
+            )
+
+
 def test_ignored_fields_do_no_harm(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="gpt-4o",
@@ -215,12 +498,10 @@ def test_ignored_fields_do_no_harm(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
         ("modalities", ["audio"]),
         ("audio", {"voice": "alloy", "format": "wav"}),
-        ("logit_bias", {"5": 3}),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(client: openai.OpenAI, field: str, value: object) -> None:

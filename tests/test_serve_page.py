@@ -172,6 +172,29 @@ def test_an_answer_is_stopped_with_escape(page: Any, server: Server) -> None:
     WebDriverWait(page, 10).until(lambda _: json.loads(server.request("GET", "/health")[2])["active"] == 0)
 
 
+def test_how_far_a_question_is_read_is_shown_until_the_answer_begins(page: Any) -> None:
+    # a server that takes its time, and sends comments meanwhile
+    page.execute_script(
+        "const say = (sink, text) => sink.enqueue(new TextEncoder().encode(text));"
+        "const chunk = (more) => 'data: ' + JSON.stringify({choices: [{delta: {}}], ...more}) + '\\n\\n';"
+        "const body = new ReadableStream({start(sink) {"
+        "  say(sink, ': ping\\n\\n' + chunk({}) + chunk({prompt_progress: {processed: 150, total: 600}}) + ': ping');"
+        "  window.go_on = () => { say(sink, '\\n\\n' + chunk({choices: [{delta: {content: 'It is.'}}]})); };"
+        "}});"
+        "const plain = window.fetch;"
+        "window.fetch = (url, o) => { window.fetch = plain; window.asked = JSON.parse(o.body);"
+        "  return Promise.resolve(new Response(body)); };"
+    )
+    page.find_element(By.ID, "question").send_keys("Well?", Keys.ENTER)
+    bar = WebDriverWait(page, 10).until(lambda b: b.find_element(By.CSS_SELECTOR, ".reading progress"))
+    assert (bar.get_attribute("value"), bar.get_attribute("max")) == ("150", "600")
+    assert page.find_element(By.CLASS_NAME, "reading").text == "150 of 600 tokens read"
+    assert page.execute_script("return window.asked.return_progress") is True
+    page.execute_script("window.go_on()")
+    WebDriverWait(page, 10).until(lambda b: "It is." in b.find_element(By.CLASS_NAME, "answer").text)
+    assert not page.find_elements(By.CLASS_NAME, "reading")
+
+
 def test_the_page_can_be_used_by_keyboard_alone(page: Any) -> None:
     page.find_element(By.TAG_NAME, "body").click()
     reached = []

@@ -121,6 +121,11 @@ def test_openapi_names_every_address(server: Server) -> None:
         "/v1/completions",
         "/health",
         "/metrics",
+        "/props",
+        "/slots",
+        "/tokenize",
+        "/detokenize",
+        "/apply-template",
     }
 
 
@@ -158,6 +163,13 @@ def test_sigterm_ends_answers_within_seconds() -> None:
         assert time.monotonic() - begin < 10.0
         assert all(b"HTTP/1.1 200" in data or b"HTTP/1.1 503" in data for data in answers)
         assert server.stderr() == ""
+
+
+def test_a_conversation_of_many_short_messages_is_answered() -> None:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[i % 2], "content": "ab"[i % 2]} for i in range(601)]
+    with serving("--n-ctx", "8192", "--slots", "1") as server:
+        assert server.chat(messages, max_tokens=1)["usage"]["prompt_tokens"] > 601
 
 
 def test_a_port_in_use_is_told() -> None:

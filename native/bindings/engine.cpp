@@ -163,14 +163,25 @@ std::vector<pyfastv::span> to_spans(const byte_spans & spans) {
 
 std::unique_ptr<py_request> prepare(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays,
         const std::vector<std::string> & ids, bool add_bos, const std::vector<int32_t> & frames, int64_t n_probs, std::string turbo,
-        std::string reducer, const std::optional<std::string> & fastv, const byte_spans & answers, const py::kwargs & sampling) {
+        std::string reducer, const std::optional<std::string> & fastv, const byte_spans & answers, const byte_spans & literal,
+        const py::kwargs & sampling) {
     const auto images  = to_images(arrays, ids, frames);
     const auto options = to_sampling_options(sampling);
 
     const pyfastv::picture_options pictures = { std::move(turbo), std::move(reducer) };
 
     return run(self, [&](engine & e) {
-        return std::make_unique<py_request>(py_request { e.prepare(prompt, images, add_bos, pictures, fastv, options, n_probs, to_spans(answers)) });
+        return std::make_unique<py_request>(py_request {
+            e.prepare(prompt, images, add_bos, pictures, fastv, options, n_probs, { to_spans(answers), to_spans(literal) }) });
+    });
+}
+
+std::unique_ptr<py_request> prepare_tokens(py_engine & self, const std::vector<int32_t> & tokens, int64_t n_probs,
+        const std::optional<std::string> & fastv, const py::kwargs & sampling) {
+    const auto options = to_sampling_options(sampling);
+
+    return run(self, [&](engine & e) {
+        return std::make_unique<py_request>(py_request { e.prepare_tokens(tokens, fastv, options, n_probs) });
     });
 }
 
@@ -229,6 +240,14 @@ py::list step(py_engine & self) {
     return res;
 }
 
+py::list reading(py_engine & self) {
+    py::list res;
+    for (const auto & prompt : run(self, [](engine & e) { return e.reading(); })) {
+        res.append(py::make_tuple(prompt.id, prompt.n_done, prompt.n_tokens, prompt.n_cached));
+    }
+    return res;
+}
+
 //
 // requests that threads wait for
 //
@@ -236,7 +255,7 @@ py::list step(py_engine & self) {
 int64_t prefill(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids,
         const py::object & progress, bool add_bos, int64_t reserve, const std::vector<int32_t> & frames,
         const std::optional<std::string> & turbo, const std::optional<std::string> & reducer, const py::object & started,
-        const std::optional<std::string> & fastv, const byte_spans & answers) {
+        const std::optional<std::string> & fastv, const byte_spans & answers, const byte_spans & literal) {
     const auto images = to_images(arrays, ids, frames);
 
     std::optional<pyfastv::picture_options> pictures;
@@ -251,7 +270,8 @@ int64_t prefill(py_engine & self, const std::string & prompt, const std::vector<
         };
     }
 
-    const auto number = run(self, [&](engine & e) { return e.open(prompt, images, add_bos, reserve, pictures, fastv, to_spans(answers)); });
+    const pyfastv::text_spans spans = { to_spans(answers), to_spans(literal) };
+    const auto number = run(self, [&](engine & e) { return e.open(prompt, images, add_bos, reserve, pictures, fastv, spans); });
     if (!started.is_none()) {
         started(number);
     }
@@ -314,6 +334,13 @@ void bind_engine(py::module_ & m) {
         .def_property_readonly("chat_template", guarded<py_engine>(&engine::chat_template))
         .def_property_readonly("bos_token",     guarded<py_engine>(&engine::bos_token))
         .def_property_readonly("eos_token",     guarded<py_engine>(&engine::eos_token))
+        .def_property_readonly("control_tokens", [](py_engine & self) {
+            py::list res;
+            for (const auto & token : run(self, [](engine & e) { return e.control_tokens(); })) {
+                res.append(py::make_tuple(to_text(token.name), token.strips_left, token.strips_right));
+            }
+            return res;
+        })
         .def_property_readonly("description",   guarded<py_engine>(&engine::description))
         .def_property_readonly("finish_reason", [](py_engine & self) {
             return run(self, std::nullopt, [](engine & e, int64_t id) { return e.why_finished(id); });
@@ -328,14 +355,22 @@ void bind_engine(py::module_ & m) {
         }, "turbo"_a, "reducer"_a)
         .def("prepare",     &prepare, "prompt"_a, "images"_a, "image_ids"_a, "add_bos"_a, py::kw_only(),
              "frames"_a = std::vector<int32_t>(), "n_probs"_a = 0, "turbo"_a = "", "reducer"_a = "", "fastv"_a = py::none(),
-             "answers"_a = byte_spans())
+             "answers"_a = byte_spans(), "literal"_a = byte_spans())
+        .def("prepare_tokens", &prepare_tokens, "tokens"_a, py::kw_only(), "n_probs"_a = 0, "fastv"_a = py::none())
+        .def("tokenize",    [](py_engine & self, const std::string & text, bool add_special, bool parse_special) {
+            return run(self, [&](engine & e) { return e.tokens_of_text(text, add_special, parse_special); });
+        }, "text"_a, "add_special"_a, "parse_special"_a)
+        .def("detokenize",  [](py_engine & self, const std::vector<int32_t> & tokens) {
+            return py::bytes(run(self, [&](engine & e) { return e.text_of(tokens); }));
+        }, "tokens"_a)
         .def("start",       [](py_engine & self, py_request & request) {
             return run(self, [&](engine & e) { return e.start(std::exchange(request.impl, {})); });
         }, "request"_a)
         .def("step",        &step)
+        .def("reading",     &reading)
         .def("prefill",     &prefill, "prompt"_a, "images"_a, "image_ids"_a, "progress"_a, "add_bos"_a, "reserve"_a,
              "frames"_a = std::vector<int32_t>(), "turbo"_a = py::none(), "reducer"_a = py::none(), "started"_a = py::none(),
-             "fastv"_a = py::none(), "answers"_a = byte_spans())
+             "fastv"_a = py::none(), "answers"_a = byte_spans(), "literal"_a = byte_spans())
         .def("start",       [](py_engine & self, const request_number & request, const py::kwargs & sampling) {
             const auto options = to_sampling_options(sampling);
             run(self, request, [&](engine & e, int64_t id) { e.begin(id, options); });

@@ -77,7 +77,9 @@ void bind_options(py::module_ & m) {
         .def_readwrite("frequency_penalty", &sampling_options::frequency_penalty)
         .def_readwrite("presence_penalty",  &sampling_options::presence_penalty)
         .def_readwrite("seed",              &sampling_options::seed)
-        .def_readwrite("grammar",           &sampling_options::grammar);
+        .def_readwrite("grammar",           &sampling_options::grammar)
+        .def_readwrite("logit_bias",        &sampling_options::logit_bias)
+        .def_readwrite("ignore_eos",        &sampling_options::ignore_eos);
 
     py::class_<pyfastv::run_report> report(m, "RunReport");
     report.def(py::init<>());

@@ -173,11 +173,13 @@ void engine::check(const picture_options & pictures) const {
 slot_sampling engine::make_sampling(const sampling_options & sampling, int64_t n_probs) const {
     check_whole("n_probs", n_probs, 0, n_vocab());
 
-    return { make_sampler(vocab, sampling, n_ctx_slot), sampling.grammar.has_value(), (int32_t) sampling.max_tokens, (int32_t) n_probs };
+    const int32_t n_excluding = (sampling.grammar ? 1 : 0) + (sampling.logit_bias.empty() && !sampling.ignore_eos ? 0 : 1);
+
+    return { make_sampler(vocab, sampling, n_ctx_slot), n_excluding, (int32_t) sampling.max_tokens, (int32_t) n_probs };
 }
 
 slot_request engine::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-        const std::optional<std::string> & fastv, int64_t reserve, const std::vector<span> & answers) const {
+        const std::optional<std::string> & fastv, int64_t reserve, const text_spans & spans) const {
     check_whole("reserve", reserve, 0, INT32_MAX);
 
     slot_request res;
@@ -186,7 +188,7 @@ slot_request engine::prepare(const std::string & text, const std::vector<image> 
     res.schedule = fastv ? parse_request_schedule(*fastv, n_layer()) : by_default;
 
     const auto tokenized = [&] {
-        wanted = tokenize(model.get(), vision.get(), pictures.turbo, media_marker, text, images, add_bos, n_ctx_slot, answers);
+        wanted = tokenize(model.get(), vision.get(), pictures.turbo, media_marker, text, images, add_bos, n_ctx_slot, spans);
     };
     if (images.empty()) {
         tokenized();
@@ -196,6 +198,14 @@ slot_request engine::prepare(const std::string & text, const std::vector<image> 
     if (!pictures.reducer.empty()) {
         plan_reduction(wanted, parse_reducer_for(model.get(), pictures.reducer));
     }
+
+    check_room(res, reserve);
+
+    return res;
+}
+
+void engine::check_room(const slot_request & request, int64_t reserve) const {
+    const auto & wanted = request.wanted;
 
     if (wanted.n_tokens == 0) {
         throw error(error_kind::option, "the prompt is empty");
@@ -214,22 +224,50 @@ slot_request engine::prepare(const std::string & text, const std::vector<image> 
             check_fits_ubatch(vision.get(), ctx.get(), piece);
         }
     }
-    return res;
 }
 
 slot_request engine::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
         const std::optional<std::string> & fastv, const sampling_options & sampling, int64_t n_probs,
-        const std::vector<span> & answers) const {
+        const text_spans & spans) const {
     const log_scope log(options.verbose);
 
     auto how = make_sampling(sampling, n_probs);
-    auto res = prepare(text, images, add_bos, pictures, fastv, 1, answers);
+    auto res = prepare(text, images, add_bos, pictures, fastv, 1, spans);
 
     if (res.wanted.pieces.back().visual()) {
         throw error(error_kind::option, "the prompt ends with a picture: nothing behind it asks for an answer");
     }
     res.sampling = std::move(how);
 
+    return res;
+}
+
+slot_request engine::prepare_tokens(const std::vector<llama_token> & tokens, const std::optional<std::string> & fastv,
+        const sampling_options & sampling, int64_t n_probs) const {
+    const log_scope log(options.verbose);
+
+    slot_request res;
+    res.sampling = make_sampling(sampling, n_probs);
+    res.schedule = fastv ? parse_request_schedule(*fastv, n_layer()) : by_default;
+    res.wanted   = prompt_of(vocab, tokens, n_ctx_slot);
+    check_room(res, 1);
+
+    return res;
+}
+
+std::vector<llama_token> engine::tokens_of_text(const std::string & text, bool add_special, bool parse_special) const {
+    const log_scope log(options.verbose);
+
+    return pyfastv::tokens_of(model.get(), text, add_special, parse_special, n_ctx_slot);
+}
+
+std::string engine::text_of(const std::vector<llama_token> & tokens) const {
+    check_tokens(vocab, tokens);
+
+    std::string res;
+    for (const auto token : tokens) {
+        res += piece_of(vocab, token, /* special */ true);
+    }
     return res;
 }
 
@@ -328,6 +366,18 @@ void engine::step(events & out) {
     generate(out);
     prefill(out);
     end_cancelled(out);
+}
+
+std::vector<engine::prompt_read> engine::reading() const {
+    const turn mine(*this);
+
+    std::vector<prompt_read> res;
+    for (const auto & s : all) {
+        if (s.now == slot::state::starting && !s.request.opened) {
+            res.push_back({ s.id, s.n_done(), s.counts.prompt_tokens, s.counts.cached_tokens });
+        }
+    }
+    return res;
 }
 
 void engine::reset() {

@@ -64,11 +64,21 @@ public:
     // A request that can be started: tokens, prepared pictures, samplers. One with pictures waits while the
     // encoder runs with another Turbo. All that is wrong with a request is found here, save for a picture that is too large
     // for a ubatch when reduced. fastv: its schedule; none: as set. n_probs: how many of the likeliest tokens each event names; 0:
-    // none. answers: of earlier turns, in bytes of the text: a question behind a picture that was answered chooses, and later
-    // ones recall, as when each was asked.
+    // none.
     slot_request prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
             const std::optional<std::string> & fastv, const sampling_options & sampling, int64_t n_probs,
-            const std::vector<span> & answers = {}) const;
+            const text_spans & spans = {}) const;
+
+    // The same for a text that is tokens already.
+    slot_request prepare_tokens(const std::vector<llama_token> & tokens, const std::optional<std::string> & fastv,
+            const sampling_options & sampling, int64_t n_probs) const;
+
+    // Of a text that could be a prompt. add_special: with the tokens that the vocabulary puts around a text; parse_special: the
+    // spelling of a special token is that token.
+    std::vector<llama_token> tokens_of_text(const std::string & text, bool add_special, bool parse_special) const;
+
+    // The bytes of tokens, special ones spelt. error(option) for a number that is no token.
+    std::string text_of(const std::vector<llama_token> & tokens) const;
 
     // Give a request an idle slot, and return its number; fit() for it. error(option) if no slot is idle.
     int64_t start(slot_request request);
@@ -79,12 +89,21 @@ public:
     // ends that, too.
     std::vector<slot_event> step();
 
+    // How far the prompts of started requests are, of those that are not read to their end.
+    struct prompt_read {
+        int64_t id;
+        int64_t n_done; // tokens, those that were in the slot included
+        int64_t n_tokens;
+        int64_t n_cached;
+    };
+    std::vector<prompt_read> reading() const;
+
     // Give a prompt, with one marker() for each picture, a slot, and return the request's number. `reserve` tokens have to fit
     // behind it. Where all slots are taken, it ends the oldest opened request that nobody waits for; fit() for it. pictures,
     // fastv: none: as set.
     int64_t open(const std::string & text, const std::vector<image> & images, bool add_bos, int64_t reserve,
             const std::optional<picture_options> & pictures, const std::optional<std::string> & fastv,
-            const std::vector<span> & answers = {});
+            const text_spans & spans = {});
 
     // Read it, and wait. progress(done, all) counts prompt tokens. An exception ends the request, error(closed) says that it
     // was cancelled.
@@ -144,6 +163,8 @@ public:
     const char *        chat_template() const { return llama_model_chat_template(model.get(), nullptr); }
     std::string         bos_token()   const { return pyfastv::bos_token(vocab); }
     std::string         eos_token()   const { return pyfastv::eos_token(vocab); }
+    // what nobody can type: in a prompt's `literal` stretches their names are text
+    std::vector<control_token> control_tokens() const { return pyfastv::control_tokens(vocab); }
     std::string         description() const { return describe(model.get()); }
 
 private:
@@ -168,7 +189,8 @@ private:
     };
 
     slot_request  prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,
-            const std::optional<std::string> & fastv, int64_t reserve, const std::vector<span> & answers) const;
+            const std::optional<std::string> & fastv, int64_t reserve, const text_spans & spans) const;
+    void          check_room(const slot_request & request, int64_t reserve) const; // for its prompt, and behind it
     slot_sampling make_sampling(const sampling_options & sampling, int64_t n_probs) const;
     int64_t       give_slot(slot_request request);
 
@@ -229,7 +251,7 @@ private:
 
     void        answer(slot & s, const float * logits, events & out); // its prompt was read, or a token of its own
     void        sample(slot & s, const float * logits, events & out);
-    llama_token pick  (slot & s, const float * logits) const; // none: the grammar allows no token
+    llama_token pick  (slot & s, const float * logits) const; // none: no token is allowed
     bool        has_all(const slot & s) const;                // tokens that it can have
     void        add_probs(slot_event & event, const float * logits, int32_t n) const;
 

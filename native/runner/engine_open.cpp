@@ -182,12 +182,12 @@ void engine::supersede() {
 }
 
 int64_t engine::open(const std::string & text, const std::vector<image> & images, bool add_bos, int64_t reserve,
-        const std::optional<picture_options> & pictures, const std::optional<std::string> & fastv, const std::vector<span> & answers) {
+        const std::optional<picture_options> & pictures, const std::optional<std::string> & fastv, const text_spans & spans) {
     const log_scope log(options.verbose);
 
     require_memory();
 
-    auto request = prepare(text, images, add_bos, pictures.value_or(in_force), fastv, reserve, answers);
+    auto request = prepare(text, images, add_bos, pictures.value_or(in_force), fastv, reserve, spans);
     request.opened = true;
 
     const turn mine(*this);

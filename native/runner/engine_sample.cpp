@@ -39,8 +39,8 @@ llama_token engine::pick(slot & s, const float * logits) const {
     for (int32_t i = 0; i < llama_sampler_chain_n(how.sampler.get()); ++i) {
         llama_sampler_apply(llama_sampler_chain_get(how.sampler.get(), i), &array);
 
-        // accepting a token that the grammar does not allow would end the process
-        if (i == 0 && how.has_grammar && std::none_of(candidates.begin(), candidates.end(), [](const auto & c) { return std::isfinite(c.logit); })) {
+        // accepting a token that is not allowed would end the process
+        if (i < how.n_excluding && std::none_of(candidates.begin(), candidates.end(), [](const auto & c) { return std::isfinite(c.logit); })) {
             return LLAMA_TOKEN_NULL;
         }
     }

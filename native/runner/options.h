@@ -4,6 +4,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace pyfastv {
@@ -37,7 +38,7 @@ struct engine_options {
     interrupt_fn               interrupt;
 };
 
-// llama.cpp's samplers, in the order of llama-cpp-python: grammar, penalties, top-k, typical, top-p, min-p, temperature
+// llama.cpp's samplers, in the order of llama-cpp-python: grammar, logit bias, penalties, top-k, typical, top-p, min-p, temperature
 struct sampling_options {
     int64_t                    max_tokens        = -1; // -1: until the context is full
     float                      temperature       = 0;  // 0: greedy
@@ -51,6 +52,8 @@ struct sampling_options {
     float                      presence_penalty  = 0;
     int64_t                    seed              = UINT32_MAX; // UINT32_MAX: random
     std::optional<std::string> grammar;                        // GBNF
+    std::vector<std::pair<int32_t, float>> logit_bias; // (token, what is added to its logit)
+    bool                       ignore_eos        = false; // no token ends the answer
 };
 
 // Throw error(option) with the value and its limits: native code takes what comes from outside, too.

@@ -36,12 +36,47 @@ std::vector<patch_grid> patches_of(const mtmd_context * vision, const prompt_pie
     return grids_from(n, nx, ny);
 }
 
-size_t count(const std::string & text, const std::string & what) {
-    size_t n = 0;
-    for (size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + what.size())) {
-        n++;
+// A stretch of the text, in bytes, in which names of control tokens are tokens and markers pictures, or both are text.
+struct stretch {
+    size_t begin;
+    size_t end;
+    bool   special;
+};
+
+std::vector<stretch> stretches_of(const std::string & text, const std::vector<span> & literal) {
+    std::vector<stretch> res;
+
+    size_t     at  = 0;
+    const auto add = [&](size_t end, bool special) {
+        if (at < end) {
+            res.push_back({ at, end, special });
+        }
+        at = end;
+    };
+    for (const auto & each : literal) {
+        if (each.begin < at || each.end < each.begin || each.end > text.size()) {
+            throw error(error_kind::option, "literal: [" + std::to_string(each.begin) + ", " + std::to_string(each.end) +
+                    ") is no stretch of a prompt of " + std::to_string(text.size()) + " bytes behind the one before it");
+        }
+        add(each.begin, true);
+        add(each.end, false);
     }
-    return n;
+    add(text.size(), true);
+
+    return res;
+}
+
+// where the markers of pictures begin
+std::vector<size_t> find_markers(const std::string & text, const std::vector<stretch> & stretches, const std::string & marker) {
+    std::vector<size_t> res;
+    for (const auto & each : stretches) {
+        size_t at = each.special ? text.find(marker, each.begin) : std::string::npos;
+        while (at != std::string::npos && at + marker.size() <= each.end) {
+            res.push_back(at);
+            at = text.find(marker, at + marker.size());
+        }
+    }
+    return res;
 }
 
 void add_tokens(prompt & res, const llama_token * tokens, size_t n_tokens, int64_t n_ctx) {
@@ -78,12 +113,12 @@ void check_vocabulary(const llama_vocab * vocab, bool add_special) {
     }
 }
 
-prompt tokenize_text(const llama_vocab * vocab, const std::string & text, bool add_bos, int64_t n_ctx) {
-    std::vector<llama_token> tokens(text.size() + 2);
+std::vector<llama_token> tokens_of(const llama_vocab * vocab, const char * text, size_t size, bool add_special, bool parse_special) {
+    std::vector<llama_token> tokens(size + 2);
 
     const auto fill = [&] {
         try {
-            return llama_tokenize(vocab, text.data(), text.size(), tokens.data(), tokens.size(), add_bos, true);
+            return llama_tokenize(vocab, text, size, tokens.data(), tokens.size(), add_special, parse_special);
         } catch (const std::out_of_range &) {
             throw no_token();
         }
@@ -96,11 +131,64 @@ prompt tokenize_text(const llama_vocab * vocab, const std::string & text, bool a
     if (n < 0) {
         throw error(error_kind::option, "the prompt cannot be tokenized");
     }
+    tokens.resize(n);
 
-    prompt res;
-    add_tokens(res, tokens.data(), n, n_ctx);
+    return tokens;
+}
 
+prompt tokenize_text(const llama_vocab * vocab, const std::string & text, const std::vector<stretch> & stretches, bool add_bos, int64_t n_ctx) {
+    prompt     res;
+    const auto add = [&](const std::vector<llama_token> & tokens) { add_tokens(res, tokens.data(), tokens.size(), n_ctx); };
+
+    if (stretches.size() < 2 && (stretches.empty() || stretches[0].special)) {
+        add(tokens_of(vocab, text.data(), text.size(), add_bos, true));
+        return res;
+    }
+    // what llama.cpp puts around a text as a whole
+    const bool is_wpm = llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_WPM;
+
+    if (add_bos && (is_wpm || llama_vocab_get_add_bos(vocab))) {
+        add({ llama_vocab_bos(vocab) });
+    }
+    for (const auto & each : stretches) {
+        add(tokens_of(vocab, text.data() + each.begin, each.end - each.begin, false, each.special));
+    }
+    if (add_bos && (is_wpm || llama_vocab_get_add_eos(vocab))) {
+        add({ is_wpm ? llama_vocab_sep(vocab) : llama_vocab_eos(vocab) });
+    }
     return res;
+}
+
+// libmtmd's, with a picture for each marker that is none's text
+int32_t tokenize_stretches(const mtmd_context * vision, mtmd_input_chunks * chunks, const std::string & text,
+        const std::vector<stretch> & stretches, const std::vector<size_t> & markers, size_t marker_size, bool add_bos,
+        const std::vector<const mtmd_bitmap *> & bitmaps) {
+    std::vector<mtmd_input_text> texts;
+    std::vector<mtmd_input_part> parts;
+    texts.reserve(stretches.size() + markers.size()); // parts point into it
+
+    size_t n_pictures = 0;
+    for (const auto & each : stretches) {
+        size_t     at  = each.begin;
+        const auto add = [&](size_t end) {
+            if (at < end) {
+                texts.push_back({ text.data() + at, end - at, /* add_special */ false, /* parse_special */ each.special });
+                parts.push_back({ &texts.back(), nullptr });
+            }
+        };
+        for (; n_pictures < markers.size() && markers[n_pictures] < each.end; n_pictures++) {
+            add(markers[n_pictures]);
+            parts.push_back({ nullptr, bitmaps[n_pictures] });
+            at = markers[n_pictures] + marker_size;
+        }
+        add(each.end);
+    }
+
+    std::vector<const mtmd_input_part *> pointers;
+    for (const auto & each : parts) {
+        pointers.push_back(&each);
+    }
+    return mtmd_tokenize_from_parts(vision, chunks, pointers.data(), pointers.size(), add_bos);
 }
 
 } // namespace
@@ -131,9 +219,41 @@ bool prompt::asked_before(size_t piece) const {
     return piece == pieces.size() || std::any_of(answers.begin(), answers.end(), [piece](const span & s) { return s.begin == piece; });
 }
 
+std::vector<llama_token> tokens_of(const llama_model * model, const std::string & text, bool add_special, bool parse_special,
+        int64_t n_ctx) {
+    const auto * vocab = llama_model_get_vocab(model);
+
+    check_vocabulary(vocab, add_special);
+    check_text_length(model, text, 0, n_ctx);
+
+    return tokens_of(vocab, text.data(), text.size(), add_special, parse_special);
+}
+
+void check_tokens(const llama_vocab * vocab, const std::vector<llama_token> & tokens) {
+    const int32_t n_vocab = llama_vocab_n_tokens(vocab);
+
+    for (const auto token : tokens) {
+        if (token < 0 || token >= n_vocab) {
+            throw error(error_kind::option, "token " + std::to_string(token) + " is out of range: the vocabulary has " +
+                    std::to_string(n_vocab) + " tokens");
+        }
+    }
+}
+
+prompt prompt_of(const llama_vocab * vocab, const std::vector<llama_token> & tokens, int64_t n_ctx) {
+    check_tokens(vocab, tokens);
+
+    prompt res;
+    add_tokens(res, tokens.data(), tokens.size(), n_ctx);
+
+    return res;
+}
+
 prompt tokenize(const llama_model * model, const mtmd_context * vision, const std::string & turbo, const std::string & marker,
-        const std::string & text, const std::vector<image> & images, bool add_bos, int64_t n_ctx, const std::vector<span> & answers) {
-    const size_t n_markers = count(text, marker);
+        const std::string & text, const std::vector<image> & images, bool add_bos, int64_t n_ctx, const text_spans & spans) {
+    const auto   stretches = stretches_of(text, spans.literal);
+    const auto   markers   = find_markers(text, stretches, marker);
+    const size_t n_markers = markers.size();
     if (n_markers != images.size()) {
         throw error(error_kind::option, "the prompt has places for " + std::to_string(n_markers) + " pictures, but " +
                 std::to_string(images.size()) + " were given");
@@ -141,7 +261,7 @@ prompt tokenize(const llama_model * model, const mtmd_context * vision, const st
     check_vocabulary(llama_model_get_vocab(model), add_bos);
     check_text_length(model, text, n_markers*marker.size(), n_ctx);
     if (images.empty()) {
-        return tokenize_text(llama_model_get_vocab(model), text, add_bos, n_ctx);
+        return tokenize_text(llama_model_get_vocab(model), text, stretches, add_bos, n_ctx);
     }
     if (!vision) {
         throw error(error_kind::option, "the prompt has a picture, but the model was loaded without an mmproj file");
@@ -165,7 +285,10 @@ prompt tokenize(const llama_model * model, const mtmd_context * vision, const st
     const log_scope       log(false);
     const mtmd_input_text input = { text.data(), text.size(), add_bos, /* parse_special */ true };
 
-    if (mtmd_tokenize(vision, res.chunks.get(), &input, pointers.data(), pointers.size()) != 0) {
+    const int32_t status = spans.literal.empty() ?
+        mtmd_tokenize(vision, res.chunks.get(), &input, pointers.data(), pointers.size()) :
+        tokenize_stretches(vision, res.chunks.get(), text, stretches, markers, marker.size(), add_bos, pointers);
+    if (status != 0) {
         // std::out_of_range, by its text
         throw log.reason("").find("::at") != std::string::npos ? no_token() :
             log.failure(error_kind::image, "the picture cannot be prepared for the vision encoder");
@@ -199,7 +322,7 @@ prompt tokenize(const llama_model * model, const mtmd_context * vision, const st
         res.n_patches += pyfastv_turbo_patches(mtmd_input_chunk_get_tokens_image(chunk));
         res.pieces.push_back(std::move(piece));
     }
-    res.answers = pieces_of(answers, text, marker, res.pieces, llama_model_get_vocab(model));
+    res.answers = pieces_of(spans.answers, text, marker, res.pieces, llama_model_get_vocab(model));
 
     return res;
 }

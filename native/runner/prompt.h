@@ -56,6 +56,14 @@ struct span {
     size_t end;
 };
 
+// Of a prompt's text, in bytes, ascending.
+struct text_spans {
+    // of earlier turns: a question behind a picture that was answered chooses, and later ones recall, as when each was asked
+    std::vector<span> answers;
+    // where names of control tokens, and media markers, are text
+    std::vector<span> literal;
+};
+
 struct prompt {
     mtmd_chunks_ptr           chunks; // owns the pictures; null for text alone
     std::vector<prompt_piece> pieces;
@@ -78,8 +86,19 @@ std::vector<int32_t> places_of(const prompt_piece & evaluated);
 
 // Throws error(option) if the media markers and the pictures do not match, error(image) if a picture cannot be prepared,
 // error(context_length) if the text alone has more than n_ctx tokens, error(model) if the vocabulary cannot spell it.
-// vision may be null if there are no pictures; it has the Turbo that `turbo` says. answers: bytes of the text.
+// vision may be null if there are no pictures; it has the Turbo that `turbo` says.
 prompt tokenize(const llama_model * model, const mtmd_context * vision, const std::string & turbo, const std::string & marker,
-        const std::string & text, const std::vector<image> & images, bool add_bos, int64_t n_ctx, const std::vector<span> & answers = {});
+        const std::string & text, const std::vector<image> & images, bool add_bos, int64_t n_ctx, const text_spans & spans = {});
+
+// Of text alone. add_special: those that the vocabulary puts around a text; parse_special: the spelling of a special token is that
+// token. Throws as tokenize() does; n_ctx: of a text that is far longer nothing is tokenized.
+std::vector<llama_token> tokens_of(const llama_model * model, const std::string & text, bool add_special, bool parse_special,
+        int64_t n_ctx);
+
+// error(option): a number that is no token
+void check_tokens(const llama_vocab * vocab, const std::vector<llama_token> & tokens);
+
+// Of tokens as they are. Throws error(option), error(context_length).
+prompt prompt_of(const llama_vocab * vocab, const std::vector<llama_token> & tokens, int64_t n_ctx);
 
 } // namespace pyfastv

@@ -1,10 +1,42 @@
 #include "runner/sampler.h"
 
 #include "runner/errors.h"
+#include "runner/log.h"
 
 #include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
 
 namespace pyfastv {
+namespace {
+
+constexpr float max_bias = 1e9f; // sums of them stay finite
+
+// what is added to logits
+std::vector<llama_logit_bias> biases_of(const llama_vocab * vocab, const sampling_options & options) {
+    const int32_t n_vocab = llama_vocab_n_tokens(vocab);
+
+    std::vector<llama_logit_bias> res;
+    for (const auto & [token, bias] : options.logit_bias) {
+        if (token < 0 || token >= n_vocab) {
+            throw error(error_kind::option, "logit_bias: token " + std::to_string(token) + " is out of range: the vocabulary has " +
+                    std::to_string(n_vocab) + " tokens");
+        }
+        if (!(std::fabs(bias) <= max_bias)) { // NaN is neither
+            throw error(error_kind::option, "logit_bias: what is added to token " + std::to_string(token) + " must be from -1e9 to 1e9");
+        }
+        res.push_back({ token, bias });
+    }
+    for (llama_token token = 0; options.ignore_eos && token < n_vocab; ++token) {
+        if (llama_vocab_is_eog(vocab, token)) {
+            res.push_back({ token, -INFINITY });
+        }
+    }
+    return res;
+}
+
+} // namespace
 
 llama_sampler_ptr make_sampler(const llama_vocab * vocab, const sampling_options & options, int32_t n_ctx) {
     check_options(options);
@@ -14,11 +46,18 @@ llama_sampler_ptr make_sampler(const llama_vocab * vocab, const sampling_options
     const auto add = [&](llama_sampler * sampler) { llama_sampler_chain_add(chain.get(), sampler); };
 
     if (options.grammar) {
+        const log_scope log(false);
+
         llama_sampler * grammar = llama_sampler_init_grammar(vocab, options.grammar->c_str(), "root");
         if (!grammar) {
-            throw error(error_kind::option, "the grammar is not valid GBNF (or has no rule \"root\")");
+            throw error(error_kind::option, "the grammar is not valid GBNF: " + log.reason("it has no rule \"root\""));
         }
         add(grammar);
+    }
+
+    const auto biases = biases_of(vocab, options);
+    if (!biases.empty()) {
+        add(llama_sampler_init_logit_bias(llama_vocab_n_tokens(vocab), (int32_t) biases.size(), biases.data()));
     }
 
     // llama.cpp takes memory for all of them

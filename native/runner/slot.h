@@ -26,7 +26,7 @@ struct token_prob {
 // How the tokens of an answer are picked.
 struct slot_sampling {
     llama_sampler_ptr sampler;
-    bool              has_grammar = false;
+    int32_t           n_excluding = 0; // samplers at the beginning that may leave no token: a grammar, biases
     int32_t           max_tokens  = -1;
     int32_t           n_probs     = 0;
 };

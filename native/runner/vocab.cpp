@@ -28,6 +28,20 @@ std::string eos_token(const llama_vocab * vocab) {
     return text_of(vocab, llama_vocab_eos(vocab));
 }
 
+std::vector<control_token> control_tokens(const llama_vocab * vocab) {
+    std::vector<control_token> res;
+    if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
+        return res;
+    }
+    for (llama_token id = 0; id < llama_vocab_n_tokens(vocab); ++id) {
+        const int attr = llama_vocab_get_attr(vocab, id);
+        if (attr & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN)) {
+            res.push_back({ text_of(vocab, id), (attr & LLAMA_TOKEN_ATTR_LSTRIP) != 0, (attr & LLAMA_TOKEN_ATTR_RSTRIP) != 0 });
+        }
+    }
+    return res;
+}
+
 std::string describe(const llama_model * model) {
     char buf[256];
     llama_model_desc(model, buf, sizeof(buf));

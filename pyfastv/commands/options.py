@@ -16,6 +16,7 @@ from ..engine.runner import Runner
 from ..engine.sampling import Sampling, SamplingOptions
 from ..errors import OptionError
 from ..inputs.images import MAX_PIXELS
+from ..inputs.named_templates import NAMED
 from ..models.encoder_type import ENCODER_TYPES, resolve
 from ..models.named import NamedModel, find_files, wanted
 from ..settings.presets import PRESETS, Recommended
@@ -75,6 +76,11 @@ _MODEL = [
         type=click.Choice(ENCODER_TYPES),
         default="auto",
         help="Of the vision encoder's matrices; auto: q8_0 where that is faster, stock: the file as it is.",
+    ),
+    click.option(
+        "--chat-template",
+        metavar="FILE|NAME",
+        help=f"In place of the model's: Jinja2 in a file, or one of {', '.join(NAMED)}.",
     ),
     click.option(
         "-ctk", "--cache-type-k", default="f16", help="Type of the KV cache's keys: f16, q8_0, q4_0, ..."
@@ -320,6 +326,7 @@ def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "n_ubatch": options["ubatch_size"],
         "type_k": options["cache_type_k"],
         "type_v": options["cache_type_v"],
+        "chat_template": options["chat_template"],
         "verbose": options["verbose"],
     }
 

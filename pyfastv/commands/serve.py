@@ -27,6 +27,7 @@ _NEEDED = {"fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic", "
 @click.option(
     "--queue", type=click.IntRange(0, 10_000), default=32, help="Requests that may wait for a slot."
 )
+@click.option("--alias", metavar="NAME", help="Of the model, for clients.  [default: the name of its file]")
 @click.option("--api-key", envvar="PYFASTV_API_KEY", show_envvar=True, help="Ask for this key.")
 @click.option(
     "--cors-origin", multiple=True, metavar="ORIGIN", help="Let pages of this site read; *: of all."
@@ -47,6 +48,14 @@ _NEEDED = {"fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic", "
 @click.option(
     "--max-tokens", type=click.IntRange(1), help="Most tokens in an answer.  [default: the context of a slot]"
 )
+@click.option(
+    "--sse-ping-interval",
+    type=click.FloatRange(min=0.0),
+    default=10.0,
+    metavar="SECONDS",
+    help="Comment in a stream while nothing else is sent, so that no proxy gives up; 0: none.",
+)
+@click.option("--access-log", is_flag=True, help="A line on stderr for each request.")
 @click.option("--temp", type=float, default=0.8, help="Temperature of silent requests.")
 @schedule_options
 def serve(**options: Any) -> None:
@@ -57,13 +66,15 @@ def serve(**options: Any) -> None:
     """
     setting = to_setting(options)
     real("temp", options["temp"], "a number from 0 to 100", 0.0, 100.0)
+    real("sse-ping-interval", options["sse_ping_interval"], "a number of seconds; 0: none", 0.0)
     try:
         from ..engine import job_pool
         from ..serve import app, server, settings
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in _NEEDED:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _NEEDED:
             raise
-        raise Error(f"pyfastv serve needs {error.name}: pip install 'pyfastv[serve]'") from None
+        raise Error(f"pyfastv serve needs {missing}: pip install 'pyfastv[serve]'") from None
     listening = server.listen(options["host"], options["port"])
     with listening:
         told = _settings(settings, listening.getsockname()[0], options)
@@ -73,6 +84,7 @@ def serve(**options: Any) -> None:
                 **arguments,
                 slots=options["slots"],
                 queue=options["queue"],
+                name=options["alias"] or None,
                 **setting.options(),
                 max_pixels=options["max_pixels"],
                 progress=loading,
@@ -118,5 +130,7 @@ def _settings(module: Any, address: str, options: dict[str, Any]) -> Any:
         max_images=options["max_images"],
         max_pixels=options["max_pixels"],
         max_tokens=options["max_tokens"],
+        ping_seconds=options["sse_ping_interval"] or None,
+        access_log=tell if options["access_log"] else None,
         sampling=module.SamplingDefaults(temperature=options["temp"]),
     )

@@ -27,12 +27,18 @@ class Active:
     image_decode_ms: float
     n_pictures: int
     details: bool = False
+    keep_space: bool = False
+    """Before the first word of the answer."""
     cancelled: bool = False
     queued: float = field(default_factory=time.monotonic)
     began: float | None = None
+    slot: int = 0
+    """While it is computed, a number that no other has."""
+    reading: bool = True
+    """Its prompt is not all read yet."""
 
     def __post_init__(self) -> None:
-        self._reader = PieceReader(self.stop)
+        self._reader = PieceReader(self.stop, keep_space=self.keep_space)
         self._probs: list[TokenProb] = []  # of tokens whose text is held back
 
     @property
@@ -51,6 +57,7 @@ class Active:
 
     def take(self, event: dict[str, Any]) -> None:
         """What a step did to it (:meth:`pyfastv._native.Engine.step`): text to the job."""
+        self.reading = False
         if self.stopped or self.job.done:
             return
         if event["token"] is not None:
@@ -59,6 +66,8 @@ class Active:
             self._give(self._reader.feed(event["bytes"]))
         if event["finish"] is not None and not self.stopped:
             self._give(self._reader.finish())
+            if self._probs and not self.stopped:  # of tokens that became no text
+                self._add("", self._probs)
 
     def _give(self, text: str) -> None:
         if not text:
@@ -70,6 +79,9 @@ class Active:
                 if length < len(text):
                     probs.append(prob)
                 length += len(prob.token)
+        self._add(text, probs)
+
+    def _add(self, text: str, probs: Sequence[TokenProb]) -> None:
         self.job._add(Piece(text, tuple(probs)))
         self._probs = []
 

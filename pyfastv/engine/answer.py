@@ -189,6 +189,10 @@ class Answer:
     def __str__(self) -> str:
         return self.text
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: ``text``, ``finish_reason``, and ``report`` as :meth:`Report.to_dict` has it."""
+        return {"text": self.text, "finish_reason": self.finish_reason, "report": self.report.to_dict()}
+
 
 def _retained_share(first_layers: Sequence[int], in_stage: Sequence[int], n_layer: int) -> float | None:
     if in_stage[0] == 0:

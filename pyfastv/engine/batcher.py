@@ -14,7 +14,7 @@ from .. import _native
 from ..errors import ClosedError, Error, OutOfMemoryError
 from .active import Active
 from .answer import Report
-from .job import Job
+from .job import Job, Progress
 from .loaded import setting_options
 from .process_lock import ProcessLock
 
@@ -102,6 +102,14 @@ class Batcher:
         with self._changed:
             now = {"slots": self._n_slots, "active": len(self._active), "waiting": len(self._waiting)}
             return {**now, **self._totals}
+
+    def busy_slots(self) -> set[int]:
+        """See :meth:`pyfastv.engine.job_pool.JobPool.busy_slots`."""
+        with self._changed:
+            return self._busy_slots()
+
+    def _busy_slots(self) -> set[int]:
+        return {item.slot for item in self._active.values()}
 
     def close(self, timeout: float = 10.0) -> None:
         """Take no more requests, let those that are here finish for ``timeout`` seconds, cancel the rest, free the model.
@@ -208,12 +216,15 @@ class Batcher:
                 continue
             with self._changed:
                 self._admitting = None
+                taken = self._busy_slots()
+                item.slot = next(i for i in range(self._n_slots) if i not in taken)
                 self._active[number] = item
                 if item.cancelled:
                     self._slots.cancel(number)
 
     def _compute(self) -> None:
         try:
+            self._tell_progress()
             events = self._slots.step()
         except Exception as error:  # of nobody in particular: memory, for one
             with self._changed:
@@ -233,6 +244,13 @@ class Batcher:
                 item.job._end(None, None, error)
                 if number in self._active:  # until its last event
                     self._slots.cancel(number)
+
+    def _tell_progress(self) -> None:
+        if not any(item.reading for item in self._active.values()):
+            return
+        for number, done, total, cached in self._slots.reading():
+            if number in self._active:
+                self._active[number].job._read_on(Progress(done, total, cached))
 
     def _deliver(self, event: dict[str, Any], item: Active) -> None:
         number = event["id"]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .. import _native
 from ..errors import OptionError, UnsupportedModelError
+from ..inputs.chat import Prompt
 from ..settings.reduce import Reducer
 
 __all__ = ["Mtmd"]
@@ -38,6 +39,8 @@ class Mtmd:
         """``merges``: tokens of its encoder have no grid."""
         self._mtmd, self._llama = mtmd_cpp, llama_cpp
         self._reducer, self._merges = reducer, merges
+        self.prompt: Prompt | None = None
+        """Of the request: what its text is."""
         self.reset()
 
     def reset(self) -> None:
@@ -56,6 +59,24 @@ class Mtmd:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._mtmd, name)
+
+    def mtmd_tokenize(self, vision: Any, chunks: Any, text: Any, bitmaps: Any, n_bitmaps: int) -> int:
+        """Names of control tokens, and markers, that somebody has typed are text."""
+        if self.prompt is None or not self.prompt.literal:
+            return int(self._mtmd.mtmd_tokenize(vision, chunks, text, bitmaps, n_bitmaps))
+        mtmd = self._mtmd
+        marker = mtmd.mtmd_default_marker()
+        parts = []
+        pictures = iter(bitmaps[:n_bitmaps])
+        for data, special in self.prompt.stretches():
+            for number, piece in enumerate(data.split(marker) if special else [data]):
+                if number > 0:
+                    parts.append(mtmd.mtmd_input_part(None, next(pictures)))
+                if piece:
+                    of_piece = mtmd.mtmd_input_text(piece, len(piece), False, special)
+                    parts.append(mtmd.mtmd_input_part(ctypes.pointer(of_piece), None))
+        pointers = (ctypes.POINTER(mtmd.mtmd_input_part) * len(parts))(*map(ctypes.pointer, parts))
+        return int(mtmd.mtmd_tokenize_from_parts(vision, chunks, pointers, len(parts), True))
 
     def mtmd_input_chunks_get(self, chunks: Any, index: int) -> Any:
         chunk = self._mtmd.mtmd_input_chunks_get(chunks, index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from .answer import Report
 from .process_lock import ProcessLock
 
-__all__ = ["Job", "Piece", "TokenProb"]
+__all__ = ["Job", "Piece", "Progress", "TokenProb", "follow"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,17 @@ class Piece:
     """Of the tokens that became this text, if they were asked for."""
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a prompt is read, in tokens."""
+
+    done: int
+    """``cached`` included."""
+    total: int
+    cached: int
+    """Those that were still in the slot."""
+
+
 class Job:
     """A request, waiting or computed or finished; made by :meth:`pyfastv.engine.job_pool.JobPool.submit`.
 
@@ -51,6 +62,7 @@ class Job:
         self._changed = ProcessLock("request")
         self._listeners: list[Callable[[], None]] = []
         self._pieces: list[Piece] = []
+        self._progress: Progress | None = None
         self._error: BaseException | None = None
         self._ended = False
         self.finish_reason: str | None = None
@@ -58,6 +70,8 @@ class Job:
         or an error."""
         self.report: Report | None = None
         """What was done, once finished; None for a job that was cancelled before it began."""
+        self.open_thought = ""
+        """The tag that ends the thought in which the answer begins, because the prompt has opened it; empty: in none."""
         self.details: dict[str, Any] | None = None
         """Once finished, if asked for: ``kept``, for every cut the ascending indices, over all pictures of the prompt, of
         the visual tokens that the layers behind it see; ``grids``, [picture][slice] (nx, ny) in patches, none without
@@ -130,6 +144,12 @@ class Job:
             self._pieces.append(piece)
             self._notify()
 
+    def _read_on(self, progress: Progress) -> None:
+        with self._changed:
+            if progress != self._progress:
+                self._progress = progress
+                self._notify()
+
     def _end(self, reason: str | None, report: Report | None, error: BaseException | None = None) -> None:
         with self._changed:
             if self._ended:
@@ -141,3 +161,76 @@ class Job:
         self._changed.notify_all()
         for listener in self._listeners:
             listener()
+
+
+async def follow(
+    jobs: Sequence[Job],
+    *,
+    progress: bool = False,
+    patience: float | None = None,
+    begun: Callable[[Callable[[], None]], object] = lambda nudge: None,
+) -> AsyncGenerator[tuple[int, Piece | Progress | None] | None, None]:
+    """What comes of several jobs, as it comes: the index of one, and a piece of its answer, or None at its end.
+
+    ``progress``: how far its prompt is read, too, before the first piece. ``patience``: seconds without any of these,
+    after which a lone None comes; None: never. ``begun``: called with a function that makes one come at once, of this
+    thread alone. Raises what went wrong with one of them.
+    """
+    loop, wake = asyncio.get_running_loop(), asyncio.Event()
+
+    def listener() -> None:
+        with suppress(RuntimeError):  # the loop was closed
+            loop.call_soon_threadsafe(wake.set)
+
+    nudged = False
+
+    def nudge() -> None:
+        nonlocal nudged
+        nudged = True
+        wake.set()
+
+    at = [0] * len(jobs)
+    told: list[Progress | None] = [None] * len(jobs)
+    running = list(range(len(jobs)))
+    for job in jobs:
+        with job._changed:
+            job._listeners.append(listener)
+    begun(nudge)
+    try:
+        last = loop.time()
+        while running:
+            wake.clear()
+            came = False
+            for index in [*running]:
+                job = jobs[index]
+                with job._changed:
+                    pieces, ended, read = job._pieces[at[index] :], job._ended, job._progress
+                if progress and not at[index] and not pieces and not ended and read != told[index]:
+                    told[index], came = read, True
+                    yield index, read
+                at[index] += len(pieces)
+                for piece in pieces:
+                    yield index, piece
+                if ended:
+                    if job._error is not None:
+                        raise job._error
+                    running.remove(index)
+                    yield index, None
+                came = came or ended or bool(pieces)
+            if came or nudged:
+                if not came:
+                    yield None
+                nudged = False
+                last = loop.time()
+                continue
+            timer = None if patience is None else loop.call_at(last + patience, wake.set)
+            await wake.wait()
+            if timer is not None:
+                timer.cancel()
+                if loop.time() >= timer.when():
+                    last = loop.time()
+                    yield None
+    finally:
+        for job in jobs:
+            with job._changed:
+                job._listeners.remove(listener)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from .. import _native
-from .._checks import integer
+from .._checks import integer, utf8
 from .._closing import Closing
 from ..errors import OptionError, printable
 from ..inputs.chat import Prompt
@@ -17,16 +17,30 @@ from ..settings.setting import InForce, Setting, SettingOptions
 from ..settings.turbo import Turbo
 from .active import Active
 from .batcher import Batcher, PoolBusy
-from .job import Job, Piece, TokenProb
+from .job import Job, Piece, Progress, TokenProb, follow
 from .loaded import LoadedModel, LoadOptions, PathLike, model_files, setting_options
 from .sampling import Sampling
+from .thoughts import open_thought
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Job", "JobPool", "Piece", "PoolBusy", "TokenProb"]
+__all__ = ["Job", "JobPool", "Piece", "PoolBusy", "Progress", "TokenProb", "follow"]
 
 _MAX_TOP = 100
+
+
+class _Prepared(NamedTuple):
+    """What the engine takes, and what is known of it."""
+
+    request: _native.EngineRequest
+    n_pictures: int = 0
+    image_decode_ms: float = 0.0
+    open_thought: str = ""
+
+
+# its keywords are those of sampling
+_Prepare: TypeAlias = "Callable[..., _Prepared]"
 
 
 class JobPool(Closing, InForce):
@@ -50,6 +64,7 @@ class JobPool(Closing, InForce):
         *,
         slots: int = 4,
         queue: int = 32,
+        name: str | None = None,
         n_ctx: int | None = None,
         fastv: Schedule | str | None = Recommended(),  # noqa: B008 - frozen
         turbo: Turbo | str | None = None,
@@ -58,16 +73,19 @@ class JobPool(Closing, InForce):
     ) -> None:
         """Load a model, and start.
 
-        ``slots``: requests answered at once. ``queue``: most requests that wait beside them. The other arguments
-        and the errors are those of :class:`pyfastv.Runner`. ``n_ubatch`` is also how many rows of a prompt are evaluated
-        between two tokens of other answers.
+        ``slots``: requests answered at once. ``queue``: most requests that wait beside them. ``name``: of the model, for
+        clients; None: that of its file. The other arguments and the errors are those of :class:`pyfastv.Runner`.
+        ``n_ubatch`` is also how many rows of a prompt are evaluated between two tokens of other answers.
         """
         self.setting = Setting.of(fastv, turbo, reduce)
         """Of requests that bring none of their own."""
-        queue = integer("queue", queue, 0)
+        self.queue = integer("queue", queue, 0)
+        """Most requests that wait."""
         path, mmproj = model_files(model_path, mmproj_path)
-        self.name = printable(path.name)
+        self.file = printable(path.name)
         """File name of the model."""
+        self.name = self.file if name is None else utf8("name", name)
+        """Of the model, for clients."""
         n_slots = integer("slots", slots, 1, 2**31 - 1)
         self._model = LoadedModel(path, mmproj, n_slots=n_slots, n_ctx=n_ctx, **options)
         self.encoder = self._model.encoder
@@ -81,7 +99,7 @@ class JobPool(Closing, InForce):
             specs = setting_options(self.setting)
             self._slots.check(specs["turbo"], specs["reducer"])
             self._slots.fit(specs["fastv"])
-            self._batcher = Batcher(self._slots, queue)
+            self._batcher = Batcher(self._slots, self.queue)
         except BaseException:
             self._slots.close()
             raise
@@ -96,42 +114,89 @@ class JobPool(Closing, InForce):
         *,
         n_probs: int = 0,
         details: bool = False,
+        continues: bool = False,
+        tools: Sequence[dict[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
         **options: Unpack[SettingOptions],
     ) -> Job:
         """Queue a chat. The calling thread renders the template, decodes the pictures and counts the tokens.
 
-        ``messages``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`. ``n_probs``: how many of the likeliest tokens
-        each piece names, 0 to 100. ``fastv``: a schedule for this request; None: none. With cuts at the layers of those
-        before it, and as many ``cells``, it runs beside them; else it waits until they have ended, those behind it wait
-        for it, and what the slots hold is lost.
+        ``messages``, ``tools``, ``variables``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`. ``n_probs``: how many
+        of the likeliest tokens each piece names, 0 to 100. ``fastv``: a schedule for this request; None: none. With cuts
+        at the layers of those before it, and as many ``cells``, it runs beside them; else it waits until they have
+        ended, those behind it wait for it, and what the slots hold is lost.
         ``turbo``, ``reduce``: a merging and a reducer for this request, which none waits for; None: none.
-        ``details``: fill :attr:`Job.details`.
+        ``details``: fill :attr:`Job.details`. ``continues``: the answer goes on with the last message, of the assistant.
 
         Raises OptionError, ImageError, ModelError (a picture without a vision encoder), ContextLengthError,
         PoolBusy, ClosedError.
         """
-        return self._submit(
-            self.setting.but(**options),
-            lambda: self._model.render(messages),
-            sampling,
-            n_probs,
-            details,
+        setting = self.setting.but(**options)
+        prepare = self._preparing(
+            lambda: self._model.render(messages, tools=tools, variables=variables, continues=continues), setting
         )
+        return self._submit(setting, prepare, sampling, n_probs, details, keep_space=continues)
 
     def submit_text(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         sampling: Sampling,
         *,
         n_probs: int = 0,
         details: bool = False,
         **options: Unpack[SettingOptions],
     ) -> Job:
-        """Queue a text to go on from, as it is, without a chat template. Otherwise as :meth:`submit`."""
-        if not isinstance(prompt, str):
-            raise OptionError(f"prompt must be a string; got {prompt!r:.200}")
+        """Queue a text to go on from, or the tokens of one, as it is, without a chat template. The answer keeps the space
+        that it begins with. Otherwise as :meth:`submit`."""
         setting = self.setting.but(**options)
-        return self._submit(setting, lambda: Prompt(prompt, (), add_bos=True), sampling, n_probs, details)
+        if isinstance(prompt, str):
+            text = prompt
+            prepare = self._preparing(lambda: Prompt(text, (), add_bos=True), setting)
+        elif not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+            raise OptionError(f"prompt must be a string, or a list of tokens; got {prompt!r:.200}")
+        else:
+            tokens = [integer(f"prompt[{i}]: a token", token, 0) for i, token in enumerate(prompt)]
+            prepare = self._preparing_tokens(tokens, setting)
+        return self._submit(setting, prepare, sampling, n_probs, details, keep_space=True)
+
+    @property
+    def sees(self) -> bool:
+        """Has it a vision encoder?"""
+        return self.encoder is not None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own, Jinja2 text."""
+        return self._slots.chat_template
+
+    @property
+    def bos_token(self) -> str:
+        """As the vocabulary spells it; empty: there is none."""
+        return self._slots.bos_token
+
+    @property
+    def eos_token(self) -> str:
+        """As the vocabulary spells it; empty: there is none."""
+        return self._slots.eos_token
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        """The tokens of a text. ``add_special``: with those that begin a prompt; ``parse_special``: the spelling of a
+        special token is that token. Raises ContextLengthError for a text far longer than the context."""
+        return self._slots.tokenize(utf8("text", text), add_special, parse_special)
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """The text of tokens, special ones spelt. Raises OptionError: a number that is no token."""
+        return self._slots.detokenize(
+            [integer(f"tokens[{i}]: a token", token, 0) for i, token in enumerate(tokens)]
+        )
+
+    def render(self, messages: Sequence[dict[str, Any]], mark: str, *, continues: bool = False) -> str:
+        """The prompt that :meth:`submit` makes of messages, with ``mark`` for each picture; none is read."""
+        return self._model.render(messages, continues=continues).text.replace(self._slots.media_marker, mark)
+
+    def busy_slots(self) -> set[int]:
+        """Their numbers, of ``n_slots``."""
+        return self._batcher.busy_slots()
 
     def stats(self) -> dict[str, float]:
         """Now: ``slots``, ``active``, ``waiting``. Since the start: ``requests`` (taken), ``finished``, ``cancelled``,
@@ -147,30 +212,44 @@ class JobPool(Closing, InForce):
 
     # a request, in the caller's thread
 
+    def _preparing(self, render: Callable[[], Prompt], setting: Setting) -> _Prepare:
+        def prepare(**sampling: Any) -> _Prepared:
+            prompt = render()
+            request, image_decode_ms = self._model.request(prompt, setting)
+            prepared = self._slots.prepare(**request, **sampling)
+            return _Prepared(prepared, len(request["images"]), image_decode_ms, open_thought(prompt.text))
+
+        return prepare
+
+    def _preparing_tokens(self, tokens: Sequence[int], setting: Setting) -> _Prepare:
+        fastv = setting_options(setting)["fastv"]
+        return lambda **sampling: _Prepared(self._slots.prepare_tokens(tokens, fastv=fastv, **sampling))
+
     def _submit(
         self,
         setting: Setting,
-        render: Callable[[], Prompt],
+        prepare: _Prepare,
         sampling: Sampling,
         n_probs: int,
         details: bool,
+        keep_space: bool = False,
     ) -> Job:
         n_probs = integer("n_probs", n_probs, 0, _MAX_TOP)
         if setting.fastv is not None:
             _native.check_schedule(setting.fastv.spec(), self.n_layer)
         with self._batcher.place():
-            request, image_decode_ms = self._model.request(render(), setting)
-            prepared = self._slots.prepare(
-                **request, **self._model.sampling_options(sampling), n_probs=n_probs
-            )
+            prepared = prepare(**self._model.sampling_options(sampling), n_probs=n_probs)
+            job = Job(self._batcher.cancel)
+            job.open_thought = prepared.open_thought
             item = Active(
-                job=Job(self._batcher.cancel),
-                request=prepared,
+                job=job,
+                request=prepared.request,
                 setting=setting,
                 stop=sampling.stop or (),
-                image_decode_ms=image_decode_ms,
-                n_pictures=len(request["images"]),
+                image_decode_ms=prepared.image_decode_ms,
+                n_pictures=prepared.n_pictures,
                 details=details,
+                keep_space=keep_space,
             )
             self._batcher.add(item)
         return item.job

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from .. import _native
 from .._checks import integer, utf8
-from ..errors import ModelError, OptionError
+from ..errors import ContextLengthError, ModelError, OptionError
 from ..inputs.chat import ChatTemplate, Prompt
+from ..inputs.continued import render_continued
 from ..inputs.images import MAX_PIXELS, Frame, Picture, load_image, named_by_place
+from ..inputs.template import find_template
 from ..models import bundled_mmproj, bundled_model
 from ..models.encoder_type import Encoder, check_encoder_type, resolve
 from ..settings.setting import Setting
@@ -61,6 +63,7 @@ class LoadOptions(TypedDict, total=False):
     max_pixels: int
     encoder_cache_mb: int
     encoder_type: str
+    chat_template: str | os.PathLike[str] | None
 
 
 class LoadedModel:
@@ -87,11 +90,13 @@ class LoadedModel:
         max_pixels: int = MAX_PIXELS,
         encoder_cache_mb: int = 256,
         encoder_type: str = "auto",
+        chat_template: PathLike | None = None,
     ) -> None:
         """See :class:`pyfastv.Runner`. ``n_slots`` is checked."""
         self.path, self.mmproj = path, mmproj
         self._seed = None if seed is None else integer("seed", seed, 0, 2**32 - 1)
         self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
+        self._template_source = find_template(chat_template)
         if flash_attn not in _FLASH_ATTENTION:
             raise OptionError(f"flash_attn must be 'auto', True or False; got {flash_attn!r}")
         options: dict[str, Any] = {
@@ -120,13 +125,39 @@ class LoadedModel:
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """The model's own."""
+        """The model's own, or the one that was named for it."""
         engine = self.engine
-        return ChatTemplate(engine.chat_template, bos_token=engine.bos_token, eos_token=engine.eos_token)
+        source = self._template_source or engine.chat_template
+        return ChatTemplate(
+            source,
+            bos_token=engine.bos_token,
+            eos_token=engine.eos_token,
+            control_tokens=engine.control_tokens,
+        )
 
-    def render(self, messages: Sequence[dict[str, Any]]) -> Prompt:
-        """See :meth:`pyfastv.inputs.chat.ChatTemplate.render`."""
-        return self.template.render(messages, self.engine.media_marker)
+    def render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        continues: bool = False,
+    ) -> Prompt:
+        """See :meth:`pyfastv.inputs.chat.ChatTemplate.render`. Raises ContextLengthError where so many messages can never
+        fit: templates may take a time that grows with their square. ``continues``: see
+        :func:`pyfastv.inputs.continued.render_continued`."""
+        n_ctx = self.engine.n_ctx
+        if isinstance(messages, Sequence) and len(messages) > n_ctx:
+            raise ContextLengthError(
+                f"{len(messages)} messages have at least as many tokens, but n_ctx is {n_ctx}: use a larger n_ctx, or "
+                "leave older messages out",
+                n_tokens=len(messages),
+                n_ctx=n_ctx,
+            )
+        options: dict[str, Any] = {"tools": tools, "variables": variables}
+        if continues:
+            return render_continued(self.template, messages, self.engine.media_marker, **options)
+        return self.template.render(messages, self.engine.media_marker, **options)
 
     def load_images(self, pictures: Sequence[Picture]) -> list[NDArray[np.uint8]]:
         """Raises ImageError; ModelError without a vision encoder."""
@@ -160,6 +191,7 @@ class LoadedModel:
             "add_bos": prompt.add_bos,
             "frames": frames,
             "answers": prompt.answers,
+            "literal": prompt.literal,
             **setting_options(setting),
         }
         return keywords, image_decode_ms
@@ -173,6 +205,7 @@ class LoadedModel:
             values["max_tokens"] = -1
         if values["seed"] is None:
             values["seed"] = _RANDOM_SEED if self._seed is None else self._seed
+        values["logit_bias"] = list(values["logit_bias"])
         return values
 
 

@@ -16,11 +16,12 @@ class PieceReader:
     the first word is left out: SentencePiece writes it, the model does not mean it.
     """
 
-    def __init__(self, stop: Sequence[str] = ()) -> None:
+    def __init__(self, stop: Sequence[str] = (), *, keep_space: bool = False) -> None:
+        """``keep_space``: of a text that goes on, which begins with it where a word does."""
         self._stop = tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
-        self._begun = False
+        self._begun = keep_space
         self.stopped = False
         """True once a stop string came; nothing more is given out then."""
 

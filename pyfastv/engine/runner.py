@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 from .. import _native
 from .._checks import integer
 from .._closing import Closing
-from ..errors import ClosedError, printable
+from ..errors import ClosedError, OptionError, printable
 from ..inputs.chat import system_message, user_message
 from ..inputs.images import MAX_PIXELS, Frame, Pictures, as_list
 from ..inputs.question import picture_and_question
+from ..inputs.template_options import template_variables
 from ..inputs.video import Video, VideoSource, load_frames
 from ..settings.presets import Recommended
 from ..settings.reduce import Reducer
@@ -74,6 +75,7 @@ class Runner(Closing, InForce):
         max_pixels: int = MAX_PIXELS,
         encoder_cache_mb: int = 256,
         encoder_type: str = "auto",
+        chat_template: PathLike | None = None,
     ) -> None:
         """Load a model.
 
@@ -100,6 +102,8 @@ class Runner(Closing, InForce):
         ``encoder_type``: of the vision encoder's matrices, one of :data:`pyfastv.models.encoder_type.ENCODER_TYPES`.
         "auto" is q8_0 where this machine's products with it are faster than with f16, "stock" the file as it is. Where
         the file has to be quantized, that is done once, and kept in the user's cache.
+        ``chat_template``: in place of the model's: Jinja2 text, a file with it, or the name of one of
+        :data:`pyfastv.inputs.named_templates.NAMED`.
 
         Raises ModelError, UnsupportedModelError (with ``fastv=None`` such a model runs), OptionError,
         OutOfMemoryError.
@@ -124,6 +128,7 @@ class Runner(Closing, InForce):
             max_pixels=max_pixels,
             encoder_cache_mb=encoder_cache_mb,
             encoder_type=encoder_type,
+            chat_template=chat_template,
         )
         self._engine = self._model.engine
         self._desk = Desk(n_slots, self._engine.cancel, self._engine.fits, self._engine.fit)
@@ -321,6 +326,7 @@ class Runner(Closing, InForce):
         self,
         messages: Sequence[dict[str, Any]],
         *,
+        tools: Sequence[dict[str, Any]] | None = None,
         stream: Literal[False] = False,
         **options: Unpack[RequestOptions],
     ) -> dict[str, Any]: ...
@@ -330,24 +336,32 @@ class Runner(Closing, InForce):
         self,
         messages: Sequence[dict[str, Any]],
         *,
+        tools: Sequence[dict[str, Any]] | None = None,
         stream: Literal[True],
         **options: Unpack[RequestOptions],
     ) -> Iterator[dict[str, Any]]: ...
 
     def create_chat_completion(
-        self, messages: Sequence[dict[str, Any]], *, stream: bool = False, **options: Unpack[RequestOptions]
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        stream: bool = False,
+        **options: Unpack[RequestOptions],
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """OpenAI's chat completion, in the shape of llama-cpp-python's method of this name.
 
-        ``messages``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`; ``options``: as in :meth:`ask`. Returns the
-        completion, or an iterator of its chunks. The completion and the last chunk have one key more than
+        ``messages``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`; ``tools``: functions that the model's chat
+        template shows to it, in OpenAI's shape (a call is text of the answer); ``options``: as in :meth:`ask`. Returns
+        the completion, or an iterator of its chunks. The completion and the last chunk have one key more than
         OpenAI's: ``pyfastv``, the report. Raises as :meth:`ask` does.
         """
         name = printable(self._model.path.name)
         if stream:
-            return completion.chunks(self._start(messages, None, options), name)
+            return completion.chunks(self._start(messages, None, options, tools=tools), name)
         with self._desk.holding() as place:
-            return completion.whole(self._start(messages, None, options, place=place).read(), name)
+            answering = self._start(messages, None, options, tools=tools, place=place)
+            return completion.whole(answering.read(), name)
 
     def _start(
         self,
@@ -355,14 +369,19 @@ class Runner(Closing, InForce):
         progress: Progress | None,
         options: RequestOptions,
         *,
+        tools: Sequence[dict[str, Any]] | None = None,
         image_decode_ms: float = 0.0,
         place: Place | None = None,
     ) -> Stream:
-        """Prefill, and a stream over the generation after it. ``image_decode_ms``: spent on the pictures so far.
-        ``place``: whose holder it is for; None: nobody's."""
+        """Prefill, and a stream over the generation after it. ``tools``: that the template may offer.
+        ``image_decode_ms``: spent on the pictures so far. ``place``: whose holder it is for; None: nobody's."""
         setting, sampling = of_request(options, self.setting)
+        variables = template_variables(options)
         self._refuse_closed()
-        request, spent_ms = self._model.request(self._model.render(messages), setting)
+        prompt = self._model.render(messages, tools=tools, variables=variables)
+        if not all(tool["function"]["name"] in prompt.text for tool in tools or ()):
+            raise OptionError("tools: the model's chat template does not show them to the model: leave them out")
+        request, spent_ms = self._model.request(prompt, setting)
         image_decode_ms += spent_ms
 
         desk, engine = self._desk, self._engine

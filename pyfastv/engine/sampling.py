@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict, cast
 
-from .._checks import integer, real, shown, utf8
+from .._checks import INT32_MAX, integer, real, shown, utf8, whole
 from ..errors import OptionError
+from ..inputs.template_options import TEMPLATE_OPTIONS, TemplateOptions
 from ..settings.setting import SETTING_OPTIONS, Setting, SettingOptions
 
 __all__ = ["RequestOptions", "Sampling", "SamplingOptions", "of_request"]
+
+_MAX_BIAS = 1e9
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -29,14 +32,17 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | None
     stop: Sequence[str] | None
     grammar: str | None
+    logit_bias: Mapping[int, float] | None
+    ignore_eos: bool
 
 
-class RequestOptions(SamplingOptions, SettingOptions, total=False):
+class RequestOptions(SamplingOptions, SettingOptions, TemplateOptions, total=False):
     """The keywords of :meth:`pyfastv.Runner.ask` and its siblings: those of sampling, and
 
     ``fastv``: the schedule of this one request, in place of the runner's; with cuts at other layers, or other ``cells``,
     the context is allocated anew. ``turbo``, ``reduce``: the merging in the vision encoder and the reducer of this one
-    request. Otherwise what the context holds stays."""
+    request. Otherwise what the context holds stays. ``chat_template_kwargs``, ``reasoning_effort``: see
+    :class:`pyfastv.inputs.template_options.TemplateOptions`."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ class Sampling:
     """
 
     max_tokens: int | None = None
-    """Most tokens to generate; None or -1: until the model ends or the context is full."""
+    """Most tokens to generate, as far as there is room; None or -1: until the model ends or the context is full; 0:
+    none, an empty answer with its report."""
     temperature: float = 0.0
     """0: always the likeliest token; higher is more random."""
     top_k: int = 40
@@ -73,6 +80,10 @@ class Sampling:
     """The answer ends before the first of these strings; one string or several, kept as a tuple."""
     grammar: str | None = None
     """A GBNF grammar that the answer has to follow."""
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] | None = ()
+    """What is added to the logits of tokens, from -1e9 to 1e9, by their numbers; kept as a tuple of pairs."""
+    ignore_eos: bool = False
+    """No token ends the answer: only ``max_tokens``, a stop string, the grammar or the context."""
 
     def __post_init__(self) -> None:
         checked: dict[str, object] = {
@@ -88,6 +99,7 @@ class Sampling:
             "presence_penalty": real("presence_penalty", self.presence_penalty, "a finite number"),
             "seed": None if self.seed is None else integer("seed", self.seed, 0, 2**32 - 1),
             "stop": self._stop(),
+            "logit_bias": self._logit_bias(),
         }
         if checked["repeat_penalty"] == 0.0:
             raise OptionError(f"repeat_penalty must be above 0; 1 is off; got {self.repeat_penalty!r}")
@@ -95,13 +107,19 @@ class Sampling:
             object.__setattr__(self, name, value)
         if self.grammar is not None and (not isinstance(self.grammar, str) or not self.grammar.strip()):
             raise OptionError(f"grammar must be GBNF text; leave it out for none; got {shown(self.grammar)}")
+        if not isinstance(self.ignore_eos, bool):
+            raise OptionError(f"ignore_eos must be True or False; got {shown(self.ignore_eos)}")
         if "\0" in utf8("grammar", self.grammar or ""):
             raise OptionError("grammar has a NUL character: write it as \\x00")
 
     def _max_tokens(self) -> int | None:
-        if self.max_tokens is None or (self.max_tokens == -1 and not isinstance(self.max_tokens, bool)):
+        most = whole(self.max_tokens)
+        if most is None or (most == -1 and not isinstance(most, bool)):
             return None
-        return integer("max_tokens (None: no limit)", self.max_tokens, 1)
+        # no context holds more
+        return integer(
+            "max_tokens (None: no limit)", min(most, INT32_MAX) if isinstance(most, int) else most, 0
+        )
 
     def _stop(self) -> tuple[str, ...]:
         stop = self.stop
@@ -113,9 +131,30 @@ class Sampling:
             )
         return tuple(utf8(f"stop[{i}]", one) for i, one in enumerate(stop))
 
+    def _logit_bias(self) -> tuple[tuple[int, float], ...]:
+        given = self.logit_bias
+        pairs = given.items() if isinstance(given, Mapping) else given or ()
+        try:
+            biases = [(token, bias) for token, bias in pairs]
+        except (TypeError, ValueError):
+            raise OptionError(f"logit_bias must map tokens to numbers; got {shown(given)}") from None
+        return tuple(
+            (
+                integer("logit_bias: a token", int(token) if _is_digits(token) else token, 0),
+                real("logit_bias", bias, "a number from -1e9 to 1e9", -_MAX_BIAS, _MAX_BIAS),
+            )
+            for token, bias in biases
+        )
+
 
 def of_request(options: RequestOptions, default: Setting) -> tuple[Setting, Sampling]:
     """What the keywords of a request say; ``default`` is the setting where they are silent. Raises OptionError."""
     given = {name: value for name, value in options.items() if name in SETTING_OPTIONS}
-    rest = {name: value for name, value in options.items() if name not in SETTING_OPTIONS}
+    others = (*SETTING_OPTIONS, *TEMPLATE_OPTIONS)
+    rest = {name: value for name, value in options.items() if name not in others}
     return default.but(**cast(SettingOptions, given)), Sampling(**cast(SamplingOptions, rest))
+
+
+def _is_digits(token: object) -> bool:
+    """JSON's objects have texts for keys."""
+    return isinstance(token, str) and token.isascii() and token.isdecimal() and len(token) < 20

@@ -2,61 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from functools import cached_property
-from itertools import chain, islice
-from typing import Any, NoReturn
-
-import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from .._checks import shown, utf8
 from ..errors import ModelError, OptionError
-from .images import Picture, Pictures, as_list
+from .images import Picture
+from .messages import (
+    Message,
+    assistant_message,
+    between,
+    has_text,
+    map_texts,
+    parse_messages,
+    system_message,
+    text_part,
+    user_message,
+)
+from .template import Template
+from .trials import Trials
+from .typed import ControlToken, Words, unused_characters
 
 __all__ = ["ChatTemplate", "Prompt", "assistant_message", "system_message", "user_message"]
-
-# The form that LLaVA-1.5 was trained on, for GGUF files without a template (early LLaVA conversions).
-VICUNA = """\
-{%- for message in messages -%}
-{%- if message.role == 'user' -%}{{ 'USER: ' }}{%- endif -%}
-{%- if message.role == 'assistant' -%}{{ 'ASSISTANT: ' }}{%- endif -%}
-{%- for part in message.content if part.type == 'image' -%}{{ '<image>\\n' }}{%- endfor -%}
-{%- for part in message.content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}
-{%- if message.role == 'assistant' -%}{{ '</s>' }}{%- else -%}{{ ' ' }}{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
-"""
-
-_ROLES = ("system", "developer", "user", "assistant", "tool")
-
-# Text of the trial renderings: nothing that a template tests for, trims or escapes.
-_PROBE = "pyfastvprobe"
-
-Message = dict[str, Any]
-
-
-def user_message(question: object, pictures: Pictures = None) -> Message:
-    """A question, its pictures first."""
-    if not isinstance(question, str):
-        raise OptionError(f"question must be a string; got {shown(question)}")
-    parts: list[Message] = [{"type": "image", "image": picture} for picture in as_list(pictures)]
-    return {"role": "user", "content": [*parts, _text(question)]}
-
-
-def assistant_message(text: str) -> Message:
-    """An answer."""
-    return {"role": "assistant", "content": text}
-
-
-def system_message(text: str) -> Message:
-    """What stands before a conversation."""
-    return {"role": "system", "content": text}
 
 
 @dataclass(frozen=True)
@@ -72,86 +41,140 @@ class Prompt:
     answers: tuple[tuple[int, int], ...] = ()
     """Where earlier answers begin and end, in bytes of the text in UTF-8: so that each question behind a picture is
     computed as when it was asked. Empty without pictures, and where the template does not print answers as they are."""
+    literal: tuple[tuple[int, int], ...] = ()
+    """Stretches, in such bytes, in which names of control tokens and media markers are text: somebody has typed one."""
 
+    def without_bos(self, bos_token: str) -> Prompt:
+        """The same, for whoever adds the token that the template has written."""
+        n = len(bos_token.encode())
+        answers, literal = (
+            tuple((begin - n, end - n) for begin, end in spans) for spans in (self.answers, self.literal)
+        )
+        return replace(
+            self, text=self.text[len(bos_token) :], add_bos=True, answers=answers, literal=literal
+        )
 
-class _Refusal(jinja2.TemplateError):
-    """The template called ``raise_exception``."""
-
-
-@dataclass(frozen=True)
-class _Placeholder:
-    """What a template prints for a picture."""
-
-    pattern: re.Pattern[str]
-    first: str
-    """The first character of every match."""
-    part: Message
-    """The content part that makes the template print it."""
+    def stretches(self) -> list[tuple[bytes, bool]]:
+        """The text, in pieces, and whether names in it are tokens and markers pictures."""
+        data, at = self.text.encode(), 0
+        pieces = []
+        for begin, end in self.literal:
+            pieces += [(data[at:begin], True), (data[begin:end], False)]
+            at = end
+        return [piece for piece in (*pieces, (data[at:], True)) if piece[0]]
 
 
 class ChatTemplate:
-    """A model's chat template, as Hugging Face defines them, in a sandbox.
+    """A model's chat template, as Hugging Face defines them, in a sandbox; how it takes messages is found by rendering
+    small trials."""
 
-    Templates differ in how they take pictures. Some walk over typed content parts and print a placeholder of
-    their own (``<image>``, ``<|vision_start|><|image_pad|><|vision_end|>``); some take typed parts and know
-    only text; some take strings. Which kind this one is, is found by rendering small trials.
-    """
+    def __init__(
+        self,
+        source: str | None,
+        *,
+        bos_token: str = "",
+        eos_token: str = "",
+        control_tokens: Iterable[Sequence[Any]] = (),
+    ) -> None:
+        """``source``: Jinja2 text, None for the form of LLaVA-1.5. ``control_tokens``: of the vocabulary, as
+        :class:`pyfastv.inputs.typed.ControlToken`. Raises ModelError if it does not parse."""
+        self._template = Template(source, bos_token=bos_token, eos_token=eos_token)
+        self._trials = Trials(self._template)
+        self._bos_token = bos_token
+        own = (ControlToken(bos_token), ControlToken(eos_token))
+        self._control_tokens = [*own, *(ControlToken(*token) for token in control_tokens)]
+        self._words: dict[str, Words] = {}  # by marker
 
-    def __init__(self, source: str | None, *, bos_token: str = "", eos_token: str = "") -> None:
-        """``source``: Jinja2 text, None for the form of LLaVA-1.5. Raises ModelError if it does not parse."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
-        self._variables = {
-            "bos_token": bos_token,
-            "eos_token": eos_token,
-            "tools": None,
-            "add_generation_prompt": True,
-        }
-        try:
-            self._template = environment.from_string(VICUNA if source is None else source)
-        except jinja2.TemplateError as error:
-            raise ModelError(f"the model's chat template does not parse: {error}") from error
-
-    def render(self, messages: Iterable[Mapping[str, Any]], marker: str) -> Prompt:
+    def render(
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        marker: str,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Prompt:
         """The prompt for ``messages`` (OpenAI's shape), with ``marker`` in the place of each picture.
 
         Content is a string, or a list of ``{"type": "text", "text": str}``, ``{"type": "image_url",
         "image_url": str | {"url": str}}`` and ``{"type": "image", "image": picture}``, where a picture is
-        what :func:`pyfastv.load_image` takes. Raises OptionError for messages of another shape and for those
-        that the template refuses, ModelError where the template itself fails.
+        what :func:`pyfastv.load_image` takes. Answers may have ``tool_calls``, which messages of the role ``tool``
+        answer. What a template does not know is written in a form that it knows: a system message at the beginning of
+        the user's text, say. ``tools``: functions that it may offer to the model, in OpenAI's shape. ``variables``: of
+        the template, such as ``enable_thinking``. Raises OptionError for messages of another shape and for those that
+        the template refuses, ModelError where the template itself fails.
         """
-        parsed, pictures = _parse(messages)
-        text = self._render(parsed, len(pictures), marker)
-        if text.count(marker) != len(pictures):
+        given = dict(variables or {})
+        if tools:
+            given["tools"] = _checked_tools(tools)
+        parsed, pictures = parse_messages(messages)
+        form, plain = self._first_that_renders(parsed, len(pictures), marker, given)
+
+        def rendered(form: list[Message]) -> str:
+            return self._render(form, len(pictures), marker, given)
+
+        words = self._words.get(marker)
+        if words is None:
+            words = self._words[marker] = Words(self._control_tokens, marker)
+        typed = words.look_for(form, plain, rendered)
+        text = utf8("the prompt", typed.text)
+        if typed.n_markers != len(pictures):
             raise OptionError(
-                f"the model's chat template printed {text.count(marker)} of {len(pictures)} pictures: "
+                f"the model's chat template printed {typed.n_markers} of {len(pictures)} pictures: "
                 "put the pictures into messages of the user"
             )
-        bos = self._variables["bos_token"]
-        add_bos = not (bos and text.startswith(str(bos)))
-        answers = self._answers(parsed, len(pictures), marker, text) if pictures else ()
-        return Prompt(text, tuple(pictures), add_bos, answers)
+        in_order = [
+            pictures[part["index"]] for message in form for part in message["content"] if "index" in part
+        ]
+        bos = self._bos_token
+        typed_bos = bool(typed.literal) and typed.literal[0][0] == 0
+        add_bos = typed_bos or not (bos and text.startswith(bos))
+        answers = self._answers(form, len(pictures), marker, given, text) if pictures else ()
+        return Prompt(text, tuple(in_order), add_bos, answers, typed.literal)
 
-    def _render(self, messages: list[Message], n_pictures: int, marker: str) -> str:
-        text = self._render_with_placeholders(messages, n_pictures, marker) if n_pictures else None
+    def _first_that_renders(
+        self, messages: list[Message], n_pictures: int, marker: str, variables: Mapping[str, Any]
+    ) -> tuple[list[Message], str]:
+        refused: OptionError | ModelError | None = None
+        for form in self._trials.forms(messages):
+            try:
+                return form, self._render(form, n_pictures, marker, variables)
+            except (OptionError, ModelError) as error:
+                refused = refused or error
+        assert refused is not None
+        raise refused
+
+    def _render(
+        self, messages: list[Message], n_pictures: int, marker: str, variables: Mapping[str, Any]
+    ) -> str:
+        text = None
+        if n_pictures and self._trials.placeholder is not None and not self._loses_texts(messages):
+            text = self._render_with_placeholders(messages, n_pictures, marker, variables)
         if text is None:
-            text = self._run([self._with_text_for_pictures(message, marker) for message in messages])
+            text = self._template.run(
+                [self._with_text_for_pictures(message, marker) for message in messages], variables
+            )
         return text
 
+    def _loses_texts(self, messages: Iterable[Message]) -> bool:
+        several = any(sum(map(has_text, message["content"])) > 1 for message in messages)
+        return several and not self._trials.keeps_texts
+
     def _answers(
-        self, messages: list[Message], n_pictures: int, marker: str, text: str
+        self,
+        messages: list[Message],
+        n_pictures: int,
+        marker: str,
+        variables: Mapping[str, Any],
+        text: str,
     ) -> tuple[tuple[int, int], ...]:
         """:attr:`Prompt.answers`: found by rendering them with a mark at their begin and at their end."""
-        begin, end = _unused_characters(text, 2)
+        begin, end = unused_characters(text, 2)
         for inside in (False, True):
-            marked = [_between(message, begin, end, inside) for message in messages]
+            marked = [between(message, begin, end, inside) for message in messages]
             if marked == messages:
                 return ()
             try:
-                printed = self._render(marked, n_pictures, marker)
+                printed = self._render(marked, n_pictures, marker, variables)
             except (ModelError, OptionError):
                 return ()
             if printed.replace(begin, "").replace(end, "") == text:
@@ -169,68 +192,25 @@ class ChatTemplate:
 
     def _end_of_opening(self, text: str) -> int:
         """Where in front of an answer that is over the prompt ended that it answers: without the space, in some."""
-        short = text.rstrip()
-        opening = self._opening
+        short, opening = text.rstrip(), self._trials.opening
         return len(short) if opening and short.endswith(opening) and not text.endswith(opening) else len(text)
 
-    @cached_property
-    def _opening(self) -> str:
-        """What a prompt ends with, behind the last message: the beginning of the answer."""
-        closed, opened = (self._try(_PROBE, add_generation_prompt=opens) for opens in (False, True))
-        return opened.removeprefix(closed) if opened.startswith(closed) else ""
-
-    def _run(self, messages: Sequence[Message], **variables: bool) -> str:
-        try:
-            return self._template.render(messages=messages, **{**self._variables, **variables})
-        except _Refusal as error:
-            raise OptionError(f"the model's chat template refuses these messages: {error}") from error
-        except Exception as error:  # a template is a foreign program
-            raise ModelError(f"the model's chat template fails: {type(error).__name__}: {error}") from error
-
-    def _try(self, content: object, **variables: bool) -> str:
-        try:
-            return self._run([{"role": "user", "content": content}], **variables)
-        except (ModelError, OptionError):
-            return ""
-
-    @cached_property
-    def _takes_strings(self) -> bool:
-        return _PROBE in self._try(_PROBE)
-
-    @cached_property
-    def _takes_parts(self) -> bool:
-        printed = self._try([_text(_PROBE)])
-        # a template that only knows strings prints the list as Python or JSON would
-        return _PROBE in printed and f"'{_PROBE}'" not in printed and f'"{_PROBE}"' not in printed
-
-    @cached_property
-    def _placeholder(self) -> _Placeholder | None:
-        if not self._takes_parts:
-            return None
-        for part in ({"type": "image"}, {"type": "image_url", "image_url": {"url": ""}}):
-            none, one, two = (self._try([part] * n + [_text(_PROBE)]) for n in range(3))
-            for printed in _insertions(one, two):
-                # the second picture's placeholder may carry another number than the first's
-                pattern = re.compile(re.sub(r"\d+", r"\\d+", re.escape(printed)))
-                if [len(pattern.findall(text)) for text in (none, one, two)] == [0, 1, 2]:
-                    return _Placeholder(pattern, printed[0], part)
-        return None
-
-    def _render_with_placeholders(self, messages: list[Message], n_pictures: int, marker: str) -> str | None:
-        """The prompt with the template's own placeholders replaced by markers; None where it has none.
+    def _render_with_placeholders(
+        self, messages: list[Message], n_pictures: int, marker: str, variables: Mapping[str, Any]
+    ) -> str | None:
+        """The prompt with the template's own placeholders replaced by markers; None where they are not as many.
 
         A question may contain the placeholder's text, whole or in parts that meet in the prompt. So that only
         the template's own are found, the first character of the placeholder is masked in all texts. If the
         template's output depends on that, only whole placeholders in a text are masked.
         """
-        placeholder = self._placeholder
-        if placeholder is None:
-            return None
+        placeholder = self._trials.placeholder
+        assert placeholder is not None
         messages = [self._with_parts(message, placeholder.part) for message in messages]
-        plain = self._run(messages)
-        (mask,) = _unused_characters(plain, 1)
+        plain = self._template.run(messages, variables)
+        (mask,) = unused_characters(plain, 1)
         for masked_texts in (re.compile(re.escape(placeholder.first)), placeholder.pattern):
-            masked = self._run([_mask(message, masked_texts, mask) for message in messages])
+            masked = self._template.run([_mask(message, masked_texts, mask) for message in messages], variables)
             found = placeholder.pattern.findall(masked)
             if len(found) == n_pictures and masked.replace(mask, placeholder.first) == plain:
                 return placeholder.pattern.sub(lambda _: marker, masked).replace(mask, placeholder.first)
@@ -238,129 +218,36 @@ class ChatTemplate:
 
     def _with_parts(self, message: Message, picture_part: Message) -> Message:
         parts = message["content"]
-        if self._takes_strings and all(part["type"] == "text" for part in parts):
+        if self._trials.takes_strings(message["role"]) and all(map(has_text, parts)):
             return self._with_text_for_pictures(message, "")
-        return {**message, "content": [picture_part if part["type"] == "image" else part for part in parts]}
+        return {**message, "content": [part if has_text(part) else picture_part for part in parts]}
 
     def _with_text_for_pictures(self, message: Message, marker: str) -> Message:
-        parts = [_text(marker) if part["type"] == "image" else part for part in message["content"]]
-        if self._takes_parts and (len(parts) > 1 or not self._takes_strings):
+        role, trials = message["role"], self._trials
+        parts = [part if has_text(part) else text_part(marker) for part in message["content"]]
+        if len(parts) > 1 and not trials.keeps_texts:
+            parts = [text_part(_lines(parts))]
+        if trials.takes_parts(role) and (len(parts) > 1 or not trials.takes_strings(role)):
             return {**message, "content": parts}
-        return {**message, "content": "\n".join(part["text"] for part in parts)}
+        return {**message, "content": _lines(parts)}
 
 
-def _text(text: str) -> Message:
-    return {"type": "text", "text": text}
+def _lines(parts: Iterable[Message]) -> str:
+    return "\n".join(part["text"] for part in parts)
 
 
 def _mask(message: Message, pattern: re.Pattern[str], mask: str) -> Message:
     """The message with the first character of every match in its texts replaced by ``mask``."""
-
-    def change(text: str) -> str:
-        return pattern.sub(lambda hit: mask + hit[0][1:], text)
-
-    content = message["content"]
-    if isinstance(content, str):
-        return {**message, "content": change(content)}
-    parts = [_text(change(part["text"])) if part["type"] == "text" else part for part in content]
-    return {**message, "content": parts}
+    return map_texts(message, lambda text: pattern.sub(lambda hit: mask + hit[0][1:], text))
 
 
-def _insertions(shorter: str, longer: str) -> Iterable[str]:
-    """Strings, stripped, whose insertion into ``shorter`` gives ``longer``; the rightmost insertion first.
-
-    Only strings that close no bracket which they did not open: ``<image>``, never ``image><``."""
-    size = len(longer) - len(shorter)
-    if size <= 0:
-        return
-    for at in range(len(shorter), -1, -1):
-        if longer[:at] == shorter[:at] and longer[at + size :] == shorter[at:]:
-            inserted = longer[at : at + size].strip()
-            if inserted and not inserted[0].isdigit() and _is_whole(inserted):
-                yield inserted
-
-
-def _is_whole(text: str) -> bool:
-    depth = 0
-    for character in text:
-        depth += (character in "<[({") - (character in ">])}")
-        if depth < 0:
-            return False
-    return depth == 0
-
-
-def _unused_characters(text: str, n: int) -> list[str]:
-    """Characters of Unicode's private use areas that ``text`` does not have."""
-    codes = chain(range(0xE000, 0xF8FF), range(0xF0000, 0x10FFFD))
-    return list(islice((chr(code) for code in codes if chr(code) not in text), n))
-
-
-def _between(message: Message, begin: str, end: str, inside: bool) -> Message:
-    """An answer with marks around its text, or inside the space at its ends, which some templates take away; other
-    messages as they are."""
-    parts = list(message["content"])
-    texts = [i for i, part in enumerate(parts) if part["type"] == "text" and part["text"].strip()]
-    if message["role"] != "assistant" or not texts:
-        return message
-    first = parts[texts[0]]["text"]
-    at = len(first) - len(first.lstrip()) if inside else 0
-    parts[texts[0]] = _text(first[:at] + begin + first[at:])
-    last = parts[texts[-1]]["text"]
-    at = len(last.rstrip()) if inside else len(last)
-    parts[texts[-1]] = _text(last[:at] + end + last[at:])
-    return {**message, "content": parts}
-
-
-def _parse(messages: Iterable[Mapping[str, Any]]) -> tuple[list[Message], list[Picture]]:
-    """Messages with every content as a list of text and image parts; the pictures apart, in order."""
-    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
-        raise OptionError(f"messages must be a list of messages; got {type(messages).__name__}")
-    parsed: list[Message] = []
-    pictures: list[Picture] = []
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
-            raise OptionError(f"{where} must have a role, one of {', '.join(_ROLES)}; got {shown(message)}")
-        content = message.get("content")
-        if content is None and message["role"] == "assistant":
-            content = ""
-        parts = [_text(utf8(f"{where}: the text", content))] if isinstance(content, str) else content
-        if not isinstance(parts, (list, tuple)):
-            raise OptionError(f"{where}: content must be a string or a list of parts; got {shown(content)}")
-        parsed.append(
-            {"role": message["role"], "content": [_parse_part(where, part, pictures) for part in parts]}
+def _checked_tools(tools: object) -> list[dict[str, Any]]:
+    functions = [
+        tool.get("function") if isinstance(tool, Mapping) else None
+        for tool in (tools if isinstance(tools, (list, tuple)) else [None])
+    ]
+    if not all(isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in functions):
+        raise OptionError(
+            f"tools must be a list of {{'type': 'function', 'function': {{'name': ..., ...}}}}; got {shown(tools)}"
         )
-    if not parsed:
-        raise OptionError("messages is empty: pass at least one message of the user")
-    return parsed, pictures
-
-
-def _parse_part(where: str, part: object, pictures: list[Picture]) -> Message:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if isinstance(part, Mapping) and kind == "text" and isinstance(part.get("text"), str):
-        return _text(utf8(f"{where}: the text", part["text"]))
-    if isinstance(part, Mapping) and kind in ("image_url", "image"):
-        picture = next((part[key] for key in ("image", "image_url", "url", "path") if key in part), None)
-        if isinstance(picture, Mapping):
-            picture = picture.get("url")
-        if picture is not None:
-            pictures.append(picture)
-            return {"type": "image"}
-    raise OptionError(
-        f"{where}: a content part must be {{'type': 'text', 'text': ...}}, "
-        f"{{'type': 'image_url', 'image_url': {{'url': ...}}}} or {{'type': 'image', 'image': ...}}; "
-        f"got {shown(part)}"
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise _Refusal(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    """Hugging Face's ``tojson``: Jinja2's own escapes for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+    return [dict(tool) for tool in cast(Sequence[Mapping[str, Any]], tools)]

@@ -1,27 +1,32 @@
-"""From a job of the pool to a response: whole, or piece by piece, for as long as the client is there."""
+"""From jobs of the pool to a response: whole, or piece by piece, for as long as the client is there."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from ..engine.job_pool import Job, Piece, TokenProb
+from ..engine.job_pool import Job, Piece, Progress, TokenProb, follow
 from ..errors import ClosedError
 from . import replies
-from .errors import as_api_error, error_body
+from .connection import NUDGE
+from .errors import ApiError, as_api_error, error_body
 from .generation import Wanted
 from .metrics import Metrics
 
-__all__ = ["ClientGone", "Form", "answer", "while_connected"]
+__all__ = ["Answering", "ClientGone", "Form", "while_connected"]
 
 T = TypeVar("T")
+
+_PING = ": ping\n\n"  # a comment: clients pass over it
 
 
 class ClientGone(Exception):
@@ -29,21 +34,24 @@ class ClientGone(Exception):
 
 
 class Form(Protocol):
-    """How one kind of completion looks."""
+    """How one kind of completion looks. ``index``: of the choice, where there are several."""
 
     head: dict[str, Any]
     chunk_head: dict[str, Any]
 
-    def whole(self, text: str, probs: list[TokenProb], finish_reason: str) -> dict[str, Any]:
+    def whole(self, index: int, text: str, probs: list[TokenProb], finish_reason: str) -> dict[str, Any]:
         """The choice of a whole answer."""
 
-    def opening(self) -> dict[str, Any] | None:
+    def opening(self, index: int) -> dict[str, Any] | None:
         """The choice of the first chunk, before any text."""
 
-    def piece(self, piece: Piece) -> dict[str, Any]:
+    def waiting(self, index: int) -> dict[str, Any]:
+        """The choice of a chunk that tells something else."""
+
+    def piece(self, index: int, piece: Piece) -> dict[str, Any]:
         """The choice of a chunk."""
 
-    def closing(self, finish_reason: str) -> dict[str, Any]:
+    def closing(self, index: int, finish_reason: str) -> dict[str, Any]:
         """The choice of the last chunk."""
 
 
@@ -67,101 +75,153 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
                 await task
 
 
-async def answer(
-    request: Request,
-    job: Job,
-    form: Form,
-    wanted: Wanted,
-    n_layer: int,
-    metrics: Metrics,
-    begin: float,
-    release: Callable[[], Awaitable[None]],
-) -> Response:
-    """The response. Errors before the first piece are raised, so that a stream has a status, too.
+@dataclass
+class Answering:
+    """The response to one request, whose jobs are in the pool; each is a choice of it."""
 
-    ``begin``: perf_counter() when the request came. ``release``: called when the prompt has been read.
-    """
-    pieces = aiter(job)
-    try:
-        first = await while_connected(request, _next(pieces))
-        metrics.first_piece.observe(time.perf_counter() - begin)
-        await release()
-        if first is None:
-            _refuse_unfinished(job)
-        if wanted.stream:
-            events = _events(job, form, wanted, n_layer, first, pieces)
-            return StreamingResponse(_closing(events, job), media_type="text/event-stream")
-        text, probs = await while_connected(request, _rest(first, pieces))
-        _refuse_unfinished(job)
-        choice = form.whole(text, probs, str(job.finish_reason))
-        return JSONResponse({**form.head, "choices": [choice], **_facts(job, wanted, n_layer)})
-    except BaseException:
-        job.cancel()
-        raise
+    jobs: Sequence[Job]
+    form: Form
+    wanted: Wanted
+    n_layer: int
+    metrics: Metrics
+    began: float
+    """perf_counter() when the request came."""
+    release: Callable[[], Awaitable[None]]
+    """Called when the prompts have been read."""
+    ping_seconds: float | None = None
+    """After which a comment is sent where there is nothing else to send; None: never."""
+
+    def __post_init__(self) -> None:
+        self._unread = set(range(len(self.jobs)))
+
+    async def respond(self, request: Request) -> Response:
+        """A stream begins at once, before the prompt is read: who waits for a first byte (a proxy) has it. What goes
+        wrong later is an event of it. Raises what goes wrong with a whole answer, which has a status then."""
+        if self.wanted.stream:
+            state = request.scope.get("state", {})
+            events = self._events(lambda nudge: state.__setitem__(NUDGE, nudge))
+            return _EventStream(events, self.end)
+        try:
+            return await while_connected(request, self._whole())
+        finally:
+            await self.end()
+
+    async def end(self) -> None:
+        """Nobody waits for what has not come yet."""
+        for job in self.jobs:
+            job.cancel()
+        await self.release()
+
+    async def _read(self, index: int) -> None:
+        """The prompt of one has been read."""
+        if index not in self._unread:
+            return
+        if len(self._unread) == len(self.jobs):
+            self.metrics.first_piece.observe(time.perf_counter() - self.began)
+        self._unread.remove(index)
+        if not self._unread:
+            await self.release()
+
+    async def _whole(self) -> Response:
+        pieces: list[list[Piece]] = [[] for _ in self.jobs]
+        async with aclosing(follow(self.jobs)) as items:
+            async for item in items:
+                assert item is not None
+                index, what = item
+                await self._read(index)
+                if isinstance(what, Piece):
+                    pieces[index].append(what)
+        return JSONResponse(
+            {
+                **self.form.head,
+                "choices": [self._choice(index, of_one) for index, of_one in enumerate(pieces)],
+                **self._facts(),
+            }
+        )
+
+    def _choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+        text = "".join(piece.text for piece in pieces)
+        probs = [prob for piece in pieces for prob in piece.probs]
+        return self.form.whole(index, text, probs, self._finish_reason(index, text))
+
+    def _finish_reason(self, index: int, text: str) -> str:
+        job = self.jobs[index]
+        if job.finish_reason == "cancelled" or job.report is None:
+            raise ClosedError("the answer was cancelled")
+        check = self.wanted.failure if job.finish_reason == "stop" else None
+        if (failure := None if check is None else check(text)) is not None:
+            raise ApiError(
+                500,
+                f"the answer does not follow the schema, {failure}: ask again",
+                code="schema_not_followed",
+            )
+        return str(job.finish_reason)
+
+    def _facts(self, with_usage: bool = True) -> dict[str, Any]:
+        reports = [job.report for job in self.jobs if job.report is not None]
+        facts: dict[str, Any] = {"usage": replies.usage(reports, self.wanted.n)} if with_usage else {}
+        facts["timings"] = replies.timings(reports)
+        if self.wanted.details:
+            facts["fastv_details"] = replies.details(reports[0], self.jobs[0].details, self.n_layer)
+        return facts
+
+    async def _events(self, begun: Callable[[Callable[[], None]], object]) -> AsyncGenerator[str, None]:
+        # OpenAI's chunks have a usage of null, where one is asked for, until the last
+        head = {**self.form.chunk_head, "usage": None} if self.wanted.include_usage else self.form.chunk_head
+        try:
+            for index in range(len(self.jobs)):
+                if (opening := self.form.opening(index)) is not None:
+                    yield _event({**head, "choices": [opening]})
+            closings: list[dict[str, Any]] = []
+            texts = [""] * len(self.jobs)
+            items = follow(self.jobs, progress=self.wanted.progress, patience=self.ping_seconds, begun=begun)
+            async with aclosing(items):
+                async for item in items:
+                    if item is None:
+                        yield _PING
+                        continue
+                    index, what = item
+                    if isinstance(what, Progress):
+                        yield _event(self._progress(head, index, what))
+                        continue
+                    await self._read(index)
+                    if isinstance(what, Piece):
+                        texts[index] += what.text if self.wanted.failure else ""
+                        yield _event({**head, "choices": [self.form.piece(index, what)]})
+                    else:
+                        reason = self._finish_reason(index, texts[index])
+                        closings.append(self.form.closing(index, reason))
+                        if len(closings) < len(self.jobs):
+                            yield _event({**head, "choices": [closings[-1]]})
+            closing = {**head, "choices": closings[-1:]}
+            if self.wanted.include_usage:
+                yield _event(closing)
+                yield _event({**head, "choices": [], **self._facts()})
+            else:
+                yield _event({**closing, **self._facts(with_usage=False)})
+            yield "data: [DONE]\n\n"
+        except Exception as error:
+            yield _event(error_body(as_api_error(error)))
+
+    def _progress(self, head: dict[str, Any], index: int, progress: Progress) -> dict[str, Any]:
+        told = replies.progress(progress, time.perf_counter() - self.began)
+        return {**head, "choices": [self.form.waiting(index)], "prompt_progress": told}
 
 
-async def _next(pieces: AsyncIterator[Piece]) -> Piece | None:
-    return await anext(pieces, None)
+class _EventStream(StreamingResponse):
+    """Server-sent events. ``end``: called when the response ends, however that is, and if it never begins."""
 
+    def __init__(self, events: AsyncGenerator[str, None], end: Callable[[], Awaitable[None]]) -> None:
+        # a proxy that collects a response before it sends it on (nginx) would hold back what is sent at once
+        super().__init__(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        self._events, self._end = events, end
 
-async def _rest(first: Piece | None, pieces: AsyncIterator[Piece]) -> tuple[str, list[TokenProb]]:
-    text: list[str] = []
-    probs: list[TokenProb] = []
-    piece = first
-    while piece is not None:
-        text.append(piece.text)
-        probs += piece.probs
-        piece = await anext(pieces, None)
-    return "".join(text), probs
-
-
-def _refuse_unfinished(job: Job) -> None:
-    if job.finish_reason == "cancelled" or job.report is None:
-        raise ClosedError("the answer was cancelled")
-
-
-def _facts(job: Job, wanted: Wanted, n_layer: int, with_usage: bool = True) -> dict[str, Any]:
-    assert job.report is not None
-    facts: dict[str, Any] = {"usage": replies.usage(job.report)} if with_usage else {}
-    facts["timings"] = replies.timings(job.report)
-    if wanted.details:
-        facts["fastv_details"] = replies.details(job.report, job.details, n_layer)
-    return facts
-
-
-async def _events(
-    job: Job, form: Form, wanted: Wanted, n_layer: int, first: Piece | None, pieces: AsyncIterator[Piece]
-) -> AsyncIterator[str]:
-    # OpenAI's chunks have a usage of null, where one is asked for, until the last
-    head = {**form.chunk_head, "usage": None} if wanted.include_usage else form.chunk_head
-    try:
-        if (opening := form.opening()) is not None:
-            yield _event({**head, "choices": [opening]})
-        piece = first
-        while piece is not None:
-            if piece.text or piece.probs:
-                yield _event({**head, "choices": [form.piece(piece)]})
-            piece = await anext(pieces, None)
-        _refuse_unfinished(job)
-        closing = {**head, "choices": [form.closing(str(job.finish_reason))]}
-        if wanted.include_usage:
-            yield _event(closing)
-            yield _event({**head, "choices": [], **_facts(job, wanted, n_layer)})
-        else:
-            yield _event({**closing, **_facts(job, wanted, n_layer, with_usage=False)})
-        yield "data: [DONE]\n\n"
-    except Exception as error:
-        yield _event(error_body(as_api_error(error)))
-
-
-async def _closing(events: AsyncIterator[str], job: Job) -> AsyncIterator[str]:
-    """Ends the job when the response ends, however that is."""
-    try:
-        async with aclosing(events):  # type: ignore[type-var]
-            async for event in events:
-                yield event
-    finally:
-        job.cancel()
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with aclosing(self._events):
+                await super().__call__(scope, receive, send)
+        finally:
+            await self._end()
 
 
 def _event(value: dict[str, Any]) -> str:

@@ -7,6 +7,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from .._about import __version__
 from ..engine.job_pool import JobPool
+from .access_log import AccessLog
+from .addresses import Addresses
 from .errors import add_handlers
 from .guard import Guard
 from .metrics import Measured, Metrics
@@ -44,4 +46,7 @@ def make_app(pool: JobPool, settings: Settings, queue: int) -> FastAPI:
             max_age=600,
         )
     app.add_middleware(Measured, metrics=metrics)
+    app.add_middleware(Addresses)
+    if settings.access_log is not None:
+        app.add_middleware(AccessLog, write=settings.access_log)
     return app

@@ -16,6 +16,7 @@ from .settings import Settings
 __all__ = ["BoundedJsonRoute", "parse_json"]
 
 _IN_A_THREAD = 2**20  # bytes: parsing larger bodies would hold up the others
+_WHOLE_BELOW = 2.0**63
 
 
 def parse_json(body: bytes, settings: Settings) -> Any:
@@ -23,10 +24,12 @@ def parse_json(body: bytes, settings: Settings) -> Any:
     nodes = sum(body.count(sign) for sign in (b"[", b"{", b","))
     if nodes > settings.max_nodes:
         raise ApiError(
-            413, f"the body has more than {settings.max_nodes:,} brackets and commas: make it smaller"
+            413,
+            f"the body has more than {settings.max_nodes:,} brackets and commas: make it smaller, or see "
+            "--max-body-mb, which allows 8,192 of them for each MiB",
         )
     try:
-        value = json.loads(body, parse_constant=_refuse_constant)
+        value = json.loads(body, parse_constant=_refuse_constant, parse_float=_number)
     except ApiError:
         raise
     except RecursionError:
@@ -39,6 +42,12 @@ def parse_json(body: bytes, settings: Settings) -> Any:
     if b"\\u" in body:
         _check_texts(value)
     return value
+
+
+def _number(text: str) -> float | int:
+    """JSON has one kind of number, and clients in languages with one write 5 as 5.0."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < _WHOLE_BELOW else value
 
 
 def _refuse_constant(name: str) -> NoReturn:

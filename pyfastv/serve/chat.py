@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from ..engine.job_pool import Piece, TokenProb
+from ..engine.job_pool import Job, Piece, TokenProb
+from ..engine.thoughts import ThoughtReader
+from ..inputs.template_options import TEMPLATE_OPTIONS, template_variables
 from . import replies
 from .errors import invalid
-from .generation import INT32_MAX, Generation, Model
-from .grammar import json_grammar, schema_grammar
+from .generation import Generation
+from .model import Model
 
 __all__ = ["ChatForm", "ChatMessage", "ChatRequest", "ImagePart", "TextPart"]
 
@@ -48,54 +51,59 @@ def _as_parts(value: Any) -> Any:
     return [] if value is None else value
 
 
+class FunctionCall(Model):
+    """A function that an answer has called; its arguments in JSON."""
+
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class ToolCall(Model):
+    """A call of an earlier answer."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class ChatMessage(Model):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[
         list[Part], BeforeValidator(_as_parts, json_schema_input_type=str | list[Part] | None)
     ] = Field(default_factory=list)
-
-
-class JsonSchema(Model):
-    """A schema that the answer follows."""
-
+    tool_calls: list[ToolCall] | None = None
+    function_call: FunctionCall | None = None
+    tool_call_id: str | None = None
     name: str | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
+    reasoning_content: str | None = None
 
-
-class TextFormat(Model):
-    """Any text."""
-
-    type: Literal["text"]
-
-
-class JsonObjectFormat(Model):
-    """Any JSON object; with ``schema``, as llama-server takes it, one that follows it."""
-
-    type: Literal["json_object"]
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-
-
-class JsonSchemaFormat(Model):
-    """A JSON value that follows a schema."""
-
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
-
-
-ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+    def beside_content(self) -> dict[str, Any]:
+        """What else it has for the chat template."""
+        return self.model_dump(exclude={"role", "content"}, exclude_none=True)
 
 
 class ChatRequest(Generation):
     """``POST /v1/chat/completions``"""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=INT32_MAX)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    response_format: ResponseFormat | None = None
-    tools: Any = Field(default=None, description="Not supported.")
+    continue_final_message: bool | None = Field(
+        default=None, description="The answer goes on with the last message, one of the assistant."
+    )
+    add_generation_prompt: bool | None = Field(
+        default=None, description="False only beside continue_final_message."
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description='Variables of the chat template, such as {"enable_thinking": false}.'
+    )
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_format: Literal["none", "auto", "deepseek"] | None = Field(
+        default=None, description="none: thoughts stay in the content; else they are reasoning_content."
+    )
+    tools: Any = Field(default=None, description="Shown to the model with tool_choice none; else not supported.")
     functions: Any = Field(default=None, description="Not supported.")
     tool_choice: Any = Field(default=None, description="Not supported, but for none and auto.")
     modalities: Any = Field(default=None, description="Only text.")
@@ -110,61 +118,90 @@ class ChatRequest(Generation):
             )
         if self.modalities not in (None, ["text"]):
             raise invalid("modalities: this server answers in text only", "modalities", "unsupported")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise invalid(
+                "continue_final_message and add_generation_prompt exclude each other", "add_generation_prompt"
+            )
+        if self.add_generation_prompt is False and not self.continue_final_message:
+            raise invalid(
+                "add_generation_prompt: false is not supported by this server without continue_final_message: true",
+                "add_generation_prompt",
+                "unsupported",
+            )
         if self.top_logprobs is not None and not self.logprobs:
             raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
 
     def _refused(self) -> tuple[str, ...]:
-        return (*super()._refused(), "tools", "functions", "audio", "web_search_options")
-
-    @property
-    def most_tokens(self) -> tuple[str, int | None]:
-        """The field that limits the answer, and its value."""
-        if self.max_completion_tokens is not None:
-            return "max_completion_tokens", self.max_completion_tokens
-        return "max_tokens", self.max_tokens
+        # an answer that calls one would be text
+        tools = () if self.tool_choice == "none" else ("tools",)
+        return (*super()._refused(), *tools, "functions", "audio", "web_search_options")
 
     @property
     def n_probs(self) -> int:
         """Alternatives wanted for each token; at least 1 where probabilities are wanted at all."""
         return max(1, self.top_logprobs or 0) if self.logprobs else 0
 
-    def grammar(self) -> str | None:
-        form = self.response_format
-        if isinstance(form, JsonSchemaFormat):
-            return schema_grammar(form.json_schema.schema_)
-        if isinstance(form, JsonObjectFormat):
-            return json_grammar() if form.schema_ is None else schema_grammar(form.schema_)
-        return None
+    @property
+    def tells_thoughts_apart(self) -> bool:
+        """What a grammar makes is an answer."""
+        return self.reasoning_format != "none" and not self.is_constrained
+
+    def template_variables(self) -> dict[str, Any]:
+        """Of the model's chat template. Raises OptionError."""
+        return template_variables(self.model_dump(include=set(TEMPLATE_OPTIONS)))
 
 
 class ChatForm:
     """``chat.completion``"""
 
-    def __init__(self, model: str, logprobs: bool, n_top: int) -> None:
+    def __init__(self, model: str, logprobs: bool, n_top: int, thoughts: bool = True) -> None:
+        """``thoughts``: they are told apart from answers."""
         self.head = replies.head("chat.completion", "chatcmpl", model)
         self.chunk_head = {**self.head, "object": "chat.completion.chunk"}
         self._logprobs, self._n_top = logprobs, n_top
+        self._apart = thoughts
+        self._thoughts: list[ThoughtReader] = []
 
-    def whole(self, text: str, probs: list[TokenProb], finish_reason: str) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Before the first piece."""
+        if self._apart:
+            self._thoughts = [ThoughtReader(job.open_thought) for job in jobs]
+
+    def whole(self, index: int, text: str, probs: list[TokenProb], finish_reason: str) -> dict[str, Any]:
+        message = {"role": "assistant", **self._delta(index, text), "refusal": None}
+        for name, more in self._rest(index).items():
+            message[name] = message.get(name, "") + more
         return {
-            "index": 0,
+            "index": index,
             "message": message,
             "logprobs": self._told(probs),
             "finish_reason": finish_reason,
         }
 
-    def opening(self) -> dict[str, Any] | None:
-        return self._chunk({"role": "assistant", "content": ""})
+    def opening(self, index: int) -> dict[str, Any] | None:
+        return self._chunk(index, {"role": "assistant", "content": ""})
 
-    def piece(self, piece: Piece) -> dict[str, Any]:
-        return {**self._chunk({"content": piece.text}), "logprobs": self._told(piece.probs)}
+    def waiting(self, index: int) -> dict[str, Any]:
+        return self._chunk(index, {})
 
-    def closing(self, finish_reason: str) -> dict[str, Any]:
-        return {**self._chunk({}), "finish_reason": finish_reason}
+    def piece(self, index: int, piece: Piece) -> dict[str, Any]:
+        return {**self._chunk(index, self._delta(index, piece.text)), "logprobs": self._told(piece.probs)}
 
-    def _chunk(self, delta: dict[str, str]) -> dict[str, Any]:
-        return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+    def closing(self, index: int, finish_reason: str) -> dict[str, Any]:
+        return {**self._chunk(index, self._rest(index)), "finish_reason": finish_reason}
+
+    def _delta(self, index: int, text: str) -> dict[str, Any]:
+        thought, answer = self._thoughts[index].feed(text) if self._thoughts else ("", text)
+        return {"content": answer} if not thought else {"reasoning_content": thought, "content": answer}
+
+    def _rest(self, index: int) -> dict[str, str]:
+        """What was held back until the end."""
+        thought, answer = self._thoughts[index].finish() if self._thoughts else ("", "")
+        rest = {"reasoning_content": thought, "content": answer}
+        return {name: text for name, text in rest.items() if text}
+
+    def _chunk(self, index: int, delta: dict[str, str]) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def _told(self, probs: Any) -> dict[str, Any] | None:
         return replies.chat_logprobs(probs, self._n_top) if self._logprobs else None

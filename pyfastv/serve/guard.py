@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import ApiError, error_response
 from .settings import Settings
 
-__all__ = ["Guard", "is_loopback"]
+__all__ = ["Guard", "is_address", "is_loopback"]
 
 _OPEN = {"/", "/health"}  # without a key
 _DRAINED_SECONDS = 5.0
@@ -36,6 +36,15 @@ def is_loopback(name: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def is_address(name: str) -> bool:
+    """Is a host given in numbers? A page under it comes from there, and nobody can make it point elsewhere."""
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 class Guard:
@@ -79,11 +88,12 @@ class Guard:
             await error_response(error)(scope, receive, send_safely)
 
     def _check_host(self, headers: Headers) -> None:
-        if self._settings.hosts is None:
+        # browsers always name a host; checks of health by HTTP/1.0 name none
+        if self._settings.hosts is None or "host" not in headers:
             return
-        host = headers.get("host", "")
+        host = headers["host"]
         name = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
-        if not is_loopback(name) and name.lower() not in self._settings.hosts:
+        if not (is_loopback(name) or is_address(name) or name.lower() in self._settings.hosts):
             # another site's name that was made to point here (DNS rebinding)
             raise ApiError(
                 421, f"this server does not answer for the host {host!r:.100}: see --allow-host", code=None

@@ -40,6 +40,11 @@ _PATHS = {
     "/v1/models",
     "/v1/chat/completions",
     "/v1/completions",
+    "/props",
+    "/slots",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
 }
 
 

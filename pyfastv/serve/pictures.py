@@ -53,7 +53,7 @@ class PictureReader:
                     parts.append({"type": "text", "text": part.text})
             # templates know of system, and developer is OpenAI's newer name for it
             role = "system" if message.role == "developer" else message.role
-            read.append({"role": role, "content": parts})
+            read.append({**message.beside_content(), "role": role, "content": parts})
         self._take(pixels)
         try:
             yield read
@@ -62,14 +62,6 @@ class PictureReader:
 
     def _check_counts(self, messages: Sequence[ChatMessage]) -> None:
         settings = self._settings
-        parts = len(messages) + sum(len(message.content) for message in messages)
-        if parts > settings.max_parts:
-            raise ApiError(
-                400,
-                f"{parts:,} messages and content parts; the limit is {settings.max_parts:,}",
-                param="messages",
-                code="too_many_parts",
-            )
         images = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
         if images > settings.max_images:
             raise ApiError(

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ..engine.answer import Report
-from ..engine.job_pool import TokenProb
+from ..engine.job_pool import Progress, TokenProb
 
-__all__ = ["chat_logprobs", "details", "head", "text_logprobs", "timings", "unpruned_prefill_ms", "usage"]
+__all__ = [
+    "TextOffsets",
+    "chat_logprobs",
+    "details",
+    "head",
+    "progress",
+    "text_logprobs",
+    "timings",
+    "unpruned_prefill_ms",
+    "usage",
+]
+
+_SUMMED = (
+    "image_decode_ms",
+    "encode_ms",
+    "reduce_ms",
+    "full_ms",
+    "stage0_ms",
+    "choose_ms",
+    "later_ms",
+    "pictures_encoded",
+    "pictures_from_cache",
+    "recalled_tokens",
+)
 
 
 def head(kind: str, prefix: str, model: str) -> dict[str, Any]:
@@ -24,28 +49,33 @@ def head(kind: str, prefix: str, model: str) -> dict[str, Any]:
     }
 
 
-def usage(report: Report) -> dict[str, Any]:
-    """Tokens; beside OpenAI's keys ``visual_patches`` (of the pictures before Turbo and reducers), ``visual_tokens``
-    (those that enter the language model) and ``visual_tokens_kept`` (those that its last layers see)."""
+def usage(reports: Sequence[Report], n: int = 1) -> dict[str, Any]:
+    """Tokens of all answers, ``n`` to each prompt, and of the prompts; beside OpenAI's keys ``visual_patches`` (of the
+    pictures before Turbo and reducers), ``visual_tokens`` (those that enter the language model) and
+    ``visual_tokens_kept`` (those that its last layers see)."""
+    of_prompts = partial(_sum, reports[::n])
+    prompt_tokens, generated = of_prompts("prompt_tokens"), _sum(reports, "generated_tokens")
     return {
-        "prompt_tokens": report.prompt_tokens,
-        "completion_tokens": report.generated_tokens,
-        "total_tokens": report.prompt_tokens + report.generated_tokens,
-        "prompt_tokens_details": {"cached_tokens": report.cached_tokens},
-        "visual_patches": report.patches,
-        "visual_tokens": report.visual_tokens,
-        "visual_tokens_kept": report.visual_tokens_kept,
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": generated,
+        "total_tokens": prompt_tokens + generated,
+        "prompt_tokens_details": {"cached_tokens": of_prompts("cached_tokens")},
+        "visual_patches": of_prompts("patches"),
+        "visual_tokens": of_prompts("visual_tokens"),
+        "visual_tokens_kept": of_prompts("visual_tokens_kept"),
     }
 
 
-def timings(report: Report) -> dict[str, Any]:
-    """llama-server's keys (``prompt_*``: what was not cached, encoder and reducers included), then the stages."""
-    prompt_n = report.prompt_tokens - report.cached_tokens
-    prefill_ms = report.full_ms + report.stage0_ms + report.choose_ms + report.later_ms
-    prompt_ms = report.encode_ms + report.reduce_ms + prefill_ms
-    predicted_n, predicted_ms = report.generated_tokens, report.generate_ms
+def timings(reports: Sequence[Report]) -> dict[str, Any]:
+    """llama-server's keys (``prompt_*``: what was not cached, encoder and reducers included), then the stages; of several
+    answers their sums, but for ``first_token_ms``, that of the one that was first."""
+    of_all = partial(_sum, reports)
+    prompt_n = of_all("prompt_tokens") - of_all("cached_tokens")
+    prefill_ms = of_all("full_ms") + of_all("stage0_ms") + of_all("choose_ms") + of_all("later_ms")
+    prompt_ms = of_all("encode_ms") + of_all("reduce_ms") + prefill_ms
+    predicted_n, predicted_ms = of_all("generated_tokens"), of_all("generate_ms")
     return {
-        "cache_n": report.cached_tokens,
+        "cache_n": of_all("cached_tokens"),
         "prompt_n": prompt_n,
         "prompt_ms": prompt_ms,
         "prompt_per_token_ms": _share(prompt_ms, prompt_n),
@@ -54,17 +84,8 @@ def timings(report: Report) -> dict[str, Any]:
         "predicted_ms": predicted_ms,
         "predicted_per_token_ms": _share(predicted_ms, predicted_n),
         "predicted_per_second": _share(1000.0 * predicted_n, predicted_ms),
-        "first_token_ms": report.first_token_ms,
-        "image_decode_ms": report.image_decode_ms,
-        "encode_ms": report.encode_ms,
-        "reduce_ms": report.reduce_ms,
-        "full_ms": report.full_ms,
-        "stage0_ms": report.stage0_ms,
-        "choose_ms": report.choose_ms,
-        "later_ms": report.later_ms,
-        "pictures_encoded": report.pictures_encoded,
-        "pictures_from_cache": report.pictures_from_cache,
-        "recalled_tokens": report.recalled_tokens,
+        "first_token_ms": min(report.first_token_ms for report in reports),
+        **{name: of_all(name) for name in _SUMMED},
     }
 
 
@@ -102,25 +123,54 @@ def chat_logprobs(probs: Sequence[TokenProb], n_top: int) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def text_logprobs(probs: Sequence[TokenProb], n_top: int, offset: int) -> dict[str, Any]:
-    """Of a text completion's choice; ``offset``: characters of the answer before these tokens."""
-    offsets = []
-    for prob in probs:
-        offsets.append(offset)
-        offset += len(prob.token)
+def progress(read: Progress, seconds: float) -> dict[str, Any]:
+    """llama-server's ``prompt_progress``, in tokens; ``seconds``: since the request came."""
+    return {
+        "total": read.total,
+        "cache": read.cached,
+        "processed": read.done,
+        "time_ms": round(seconds * 1000.0),
+    }
+
+
+class TextOffsets:
+    """Where the text of each token begins in an answer, in characters, some of which are of several tokens."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._length = 0
+
+    def next(self, token: bytes) -> int:
+        """Of the next token."""
+        begin = self._length
+        self._length += len(self._decoder.decode(token))
+        return begin
+
+
+def text_logprobs(probs: Sequence[TokenProb], n_top: int, offsets: TextOffsets) -> dict[str, Any]:
+    """Of a text completion's choice; ``offsets``: of the answer that these tokens go on."""
     return {
         "tokens": [prob.token for prob in probs],
-        "token_logprobs": [prob.logprob for prob in probs],
-        "top_logprobs": [{other.token: other.logprob for other in prob.top[:n_top]} for prob in probs],
-        "text_offset": offsets,
+        "token_logprobs": [_finite(prob.logprob) for prob in probs],
+        "top_logprobs": [
+            {other.token: _finite(other.logprob) for other in prob.top[:n_top]} for prob in probs
+        ],
+        "text_offset": [offsets.next(prob.bytes) for prob in probs],
     }
 
 
 def _entry(prob: TokenProb) -> dict[str, Any]:
-    # JSON has no infinity: a token that the grammar excludes
-    logprob = max(prob.logprob, -9999.0)
-    return {"token": prob.token, "logprob": logprob, "bytes": list(prob.bytes)}
+    return {"token": prob.token, "logprob": _finite(prob.logprob), "bytes": list(prob.bytes)}
+
+
+def _finite(logprob: float) -> float:
+    # JSON has no infinity: a token that cannot be
+    return max(logprob, -9999.0)
 
 
 def _share(amount: float, of: float) -> float:
     return amount / of if of > 0 else 0.0
+
+
+def _sum(reports: Sequence[Report], name: str) -> Any:
+    return sum(getattr(report, name) for report in reports)

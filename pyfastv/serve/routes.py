@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -14,12 +15,13 @@ from starlette.responses import JSONResponse, Response
 
 from .._about import __version__
 from ..engine.job_pool import Job, JobPool
-from .answering import ClientGone, answer, while_connected
+from .answering import Answering, ClientGone, Form, while_connected
 from .body import BoundedJsonRoute
 from .chat import ChatForm, ChatRequest
 from .completions import CompletionRequest, TextForm
 from .errors import ApiError
 from .generation import Wanted
+from .inspection import add_routes, describe_model
 from .metrics import Metrics
 from .pictures import PictureReader
 from .settings import Settings
@@ -62,28 +64,17 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
     router = APIRouter(route_class=BoundedJsonRoute, responses=_ERRORS)
     pictures = PictureReader(settings)
     preparing = CapacityLimiter(max(2, pool.n_slots))  # decoding pictures is work for the CPU
-    started = int(time.time())
-    model = {
-        "id": pool.name,
-        "object": "model",
-        "created": started,
-        "owned_by": "pyfastv",
-        "meta": {
-            "n_ctx": pool.n_ctx,
-            "slots": pool.n_slots,
-            **pool.setting.specs(),
-        },
-    }
+    model = describe_model(pool, int(time.time()))
 
     @router.get("/v1/models", tags=["models"])
     async def list_models() -> dict[str, Any]:
         """The one model."""
         return {"object": "list", "data": [model]}
 
-    @router.get("/v1/models/{name}", tags=["models"])
+    @router.get("/v1/models/{name:path}", tags=["models"])
     async def get_model(name: str) -> dict[str, Any]:
         """The model, by its name."""
-        if name != pool.name:
+        if name not in (pool.name, pool.file):
             raise ApiError(404, f"no such model: {name!r:.100}; there is {pool.name}", code="model_not_found")
         return model
 
@@ -111,14 +102,22 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
         """OpenAI's chat completion; pictures in image_url parts."""
         begin = time.perf_counter()
         wanted = await to_thread.run_sync(body.wanted, pool, settings)
-        form = ChatForm(pool.name, body.n_probs > 0, body.top_logprobs or 0)
-        async with AsyncExitStack() as held:
+        form = ChatForm(pool.name, body.n_probs > 0, body.top_logprobs or 0, body.tells_thoughts_apart)
+        shown = {
+            "tools": body.tools,
+            "variables": body.template_variables(),
+            "continues": bool(body.continue_final_message),
+        }
 
-            async def submit() -> Job:
-                messages = await held.enter_async_context(pictures.read(body.messages))
-                return await _submit(partial(pool.submit, messages, **wanted.keywords()), preparing)
+        async def submit(held: AsyncExitStack) -> list[Job]:
+            messages = await held.enter_async_context(pictures.read(body.messages))
+            jobs = await submit_all(
+                [partial(pool.submit, messages, **shown, **wanted.keywords(i)) for i in range(wanted.n)]
+            )
+            form.begin(jobs)
+            return jobs
 
-            return await _respond(request, submit, form, wanted, held, begin)
+        return await respond(request, submit, form, wanted, begin)
 
     @router.post(
         "/v1/completions", tags=["completions"], response_class=JSONResponse, responses=_COMPLETION_OK
@@ -126,25 +125,67 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """OpenAI's text completion: no chat template, no pictures."""
         begin = time.perf_counter()
-        wanted = body.wanted(pool, settings)
-        call = partial(pool.submit_text, body.prompt, **wanted.keywords())
+        wanted = await to_thread.run_sync(body.wanted, pool, settings)
         form = TextForm(pool.name, body.logprobs)
-        async with AsyncExitStack() as held:
-            return await _respond(request, lambda: _submit(call, preparing), form, wanted, held, begin)
 
-    async def _respond(
-        request: Request, submit: Any, form: Any, wanted: Wanted, held: AsyncExitStack, begin: float
-    ) -> Response:
+        async def submit(_: AsyncExitStack) -> list[Job]:
+            return await submit_all(
+                [
+                    partial(pool.submit_text, prompt, **wanted.keywords(i))
+                    for prompt in body.prompt
+                    for i in range(wanted.n)
+                ]
+            )
+
+        return await respond(request, submit, form, wanted, begin)
+
+    async def submit_all(calls: Sequence[Callable[[], Job]]) -> list[Job]:
+        """In their order; all or none."""
+        places = pool.n_slots + pool.queue
+        if len(calls) > places:
+            raise ApiError(
+                400,
+                f"{len(calls)} answers are asked for at once; there is room for {places}: see --slots and --queue",
+                param="n",
+                code="too_many_answers",
+            )
+        jobs: list[Job] = []
         try:
-            job = await while_connected(request, submit())
-            return await answer(request, job, form, wanted, pool.n_layer, metrics, begin, held.aclose)
-        except ClientGone:
-            return Response(status_code=499)  # nobody reads it
+            for call in calls:
+                jobs.append(await _submit(call, preparing))
+        except BaseException:
+            for job in jobs:
+                job.cancel()
+            raise
+        return jobs
 
+    async def respond(
+        request: Request,
+        submit: Callable[[AsyncExitStack], Awaitable[list[Job]]],
+        form: Form,
+        wanted: Wanted,
+        begin: float,
+    ) -> Response:
+        """``submit``: gets what holds the pictures until the prompts have been read."""
+        held = AsyncExitStack()
+        try:
+            jobs = await while_connected(request, submit(held))
+            answering = Answering(
+                jobs, form, wanted, pool.n_layer, metrics, begin, held.aclose, settings.ping_seconds
+            )
+            return await answering.respond(request)
+        except ClientGone:
+            await held.aclose()
+            return Response(status_code=499)  # nobody reads it
+        except BaseException:
+            await held.aclose()
+            raise
+
+    add_routes(router, pool, settings)
     return router
 
 
-async def _submit(call: Any, limiter: CapacityLimiter) -> Job:
+async def _submit(call: Callable[[], Job], limiter: CapacityLimiter) -> Job:
     """Queues in a thread of its own: pictures are decoded there. A job of a client that left meanwhile is cancelled."""
     made: list[Job] = []
     left = threading.Event()

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from ..engine.job_pool import JobPool
 from ..errors import OptionError
+from .connection import Connection
 
 __all__ = ["address_of", "listen", "run"]
 
@@ -70,6 +71,7 @@ def run(app: FastAPI, pool: JobPool, listening: socket.socket, *, verbose: bool 
         app,
         log_level="info" if verbose else "warning",
         access_log=verbose,
+        http=Connection,
         lifespan="off",
         ws="none",
         server_header=False,

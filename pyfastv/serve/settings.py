@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,18 +33,18 @@ class Settings:
     allow_local_files: Path | None = None
     """The folder whose pictures file:// may name."""
     max_body_bytes: int = 32 * 2**20
-    max_nodes: int = 100_000
-    """Brackets, braces and commas in a body: what its parsed form can weigh."""
     max_depth: int = 32
     """Nested lists and objects in a body."""
-    max_parts: int = 1024
-    """Messages, and their content parts together."""
     max_images: int = 16
     """Pictures in a request, those of earlier turns included."""
     max_pixels: int = 32_000_000
     """Of one picture; four times this may be in work at a time."""
     max_tokens: int | None = None
     """Most tokens that a request may ask for; None: the context of a slot."""
+    ping_seconds: float | None = 10.0
+    """After which a comment goes into a stream that has nothing to say; None: never."""
+    access_log: Callable[[str], None] | None = None
+    """Takes a line for each request; None: none is written."""
     body_seconds: float = 60.0
     """In which a request's body has to arrive."""
     remote_bytes: int = 20 * 2**20
@@ -51,3 +52,8 @@ class Settings:
     """For one picture from the web, redirects included."""
     remote_redirects: int = 3
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+
+    @property
+    def max_nodes(self) -> int:
+        """Brackets, braces and commas in a body: what its parsed form can weigh, up to half a KiB for each."""
+        return max(100_000, self.max_body_bytes // 128)

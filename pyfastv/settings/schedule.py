@@ -169,11 +169,10 @@ def _layer(value: object) -> str:
     """As in text."""
     if isinstance(value, str) and value.endswith("%"):
         return value
-    if not isinstance(value, float):
-        try:
-            return str(integer("k", value, 1))
-        except OptionError:
-            pass
+    try:
+        return str(integer("k", value, 1))
+    except OptionError:
+        pass
     raise OptionError(
         "k, the layer of a cut, must be an integer, at least 1, or a share of the layers such as '25%'; "
         f"got {value!r}"
