@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyfastv import OptionError, Runner
-from pyfastv.engine.thoughts import ThoughtReader, open_thought
+from pyfastv.engine.thoughts import ThoughtReader
+from pyfastv.inputs.chat import ChatTemplate
 from pyfastv.inputs.template_options import template_variables
+from pyfastv.inputs.thinking import open_thought
 
 from serving import CHAT, Server, question, serving
 
@@ -122,6 +124,15 @@ def test_a_runner_and_a_session_tell_the_template(fake_engine: list[Any]) -> Non
     prompts = [call["prompt"] for name, call in fake_engine[0].calls if name == "prefill"]
     asked = "USER: Q ASSISTANT:"
     assert prompts == [f"{asked} <think>\n", asked, f"{asked} <think>\n low", asked]
+
+
+def test_a_thought_that_a_template_always_opens_is_closed_where_there_is_to_be_none() -> None:
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}{{ '<think>\\n' }}")
+    asked = [{"role": "user", "content": "Q"}]
+    assert template.render(asked, "*").text == "Q<think>\n"
+    assert template.render(asked, "*", variables={"enable_thinking": True}).text == "Q<think>\n"
+    closed = template.render(asked, "*", variables={"enable_thinking": False})
+    assert closed.text == "Q<think>\n\n</think>\n\n"
 
 
 # the server

@@ -22,6 +22,7 @@ from .messages import (
     user_message,
 )
 from .template import Template
+from .thinking import open_thought
 from .trials import Trials
 from .typed import ControlToken, Words, unused_characters
 
@@ -129,6 +130,8 @@ class ChatTemplate:
         typed_bos = bool(typed.literal) and typed.literal[0][0] == 0
         add_bos = typed_bos or not (bos and text.startswith(bos))
         answers = self._answers(form, len(pictures), marker, given, text) if pictures else ()
+        if given.get("enable_thinking") is False and (closing := open_thought(text)):
+            text = f"{text.rstrip()}\n\n{closing}\n\n"  # there are templates that ask nobody
         return Prompt(text, tuple(in_order), add_bos, answers, typed.literal)
 
     def _first_that_renders(
