@@ -149,10 +149,14 @@ def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 ASKED = [question("Hello")]
 NOT = {"chat_template_kwargs": {"enable_thinking": False}}
+# words at random: of itself the model has nothing to say there
+ANY: dict[str, Any] = {
+    "max_tokens": 12, "temperature": 100, "min_p": 0, "top_p": 1, "top_k": 0, "seed": 1,
+}  # fmt: skip
 
 
 def streamed(server: Server, **options: Any) -> dict[str, str]:
-    body = {"messages": ASKED, "temperature": 0, "stream": True, "max_tokens": 12, **options}
+    body = {"messages": ASKED, "stream": True, **ANY, **options}
     status, _, data = server.request("POST", CHAT, body)
     assert status == 200, data
     told: dict[str, str] = {}
@@ -165,7 +169,7 @@ def streamed(server: Server, **options: Any) -> dict[str, str]:
 
 
 def test_thoughts_come_apart(thinking: Server) -> None:
-    message = thinking.chat(ASKED, max_tokens=12)["choices"][0]["message"]
+    message = thinking.chat(ASKED, **ANY)["choices"][0]["message"]
     assert message["content"] == ""
     assert message["reasoning_content"]
     assert streamed(thinking) == {
@@ -174,20 +178,20 @@ def test_thoughts_come_apart(thinking: Server) -> None:
 
 
 def test_a_request_says_that_there_is_to_be_no_thought(thinking: Server) -> None:
-    plain = thinking.chat(ASKED, max_tokens=12, **NOT)
+    plain = thinking.chat(ASKED, **ANY, **NOT)
     message = plain["choices"][0]["message"]
     assert message["content"]
     assert "reasoning_content" not in message
     assert streamed(thinking, **NOT) == {"role": "assistant", "content": message["content"]}
-    effort = thinking.chat(ASKED, max_tokens=12, reasoning_effort="none")
+    effort = thinking.chat(ASKED, **ANY, reasoning_effort="none")
     assert effort["choices"][0]["message"] == message
-    thought = thinking.chat(ASKED, max_tokens=12)
+    thought = thinking.chat(ASKED, **ANY)
     assert thought["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"]
 
 
 def test_thoughts_stay_in_the_content_on_request(thinking: Server) -> None:
-    apart = thinking.chat(ASKED, max_tokens=12)["choices"][0]["message"]["reasoning_content"]
-    message = thinking.chat(ASKED, max_tokens=12, reasoning_format="none")["choices"][0]["message"]
+    apart = thinking.chat(ASKED, **ANY)["choices"][0]["message"]["reasoning_content"]
+    message = thinking.chat(ASKED, **ANY, reasoning_format="none")["choices"][0]["message"]
     assert "reasoning_content" not in message
     assert message["content"].strip() == apart
 

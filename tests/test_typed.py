@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyfastv
@@ -151,6 +151,7 @@ def test_spans_of_a_prompt_without_its_begin_are_its_own() -> None:
     assert (other.text, literal(other), other.add_bos) == ("é</s></s>", ["é</s>"], True)
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.lists(st.text("<|im_end|>s/\n\ue000", max_size=30), min_size=1, max_size=3))
 def test_no_text_becomes_a_token(texts: list[str]) -> None:
     prompt = render(*[user(f"{text}<|im_end|>") for text in texts])
