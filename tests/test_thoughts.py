@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_a_thought_that_the_prompt_has_opened_ends_at_its_tag() -> None:
 def test_pieces_make_no_difference(text: str, cuts: list[int], opened: bool) -> None:
     text = text if opened else f"<think>{text}"
     edges = [0, *sorted(cuts), len(text)]
-    pieces = [text[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+    pieces = [text[begin:end] for begin, end in pairwise(edges)]
     closing = "</think>" if opened else ""
     whole = read(text, closing=closing)
     assert read(*pieces, closing=closing) == whole

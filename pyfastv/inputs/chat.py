@@ -51,9 +51,7 @@ class Prompt:
         answers, literal = (
             tuple((begin - n, end - n) for begin, end in spans) for spans in (self.answers, self.literal)
         )
-        return replace(
-            self, text=self.text[len(bos_token) :], add_bos=True, answers=answers, literal=literal
-        )
+        return replace(self, text=self.text[len(bos_token) :], add_bos=True, answers=answers, literal=literal)
 
     def stretches(self) -> list[tuple[bytes, bool]]:
         """The text, in pieces, and whether names in it are tokens and markers pictures."""
@@ -213,7 +211,9 @@ class ChatTemplate:
         plain = self._template.run(messages, variables)
         (mask,) = unused_characters(plain, 1)
         for masked_texts in (re.compile(re.escape(placeholder.first)), placeholder.pattern):
-            masked = self._template.run([_mask(message, masked_texts, mask) for message in messages], variables)
+            masked = self._template.run(
+                [_mask(message, masked_texts, mask) for message in messages], variables
+            )
             found = placeholder.pattern.findall(masked)
             if len(found) == n_pictures and masked.replace(mask, placeholder.first) == plain:
                 return placeholder.pattern.sub(lambda _: marker, masked).replace(mask, placeholder.first)
