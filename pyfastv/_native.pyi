@@ -284,7 +284,9 @@ class Engine:
         answers: Sequence[
             tuple[int, int]
         ] = (),  # of earlier turns: begin and end, in bytes of the prompt, ascending
-        literal: Sequence[tuple[int, int]] = (),  # in such bytes: where names of control tokens and markers are text
+        literal: Sequence[
+            tuple[int, int]
+        ] = (),  # in such bytes: where names of control tokens and markers are text
         **sampling: Any,  # of SamplingOptions
     ) -> EngineRequest:
         """Tokens, prepared pictures and samplers of a request.

@@ -184,7 +184,7 @@ def test_a_picture_without_a_vision_encoder(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_unknown_keywords_are_type_errors(fake_runner: Runner) -> None:
     messages = [{"role": "user", "content": "Q"}]
-    for keyword in ("tools", "response_format", "top_q"):
+    for keyword in ("functions", "response_format", "top_q"):
         with pytest.raises(TypeError, match=keyword):
             fake_runner.create_chat_completion(messages, **{keyword: []})  # type: ignore[call-overload]
 

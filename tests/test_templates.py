@@ -165,7 +165,9 @@ def test_a_system_message_reaches_the_model(pre: str, shown: str) -> None:
     assert render(source, {**SYSTEM, "role": "developer"}, user(IMAGE, "What?")) == shown
 
 
-NO_SYSTEM = "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+NO_SYSTEM = (
+    "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+)
 
 
 def test_a_system_message_without_a_question_is_the_users() -> None:
@@ -183,7 +185,9 @@ FIRST_SYSTEM = """\
 
 def test_a_late_system_message_is_the_users_and_the_first_one_stays() -> None:
     late = {"role": "system", "content": "Be polite."}
-    assert render(FIRST_SYSTEM, SYSTEM, late, user("Q")) == "<system>Be brief.\n\nBe polite.<user>Q<assistant>"
+    assert (
+        render(FIRST_SYSTEM, SYSTEM, late, user("Q")) == "<system>Be brief.\n\nBe polite.<user>Q<assistant>"
+    )
     assert render(FIRST_SYSTEM, SYSTEM, user("Q"), answer("A"), late, user("R")) == (
         "<system>Be brief.<user>Q<assistant>A<user>Be polite.\n\nR<assistant>"
     )
@@ -216,7 +220,10 @@ FIRST_OF_A_TURN = """\
 
 def test_neighbours_of_one_role_are_one_turn_where_the_template_wants_that() -> None:
     assert render(ALTERNATING, user("a"), user("b")) == "<user>a\n\nb<assistant>"
-    assert render(ALTERNATING, user(IMAGE, "a"), user(IMAGE), user("b")) == "<user>[PICTURE]a[PICTURE]b<assistant>"
+    assert (
+        render(ALTERNATING, user(IMAGE, "a"), user(IMAGE), user("b"))
+        == "<user>[PICTURE]a[PICTURE]b<assistant>"
+    )
     assert render(ALTERNATING, user("a"), answer("b"), answer("c"), user("d")) == (
         "<user>a<assistant>b\n\nc<user>d<assistant>"
     )
@@ -375,7 +382,9 @@ def test_a_runner_takes_another_template(fake_engine: list[Any]) -> None:
 # agents
 
 
-TOOLS = [{"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}]
+TOOLS = [
+    {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
+]
 
 
 def test_a_runner_shows_tools_to_the_model_or_says_that_it_cannot(fake_engine: list[Any]) -> None:
@@ -396,7 +405,11 @@ def test_the_server_takes_the_history_of_an_agent(server: Server) -> None:
     messages = [question("Read the clock."), CALL, {**RESULT, "content": [_text("a photo"), photo]}]
     told = server.chat(messages, max_tokens=1)["usage"]
     assert told["visual_tokens"] == 576
-    shorter = [messages[0], {**CALL, "tool_calls": None, "content": ""}, question("a photo", photo["image_url"]["url"])]
+    shorter = [
+        messages[0],
+        {**CALL, "tool_calls": None, "content": ""},
+        question("a photo", photo["image_url"]["url"]),
+    ]
     assert told["prompt_tokens"] > server.chat(shorter, max_tokens=1)["usage"]["prompt_tokens"] + 10
     server.chat(messages, max_tokens=1, tools=TOOLS, tool_choice="none")
     # what an answer would call could not be told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyfastv import OptionError, Runner
-from pyfastv.engine.thoughts import ThoughtReader, open_thought
+from pyfastv.engine.thoughts import ThoughtReader
+from pyfastv.inputs.chat import ChatTemplate
 from pyfastv.inputs.template_options import template_variables
+from pyfastv.inputs.thinking import open_thought
 
 from serving import CHAT, Server, question, serving
 
@@ -65,7 +68,7 @@ def test_a_thought_that_the_prompt_has_opened_ends_at_its_tag() -> None:
 def test_pieces_make_no_difference(text: str, cuts: list[int], opened: bool) -> None:
     text = text if opened else f"<think>{text}"
     edges = [0, *sorted(cuts), len(text)]
-    pieces = [text[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+    pieces = [text[begin:end] for begin, end in pairwise(edges)]
     closing = "</think>" if opened else ""
     whole = read(text, closing=closing)
     assert read(*pieces, closing=closing) == whole
@@ -124,6 +127,15 @@ def test_a_runner_and_a_session_tell_the_template(fake_engine: list[Any]) -> Non
     assert prompts == [f"{asked} <think>\n", asked, f"{asked} <think>\n low", asked]
 
 
+def test_a_thought_that_a_template_always_opens_is_closed_where_there_is_to_be_none() -> None:
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}{{ '<think>\\n' }}")
+    asked = [{"role": "user", "content": "Q"}]
+    assert template.render(asked, "*").text == "Q<think>\n"
+    assert template.render(asked, "*", variables={"enable_thinking": True}).text == "Q<think>\n"
+    closed = template.render(asked, "*", variables={"enable_thinking": False})
+    assert closed.text == "Q<think>\n\n</think>\n\n"
+
+
 # the server
 
 
@@ -138,10 +150,14 @@ def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 ASKED = [question("Hello")]
 NOT = {"chat_template_kwargs": {"enable_thinking": False}}
+# words at random: of itself the model has nothing to say there
+ANY: dict[str, Any] = {
+    "max_tokens": 12, "temperature": 100, "min_p": 0, "top_p": 1, "top_k": 0, "seed": 1,
+}  # fmt: skip
 
 
 def streamed(server: Server, **options: Any) -> dict[str, str]:
-    body = {"messages": ASKED, "temperature": 0, "stream": True, "max_tokens": 12, **options}
+    body = {"messages": ASKED, "stream": True, **ANY, **options}
     status, _, data = server.request("POST", CHAT, body)
     assert status == 200, data
     told: dict[str, str] = {}
@@ -154,7 +170,7 @@ def streamed(server: Server, **options: Any) -> dict[str, str]:
 
 
 def test_thoughts_come_apart(thinking: Server) -> None:
-    message = thinking.chat(ASKED, max_tokens=12)["choices"][0]["message"]
+    message = thinking.chat(ASKED, **ANY)["choices"][0]["message"]
     assert message["content"] == ""
     assert message["reasoning_content"]
     assert streamed(thinking) == {
@@ -163,20 +179,20 @@ def test_thoughts_come_apart(thinking: Server) -> None:
 
 
 def test_a_request_says_that_there_is_to_be_no_thought(thinking: Server) -> None:
-    plain = thinking.chat(ASKED, max_tokens=12, **NOT)
+    plain = thinking.chat(ASKED, **ANY, **NOT)
     message = plain["choices"][0]["message"]
     assert message["content"]
     assert "reasoning_content" not in message
     assert streamed(thinking, **NOT) == {"role": "assistant", "content": message["content"]}
-    effort = thinking.chat(ASKED, max_tokens=12, reasoning_effort="none")
+    effort = thinking.chat(ASKED, **ANY, reasoning_effort="none")
     assert effort["choices"][0]["message"] == message
-    thought = thinking.chat(ASKED, max_tokens=12)
+    thought = thinking.chat(ASKED, **ANY)
     assert thought["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"]
 
 
 def test_thoughts_stay_in_the_content_on_request(thinking: Server) -> None:
-    apart = thinking.chat(ASKED, max_tokens=12)["choices"][0]["message"]["reasoning_content"]
-    message = thinking.chat(ASKED, max_tokens=12, reasoning_format="none")["choices"][0]["message"]
+    apart = thinking.chat(ASKED, **ANY)["choices"][0]["message"]["reasoning_content"]
+    message = thinking.chat(ASKED, **ANY, reasoning_format="none")["choices"][0]["message"]
     assert "reasoning_content" not in message
     assert message["content"].strip() == apart
 

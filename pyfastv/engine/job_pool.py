@@ -10,6 +10,7 @@ from .._checks import integer, utf8
 from .._closing import Closing
 from ..errors import OptionError, printable
 from ..inputs.chat import Prompt
+from ..inputs.thinking import open_thought
 from ..settings.presets import Recommended
 from ..settings.reduce import Reducer
 from ..settings.schedule import Schedule
@@ -20,7 +21,6 @@ from .batcher import Batcher, PoolBusy
 from .job import Job, Piece, Progress, TokenProb, follow
 from .loaded import LoadedModel, LoadOptions, PathLike, model_files, setting_options
 from .sampling import Sampling
-from .thoughts import open_thought
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -380,7 +380,9 @@ class Runner(Closing, InForce):
         self._refuse_closed()
         prompt = self._model.render(messages, tools=tools, variables=variables)
         if not all(tool["function"]["name"] in prompt.text for tool in tools or ()):
-            raise OptionError("tools: the model's chat template does not show them to the model: leave them out")
+            raise OptionError(
+                "tools: the model's chat template does not show them to the model: leave them out"
+            )
         request, spent_ms = self._model.request(prompt, setting)
         image_decode_ms += spent_ms
 

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-__all__ = ["ThoughtReader", "open_thought"]
+from ..inputs.thinking import THOUGHT_TAGS
 
-# What models write around a thought.
-_TAGS = {"<think>": "</think>", "<thinking>": "</thinking>", "[THINK]": "[/THINK]"}
-
-
-def open_thought(prompt: str) -> str:
-    """The tag that ends the thought in which the answer to a prompt begins; empty: in none."""
-    end = prompt.rstrip()
-    return next((closing for opening, closing in _TAGS.items() if end.endswith(opening)), "")
+__all__ = ["ThoughtReader"]
 
 
 class _State(Enum):
@@ -50,11 +43,11 @@ class ThoughtReader:
         thought = ""
         if self._state is _State.BEGIN:
             begin = text.lstrip()
-            opening = next((tag for tag in _TAGS if begin.startswith(tag)), None)
+            opening = next((tag for tag in THOUGHT_TAGS if begin.startswith(tag)), None)
             if opening is not None:
-                self._state, self._closing = _State.THOUGHT, _TAGS[opening]
+                self._state, self._closing = _State.THOUGHT, THOUGHT_TAGS[opening]
                 text = begin[len(opening) :]
-            elif not final and any(tag.startswith(begin) for tag in _TAGS):
+            elif not final and any(tag.startswith(begin) for tag in THOUGHT_TAGS):
                 self._held = text
                 return "", ""
             else:

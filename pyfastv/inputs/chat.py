@@ -22,6 +22,7 @@ from .messages import (
     user_message,
 )
 from .template import Template
+from .thinking import open_thought
 from .trials import Trials
 from .typed import ControlToken, Words, unused_characters
 
@@ -50,9 +51,7 @@ class Prompt:
         answers, literal = (
             tuple((begin - n, end - n) for begin, end in spans) for spans in (self.answers, self.literal)
         )
-        return replace(
-            self, text=self.text[len(bos_token) :], add_bos=True, answers=answers, literal=literal
-        )
+        return replace(self, text=self.text[len(bos_token) :], add_bos=True, answers=answers, literal=literal)
 
     def stretches(self) -> list[tuple[bytes, bool]]:
         """The text, in pieces, and whether names in it are tokens and markers pictures."""
@@ -129,6 +128,8 @@ class ChatTemplate:
         typed_bos = bool(typed.literal) and typed.literal[0][0] == 0
         add_bos = typed_bos or not (bos and text.startswith(bos))
         answers = self._answers(form, len(pictures), marker, given, text) if pictures else ()
+        if given.get("enable_thinking") is False and (closing := open_thought(text)):
+            text = f"{text.rstrip()}\n\n{closing}\n\n"  # there are templates that ask nobody
         return Prompt(text, tuple(in_order), add_bos, answers, typed.literal)
 
     def _first_that_renders(
@@ -210,7 +211,9 @@ class ChatTemplate:
         plain = self._template.run(messages, variables)
         (mask,) = unused_characters(plain, 1)
         for masked_texts in (re.compile(re.escape(placeholder.first)), placeholder.pattern):
-            masked = self._template.run([_mask(message, masked_texts, mask) for message in messages], variables)
+            masked = self._template.run(
+                [_mask(message, masked_texts, mask) for message in messages], variables
+            )
             found = placeholder.pattern.findall(masked)
             if len(found) == n_pictures and masked.replace(mask, placeholder.first) == plain:
                 return placeholder.pattern.sub(lambda _: marker, masked).replace(mask, placeholder.first)

@@ -116,9 +116,7 @@ class Trials:
     def opening(self) -> str:
         """What a prompt ends with, behind the last message: the beginning of the answer."""
         content = self._shaped("user", _PROBE)["content"]
-        closed, opened = (
-            self.user(content, {"add_generation_prompt": opens}) for opens in (False, True)
-        )
+        closed, opened = (self.user(content, {"add_generation_prompt": opens}) for opens in (False, True))
         return opened.removeprefix(closed) if opened.startswith(closed) else ""
 
     # pictures
@@ -210,7 +208,7 @@ def _kinds(messages: Sequence[Message]) -> tuple[str, ...]:
 
 def _shortest(kinds: tuple[str, ...]) -> tuple[str, ...]:
     """Of an ordinary conversation, however long, one with a question and an answer before the last question."""
-    system, turns = ((kinds[:1], kinds[1:]) if kinds[0] == "system" else ((), kinds))
+    system, turns = (kinds[:1], kinds[1:]) if kinds[0] == "system" else ((), kinds)
     if len(turns) > 3 and len(turns) % 2 and turns == ("user", "assistant") * (len(turns) // 2) + ("user",):
         return (*system, "user", "assistant", "user")
     return kinds

@@ -71,10 +71,7 @@ class Words:
 
             changes = {"assistant": change_of(answers)}
             found = render(
-                [
-                    map_texts(message, changes.get(message["role"], change_of(others)))
-                    for message in messages
-                ]
+                [map_texts(message, changes.get(message["role"], change_of(others))) for message in messages]
             )
             for mask in masks.values():  # as JSON may write it
                 found = found.replace(f"\\u{ord(mask):04x}", mask)
@@ -124,9 +121,7 @@ def _any_of(names: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else _NOTHING
 
 
-def _stretch(
-    text: str, begin: int, end: int, before: ControlToken, behind: ControlToken
-) -> tuple[int, int]:
+def _stretch(text: str, begin: int, end: int, before: ControlToken, behind: ControlToken) -> tuple[int, int]:
     """Without the white space that the tokens beside it take."""
     if before.strips_right:
         begin = end - len(text[begin:end].lstrip(_SPACE))

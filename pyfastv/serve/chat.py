@@ -103,7 +103,9 @@ class ChatRequest(Generation):
     reasoning_format: Literal["none", "auto", "deepseek"] | None = Field(
         default=None, description="none: thoughts stay in the content; else they are reasoning_content."
     )
-    tools: Any = Field(default=None, description="Shown to the model with tool_choice none; else not supported.")
+    tools: Any = Field(
+        default=None, description="Shown to the model with tool_choice none; else not supported."
+    )
     functions: Any = Field(default=None, description="Not supported.")
     tool_choice: Any = Field(default=None, description="Not supported, but for none and auto.")
     modalities: Any = Field(default=None, description="Only text.")
