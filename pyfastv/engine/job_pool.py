@@ -133,7 +133,8 @@ class JobPool(Closing, InForce):
         """
         setting = self.setting.but(**options)
         prepare = self._preparing(
-            lambda: self._model.render(messages, tools=tools, variables=variables, continues=continues), setting
+            lambda: self._model.render(messages, tools=tools, variables=variables, continues=continues),
+            setting,
         )
         return self._submit(setting, prepare, sampling, n_probs, details, keep_space=continues)
 
