@@ -209,9 +209,15 @@ def n_embd_inp(arch: str) -> int:
     return WIDTH * (1 + int(KINDS[arch].extra.get("n_deepstack_layers", 0)))
 
 
-def write(path: Path, name: str, extra: Extra | None = None, vocab: Sequence[str] | None = None) -> None:
-    """`extra`: further metadata, keys without the architecture. `vocab`: special tokens of a vocabulary that has all
-    bytes too; None: no vocabulary."""
+def write(
+    path: Path,
+    name: str,
+    extra: Extra | None = None,
+    vocab: Sequence[str] | None = None,
+    words: Sequence[str] = (),
+) -> None:
+    """`extra`: further metadata, keys without the architecture. `vocab`: control tokens of a vocabulary that has all
+    bytes too; None: no vocabulary. `words`: tokens that whoever writes them means, behind `vocab`."""
     kind = KINDS[name]
     arch = kind.arch or name
     writer = gguf.GGUFWriter(path, arch)
@@ -224,7 +230,7 @@ def write(path: Path, name: str, extra: Extra | None = None, vocab: Sequence[str
     writer.add_head_count_kv(by_layer if arch in HEADS_BY_LAYER else kind.kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(VOCAB)
-    _add_vocabulary(writer, vocab)
+    _add_vocabulary(writer, vocab, words)
     metadata: Extra = {"attention.key_length": kind.head, "attention.value_length": kind.head}
     if kind.experts:
         metadata |= {"expert_count": kind.experts, "expert_used_count": 2}
@@ -394,7 +400,7 @@ def add_value(writer: gguf.GGUFWriter, key: str, value: object) -> None:
     add[type(value)](key, value)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, special: Sequence[str] | None) -> None:
+def _add_vocabulary(writer: gguf.GGUFWriter, special: Sequence[str] | None, words: Sequence[str]) -> None:
     if special is None:
         writer.add_tokenizer_model("no_vocab")
         return
@@ -402,6 +408,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, special: Sequence[str] | None) -> N
     tokens = [("<unk>", types.UNKNOWN), ("<s>", types.CONTROL), ("</s>", types.CONTROL)]
     tokens += [(f"<0x{byte:02X}>", types.BYTE) for byte in range(256)]
     tokens += [(token, types.CONTROL) for token in special]
+    tokens += [(word, types.USER_DEFINED) for word in words]
     tokens += [(f"unused{i}", types.UNUSED) for i in range(VOCAB - len(tokens))]
     writer.add_tokenizer_model("llama")
     writer.add_token_list([text for text, _ in tokens])

@@ -127,7 +127,7 @@ def test_memory_is_flat_over_questions_that_take_each_others_place(make) -> None
     context = make("k=1,drop=0.5,score=question-max,pick=cover,weigh;k=3,drop=0.75,pick=cover,recall=0.1")
     assert context.picture(rows_of(200), 0) == 0
     sizes, reports = [], []
-    for i in range(60):
+    for i in range(40):
         assert context.tokens([(7 * i + j) % 500 + 3 for j in range(6)], 200) == 0
         assert context.tokens([int(read(context).argmax())], 206) == 0
         read(context)

@@ -278,9 +278,9 @@ def test_bytes_that_are_no_text_are_tokenized(vocabularies: Path, pre: str, text
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    """1024 tokens of context; bytes, and one long special token."""
+    """1024 tokens of context; bytes, and one long token."""
     path = tmp_path_factory.mktemp("models") / "small.gguf"
-    write_model(path, "qwen2", vocab=["<" + "long" * 50 + ">"])
+    write_model(path, "qwen2", vocab=[], words=["<" + "long" * 50 + ">"])
     with Runner(path, n_threads=1) as runner:
         yield runner
 

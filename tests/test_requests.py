@@ -135,6 +135,8 @@ def test_prompt_pictures_and_sampling(fake_runner: Runner) -> None:
         "presence_penalty": 0.0,
         "seed": 7,
         "grammar": None,
+        "ignore_eos": False,
+        "logit_bias": [],
     }
     assert answer.text == "It is 9:10"
     assert answer.report.fastv == Recommended()
