@@ -90,7 +90,7 @@ asan: $(VENV)/.test-deps ## the tests of the native code under AddressSanitizer 
 ASAN_TESTS := tests/test_c_api.py tests/test_sequences.py tests/test_states.py tests/test_broken_states.py tests/test_windows.py \
 	tests/test_changes_of_stages.py tests/test_turns.py tests/test_architectures.py tests/test_choose.py \
 	tests/test_schedule_text.py tests/test_slots.py tests/test_packed_weights.py tests/test_kernels.py tests/test_expert_products.py \
-	tests/test_kernel_ops.py tests/test_sequence_schedules.py tests/test_steps.py
+	tests/test_kernel_ops.py tests/test_sequence_schedules.py tests/test_steps.py tests/test_hybrids.py tests/test_hybrid_memory.py
 
 .PHONY: bench
 bench: stock ## prefill of a LLaVA-1.5-7B geometry, stock and ours in turn (12 GB of memory, half an hour)
