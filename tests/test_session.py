@@ -169,7 +169,6 @@ def test_a_second_question_costs_no_encoder_and_no_first_stage(cleared: Runner) 
     assert first.pictures_encoded + first.pictures_from_cache == 1
     assert first.cached_tokens < 576
     assert is_no_work_for_the_picture(second)
-    assert second.prefill_ms < first.prefill_ms
     assert second.visual_tokens == 576
 
 
