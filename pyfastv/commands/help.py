@@ -17,8 +17,8 @@ GROUPS = {
         *("schedule", "profile", "recall", "cells", "turbo", "reduce"),
     ),
     "Model": (
-        *("model", "mmproj", "hf_repo", "n_ctx", "threads", "n_gpu_layers", "flash_attn"),
-        *("cache_type_k", "cache_type_v", "batch_size", "ubatch_size", "encoder_type"),
+        *("model", "mmproj", "hf_repo", "chat_template", "n_ctx", "threads", "threads_batch", "n_gpu_layers"),
+        *("flash_attn", "cache_type_k", "cache_type_v", "batch_size", "ubatch_size", "encoder_type"),
     ),
 }
 """Names of options by the heading that they come under."""
