@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from .._folders import user_folder
 from ..errors import DataError, ModelError, OptionError
 from ..settings.setting import SETTING_OPTIONS, Setting
 from .hub import from_hub, mmproj_beside
@@ -49,13 +49,8 @@ _KEYS = {field.name for field in fields(NamedModel)}
 
 
 def names_file() -> Path:
-    """models.yaml in the user's folder for settings, by the platform's rule; it need not exist."""
-    if sys.platform == "darwin":
-        base = Path("~/Library/Application Support").expanduser()
-    else:
-        named = os.environ.get("XDG_CONFIG_HOME", "").strip()
-        base = Path(named) if named else Path("~/.config").expanduser()
-    return base / "pyfastv" / "models.yaml"
+    """models.yaml in the user's folder for settings; it need not exist."""
+    return user_folder("XDG_CONFIG_HOME", "~/.config", "~/Library/Application Support") / "models.yaml"
 
 
 def named_models() -> list[NamedModel]:
