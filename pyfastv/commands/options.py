@@ -27,6 +27,7 @@ from ..settings.setting import Setting, SettingOptions
 from .bars import bar
 
 __all__ = [
+    "SETTING_NAMES",
     "answer_options",
     "find_model",
     "hub_option",
@@ -120,6 +121,8 @@ _CUT = [
 ]
 _CUT_NAMES = ("k", "drop", "score", "pick", "weigh", "merge", "off")
 _OTHERS = ("schedule", "turbo", "reduce")
+SETTING_NAMES = (*_CUT_NAMES, "schedule", "profile", "recall", "cells", "turbo", "reduce")
+"""Options that say what is done to pictures."""
 
 
 class _ReducerType(click.ParamType):
