@@ -7,13 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml  # type: ignore[import-untyped]
 
 from .._folders import user_folder
 from ..errors import DataError, ModelError, OptionError
-from ..settings.setting import SETTING_OPTIONS, Setting
+from ..settings.setting import SETTING_OPTIONS, Setting, SettingOptions
 from .hub import from_hub, mmproj_beside
 
 __all__ = ["BUNDLED", "NamedModel", "find_files", "named_models", "names_file", "read_models", "wanted"]
@@ -43,6 +43,11 @@ class NamedModel:
     n_ctx: int | None = None
     threads: int | None = None
     aliases: tuple[str, ...] = ()
+
+    def options(self) -> SettingOptions:
+        """What it says of the setting, as keywords."""
+        said = {name: getattr(self, name) for name in SETTING_OPTIONS}
+        return cast(SettingOptions, {name: text for name, text in said.items() if text is not None})
 
 
 _KEYS = {field.name for field in fields(NamedModel)}
