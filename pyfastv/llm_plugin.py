@@ -130,9 +130,8 @@ class PyfastvModel(llm.Model):
 
 def _setting(entry: NamedModel | None) -> Setting:
     """What is not said is the package's default."""
-    if entry is None:
-        return Setting(Recommended())
-    return Setting.of(Recommended() if entry.fastv is None else entry.fastv, entry.turbo, entry.reduce)
+    default = Setting(Recommended())
+    return default if entry is None else default.but(**entry.options())
 
 
 def _messages(prompt: llm.Prompt) -> list[dict[str, Any]]:

@@ -148,6 +148,7 @@ def test_the_help_has_groups_and_examples(command: str, capsys: pytest.CaptureFi
     places = [text.index(f"\n{title}:") for title in (*GROUPS, "Other options")]
     assert places == sorted(places)
     assert text.index("--temp") < text.index("\nWhat is dropped:") < text.index("--drop")
+    assert max(map(text.index, ("--chat-template", "--threads-batch"))) < text.index("\nOther options:")
     examples = [line for line in text.splitlines() if line.strip().startswith(f"pyfastv {command} ")]
     assert len(examples) > 1
     for param in cli.commands[command].params:
@@ -159,6 +160,8 @@ def test_a_message_names_options_that_there_are(
 ) -> None:
     assert main(["ask", PICTURE, "Q?", "--max-pixels", "1000"]) == 1
     assert "the limit is 1,000: make the picture smaller, or raise --max-pixels" in capsys.readouterr().err
+    tell_error(pyfastv.OptionError("n_threads_batch, chat_template"), cli.commands["ask"])
+    assert capsys.readouterr().err == "pyfastv: --threads-batch, --chat-template\n"
     tell_error(pyfastv.ImageError("raise max_pixels"), cli.commands["plan"])  # which has no such option
     assert capsys.readouterr().err == "pyfastv: raise max_pixels\n"
 

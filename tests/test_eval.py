@@ -107,9 +107,14 @@ def test_answers_that_were_asked_otherwise_are_refused(tmp_path: Path) -> None:
     asked = Asking().fingerprint(QUESTIONS[0])
     AnswerFile(file).add([Given("off", "0", "A", 1.0, asked)])
     assert AnswerFile(file).find("off", "0", asked) is not None
-    for other in (Asking(instruction="Be short."), Asking(max_tokens=5), Asking(system="You are a cat.")):
+    for options in (
+        {"instruction": "Be short."},
+        {"max_tokens": 5},
+        {"system": "You are a cat."},
+        {"runner": {"chat_template": "chatml"}},
+    ):
         with pytest.raises(DataError, match="question 0 was asked otherwise there"):
-            AnswerFile(file).find("off", "0", other.fingerprint(QUESTIONS[0]))
+            AnswerFile(file).find("off", "0", Asking(**options).fingerprint(QUESTIONS[0]))
     # a file that does not say how it was asked is taken at its word
     file.write_text(line("off", "0"))
     assert AnswerFile(file).find("off", "0", asked) is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from .options import SETTING_NAMES
+
 __all__ = ["GROUPS", "GroupedCommand"]
 
 GROUPS = {
@@ -12,13 +14,10 @@ GROUPS = {
         *("as_json", "report", "brief", "max_tokens", "system"),
         *("temp", "top_k", "top_p", "min_p", "seed", "no_history"),
     ),
-    "What is dropped": (
-        *("k", "drop", "score", "pick", "weigh", "merge", "off"),
-        *("schedule", "profile", "recall", "cells", "turbo", "reduce"),
-    ),
+    "What is dropped": SETTING_NAMES,
     "Model": (
-        *("model", "mmproj", "hf_repo", "n_ctx", "threads", "n_gpu_layers", "flash_attn"),
-        *("cache_type_k", "cache_type_v", "batch_size", "ubatch_size", "encoder_type"),
+        *("model", "mmproj", "hf_repo", "chat_template", "n_ctx", "threads", "threads_batch", "n_gpu_layers"),
+        *("flash_attn", "cache_type_k", "cache_type_v", "batch_size", "ubatch_size", "encoder_type"),
     ),
 }
 """Names of options by the heading that they come under."""

@@ -15,7 +15,7 @@ from ..inputs.video import Video, is_still, is_video, load_frames
 from .bars import bar
 from .options import shows_progress
 
-__all__ = ["STDIN", "dropped_paths", "is_local_file", "read_media", "read_source", "source_name"]
+__all__ = ["STDIN", "dropped_paths", "is_local_file", "read_media", "source_name"]
 
 STDIN = "-"
 
@@ -25,11 +25,11 @@ def read_media(sources: Sequence[str], options: dict[str, Any]) -> list[Any]:
     media: list[Any] = []
     for number, source in enumerate(sources, 1):
         with named_by_place(number, len(sources)):
-            media += read_source(source, options)
+            media += _read_source(source, options)
     return media
 
 
-def read_source(source: str, options: dict[str, Any]) -> list[Any]:
+def _read_source(source: str, options: dict[str, Any]) -> list[Any]:
     """A picture, or the frames of a video, from a path, a URI, or standard input ("-"). Raises ImageError."""
     if source == STDIN:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 from click.core import ParameterSource
@@ -27,6 +27,7 @@ from ..settings.setting import Setting, SettingOptions
 from .bars import bar
 
 __all__ = [
+    "SETTING_NAMES",
     "answer_options",
     "find_model",
     "hub_option",
@@ -120,6 +121,8 @@ _CUT = [
 ]
 _CUT_NAMES = ("k", "drop", "score", "pick", "weigh", "merge", "off")
 _OTHERS = ("schedule", "turbo", "reduce")
+SETTING_NAMES = (*_CUT_NAMES, "schedule", "profile", "recall", "cells", "turbo", "reduce")
+"""Options that say what is done to pictures."""
 
 
 class _ReducerType(click.ParamType):
@@ -257,16 +260,12 @@ def to_setting(options: dict[str, Any]) -> Setting:
 def _of_entry(options: dict[str, Any], named: list[str]) -> SettingOptions:
     """What the entry of the model's name says and no option does."""
     entry = _wanted(options)
-    found: SettingOptions = {}
     if entry is None:
-        return found
-    if entry.fastv is not None and set(named) <= {"turbo", "reduce"}:
-        found["fastv"] = entry.fastv
-    if entry.turbo is not None and "turbo" not in named:
-        found["turbo"] = entry.turbo
-    if entry.reduce is not None and "reduce" not in named:
-        found["reduce"] = entry.reduce
-    return found
+        return {}
+    # any of the others says something of the schedule
+    given = {*named, "fastv"} if set(named) - {"turbo", "reduce"} else {*named}
+    said = entry.options().items()
+    return cast(SettingOptions, {name: text for name, text in said if name not in given})
 
 
 def _to_schedule(options: dict[str, Any], named: list[str]) -> Schedule | str | None:

@@ -42,7 +42,7 @@ def _repository(name: str, known: dict[str, NamedModel]) -> str:
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def list_command(as_json: bool) -> None:
-    """List the models that can be used without a network: names of yours, and what is in Hugging Face's cache."""
+    """List models: the bundled one, names of yours, and what is in Hugging Face's cache, which needs no network."""
     named, cached = named_models(), list(cached_models())
     if as_json:
         click.echo(json.dumps({"named": [_told(entry) for entry in named], "cached": [*map(_facts, cached)]}))

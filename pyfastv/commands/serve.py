@@ -91,7 +91,7 @@ def serve(**options: Any) -> None:
             )
         try:
             _check_room()
-            application = app.make_app(slots, told, options["queue"])
+            application = app.make_app(slots, told)
             click.echo(f"pyfastv: {slots.name} at {server.address_of(listening)} (Ctrl-C ends)")
             server.run(application, slots, listening, verbose=options["verbose"])
         finally:

@@ -13,15 +13,10 @@ from ..errors import OptionError
 from ..inputs.images import load_image, named_by_place
 from ..inputs.uris import is_data_uri, local_path
 from ..output import Output
-from .options import load_runner, request_options, to_sampling, to_setting
+from .options import SETTING_NAMES, load_runner, request_options, to_sampling, to_setting
 from .streams import tell
 
 __all__ = ["show"]
-
-_SETTING = (
-    *("k", "drop", "score", "pick", "weigh", "merge", "off", "schedule", "profile", "recall", "cells"),
-    *("turbo", "reduce"),
-)
 
 
 @click.command(context_settings={"show_default": True})
@@ -44,7 +39,7 @@ def show(images: tuple[str, ...], question: str, **options: Any) -> None:
     from ..show.terminal import can_show, print_image
 
     given = click.get_current_context().get_parameter_source
-    single = [name for name in _SETTING if given(name) is ParameterSource.COMMANDLINE]
+    single = [name for name in SETTING_NAMES if given(name) is ParameterSource.COMMANDLINE]
     if options["rules"] and single:
         raise click.UsageError(f"--rules excludes --{single[0]}.")
     setting = to_setting(options)

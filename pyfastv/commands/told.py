@@ -19,10 +19,13 @@ _OPTIONS = {
     "n_batch": "--batch-size",
     "n_ubatch": "--ubatch-size",
     "n_threads": "--threads",
+    "n_threads_batch": "--threads-batch",
     "n_gpu_layers": "--n-gpu-layers",
     "type_k": "--cache-type-k",
     "type_v": "--cache-type-v",
     "mmproj_path": "--mmproj",
+    "encoder_type": "--encoder-type",
+    "chat_template": "--chat-template",
 }
 _NAMES = re.compile(r"(?<![\w-])(" + "|".join(_OPTIONS) + r")(?!\w)")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,32 +101,10 @@ class Job:
                 return
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
-        loop, wake = asyncio.get_running_loop(), asyncio.Event()
-
-        def listener() -> None:
-            with suppress(RuntimeError):  # the loop was closed
-                loop.call_soon_threadsafe(wake.set)
-
-        with self._changed:
-            self._listeners.append(listener)
-        try:
-            at = 0
-            while True:
-                wake.clear()
-                with self._changed:
-                    pieces, ended = self._pieces[at:], self._ended
-                for piece in pieces:
-                    yield piece
-                at += len(pieces)
-                if ended:
-                    if self._error is not None:
-                        raise self._error
-                    return
-                if not pieces:
-                    await wake.wait()
-        finally:
-            with self._changed:
-                self._listeners.remove(listener)
+        async with aclosing(follow([self])) as items:
+            async for item in items:
+                if item is not None and isinstance(item[1], Piece):
+                    yield item[1]
 
     def read(self) -> str:
         """Wait for all of it; the text of the answer. Raises as iterating does."""

@@ -63,7 +63,7 @@ class LoadOptions(TypedDict, total=False):
     max_pixels: int
     encoder_cache_mb: int
     encoder_type: str
-    chat_template: str | os.PathLike[str] | None
+    chat_template: PathLike | None
 
 
 class LoadedModel:

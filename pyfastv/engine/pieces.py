@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-__all__ = ["PieceReader"]
+__all__ = ["PieceReader", "undecided"]
 
 
 class PieceReader:
@@ -49,9 +49,13 @@ class PieceReader:
         return text[:certain]
 
     def _undecided(self, text: str) -> int:
-        """Length of the longest end of ``text`` that is the start of a stop string."""
-        longest = max((len(stop) for stop in self._stop), default=1) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stop):
-                return length
-        return 0
+        return undecided(text, self._stop)
+
+
+def undecided(text: str, marks: Sequence[str]) -> int:
+    """Length of the longest end of ``text``, which has none of these, that one of them begins with."""
+    longest = max(map(len, marks), default=1) - 1
+    for length in range(min(longest, len(text)), 0, -1):
+        if any(mark.startswith(text[-length:]) for mark in marks):
+            return length
+    return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from ..inputs.thinking import THOUGHT_TAGS
+from .pieces import undecided
 
 __all__ = ["ThoughtReader"]
 
@@ -55,7 +56,7 @@ class ThoughtReader:
         if self._state is _State.THOUGHT:
             end = text.find(self._closing)
             if end < 0:
-                certain = text if final else text[: len(text) - _begun(text, self._closing)]
+                certain = text if final else text[: len(text) - undecided(text, (self._closing,))]
                 thought = certain.rstrip()
                 self._held = "" if final else text[len(thought) :]
                 return self._stripped(thought), ""
@@ -71,8 +72,3 @@ class ThoughtReader:
         thought = thought if self._thinks else thought.lstrip()
         self._thinks = self._thinks or bool(thought)
         return thought
-
-
-def _begun(text: str, tag: str) -> int:
-    """Length of the longest end of ``text`` that ``tag`` begins with."""
-    return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if tag.startswith(text[-n:])), 0)

@@ -10,6 +10,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, TypeAlias, cast
 from ..engine.answer import Report
 from ..engine.runner import Runner
 from ..errors import Error
+from ..inputs.template import find_template
 from ..models import bundled_mmproj, bundled_model
 from ..settings.setting import Setting
 from .answers import AnswerFile, Given
@@ -62,10 +64,17 @@ class Asking:
         known = [sizes, self.text(question), self.system, self.max_tokens]
         if self.runner.get("encoder_type", "auto") != "auto":
             known.append(self.runner["encoder_type"])
-        cache = [self.runner.get(name, "f16") for name in ("type_k", "type_v")]
-        if cache != ["f16", "f16"]:
-            known.append(cache)
+        types = [self.runner.get(name, "f16") for name in ("type_k", "type_v")]
+        if types != ["f16", "f16"]:
+            known.append(types)
+        if self.runner.get("chat_template") is not None:
+            known.append(_template(self.runner["chat_template"]))
         return hashlib.blake2b(json.dumps(known).encode(), digest_size=4).hexdigest()
+
+
+@cache  # asked for with every question
+def _template(given: str | os.PathLike[str]) -> str | None:
+    return find_template(given)
 
 
 def ask_all(

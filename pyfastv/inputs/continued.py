@@ -8,6 +8,8 @@ from typing import Any
 
 from ..errors import OptionError
 from .chat import ChatTemplate, Prompt
+from .messages import text_part
+from .typed import unused_characters
 
 __all__ = ["render_continued"]
 
@@ -22,13 +24,13 @@ def render_continued(
     *earlier, last = messages or [{}]
     parts = last.get("content") if last.get("role") == "assistant" else None
     if isinstance(parts, str):
-        parts = [{"type": "text", "text": parts}]
+        parts = [text_part(parts)]
     if not parts or parts[-1].get("type") != "text" or not parts[-1]["text"]:
         raise OptionError(
             "continue_final_message: the last message must be one of the assistant that ends with text"
         )
-    end = _unused_character(messages)
-    opened = [*parts[:-1], {"type": "text", "text": parts[-1]["text"] + end}]
+    (end,) = unused_characters(_texts_of(messages), 1)
+    opened = [*parts[:-1], text_part(parts[-1]["text"] + end)]
     prompt = template.render([*earlier, {**last, "content": opened}], marker, **options)
     text, found, rest = prompt.text.partition(end)
     if not found or end in rest or marker in rest:
@@ -41,15 +43,14 @@ def render_continued(
     return replace(prompt, text=text, answers=answers, literal=literal)
 
 
-def _unused_character(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Of a private use area of Unicode."""
+def _texts_of(messages: Sequence[Mapping[str, Any]]) -> str:
+    """All of them, one behind the other."""
     texts = [
         part.get("text") if isinstance(part, Mapping) else part
         for message in messages
         for part in _parts(message.get("content"))
     ]
-    used = {character for text in texts if isinstance(text, str) for character in text}
-    return next(chr(code) for code in range(0xE000, 0x10FFFD) if chr(code) not in used)
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _parts(content: Any) -> list[Any]:

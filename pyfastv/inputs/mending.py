@@ -88,12 +88,16 @@ def _tells_orientation(kind: bytes, chunk: bytes) -> bool:
 
 def _is_nearly_whole(jpeg: bytes) -> bool:
     """Is nothing missing but the last rows, or the last refinement?"""
-    with suppress(Exception), Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
-        if "progressive" in image.info:
-            return _is_refined(jpeg)
-        allowed = _LAST_ROWS + image.height // _SHARE_OF_ROWS
-        return image.height - _decoded_rows(image) <= allowed
-    return False
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+            if "progressive" in image.info:
+                return _is_refined(jpeg)
+            allowed = _LAST_ROWS + image.height // _SHARE_OF_ROWS
+            return image.height - _decoded_rows(image) <= allowed
+    except MemoryError:
+        raise
+    except Exception:  # decoders raise anything on damaged data
+        return False
 
 
 def _decoded_rows(image: ImageFile.ImageFile) -> int:

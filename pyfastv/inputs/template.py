@@ -61,7 +61,8 @@ class Template:
             raise OptionError(f"the model's chat template refuses these messages: {error}") from error
         except Exception as error:  # a template is a foreign program
             raise ModelError(
-                f"the model's chat template fails: {type(error).__name__}: {error}; chat_template takes another one"
+                f"the model's chat template fails: {type(error).__name__}: {error}; "
+                "load the model with another one (chat_template)"
             ) from error
 
     def try_out(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> str:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml  # type: ignore[import-untyped]
 
+from .._folders import user_folder
 from ..errors import DataError, ModelError, OptionError
-from ..settings.setting import SETTING_OPTIONS, Setting
+from ..settings.setting import SETTING_OPTIONS, Setting, SettingOptions
 from .hub import from_hub, mmproj_beside
 
 __all__ = ["BUNDLED", "NamedModel", "find_files", "named_models", "names_file", "read_models", "wanted"]
@@ -44,18 +44,18 @@ class NamedModel:
     threads: int | None = None
     aliases: tuple[str, ...] = ()
 
+    def options(self) -> SettingOptions:
+        """What it says of the setting, as keywords."""
+        said = {name: getattr(self, name) for name in SETTING_OPTIONS}
+        return cast(SettingOptions, {name: text for name, text in said.items() if text is not None})
+
 
 _KEYS = {field.name for field in fields(NamedModel)}
 
 
 def names_file() -> Path:
-    """models.yaml in the user's folder for settings, by the platform's rule; it need not exist."""
-    if sys.platform == "darwin":
-        base = Path("~/Library/Application Support").expanduser()
-    else:
-        named = os.environ.get("XDG_CONFIG_HOME", "").strip()
-        base = Path(named) if named else Path("~/.config").expanduser()
-    return base / "pyfastv" / "models.yaml"
+    """models.yaml in the user's folder for settings; it need not exist."""
+    return user_folder("XDG_CONFIG_HOME", "~/.config", "~/Library/Application Support") / "models.yaml"
 
 
 def named_models() -> list[NamedModel]:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
+
+from .._folders import user_folder
 
 __all__ = ["user_cache"]
 
 
 def user_cache() -> Path:
-    """Of this package; it need not exist. By the platform's rule: ``XDG_CACHE_HOME``, else ``~/.cache``; on macOS
-    ``~/Library/Caches``."""
-    if sys.platform == "darwin":
-        base = Path("~/Library/Caches").expanduser()
-    else:
-        named = os.environ.get("XDG_CACHE_HOME", "").strip()
-        base = Path(named) if named else Path("~/.cache").expanduser()
-    return base / "pyfastv"
+    """``pyfastv`` in ``XDG_CACHE_HOME``, else in ``~/.cache``; on macOS in ``~/Library/Caches``."""
+    return user_folder("XDG_CACHE_HOME", "~/.cache", "~/Library/Caches")

@@ -21,8 +21,8 @@ __all__ = ["make_app"]
 _SPARE = 16  # requests that are being read while all places of the pool are taken
 
 
-def make_app(pool: JobPool, settings: Settings, queue: int) -> FastAPI:
-    """An ASGI application over a pool that has ``queue`` places to wait. The pool stays the caller's to close."""
+def make_app(pool: JobPool, settings: Settings) -> FastAPI:
+    """An ASGI application over a pool, which stays the caller's to close."""
     app = FastAPI(
         title="pyfastv",
         version=__version__,
@@ -36,7 +36,7 @@ def make_app(pool: JobPool, settings: Settings, queue: int) -> FastAPI:
     app.include_router(make_router(pool, settings, metrics))
     app.add_route("/", page, include_in_schema=False)
     # the last one added is the first to see a request
-    app.add_middleware(Guard, settings=settings, in_flight=pool.n_slots + queue + _SPARE)
+    app.add_middleware(Guard, settings=settings, in_flight=pool.n_slots + pool.queue + _SPARE)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

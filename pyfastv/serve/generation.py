@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
 
+from .._checks import INT32_MAX
 from ..engine.job_pool import JobPool
 from ..engine.sampling import Sampling
 from ..settings.schedule import Cut, Schedule
@@ -20,7 +21,6 @@ from .settings import Settings
 
 __all__ = ["INT32_MAX", "Generation", "Wanted"]
 
-INT32_MAX = 2**31 - 1
 _INT64 = 2**63
 _SEEDS = 2**32 - 1
 _STOP_CHARACTERS = 2**16  # of all stop strings of a request

@@ -441,7 +441,9 @@ def _decimal(schema: Mapping[str, Any], keyword: str, path: str) -> Decimal | No
     value = schema.get(keyword)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # not isfinite() of integers: they may be too large for a float
+    if not is_number or (isinstance(value, float) and not math.isfinite(value)):
         raise OptionError(f"JSON schema, {path:.200}: {keyword!r} must be a number; got {shown(value):.40}")
     return Decimal(repr(value))
 
@@ -522,7 +524,8 @@ def same_value(first: Any, second: Any) -> bool:
 
 def is_of_type(value: Any, kind: str) -> bool:
     if kind in ("integer", "number"):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return number and (kind == "number" or float(value).is_integer())
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        return kind == "number" or isinstance(value, int) or value.is_integer()
     python = {"object": Mapping, "array": list, "string": str, "boolean": bool, "null": type(None)}
     return isinstance(value, python[kind])
