@@ -323,7 +323,7 @@ def test_grammars_take_what_follows_a_schema_and_nothing_else(name: str) -> None
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_llama_cpp_reads_these_grammars(runner: Runner, name: str) -> None:
-    assert runner.ask(None, "Hello", grammar=schema_grammar(CLASSES[name][0]), max_tokens=1).text is not None
+    runner.ask(None, "Hello", grammar=schema_grammar(CLASSES[name][0]), max_tokens=1)  # or an OptionError
 
 
 @pytest.mark.parametrize(

@@ -364,8 +364,9 @@ def test_a_template_that_is_none_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMED)
 def test_named_templates_print_everything(name: str) -> None:
-    shown = render(NAMED[name], SYSTEM, user(IMAGE, "Q"), CALL, RESULT, answer("A"), user("a"), user("b"))
-    words = ["Be brief.", "[PICTURE]", "Q", "clock", "9:10", "A", "a", "b"]
+    asked = [user(IMAGE, "Asked."), CALL, RESULT, answer("Answered."), user("Once more."), user("Well?")]
+    shown = render(NAMED[name], SYSTEM, *asked)
+    words = ["Be brief.", "[PICTURE]", "Asked.", "clock", "9:10", "Answered.", "Once more.", "Well?"]
     assert [word for word in words if word not in shown] == []
 
 

@@ -47,6 +47,7 @@ struct file_header {
 };
 
 std::string shape_text(const header_tensor & tensor);
+std::string value_text(double value); // of a number in a file, whatever it is
 
 // throws std::runtime_error
 [[noreturn]] void refuse(const std::string & reason);

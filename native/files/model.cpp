@@ -77,6 +77,12 @@ void check_texts(const file_header & header) {
     }
 }
 
+// of a key that has one; 0: it is not there
+double number_of(const file_header & header, const std::string & name) {
+    const auto * value = header.key(name);
+    return value && !value->is_array && !value->numbers.empty() ? value->numbers[0] : 0;
+}
+
 // Of heads that are turned by positions in several directions.
 void check_sections(const file_header & header, const std::string & arch) {
     const std::string name     = arch + ".rope.dimension_sections";
@@ -86,16 +92,13 @@ void check_sections(const file_header & header, const std::string & arch) {
     }
     check_range(header, name, 0, 65536);
 
-    const auto number = [&](const char * key) {
-        const auto * value = header.key(arch + "." + key);
-        return value && !value->is_array && !value->numbers.empty() ? value->numbers[0] : 0;
-    };
+    const auto number = [&](const char * key) { return number_of(header, arch + "." + key); };
     const double sum  = std::accumulate(sections->numbers.begin(), sections->numbers.end(), 0.0);
     const double head = number("attention.key_length") > 0 ? number("attention.key_length") :
                         number("attention.head_count") > 0 ? number("embedding_length")/number("attention.head_count") : infinity;
     // other architectures take zeros for "not turned so"
     if (sum > head || (sum == 0 && arch.rfind("qwen", 0) == 0)) {
-        refuse("key " + name + " adds up to " + std::to_string((int64_t) sum) + ", not 1 to the size of a head, " + std::to_string((int64_t) head));
+        refuse("key " + name + " adds up to " + value_text(sum) + ", not 1 to the size of a head, " + value_text(head));
     }
 }
 
@@ -105,19 +108,16 @@ void check_delta_net(const file_header & header, const std::string & arch) {
     if (arch != "qwen35" && arch != "qwen35moe" && arch != "qwen3next") {
         return;
     }
-    const auto number = [&](const char * key) {
-        const auto * value = header.key(arch + ".ssm." + key);
-        return value && !value->is_array && !value->numbers.empty() ? value->numbers[0] : 0;
-    };
+    const auto number = [&](const char * key) { return number_of(header, arch + ".ssm." + key); };
     const double heads = number("time_step_rank");
     const double keys  = number("group_count");
     if (number("inner_size") != number("state_size")*heads) {
-        refuse("key " + arch + ".ssm.inner_size is " + std::to_string((int64_t) number("inner_size")) + ", not " +
-                std::to_string((int64_t) (number("state_size")*heads)) + ", ssm.state_size times ssm.time_step_rank");
+        refuse("key " + arch + ".ssm.inner_size is " + value_text(number("inner_size")) + ", not " +
+                value_text(number("state_size")*heads) + ", ssm.state_size times ssm.time_step_rank");
     }
     if (!(keys > 0 && heads > 0 && std::fmod(heads, keys) == 0)) {
-        refuse("key " + arch + ".ssm.group_count is " + std::to_string((int64_t) keys) + ", which does not divide ssm.time_step_rank, " +
-                std::to_string((int64_t) heads));
+        refuse("key " + arch + ".ssm.group_count is " + value_text(keys) + ", which does not divide ssm.time_step_rank, " +
+                value_text(heads));
     }
 }
 

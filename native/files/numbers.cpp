@@ -10,13 +10,14 @@
 #include <limits>
 
 namespace pyfastv {
-namespace {
 
 std::string value_text(double value) {
     char text[32];
     snprintf(text, sizeof(text), "%.7g", value);
     return text;
 }
+
+namespace {
 
 // The numbers of a tensor, some rows at a time; stops when f says so.
 template <typename F> void for_rows(std::ifstream & file, const header_tensor & tensor, F && f) {

@@ -105,7 +105,7 @@ struct pyfastv_params {
     struct pyfastv_cut cuts[PYFASTV_MAX_CUTS];
 
     float   recall;  // share of a picture's tokens that one later question may bring back at a cut, 0 <= recall <= 1; 0: none.
-                     // The default is 0, too, where layers are recurrent: rows come back out of order there
+                     // Where layers are recurrent rows come back out of order, and the default of 0.025 means none
     int32_t n_cells; // KV cells of the later stages; 0: as many as stage 0; -1: by drop, see pyfastv_parse()
 };
 

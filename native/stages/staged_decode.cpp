@@ -26,7 +26,8 @@ bool staged_decode::can_recall(llama_seq_id seq_id, const sequence & seq) const 
     const auto & schedule = memory.schedules.of(seq_id);
     const auto & cache    = memory.cache(0);
 
-    // what comes back would not find what it would have found in its turn: it does if somebody has said so
+    // What comes back would not find what it would have found in its turn. It comes if somebody has asked for it, by another
+    // share than the default.
     if (cache.is_recurrent() && schedule.recall == default_params().recall) {
         return false;
     }
@@ -260,7 +261,7 @@ void staged_decode::note_states(const llama_ubatch & ubatch, all_before & before
             before.erase(id);
             continue;
         }
-        // rows of a picture that have the time of others in front go with those
+        // Rows of a picture may have the time of rows in front: what was noted in front of those stays.
         if (p0 > memory.seq_pos_max(id)) {
             before[id] = { p0, cache.states_of(id) };
         }

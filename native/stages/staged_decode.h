@@ -133,7 +133,7 @@ private:
     // before a ubatch runs through recurrent layers of stage 0; in `before` is what was noted for those in front of it in the batch
     void note_states(const llama_ubatch & ubatch, all_before & before) const;
 
-    // Everything from the positions of the ubatch on, in its sequences; of one whose states are not known all.
+    // Everything from the positions of the ubatch on, in its sequences; all of one whose states in front of them are not known.
     void forget(const llama_ubatch & ubatch, const all_before & before) noexcept;
 
     // what stage 0 left in its graph, to the sequences of the ubatch

@@ -105,7 +105,8 @@ public:
     };
     virtual states states_of(llama_seq_id /*seq_id*/) const { return {}; }
 
-    // Cells stay, for the caller to remove. Nothing is allocated if the sequence had states, and has.
+    // Cells stay, for the caller to remove. Where the sequence had a state then and has one now, which is so after a failed ubatch,
+    // nothing is allocated, nor thrown.
     virtual void put_back(llama_seq_id /*seq_id*/, const states & /*before*/) {}
 
     // as memory().state_read(), which throws std::runtime_error
