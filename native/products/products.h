@@ -15,6 +15,8 @@ struct aborted : std::runtime_error {
     aborted() : std::runtime_error("stopped by the abort callback") {}
 };
 
+double dot(const float * a, const float * b, int64_t n);
+
 // F32 [n, d] of length 1 each, or of length 0
 std::vector<float> unit_rows(const float * values, int64_t n, int64_t d);
 

@@ -5,6 +5,7 @@
 #include "choose/greedy.h"
 #include "choose/parts.h"
 #include "products/parallel.h"
+#include "products/products.h"
 
 #include <algorithm>
 #include <cmath>
@@ -12,7 +13,6 @@
 #include <iterator>
 #include <memory>
 #include <numeric>
-#include <queue>
 #include <utility>
 
 namespace pyfastv {
@@ -94,32 +94,15 @@ private:
     size_t               n_taken = 0;
 };
 
-// sixteen sums side by side: the compiler may not reorder one
-double dot(const float * a, const float * b, size_t n) {
-    constexpr size_t width = 16;
-
-    double sums[width] = {};
-    size_t i           = 0;
-    for (; i + width <= n; i += width) {
-        for (size_t w = 0; w < width; ++w) {
-            sums[w] += (double) a[i + w]*b[i + w];
-        }
-    }
-    for (; i < n; ++i) {
-        sums[0] += (double) a[i]*b[i];
-    }
-    return std::accumulate(sums, sums + width, 0.0);
-}
-
-// The token that makes the determinant of the kernel largest. What a token gains only falls as others are taken, so one
-// whose gain of before is not the largest need not be looked at (Hemmi et al., Lazy and Fast Greedy MAP Inference for
-// Determinantal Point Process, NeurIPS 2022): each token has its row of the Cholesky factor as far as it was needed.
+// the token that makes the determinant of the kernel largest
 class cdpruner_part : public greedy_part {
 public:
     // r: relevance of the tokens of the part, 0 to 1
-    cdpruner_part(part_cosines cosines, const float * r) : cosines(std::move(cosines)), r(r), factor(this->cosines.n) {
-        for (size_t i = 0; i < factor.size(); ++i) {
-            others.push({ r[i]*r[i]*this->cosines.row(i)[i], i });
+    cdpruner_part(part_cosines cosines, const float * r) :
+        cosines(std::move(cosines)), r(r), left(this->cosines.n), gain(left.size()), row(left.size()), taken(left.size(), 0) {
+        std::iota(left.begin(), left.end(), 0);
+        for (size_t i = 0; i < gain.size(); ++i) {
+            gain[i] = r[i]*r[i]*this->cosines.row(i)[i];
         }
     }
 
@@ -127,49 +110,88 @@ public:
         // gains below this are rounding: the kernel has no more rank
         constexpr float least = 1e-6f;
 
-        while (!others.empty() && others.top().gain >= least) {
-            candidate best = others.top();
-            others.pop();
+        const size_t n = left.size();
 
-            auto & row = factor[best.token];
-            if (row.size() == taken.size()) {
-                row.push_back(std::sqrt(best.gain));
-                taken.push_back(best.token);
-                return { best.gain, cosines.first + (int32_t) best.token };
+        size_t best = std::find(taken.begin(), taken.end(), 0) - taken.begin();
+        for (size_t i = best + 1; i < n; ++i) {
+            if (!taken[i] && gain[i] > gain[best]) {
+                best = i;
             }
-            do {
-                best.gain -= add_column(row, best.token);
-            } while (row.size() < taken.size() && (others.empty() || !(best < others.top())));
-            others.push(best);
         }
-        return {};
+        if (best == n || gain[best] < least) {
+            return {};
+        }
+        taken[best] = 1;
+
+        const step res = { gain[best], cosines.first + left[best] };
+
+        add_row(best);
+        if (factor.size() % 64 == 0) {
+            forget_taken();
+        }
+        return res;
     }
 
 private:
-    struct candidate {
-        float  gain; // at most this
-        size_t token;
-
-        // of equal ones the first in the picture
-        bool operator<(const candidate & other) const {
-            return gain != other.gain ? gain < other.gain : token > other.token;
+    // row k of the factor, (L_best,i - sum_j c_j,best c_j,i)/c_best, and what it takes from the gains
+    void add_row(size_t best) {
+        const size_t  n       = left.size(), k = factor.size();
+        const float * of_best = cosines.row(left[best]);
+        for (size_t i = 0; i < n; ++i) {
+            row[i] = r[left[best]]*r[left[i]]*of_best[left[i]];
         }
-    };
+        size_t j = 0;
+        for (; j + 4 <= k; j += 4) { // four at a time: the row goes through memory less often
+            const float * c0 = factor[j].data(), * c1 = factor[j + 1].data(), * c2 = factor[j + 2].data(), * c3 = factor[j + 3].data();
+            const float w0 = c0[best], w1 = c1[best], w2 = c2[best], w3 = c3[best];
+            for (size_t i = 0; i < n; ++i) {
+                row[i] -= w0*c0[i] + w1*c1[i] + w2*c2[i] + w3*c3[i];
+            }
+        }
+        for (; j < k; ++j) {
+            const float * c = factor[j].data();
+            const float   w = c[best];
+            for (size_t i = 0; i < n; ++i) {
+                row[i] -= w*c[i];
+            }
+        }
+        const float scale = 1.0f/std::sqrt(gain[best]);
+        for (size_t i = 0; i < n; ++i) {
+            row[i]  *= scale;
+            gain[i] -= row[i]*row[i];
+        }
+        factor.push_back(row);
+    }
 
-    // column k of a token's row, (L_taken[k],i - sum_j c_taken[k],j c_i,j)/c_taken[k],k; what it takes from the token's gain
-    float add_column(std::vector<float> & row, size_t i) const {
-        const size_t k    = row.size(), other = taken[k];
-        const auto & of_k = factor[other];
-        row.push_back((float) ((r[other]*r[i]*cosines.row(other)[i] - dot(of_k.data(), row.data(), k))/of_k[k]));
-        return row[k]*row[k];
+    // nothing reads the columns of tokens that were taken
+    void forget_taken() {
+        const auto forget = [&](auto & values) {
+            size_t n = 0;
+            for (size_t i = 0; i < values.size(); ++i) {
+                if (!taken[i]) {
+                    values[n++] = values[i];
+                }
+            }
+            values.resize(n);
+        };
+        for (auto & of_factor : factor) {
+            forget(of_factor);
+        }
+        forget(left);
+        forget(gain);
+        row.resize(left.size());
+        taken.assign(left.size(), 0);
     }
 
     const part_cosines cosines;
     const float      * r; // [tokens of the part]
 
-    std::priority_queue<candidate>  others;
-    std::vector<size_t>             taken;
-    std::vector<std::vector<float>> factor; // [tokens of the part, up to k]
+    std::vector<int32_t> left;  // [n] tokens that were not taken, and the last that were
+    std::vector<float>   gain;  // [n]
+    std::vector<float>   row;   // [n]
+    std::vector<uint8_t> taken; // [n]
+
+    std::vector<std::vector<float>> factor; // [k, n] of Cholesky
 };
 
 } // namespace
