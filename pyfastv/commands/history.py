@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .._folders import user_folder
 
 __all__ = ["line_history"]
 
@@ -38,10 +39,5 @@ def line_history(kept: bool) -> Iterator[None]:
 
 
 def _file() -> Path:
-    """``XDG_STATE_HOME``, else ``~/.local/state``; on macOS ``~/Library/Application Support``."""
-    if sys.platform == "darwin":
-        base = Path("~/Library/Application Support").expanduser()
-    else:
-        named = os.environ.get("XDG_STATE_HOME", "").strip()
-        base = Path(named) if named else Path("~/.local/state").expanduser()
-    return base / "pyfastv" / "chat_history"
+    folder = user_folder("XDG_STATE_HOME", "~/.local/state", "~/Library/Application Support")
+    return folder / "chat_history"

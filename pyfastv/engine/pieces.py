@@ -44,12 +44,9 @@ class PieceReader:
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)]
-        certain = len(text) if final else len(text) - self._undecided(text)
+        certain = len(text) if final else len(text) - undecided(text, self._stop)
         self._held = text[certain:]
         return text[:certain]
-
-    def _undecided(self, text: str) -> int:
-        return undecided(text, self._stop)
 
 
 def undecided(text: str, marks: Sequence[str]) -> int:
