@@ -3,8 +3,9 @@
 
 libllama, libmtmd and ggml are built, with pyfastv's flags, into OUTPUT/lib; with --programs also llama-mtmd-cli
 and llama-server, into OUTPUT/bin, with the libraries beside them as in llama.cpp's releases. The llama.cpp tree is
-fetched by third_party/fetch.py without the patches, unless --source names one. cmake and ninja are taken from
-PATH or from the PyPI packages of these names, whose programs lie beside this Python.
+fetched by third_party/fetch.py without the patches, unless --source names one; on a CPU with AMX it has the one
+without which it dies there. cmake and ninja are taken from PATH or from the PyPI packages of these names, whose
+programs lie beside this Python.
 
     python build_stock.py OUTPUT
     python build_stock.py OUTPUT --programs
@@ -54,6 +55,18 @@ PROGRAM_DEFINES = {
     "LLAMA_OPENSSL": "OFF",
 }
 
+# GCC leaves seven eighths of the tiles' configuration out, and the first product is an illegal instruction
+AMX_PATCH = "0004-amx-tiles.patch"
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def has_amx() -> bool:
+    """Whether llama.cpp compiled for this machine multiplies with AMX."""
+    try:
+        return "amx_int8" in CPUINFO.read_text()
+    except OSError:
+        return False
+
 
 def program(name: str) -> str | None:
     """Path of a build tool: beside this Python first, where PyPI's packages put it."""
@@ -70,10 +83,14 @@ def run(command: list[str]) -> None:
 
 
 def fetch(folder: Path, programs: bool) -> Path:
-    """The pinned llama.cpp, unpatched, unpacked into `folder`. A tree that has more than is asked for will do."""
+    """The pinned llama.cpp, unpatched but for AMX, unpacked into `folder`. One that has more than is asked for will do."""
     if not programs and (folder / "tools" / "server").exists():
         programs = True
-    options = ["--no-patches", *(["--programs"] if programs else [])]
+    options = ["--no-patches"]
+    if has_amx():
+        print(f"build_stock.py: stock llama.cpp dies on a CPU with AMX; it gets {AMX_PATCH}", file=sys.stderr)
+        options = ["--only", AMX_PATCH]
+    options += ["--programs"] if programs else []
     run([sys.executable, str(ROOT / "third_party" / "fetch.py"), "--output", str(folder), *options])
     return folder
 

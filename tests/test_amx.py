@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import build_stock
 import fetch
 
 TREE = Path(__file__).parents[1] / "third_party" / "llama.cpp"
@@ -172,3 +173,20 @@ def test_the_cpu_takes_the_configuration(compiler: str, tmp_path: Path) -> None:
     subprocess.run([compiler, *flags, "program.cpp", "-o", "program"], cwd=tmp_path, check=True)
     done = subprocess.run([tmp_path / "program"], capture_output=True, text=True, check=True)
     assert bytes.fromhex(done.stdout) == CONFIGURATION
+
+
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [("avx512f amx_tile amx_int8", ["--only", "0004-amx-tiles.patch"]), ("avx512f", ["--no-patches"])],
+)
+def test_a_stock_build_has_the_mended_tiles_where_it_would_die(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, options: list[str]
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"flags\t\t: {flags}\n")
+    commands: list[list[str]] = []
+    monkeypatch.setattr(build_stock, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(build_stock, "run", commands.append)
+    build_stock.fetch(tmp_path / "llama.cpp", programs=False)
+    assert [command[-len(options) :] for command in commands] == [options]
+    assert "--programs" not in commands[0]

@@ -144,13 +144,16 @@ def main() -> int:
     parser.add_argument(
         "--output", type=Path, default=HERE / "llama.cpp", help="the tree to make (default: %(default)s)"
     )
-    parser.add_argument("--no-patches", action="store_true", help="stock llama.cpp, for comparisons")
+    some = parser.add_mutually_exclusive_group()
+    some.add_argument("--no-patches", action="store_true", help="stock llama.cpp, for comparisons")
+    some.add_argument("--only", choices=[patch.name for patch in PATCHES], help="with this patch alone")
     parser.add_argument("--programs", action="store_true", help="with the sources of llama.cpp's programs")
     parser.add_argument("--sdist", type=Path, help="use this copy of the sdist instead of downloading it")
     args = parser.parse_args()
     try:
         keep = KEEP_PROGRAMS if args.programs else KEEP
-        make_tree(args.output, [] if args.no_patches else PATCHES, args.sdist, keep)
+        patches = [patch for patch in PATCHES if not args.no_patches and args.only in (None, patch.name)]
+        make_tree(args.output, patches, args.sdist, keep)
     except (FetchError, OSError) as error:
         print(f"pyfastv: {error}", file=sys.stderr)
         return 1
