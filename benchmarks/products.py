@@ -6,7 +6,8 @@
     python products.py --stock build/stock/lib --types q4_0 q4_K --size 2048x768 --experts 128 --used 8
 
 A column for stock's weights as they lie in a file, one for its repacked ones (what its models run where there is such a
-form), one for every choice of PYFASTV_KERNELS. Giga-operations a second (two a multiplication), the best of the rounds.
+form), one for those that it packs for AMX where the CPU has that, one for every choice of PYFASTV_KERNELS.
+Giga-operations a second (two a multiplication), the best of the rounds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from build_stock import has_amx
 from rate_process import RateProcess, compile_program
 
 import pyfastv
@@ -58,6 +60,8 @@ def main() -> None:
         program = compile_program("product_rate.cpp", Path(folder), "ggml", "ggml-cpu", "ggml-base")
         stock = RateProcess(program, args.stock.resolve(), None)
         columns = {"stock, plain": (stock, "CPU"), "stock, repacked": (stock, "CPU_REPACK")}
+        if has_amx():
+            columns["stock, AMX"] = (stock, "AMX")
         for kernels in args.kernels:
             columns[f"ours, {kernels}"] = (RateProcess(program, pyfastv.lib_path(), kernels), "CPU_PYFASTV")
 
@@ -83,7 +87,7 @@ def main() -> None:
                         if rate is None and name.startswith("ours"):  # llama.cpp's
                             rate = side.ask(line("CPU"))
                         best[name] = max(best.get(name, 0), rate or 0)
-                theirs = max(best["stock, plain"], best["stock, repacked"])
+                theirs = max(rate for name, rate in best.items() if name.startswith("stock"))
                 ours = best[f"ours, {args.kernels[0]}"]
                 cells = [f"{rate:.0f}" if rate else "" for rate in best.values()]
                 print(f"| {kind} | {rows} | " + " | ".join(cells) + f" | {ours / theirs:.2f} |", flush=True)
