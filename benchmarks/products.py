@@ -18,10 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from build_stock import has_amx
 from rate_process import RateProcess, compile_program
 
 import pyfastv
+
+from build_stock import has_amx
 
 TYPES = ("q4_0", "q5_0", "q8_0", "iq4_nl", "q4_K", "q5_K", "q6_K", "f16")
 ROWS = (1, 4, 16, 64, 160, 590, 2048)

@@ -12,6 +12,8 @@ from ggml_ops import Ops
 from numpy.typing import NDArray
 from test_kernels import SCALED, TYPES, needs_kernels
 
+from pyfastv import _native
+
 pytestmark = needs_kernels
 
 
@@ -29,6 +31,11 @@ def number_of(kind: str) -> int:
 def some_bytes(kind: str, columns: int, rows: int) -> NDArray[np.uint8]:
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.upper()]]
     return np.random.default_rng(columns + rows).integers(0, 256, (rows, columns // block * size), np.uint8)
+
+
+def test_weights_are_offered_to_our_buffer_first() -> None:
+    """Before llama.cpp's own for AMX, whose products are slower."""
+    assert _native.kernel_places()[0] == ("CPU", "CPU_PYFASTV")
 
 
 # columns: one block, an odd number of them behind steps, whole steps; outputs: one panel, cut, several; matrices
