@@ -83,7 +83,7 @@ def run(command: list[str]) -> None:
 
 
 def fetch(folder: Path, programs: bool) -> Path:
-    """The pinned llama.cpp, unpatched but for AMX, unpacked into `folder`. One that has more than is asked for will do."""
+    """The pinned llama.cpp, unpatched but for AMX, unpacked into `folder`. One that has more than that will do."""
     if not programs and (folder / "tools" / "server").exists():
         programs = True
     options = ["--no-patches"]
