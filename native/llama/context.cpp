@@ -42,9 +42,10 @@ void context_access::check_params() const {
     const auto & params = ctx.cparams;
 
     // llama_batch_allocr::split_equal() asserts it
-    if (params.n_rs_seq > 0 && params.n_ubatch <= params.n_rs_seq + 1) {
+    const uint64_t least = (uint64_t) params.n_rs_seq + 2;
+    if (params.n_rs_seq > 0 && params.n_ubatch < least) {
         throw std::runtime_error("n_rs_seq = " + std::to_string(params.n_rs_seq) + " needs an n_ubatch of at least " +
-                std::to_string(params.n_rs_seq + 2) + ": it is " + std::to_string(params.n_ubatch));
+                std::to_string(least) + ": it is " + std::to_string(params.n_ubatch));
     }
 }
 
