@@ -14,7 +14,6 @@ since it loads ours:
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import sys
 import weakref
@@ -30,6 +29,7 @@ from ._about import lib_path
 from ._checks import whole
 from .engine import c_structures
 from .engine.handler_pictures import Mtmd
+from .engine.loaded import content_id
 from .engine.process_lock import ProcessLock
 from .errors import Error, OptionError
 from .inputs.chat import ChatTemplate, Prompt
@@ -274,7 +274,7 @@ class FastVChatHandler(_MTMDChatHandler):
         height, width, _ = rgb.shape
         bitmap = _mtmd_cpp.mtmd_bitmap_init(width, height, rgb.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
         # slices of one picture are known by their common id
-        name = f"{hashlib.blake2b(rgb.data, digest_size=16).hexdigest()}#{number}"
+        name = f"{content_id(rgb)}#{number}"
         _mtmd_cpp.mtmd_bitmap_set_id(bitmap, name.encode())
         return bitmap
 
