@@ -29,6 +29,7 @@ from ._about import lib_path
 from ._checks import whole
 from .engine import c_structures
 from .engine.handler_pictures import Mtmd
+from .engine.handler_sampling import samples_safely
 from .engine.loaded import content_id
 from .engine.process_lock import ProcessLock
 from .errors import Error, OptionError
@@ -241,6 +242,7 @@ class FastVChatHandler(_MTMDChatHandler):
         self._template = ChatTemplate(
             source or None, bos_token=bos, eos_token=eos, control_tokens=_control_tokens(llama_model)
         )
+        samples_safely(llama_model, _llama_cpp)
         self._llama = weakref.ref(llama_model)
         llama_model._stack.callback(self._release)
 

@@ -68,6 +68,11 @@ def serve(**options: Any) -> None:
     Clients use http://127.0.0.1:8080/v1 as their base URL. -c is the context of each slot; 0 is
     what the model was trained for, at most 8192.
     """
+    with _ended_by_sigterm():
+        _serve(options)
+
+
+def _serve(options: dict[str, Any]) -> None:
     setting = to_setting(options)
     real("temp", options["temp"], "a number from 0 to 100", 0.0, 100.0)
     real("sse-ping-interval", options["sse_ping_interval"], "a number of seconds; 0: none", 0.0)
@@ -79,7 +84,7 @@ def serve(**options: Any) -> None:
         if missing not in _NEEDED:
             raise
         raise Error(f"pyfastv serve needs {missing}: pip install 'pyfastv[serve]'") from None
-    with _ended_by_sigterm(), server.listen(options["host"], options["port"]) as listening:
+    with server.listen(options["host"], options["port"]) as listening:
         told = _settings(settings, listening.getsockname()[0], options)
         arguments = runner_arguments(options)
         with bar("Loading", shows_progress(options)) as loading:
