@@ -261,6 +261,8 @@ for name, grammar in grammars.items():
     for options in ({}, {"temperature": 1.0, "seed": 1}):
         answer = ask(llm, question, grammar=LlamaGrammar.from_string(grammar), **options)
         made["ends"].setdefault(name, []).append([text(answer), answer["choices"][0]["finish_reason"]])
+import logging
+logging.getLogger("llama-cpp-python").setLevel(99)  # what is wrong with it is in llama.cpp's log, too
 made["none"] = fails(ask, llm, question, grammar=LlamaGrammar.from_string("root = nothing"))
 made["then"] = text(ask(llm, question))
 """,
