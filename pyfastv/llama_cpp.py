@@ -14,7 +14,6 @@ since it loads ours:
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import sys
 import weakref
@@ -30,6 +29,8 @@ from ._about import lib_path
 from ._checks import whole
 from .engine import c_structures
 from .engine.handler_pictures import Mtmd
+from .engine.handler_sampling import samples_safely
+from .engine.loaded import content_id
 from .engine.process_lock import ProcessLock
 from .errors import Error, OptionError
 from .inputs.chat import ChatTemplate, Prompt
@@ -241,6 +242,7 @@ class FastVChatHandler(_MTMDChatHandler):
         self._template = ChatTemplate(
             source or None, bos_token=bos, eos_token=eos, control_tokens=_control_tokens(llama_model)
         )
+        samples_safely(llama_model, _llama_cpp)
         self._llama = weakref.ref(llama_model)
         llama_model._stack.callback(self._release)
 
@@ -274,7 +276,7 @@ class FastVChatHandler(_MTMDChatHandler):
         height, width, _ = rgb.shape
         bitmap = _mtmd_cpp.mtmd_bitmap_init(width, height, rgb.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
         # slices of one picture are known by their common id
-        name = f"{hashlib.blake2b(rgb.data, digest_size=16).hexdigest()}#{number}"
+        name = f"{content_id(rgb)}#{number}"
         _mtmd_cpp.mtmd_bitmap_set_id(bitmap, name.encode())
         return bitmap
 

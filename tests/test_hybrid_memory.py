@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from c_api import Context, Row, contexts, llama, read
+from c_api import Context, Row, contexts, llama, logged, read
 from decoding import PICTURE, decode_part
 from masked_reference import Part, relative_rms
 from talks import OTHER, QUESTION, SECOND, TWO_CUTS, Chat, Talker, talker_of
@@ -121,12 +121,131 @@ def test_a_draft_is_taken_back_as_far_as_states_are_kept(talker: Talker, make: M
     at = chat.at
     assert context.rows([Row(0, at + i, 20 + i) for i in range(3)], logits=range(3)) == 0
     assert not context.remove(at - FEW, -1)
+    assert not context.remove(at, -1)  # states are kept behind the batch's rows, not in front of them
     assert context.remove(at + 1, -1)  # two of them
     assert not context.remove(at, -1)  # what was kept is used
     other.say([20])
     chat.at = other.at
     assert relative_rms(chat.say([30]), other.say([30])) <= EXACT
     assert_goes_on_alike(chat, other)
+
+
+def drafted(talker: Talker, context: Context, *, seq: int = 0) -> Chat:
+    """Two of three rows that were proposed are taken back."""
+    chat = asked(talker, context, seq=seq)
+    chat.say([10])
+    at = chat.at
+    assert context.rows([Row(seq, at + i, 20 + i) for i in range(3)], logits=range(3)) == 0
+    assert context.remove(at + 1, -1, seq=seq)
+    chat.next_text([20])
+    return chat
+
+
+def told(talker: Talker, context: Context, *, seq: int = 0) -> Chat:
+    """As drafted(), of somebody who knew."""
+    chat = asked(talker, context, seq=seq)
+    chat.say([10])
+    chat.say([20])
+    return chat
+
+
+def test_rows_that_came_one_by_one_are_not_taken_back(talker: Talker, make: Make) -> None:
+    """The last batch alone has left states, and none in front of its first row."""
+    context = make(talker.spec(), n_rs_seq=FEW)
+    chat = asked(talker, context)
+    for token in (10, 11, 12):
+        chat.say([token])
+    assert not context.remove(chat.at - 1, -1)
+    assert not context.remove(chat.at - 2, -1)
+    assert context.last_position() == chat.at - 1
+
+
+def test_rows_that_the_later_layers_had_in_several_batches_are_not_taken_back(talker: Talker, make: Make) -> None:
+    """There the last of 33 rows came alone. The picture is gone, and the question is text like any other."""
+    context = make(talker.spec(), n_rs_seq=FEW, n_ubatch=8)
+    chat = Chat(talker, context)
+    chat.tell([1, 2, 3])
+    at_picture = chat.at
+    chat.show()
+    at_question = chat.at
+    chat.say([*range(10, 20)])
+    assert context.remove(at_picture, at_question)
+    assert not context.remove(chat.at - 2, -1)
+
+
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_states_behind_earlier_rows_are_neither_saved_nor_shared(
+    talker: Talker, make: Make, is_copy: bool
+) -> None:
+    context, other = make(talker.spec(), n_rs_seq=FEW, n_seq_max=2), make(talker.spec(), n_rs_seq=FEW)
+    chat = asked(talker, context)
+    assert context.rows([Row(0, chat.at + i, 20 + i) for i in range(3)], logits=range(3)) == 0
+    if is_copy:
+        context.copy(0, 1)
+        assert not context.remove(chat.at + 1, -1, seq=1)
+        assert not context.remove(chat.at + 1, -1, seq=0)  # it would go back for both
+    else:
+        state = context.save_sequence(0)
+        assert other.load_sequence(state, 0) == len(state)
+        assert not other.remove(chat.at + 1, -1)
+        assert context.remove(chat.at + 1, -1)
+
+
+def test_a_copy_of_what_was_taken_back_is_without_it(talker: Talker, make: Make) -> None:
+    context, alone = make(talker.spec(), n_rs_seq=FEW, n_seq_max=2), make(talker.spec(), n_rs_seq=FEW)
+    chat, expected = drafted(talker, context), told(talker, alone)
+    context.copy(0, 1)
+    assert context.save()  # llama.cpp would end the process at a state that is shared and taken back for one of them
+    copy = chat.goes_on(context, 1)
+    of_copy, of_expected = copy.say([30]), expected.say([30])
+    assert relative_rms(of_copy, of_expected) <= EXACT
+    assert relative_rms(chat.say([30]), of_expected) <= EXACT
+    assert_goes_on_alike(copy, expected)
+
+
+def test_a_state_is_without_what_was_taken_back(talker: Talker, make: Make) -> None:
+    """Loaded over a sequence of which something else was taken back."""
+    context, other, alone = (make(talker.spec(), n_rs_seq=FEW) for _ in range(3))
+    chat, expected = drafted(talker, context), told(talker, alone)
+    of_other = asked(talker, other, seed=2)
+    assert other.rows([Row(0, of_other.at + i, 50 + i) for i in range(2)], logits=range(2)) == 0
+    assert other.remove(of_other.at + 1, -1)
+    state = context.save_sequence(0)
+    assert other.load_sequence(state, 0) == len(state)
+    assert_goes_on_alike(chat.goes_on(other), expected)
+
+
+def test_a_sequence_that_comes_where_one_was_taken_back_is_as_alone(talker: Talker, make: Make) -> None:
+    """The other one is forgotten by seq_keep(), or replaced by a copy."""
+    for replaced in (False, True):
+        context, alone = make(talker.spec(), n_rs_seq=FEW, n_seq_max=2), make(talker.spec(), n_rs_seq=FEW)
+        chat = asked(talker, context, seed=3)
+        drafted(talker, context, seq=1)
+        if replaced:
+            context.copy(0, 1)
+            new = chat.goes_on(context, 1)
+        else:
+            context.keep_only(0)
+            new = asked(talker, context, seq=1, seed=3)
+        assert_goes_on_alike(new, asked(talker, alone, seed=3))
+
+
+def test_a_question_that_brought_tokens_back_is_not_taken_back(talker: Talker, make: Make) -> None:
+    """They have gone into the later layers' states in front of it."""
+    context = make(talker.spec(shared=",recall=0.2"), n_rs_seq=FEW)
+    chat = asked(talker, context)
+    chat.say(SECOND)
+    assert context.report().n_recalled > 0
+    assert not context.remove(chat.at - 1, -1)
+
+
+def test_states_for_more_rows_than_a_batch_has_are_refused(talker: Talker) -> None:
+    """llama.cpp would end the process in the first llama_decode()."""
+    params = llama.llama_context_default_params()
+    params.n_ctx, params.n_batch, params.n_ubatch, params.n_rs_seq = 256, 256, FEW + 1, FEW
+    with logged() as log:
+        assert not llama.llama_init_from_model(talker.model.pointer, params)
+    assert f"n_rs_seq = {FEW} needs an n_ubatch of at least {FEW + 2}: it is {FEW + 1}" in "".join(log)
 
 
 def test_a_question_is_not_taken_back_though_states_are_kept(talker: Talker, make: Make) -> None:
@@ -297,6 +416,27 @@ def test_a_copy_goes_its_own_way(talker: Talker, make: Make, talk) -> None:
     assert_goes_on_alike(chat, expected)
 
 
+def test_a_copy_replaces_what_was_there(talker: Talker, make: Make) -> None:
+    context, alone = make(talker.spec(2), n_seq_max=2), make(talker.spec(2))
+    chat = asked(talker, context)
+    answered(talker, context, seq=1)
+    context.copy(0, 1)
+    assert facts(context, 1) == facts(context, 0)
+    assert_goes_on_alike(chat.goes_on(context, 1), asked(talker, alone))
+
+
+def test_a_part_of_a_sequence_is_not_copied(talker: Talker, make: Make) -> None:
+    """There is one state of all of it."""
+    context, alone = make(talker.spec(), n_seq_max=2, n_rs_seq=FEW), make(talker.spec(), n_rs_seq=FEW)
+    chat = asked(talker, context)
+    with logged() as log:
+        context.copy(0, 1, -1, chat.at - 1)
+        context.copy(0, 1, 1, -1)
+    assert "".join(log).count("a part of sequence 0 cannot be copied") == 2
+    assert context.last_position(seq=1) == -1
+    assert_goes_on_alike(chat, asked(talker, alone))
+
+
 def test_a_copy_outlives_the_original(talker: Talker, make: Make) -> None:
     context, alone = make(talker.spec(), n_seq_max=3), make(talker.spec())
     chat = asked(talker, context)
@@ -358,6 +498,24 @@ def test_a_sequence_goes_on_under_another_number(talker: Talker, make: Make, tal
     assert facts(other, 3) == facts(context)
     assert_goes_on_alike(chat.goes_on(other, 3), chat)
     assert_goes_on_alike(beside, as_alone)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("talk", [seen, question_waits])
+def test_a_state_over_a_longer_talk_leaves_nothing_of_it(
+    talker: Talker, make: Make, talk, partial: bool
+) -> None:
+    """The later layers had seen nothing when it was saved."""
+    spec = talker.spec(2)
+    context, fresh = make(spec), make(spec)
+    chat, other = talk(talker, context), talk(talker, fresh)
+    state = context.save_sequence(0, partial=partial)
+    later = chat.goes_on(context)
+    later.say(QUESTION)
+    later.say([10])
+    assert context.load_sequence(state, 0, partial=partial) == len(state)
+    assert list(context.report().kv_bytes_used) == list(fresh.report().kv_bytes_used)
+    assert_goes_on_alike(chat, other)
 
 
 @pytest.mark.parametrize("talk", TALKS)

@@ -244,6 +244,37 @@ made["other"] = fails(ask, other, question)
     assert "one handler for each" in made["other"][1]
 
 
+def test_a_grammar_that_leads_nowhere_ends_the_answer_and_not_the_process(
+    runner: pyfastv.Runner, tmp_path: Path
+) -> None:
+    no_character = r"[^\x00-\U0010FFFF]"
+    grammars = {"at the end": f'root ::= "Yes" {no_character}', "at once": f"root ::= {no_character}"}
+    made = script(
+        tmp_path,
+        f"grammars = {grammars!r}"
+        """
+from llama_cpp import LlamaGrammar
+llm = load()
+question = user("Read the clock.", CLOCK)
+made["ends"] = {}
+for name, grammar in grammars.items():
+    for options in ({}, {"temperature": 1.0, "seed": 1}):
+        answer = ask(llm, question, grammar=LlamaGrammar.from_string(grammar), **options)
+        made["ends"].setdefault(name, []).append([text(answer), answer["choices"][0]["finish_reason"]])
+import logging
+logging.getLogger("llama-cpp-python").setLevel(99)  # what is wrong with it is in llama.cpp's log, too
+made["none"] = fails(ask, llm, question, grammar=LlamaGrammar.from_string("root = nothing"))
+made["then"] = text(ask(llm, question))
+""",
+    )
+    for name, grammar in grammars.items():
+        expected = runner.ask(CLOCK, "Read the clock.", grammar=grammar, max_tokens=48)
+        assert made["ends"][name] == [[expected.text, expected.finish_reason]] * 2
+    assert made["none"][0] == "OptionError"
+    assert "the grammar is not valid GBNF" in made["none"][1]
+    assert made["then"] == EXAMPLES[0].answer
+
+
 def test_turbo_merges_in_the_encoder(tmp_path: Path) -> None:
     made = script(
         tmp_path,

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+import random_gguf
 
 from pyfastv import ContextLengthError, OptionError, Runner, _native
 from pyfastv.commands.main import main
@@ -85,6 +89,19 @@ def test_a_model_is_not_loaded_with_such_a_number(door: Any, name: str, value: i
 def test_there_are_as_many_slots_as_there_can_be(value: int) -> None:
     with pytest.raises(OptionError, match=f"slots = {value}: there can be 1 to 64"):
         _native.Engine(**ENGINE, n_slots=value)
+
+
+@pytest.mark.parametrize("flash_attn", ["off", "auto", "on"])
+def test_keys_in_blocks_that_the_heads_are_no_multiple_of_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flash_attn: str
+) -> None:
+    """Without flash attention llama.cpp takes them, and counts what is less than a block as nothing."""
+    kind = replace(random_gguf.KINDS["llama"], head=48, rope_factors="")
+    monkeypatch.setitem(random_gguf.KINDS, "llama", kind)
+    random_gguf.write(tmp_path / "model.gguf", "llama")
+    options = {"model_path": str(tmp_path / "model.gguf"), "flash_attn": flash_attn, "type_k": "q8_0"}
+    with pytest.raises(OptionError, match=r"q8_0.* 32.*48"):
+        _native.Engine(**ENGINE | options)
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG_SAMPLING)

@@ -254,8 +254,8 @@ def test_set_changes_the_options_of_later_answers(
 ) -> None:
     type_in(
         [
-            *("/set temp 0.5", "/set max-tokens=2", "/set stop x y", "/set fastv off", "One?", "/set"),
-            *("/set temp default", "Two?"),
+            *("/set temp 0.5", "/set max-tokens=2", "/set stop x y", "/set fastv off"),
+            *("/set reasoning_effort none", "One?", "/set", "/set temp default", "Two?"),
         ]
     )
     assert main(["chat", PICTURE, "--temp", "0.25"]) == 0
@@ -263,7 +263,9 @@ def test_set_changes_the_options_of_later_answers(
     assert (first["temperature"], first["max_tokens"]) == (0.5, 2)
     assert (second["temperature"], second["max_tokens"]) == (0.0, 2)
     assert dict(fake_engine[0].calls)["prefill"]["fastv"] == ""
-    assert "temperature        0.5\n" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "temperature        0.5\n" in told
+    assert "reasoning_effort   none\n" in told
 
 
 @pytest.mark.parametrize(
@@ -272,6 +274,7 @@ def test_set_changes_the_options_of_later_answers(
         ("/set temp hot", "temperature must be 0 or more; got 'hot'"),
         ("/set speed 9", "/set has no speed; it has max_tokens, temperature,"),
         ("/set fastv best", "best"),
+        ("/set reasoning_effort much", "reasoning_effort must be one of none, minimal,"),
         ("/set seed", "/set seed needs a value"),
         ("/image", "/image needs the path"),
     ],

@@ -349,6 +349,22 @@ def test_llama_cpp_reads_these_grammars(runner: Runner, name: str) -> None:
             [{"a": ["x"]}, {}],
             [{"a": ["x", "x"]}],
         ),
+        (
+            {"anyOf": [{"type": "array", "uniqueItems": True}, {"type": "number", "multipleOf": 0.01}]},
+            [0.25, -3, 1e300, 10**400],
+            [0.125, 1e-300, [1, 1]],
+        ),
+        (
+            {
+                "anyOf": [
+                    {"type": "array", "uniqueItems": True},
+                    {"type": "number", "multipleOf": 0},  # is none of what may be answered
+                    {"type": "number", "minimum": 1},
+                ]
+            },
+            [1e300, 2.5],
+            [0.5, [1, 1]],
+        ),
     ],
 )
 def test_what_a_grammar_cannot_say_is_found_in_the_answer(
@@ -361,6 +377,13 @@ def test_what_a_grammar_cannot_say_is_found_in_the_answer(
     for value in wrong:
         assert "#" in str(grammar.failure(json.dumps(value)))
     assert grammar.failure("[") is not None
+
+
+def test_a_number_beyond_all_is_no_multiple() -> None:
+    schema = {"type": "array", "items": {"type": "number", "multipleOf": 0.1}, "uniqueItems": True}
+    failure = of_schema(schema).failure
+    assert failure is not None
+    assert "multipleOf" in str(failure("[1e999]"))
 
 
 def test_what_a_grammar_says_is_not_looked_for() -> None:

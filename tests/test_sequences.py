@@ -412,6 +412,20 @@ def test_a_copy_of_the_picture_alone_chooses_anew(make):
         assert_close(row, wanted)
 
 
+def test_a_copy_in_front_of_what_a_sequence_has_leaves_that(make):
+    """Though the choice that the copy has to make again is taken back in it."""
+    talk = TALKS[5]
+    context = make(SPEC)
+    see(context, talk, 0)
+    ask(context, talk, 0)
+    assert context.tokens([60, 61, 62], talk.end, seq=1) == 0
+    read(context)
+    used = list(context.report().kv_bytes_used)
+    context.copy(0, 1, -1, talk.at_question)
+    assert list(context.report().kv_bytes_used) == used
+    assert kept(context, 1) == [[], []]
+
+
 @pytest.mark.parametrize("end", [-1, 30])
 def test_a_copy_of_a_part_is_as_if_the_rest_had_never_been(make, end):
     """From the third position on, to the end or to within the picture."""

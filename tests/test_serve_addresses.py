@@ -46,7 +46,9 @@ def test_the_model_is_listed_without_v1(server: Server) -> None:
     assert json.loads(server.request("GET", f"/models/{name}")[2]) == listed["data"][0]
 
 
-@pytest.mark.parametrize("path", ["/v1/health", "/health/", "/healthz"])
+@pytest.mark.parametrize(
+    "path", ["/v1/health", "/health/", "/healthz", "/livez", "/readyz", "/readyz/", "/ping"]
+)
 def test_health_has_the_addresses_that_are_asked_for(server: Server, path: str) -> None:
     status, _, data = server.request("GET", path)
     assert (status, json.loads(data)["status"]) == (200, "ok")

@@ -191,24 +191,33 @@ def _read_all(connection: socket.socket) -> bytes:
 
 
 STOPPED_EARLY = """
-import os, signal
-import uvicorn
+import os, pkgutil, signal, sys
 from pyfastv.commands.main import main
-run = uvicorn.Server.run
-def stopped(self, *args, **options):
+owner, _, name = os.environ["AT"].rpartition(".")
+owner = pkgutil.resolve_name(owner)
+call = getattr(owner, name)
+def stopped(*args, **options):
     os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
-    return run(self, *args, **options)
-uvicorn.Server.run = stopped
-main(["serve", "--port", "0", "--n-ctx", "1024", "--threads", "1"])
+    return call(*args, **options)
+setattr(owner, name, stopped)
+sys.exit(main(["serve", "--port", "0", "--n-ctx", "1024", "--threads", "1"]))
 """
+LOADS, IS_TOLD, LISTENS = (
+    "pyfastv.engine.job_pool.JobPool.__init__",
+    "pyfastv.serve.server.run",
+    "uvicorn.Server.run",
+)
 
 
-@pytest.mark.parametrize("sign", ["SIGTERM", "SIGINT"])
-def test_a_signal_between_the_address_and_the_first_request_is_not_lost(sign: str) -> None:
+@pytest.mark.parametrize(
+    ("sign", "at"),
+    [*((sign, at) for at in (IS_TOLD, LISTENS) for sign in ("SIGTERM", "SIGINT")), ("SIGTERM", LOADS)],
+)
+def test_a_signal_before_the_first_request_ends_the_server_well(sign: str, at: str) -> None:
     command = [sys.executable, "-c", STOPPED_EARLY]
-    env = os.environ | {"SIGNAL": sign}
+    env = os.environ | {"SIGNAL": sign, "AT": at}
     done = subprocess.run(
         command, env=env, capture_output=True, text=True, timeout=60, cwd=tempfile.gettempdir()
     )
     assert done.returncode == 0, done.stderr
-    assert "http://127.0.0.1" in done.stdout
+    assert ("http://127.0.0.1" in done.stdout) == (at != LOADS)

@@ -175,6 +175,35 @@ def test_a_sequence_goes_on_under_another_number(make, interrupt):
     assert_goes_on_alike(other, alone)
 
 
+@pytest.mark.parametrize("interrupt", [waiting_picture, waiting_question, answered, second_picture_waits])
+def test_a_sequence_over_another_leaves_nothing_of_it(make, interrupt):
+    """Also where its later layers had seen nothing, and those of the other had."""
+    context, other = make(SPEC), make(SPEC)
+    interrupt(context, 0)
+    see(other, seed=5)
+    ask(other)
+    ask(other, SECOND, AT_ANSWER)
+    state = context.save_sequence(0)
+    assert other.load_sequence(state, 0) == len(state)
+    assert (facts(other), bytes_of(other)) == (facts(context), bytes_of(context))
+    assert_goes_on_alike(other, context)
+
+
+def test_a_state_of_latent_keys_leaves_nothing_of_what_it_replaces(tmp_path):
+    random_gguf.write(tmp_path / "deepseek2.gguf", "deepseek2")
+    model = Model(tmp_path / "deepseek2.gguf")
+    with contexts(model, n_ctx=256, **EXACT_CACHE) as make:
+        context, fresh = make("k=1,drop=0.5,score=last"), make("k=1,drop=0.5,score=last")
+        for c in (context, fresh):
+            see(c)
+        state = context.save_sequence(0)
+        ask(context, SECOND)
+        assert context.load_sequence(state, 0) == len(state)
+        assert bytes_of(context) == bytes_of(fresh)
+        assert relative_rms(ask(context), ask(fresh)) < EXACT
+    model.close()
+
+
 def test_a_whole_state_has_every_sequence(make):
     """Loaded into a context that holds something else, which goes."""
     context, other = make(SPEC), make(SPEC)

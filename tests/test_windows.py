@@ -128,6 +128,21 @@ def test_a_context_goes_back_to_its_windows(
         assert context.kept() == fresh.kept()
 
 
+@pytest.mark.parametrize("partial", [False, True])
+def test_later_layers_that_had_seen_nothing_are_empty_again(make: Make, partial: bool) -> None:
+    context, fresh = make(DROP_HALF), make(DROP_HALF)
+    for c in (context, fresh):
+        see(c)
+    state = context.save_sequence(0, partial=partial)
+    ask(context, OTHER, AT_QUESTION)
+    ask(context, words(30, seed=1), AT_QUESTION + len(OTHER))
+    assert context.report().kv_bytes_used[1] > 0
+    assert context.load_sequence(state, 0, partial=partial) == len(state)
+    assert context.report().kv_bytes_used[1] == 0
+    logits, of_fresh = (ask(c, QUESTION, AT_QUESTION) for c in (context, fresh))
+    assert relative_rms(logits, of_fresh) < NOISE
+
+
 def test_going_back_without_drop_is_stock_to_the_bit(make: Make) -> None:
     stock, staged = make(), make(DROP_NOTHING)
     results = []

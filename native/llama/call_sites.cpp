@@ -9,6 +9,7 @@ namespace pyfastv {
 void delete_staged_decode::operator()(staged_decode * stages) const { delete stages; }
 
 void attach_from_environment(llama_context & ctx, const llama_context_params & made_with) {
+    context_access(ctx).check_params();
     staged_decode::attach_from_env(ctx, made_with);
 }
 

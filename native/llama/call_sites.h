@@ -38,6 +38,7 @@ using staged_decode_ptr = std::unique_ptr<staged_decode, delete_staged_decode>;
 
 // at the end of the constructor: attaches stages by the environment variable LLAMA_FASTV, for programs that know nothing of
 // pyfastv; not to a context that drafts for another. What is wrong with it is one line on stderr, and nothing is pruned.
+// Throws std::runtime_error for parameters by which any decode would end the process: there is no context then.
 void attach_from_environment(llama_context & ctx, const llama_context_params & made_with);
 
 // at the end of sched_reserve(): builds the graph of every stage once, for its largest ubatch. That finds models that cannot

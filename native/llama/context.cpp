@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
+#include <string>
 #include <utility>
 
 namespace pyfastv {
@@ -36,6 +37,17 @@ uint32_t context_access::n_ubatch()  const { return ctx.cparams.n_ubatch; }
 uint32_t context_access::n_seq_max() const { return ctx.cparams.n_seq_max; }
 bool     context_access::unified()   const { return ctx.cparams.kv_unified; }
 bool     context_access::causal()    const { return ctx.cparams.causal_attn; }
+
+void context_access::check_params() const {
+    const auto & params = ctx.cparams;
+
+    // llama_batch_allocr::split_equal() asserts it
+    const uint64_t least = (uint64_t) params.n_rs_seq + 2;
+    if (params.n_rs_seq > 0 && params.n_ubatch < least) {
+        throw std::runtime_error("n_rs_seq = " + std::to_string(params.n_rs_seq) + " needs an n_ubatch of at least " +
+                std::to_string(least) + ": it is " + std::to_string(params.n_ubatch));
+    }
+}
 
 const char * context_access::unsupported_output() const {
     const auto & inputs = ctx.cparams.embeddings_layer_inp;

@@ -46,6 +46,9 @@ public:
 
     bool causal() const; // attention
 
+    // throws std::runtime_error where any llama_decode() would end the process
+    void check_params() const;
+
     // why its outputs cannot come from stages; null if they can. It may change between calls.
     const char * unsupported_output() const;
 

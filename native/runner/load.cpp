@@ -5,12 +5,15 @@
 #include "runner/model_file.h"
 #include "runner/rehearsal.h"
 
+#include "settings/text.h"
+
 #include "pyfastv.h"
 #include "pyfastv_turbo.h"
 
 #include "ggml-backend.h"
 #include "ggml.h"
 
+#include <algorithm>
 #include <cstring>
 #include <mutex>
 #include <random>
@@ -34,6 +37,26 @@ llama_flash_attn_type parse_flash_attn(const std::string & name) {
     if (name == "on")   { return LLAMA_FLASH_ATTN_TYPE_ENABLED; }
     if (name == "off")  { return LLAMA_FLASH_ATTN_TYPE_DISABLED; }
     throw error(error_kind::option, "flash_attn = \"" + name + "\"; one of: auto, on, off");
+}
+
+std::string meta_of(const llama_model * model, const std::string & key) {
+    char buf[64];
+    return llama_model_meta_val_str(model, key.c_str(), buf, sizeof(buf)) < 0 ? "" : buf;
+}
+
+// llama.cpp looks at it where flash attention is on. Elsewhere keys that are less than a block would count as nothing.
+void check_blocks(const llama_model * model, const engine_options & options, ggml_type type_k) {
+    if (options.flash_attn != "off" || !ggml_is_quantized(type_k)) {
+        return;
+    }
+    const auto    given  = whole_in(meta_of(model, meta_of(model, "general.architecture") + ".attention.key_length"));
+    const int32_t n_head = std::max(1, llama_model_n_head(model));
+    const int64_t size   = given ? *given : llama_model_n_embd(model)/n_head;
+    const int64_t block  = ggml_blck_size(type_k);
+    if (size % block != 0) {
+        throw error(error_kind::option, "type_k = \"" + options.type_k + "\" has blocks of " + std::to_string(block) +
+                ", which the model's heads of " + std::to_string(size) + " numbers are no multiple of: use f16, bf16 or f32");
+    }
 }
 
 std::string describe(context_size size, bool from_model) {
@@ -116,6 +139,7 @@ llama_context_ptr make_context(llama_model * model, const engine_options & optio
     params.no_perf         = false;
 
     check_memory(model, size, from_model, params.type_k, params.type_v);
+    check_blocks(model, options, params.type_k);
 
     params.abort_callback      = asks_interrupt;
     params.abort_callback_data = const_cast<interrupt_fn *>(&stop);

@@ -56,10 +56,10 @@ int32_t sequence::add_tokens(const std::vector<position> & pos, extent as, const
     return first;
 }
 
-llama_pos sequence::removable_from(llama_pos later) const {
+llama_pos sequence::removable_from(llama_pos later, bool forgets) const {
     llama_pos res = later;
     for (const auto & turn : turns) {
-        if (turn.rows.front().pos[0] < later) {
+        if (turn.rows.front().pos[0] < later || (!forgets && !turn.recalled.empty())) {
             res = std::max(res, turn.rows.back().pos[0] + 1);
         }
     }

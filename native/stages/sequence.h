@@ -123,8 +123,8 @@ struct sequence {
     undone truncate(llama_pos p0);
 
     // The first position, beyond 0, that truncate() may be called with if rows of the later stages need their place to be
-    // `later` or behind it.
-    llama_pos removable_from(llama_pos later) const;
+    // `later` or behind it. forgets: the later stages can do without the tokens that a turn recalled.
+    llama_pos removable_from(llama_pos later, bool forgets) const;
 
     // Turns with rows before `later` can no longer be taken back: their choice stays.
     void settle(llama_pos later);

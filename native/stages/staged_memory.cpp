@@ -194,7 +194,7 @@ llama_pos staged_memory::removable_from(llama_seq_id seq_id) const {
     const llama_pos later = later_window_from(seq_id);
     const auto      it    = sequences.find(seq_id);
 
-    return std::max(caches[0]->removable_from(seq_id), it == sequences.end() ? later : it->second.removable_from(later));
+    return std::max(caches[0]->removable_from(seq_id), it == sequences.end() ? later : it->second.removable_from(later, !caches[0]->is_recurrent()));
 }
 
 bool staged_memory::can_remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
@@ -262,31 +262,44 @@ void staged_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
     }
     abandon(seq_id_src);
     abandon(seq_id_dst);
-    for (auto & cache : caches) {
-        cache->memory().seq_cp(seq_id_src, seq_id_dst, p0, p1);
+
+    if (caches[0]->is_recurrent()) {
+        const llama_pos last = seq_pos_max(seq_id_src);
+        if (last >= 0 && (begin_pos(p0) > caches[0]->first_position(seq_id_src) || end_pos(p1) <= last)) {
+            LLAMA_LOG_ERROR("%s: a part of sequence %d cannot be copied: its recurrent layers have one state, of all of it\n", __func__, seq_id_src);
+            return;
+        }
+        seq_rm(seq_id_dst, -1, -1); // as its state is replaced
     }
+
+    sequence         copy;
+    sequence::undone undone;
+    if (const auto src = sequences.find(seq_id_src); src != sequences.end()) {
+        copy = src->second;
+
+        // rows that would wait again need what the windows of the later layers had before them
+        copy.settle(later_window_from(seq_id_src));
+
+        // a question that was not copied has chosen nothing
+        undone = copy.truncate(end_pos(p1));
+
+        if (begin_pos(p0) > 0) {
+            copy.erase(0, begin_pos(p0));
+        }
+    }
+
+    for (int s = 0; s < n_stages(); ++s) {
+        caches[s]->copy(seq_id_src, seq_id_dst, p0, s == 0 ? p1 : std::min(end_pos(p1), undone.from));
+    }
+    forget_later(seq_id_dst, INT32_MAX, undone.recalled);
+
     if (const auto dst = sequences.find(seq_id_dst); seq_pos_max(seq_id_dst) >= 0 && (dst == sequences.end() || dst->second.empty())) {
         schedules.bring(seq_id_dst, schedules.of(seq_id_src));
     }
 
-    const auto src = sequences.find(seq_id_src);
-    if (src == sequences.end()) {
-        return;
+    if (sequences.count(seq_id_src)) {
+        sequences[seq_id_dst].append(std::move(copy));
     }
-
-    auto copy = src->second;
-
-    // rows that would wait again need what the windows of the later layers had before them
-    copy.settle(later_window_from(seq_id_src));
-
-    // a question that was not copied has chosen nothing
-    const auto undone = copy.truncate(end_pos(p1));
-    forget_later(seq_id_dst, undone.from, undone.recalled);
-
-    if (begin_pos(p0) > 0) {
-        copy.erase(0, begin_pos(p0));
-    }
-    sequences[seq_id_dst].append(std::move(copy));
 }
 
 void staged_memory::seq_keep(llama_seq_id seq_id) {
@@ -294,7 +307,7 @@ void staged_memory::seq_keep(llama_seq_id seq_id) {
     abandon(-1);
 
     for (auto & cache : caches) {
-        cache->memory().seq_keep(seq_id);
+        cache->keep_only(seq_id);
     }
     for (auto it = sequences.begin(); it != sequences.end(); ) {
         it = it->first == seq_id ? std::next(it) : sequences.erase(it);

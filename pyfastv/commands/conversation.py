@@ -15,10 +15,11 @@ from typing import Any, cast
 import click
 
 from ..engine.answer import Report
-from ..engine.sampling import RequestOptions, Sampling, SamplingOptions
+from ..engine.sampling import RequestOptions, SamplingOptions, of_request
 from ..engine.session import Session
 from ..errors import Error, OptionError
 from ..inputs.images import Picture
+from ..inputs.template_options import template_variables
 from ..settings.setting import SETTING_OPTIONS, Setting
 from .bars import bar
 from .history import line_history
@@ -150,17 +151,16 @@ class Repl:
         name, *values = re.split(r"\s*=\s*|\s+", argument, maxsplit=1)
         name = name.lstrip("-").replace("-", "_")
         name = _SHORT_NAMES.get(name, name)
-        if name not in (*SamplingOptions.__annotations__, *SETTING_OPTIONS):
-            known = ", ".join((*SamplingOptions.__annotations__, *SETTING_OPTIONS))
-            raise OptionError(f"/set has no {name}; it has {known}")
+        if name not in RequestOptions.__annotations__:
+            raise OptionError(f"/set has no {name}; it has {', '.join(RequestOptions.__annotations__)}")
         if not values:
             raise OptionError(f"/set {name} needs a value, as in /set {name} VALUE; default: as without it")
         request = {key: value for key, value in self._request.items() if key != name}
         if values[0] != "default":
-            request[name] = values[0] if name in SETTING_OPTIONS else _value(values[0])
+            request[name] = values[0] if name in (*SETTING_OPTIONS, "reasoning_effort") else _value(values[0])
         # told now, not by the next question
-        Setting.of(**{key: value for key, value in request.items() if key in SETTING_OPTIONS})
-        Sampling(**{key: value for key, value in request.items() if key not in SETTING_OPTIONS})
+        of_request(cast(RequestOptions, request), Setting())
+        template_variables(request)
         self._request = request
 
     def _answer(self, question: str) -> None:

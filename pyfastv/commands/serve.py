@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -64,6 +68,11 @@ def serve(**options: Any) -> None:
     Clients use http://127.0.0.1:8080/v1 as their base URL. -c is the context of each slot; 0 is
     what the model was trained for, at most 8192.
     """
+    with _ended_by_sigterm():
+        _serve(options)
+
+
+def _serve(options: dict[str, Any]) -> None:
     setting = to_setting(options)
     real("temp", options["temp"], "a number from 0 to 100", 0.0, 100.0)
     real("sse-ping-interval", options["sse_ping_interval"], "a number of seconds; 0: none", 0.0)
@@ -75,8 +84,7 @@ def serve(**options: Any) -> None:
         if missing not in _NEEDED:
             raise
         raise Error(f"pyfastv serve needs {missing}: pip install 'pyfastv[serve]'") from None
-    listening = server.listen(options["host"], options["port"])
-    with listening:
+    with server.listen(options["host"], options["port"]) as listening:
         told = _settings(settings, listening.getsockname()[0], options)
         arguments = runner_arguments(options)
         with bar("Loading", shows_progress(options)) as loading:
@@ -92,10 +100,34 @@ def serve(**options: Any) -> None:
         try:
             _check_room()
             application = app.make_app(slots, told)
-            click.echo(f"pyfastv: {slots.name} at {server.address_of(listening)} (Ctrl-C ends)")
-            server.run(application, slots, listening, verbose=options["verbose"])
+            with suppress(KeyboardInterrupt):
+                click.echo(f"pyfastv: {slots.name} at {server.address_of(listening)} (Ctrl-C ends)")
+                server.run(application, slots, listening, verbose=options["verbose"])
         finally:
             slots.close(0.0)
+
+
+class _Ended(BaseException):
+    """SIGTERM, before the server listens to it."""
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Whoever asks for the end while a model is loaded has it, and that is no failure."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Ended
+
+    before = None
+    with suppress(ValueError):  # not the main thread
+        before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except _Ended:
+        pass
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _check_room() -> None:

@@ -6,7 +6,7 @@ import errno
 import io
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeAlias, cast
 
@@ -28,6 +28,7 @@ __all__ = [
     "Pictures",
     "as_list",
     "load_image",
+    "named",
     "named_by_place",
     "picture_size",
 ]
@@ -80,14 +81,19 @@ def as_list(pictures: Pictures) -> list[Picture]:
 
 
 @contextmanager
-def named_by_place(number: int, of: int) -> Iterator[None]:
-    """What is raised meanwhile about one of several pictures says which one it is."""
+def named(place: str) -> Iterator[None]:
+    """What is raised meanwhile about a picture says which one it is; empty: there is no other."""
     try:
         yield
     except ImageError as error:
-        if of == 1:
+        if not place:
             raise
-        raise ImageError(f"picture {number} of {of}: {error}") from error
+        raise ImageError(f"{place}: {error}") from error
+
+
+def named_by_place(number: int, of: int) -> AbstractContextManager[None]:
+    """:func:`named`, of one of several pictures."""
+    return named("" if of == 1 else f"picture {number} of {of}")
 
 
 def load_image(source: Picture, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:

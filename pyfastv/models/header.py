@@ -13,11 +13,11 @@ from .. import _native
 from ..errors import ModelError, UnsupportedModelError
 from ..theory import Decoder, Encoder
 from .hub import mmproj_beside
+from .split import part_names
 
 __all__ = ["ModelFiles", "WeightBytes", "read_model"]
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)\.weight")
-_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -62,7 +62,7 @@ def read_model(model: str, mmproj: str | None = None) -> ModelFiles:
     info = _native.model_info(model)
     if info["unsupported_reason"] is not None:
         raise UnsupportedModelError(f"{model}: {info['unsupported_reason']}: its cost is not counted here")
-    paths = _parts(model)
+    paths = part_names(model)
     headers = [_native.gguf_header(path) for path in paths]
     metadata = headers[0]["metadata"]
     tensors: dict[str, Any] = {}
@@ -87,14 +87,6 @@ def read_model(model: str, mmproj: str | None = None) -> ModelFiles:
         window=int(values.get("attention.sliding_window") or 0),
         cut_layers=tuple(info["cut_layers"]),
     )
-
-
-def _parts(model: str) -> list[str]:
-    split = _SPLIT.search(model)
-    if split is None:
-        return [model]
-    stem = model[: split.start()]
-    return [f"{stem}-{number:05}-of-{split[2]}.gguf" for number in range(1, int(split[2]) + 1)]
 
 
 def _shapes(tensors: Mapping[str, tuple[tuple[int, ...], str, int]]) -> Shapes:

@@ -13,13 +13,13 @@ import huggingface_hub
 from huggingface_hub import constants
 
 from ..errors import ModelError
+from .split import part_names, part_number
 
 __all__ = ["CachedModel", "cached_models", "from_hub", "mmproj_beside", "pull"]
 
 _DEFAULT_QUANT = "Q4_K_M"
 _FOLDER = "models--"  # of a repository, in the hub's cache
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _DYNAMIC = re.compile(r"(?<![a-z0-9])ud-", re.IGNORECASE)
 
 
@@ -140,7 +140,7 @@ def _download(repository: str, file: str) -> Path:
 
 def _models(files: Sequence[str]) -> list[str]:
     """Of split ones the first part."""
-    return [file for file in files if not _is_mmproj(file) and _split_number(file) in (None, 1)]
+    return [file for file in files if not _is_mmproj(file) and part_number(file) in (None, 1)]
 
 
 def _choose_model(files: Sequence[str], quant: str, repository: str) -> str:
@@ -167,20 +167,11 @@ def _choose_mmproj(files: Sequence[str], model: str, repository: str) -> str:
 
 def _parts(files: Sequence[str], model: str, repository: str) -> list[str]:
     """The model's files: one, or all parts of a split model in order."""
-    split = _SPLIT.search(model)
-    if split is None:
-        return [model]
-    stem, count = model[: split.start()], int(split[2])
-    parts = [f"{stem}-{number:05}-of-{count:05}{model[split.end(2) :]}" for number in range(1, count + 1)]
+    parts = part_names(model)
     missing = [part for part in parts if part not in files]
     if missing:
         raise ModelError(f"{repository}: {model} lacks its parts {_listed(missing)}")
     return parts
-
-
-def _split_number(file: str) -> int | None:
-    split = _SPLIT.search(file)
-    return int(split[1]) if split else None
 
 
 def _is_mmproj(file: str) -> bool:

@@ -9,7 +9,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 __all__ = ["Addresses", "address"]
 
 _UNDER_V1 = re.compile(r"/(models(/.+)?|chat/completions|completions)")
-_ALSO = {"/v1/health": "/health", "/healthz": "/health", "/index.html": "/"}
+# what orchestrators and LocalAI's clients ask
+_HEALTH = ("/v1/health", "/healthz", "/livez", "/readyz", "/ping")
+_ALSO = {**dict.fromkeys(_HEALTH, "/health"), "/index.html": "/"}
 
 
 def address(path: str) -> str:

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
-from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from .schemas import is_of_type, resolved, same_value
@@ -84,7 +85,14 @@ def _of_number(schema: Mapping[str, Any], value: float, path: str) -> Iterator[s
         ("maximum", lambda bound: value <= bound),
         ("exclusiveMinimum", lambda bound: isinstance(bound, bool) or value > bound),
         ("exclusiveMaximum", lambda bound: isinstance(bound, bool) or value < bound),
-        ("multipleOf", lambda of: Decimal(repr(value)) % Decimal(repr(of)) == 0),
+        ("multipleOf", lambda of: _is_multiple(value, of)),
     ):
         if schema.get(keyword) is not None and not follows(schema[keyword]):
             yield f"{path}: {value}, {keyword} is {schema[keyword]}"
+
+
+def _is_multiple(value: float, of: float) -> bool:
+    """As they are spelt, however far apart; nothing is one of 0, which a schema may say beside what it can have."""
+    if of == 0 or not all(isinstance(number, int) or math.isfinite(number) for number in (value, of)):
+        return False
+    return Fraction(repr(value)) % Fraction(repr(of)) == 0

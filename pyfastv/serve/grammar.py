@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from .. import _native
@@ -17,7 +16,7 @@ from .following import failures
 from .gbnf import literal
 from .schemas import Prepared
 
-__all__ = ["Grammar", "choice_grammar", "json_grammar", "of_schema", "pattern_grammar", "schema_grammar"]
+__all__ = ["Grammar", "choice_grammar", "of_schema", "pattern_grammar", "schema_grammar"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +28,6 @@ class Grammar:
     failure: Callable[[str], str | None] | None = None
     """Of an answer that has come to its end: what the grammar could not say and it does not follow; None: nothing. None
     in place of the function: there is no such thing."""
-
-
-@cache
-def json_grammar() -> str:
-    """Any JSON object."""
-    return schema_grammar({"type": "object"})
 
 
 def schema_grammar(schema: Any) -> str:

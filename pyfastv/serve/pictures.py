@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from anyio import to_thread
 
 from ..errors import ImageError
-from ..inputs.images import picture_size
+from ..inputs.images import named, picture_size
 from ..inputs.uris import data_uri_bytes, is_data_uri
 from .chat import ChatMessage, ImagePart
 from .errors import ApiError, as_api_error
@@ -73,10 +73,12 @@ class PictureReader:
 
     async def _read_one(self, url: str, where: str) -> tuple[bytes, int]:
         try:
-            data = await self._bytes(url)
-            return data, await to_thread.run_sync(_check_size, data, self._settings.max_pixels)
+            with named(where):
+                data = await self._bytes(url)
+                pixels = await to_thread.run_sync(_check_size, data, self._settings.max_pixels)
+            return data, pixels
         except ImageError as error:
-            failure = as_api_error(ImageError(f"{where}: {error}"))
+            failure = as_api_error(error)
             failure.param = where
             raise failure from None
 

@@ -78,7 +78,12 @@ public:
                 GGML_TYPE_F32, GGML_TYPE_F32, std::max<uint32_t>(1, part.cparams.n_seq_max),
                 part.cparams.n_seq_max, part.cparams.n_rs_seq, part.cparams.offload_kqv, part.cparams.kv_unified,
                 [&part](int32_t il) { return part.has_layer(il) && !part.model.hparams.is_recr(il); },
-                [&part](int32_t il) { return part.has_layer(il) &&  part.model.hparams.is_recr(il); })) {}
+                [&part](int32_t il) { return part.has_layer(il) &&  part.model.hparams.is_recr(il); })),
+        behind(recr().size) {
+        for (auto & rows : behind) {
+            rows.reserve(1 + recr().n_rs_seq);
+        }
+    }
 
     cache_layout layout() const override { return layout_; }
 
@@ -102,7 +107,7 @@ public:
         if (slots.empty()) {
             return nullptr;
         }
-        return std::make_unique<llama_memory_hybrid_context>(hybrid.get(), std::move(slots), ubatches);
+        return std::make_unique<noting_context>(*this, std::move(slots), ubatches);
     }
 
     uint32_t n_cells()      const override { return attn().get_size(); }
@@ -122,20 +127,22 @@ public:
     bool    can_recall()    const override { return true; }
 
     // As llama_memory_recurrent::seq_rm(), which takes positions for rows: those of a picture may have one together, and some are
-    // not in this stage.
+    // not in this stage. It also takes for granted that states were kept behind as many rows as there is room for, and that these
+    // are where they were.
     llama_pos removable_from(llama_seq_id seq_id) const override {
         const auto * state = cell_of(seq_id);
         if (!state) {
             return 0;
         }
         const bool goes_back = state->seq_id.size() == 1 && recr().rs_idx[seq_id] == 0;
+        const auto & rows    = behind[recr().cells[seq_id].tail];
         const auto & tokens  = attn().get_cells(seq_id).seq_pos_get(seq_id);
 
         llama_pos res = state->pos + 1;
         auto      it  = tokens.rbegin();
-        for (uint32_t n = goes_back ? recr().n_rs_seq : 0; n > 0 && it != tokens.rend() && it->first == res - 1; --n) {
+        for (size_t n = 1; goes_back && n < rows.size() && it != tokens.rend() && it->first == res - 1; ++n) {
             const auto before = std::next(it);
-            if (before != tokens.rend() && before->first == it->first) {
+            if (it->first != rows[n - 1] || (before != tokens.rend() && before->first == it->first)) {
                 break;
             }
             res = it->first;
@@ -153,8 +160,9 @@ public:
         if (const auto * state = cell_of(seq_id)) {
             const auto cell = (uint32_t) (state->src >= 0 ? state->src : recr().cells[seq_id].tail);
 
-            res.pos  = state->pos;
-            res.back = recr().rs_idx[seq_id];
+            res.pos    = state->pos;
+            res.back   = recr().rs_idx[seq_id];
+            res.behind = behind[recr().cells[seq_id].tail];
 
             size_t n = 0;
             for_each_row(cell, [&](ggml_tensor *, size_t, size_t size) { n += size; });
@@ -189,6 +197,7 @@ public:
         place->src = cell;
         cells[seq_id].tail    = cell;
         recr().rs_idx[seq_id] = before.back;
+        behind[cell]          = before.behind; // for which there is memory
         recr().used++;
 
         const auto * from = before.bytes.data();
@@ -221,16 +230,93 @@ public:
         leave(seq_id);
     }
 
-    // As llama_memory_hybrid::state_read(), but for what llama.cpp aborts at.
+    // Who shares a state must have it as it is.
+    void copy(llama_seq_id from, llama_seq_id to, llama_pos p0, llama_pos p1) override {
+        attn().seq_cp(from, to, p0, p1);
+        go_back(from);
+        recr().rs_idx[to] = 0;
+        recr().seq_cp(from, to, p0, p1);
+    }
+
+    void keep_only(llama_seq_id seq_id) override {
+        hybrid->seq_keep(seq_id);
+        for (llama_seq_id id = 0; id < (llama_seq_id) n_seq_max(); ++id) {
+            recr().rs_idx[id] = id == seq_id ? recr().rs_idx[id] : 0;
+        }
+    }
+
+    // As llama_memory_hybrid::state_read(), but for what llama.cpp aborts at. States behind earlier rows are not in it.
     void read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) override {
         if (!(flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)) {
+            if (seq_id >= 0) {
+                attn().seq_rm(seq_id, -1, -1);
+            }
             attn().state_read(io, seq_id, flags);
         }
         counted_states counted(io, seq_id < 0 ? recr().size : 1);
         recr().state_read(counted, seq_id, flags);
+
+        for (uint32_t cell = 0; cell < recr().size; ++cell) {
+            if (seq_id < 0 || recr().cells[cell].has_seq_id(seq_id)) {
+                behind[cell].clear();
+            }
+        }
     }
 
 private:
+    using slots_t = llama_memory_hybrid_context::slot_info_vec_t;
+
+    // Of the ubatches that run it notes behind which rows there is a state then.
+    class noting_context final : public llama_memory_hybrid_context {
+    public:
+        noting_context(hybrid_memory & memory, slots_t slots, const std::vector<llama_ubatch> & ubatches) :
+            llama_memory_hybrid_context(memory.hybrid.get(), std::move(slots), ubatches), memory(memory) {}
+
+        bool apply() override {
+            const bool res = llama_memory_hybrid_context::apply();
+            memory.note_rows(get_ubatch());
+            return res;
+        }
+
+    private:
+        hybrid_memory & memory;
+    };
+
+    // Where a ubatch runs now: it leaves a state behind each of the last rows that it has of a sequence. The cells between those
+    // of its sequences may have been moved, their last states alone.
+    void note_rows(const llama_ubatch & ubatch) {
+        for (uint32_t cell = recr().head; cell < recr().head + recr().n; ++cell) {
+            behind[cell].clear();
+        }
+        for (uint32_t s = 0; s < ubatch.n_seqs; ++s) {
+            const uint32_t end = (s + 1)*ubatch.n_seq_tokens;
+
+            auto & rows = behind[recr().cells[ubatch.seq_id[end - 1][0]].tail];
+            for (uint32_t n = 0; n < std::min(ubatch.n_seq_tokens, 1 + recr().n_rs_seq); ++n) {
+                rows.push_back(ubatch.pos[end - 1 - n]);
+            }
+        }
+    }
+
+    // What llama.cpp does with the next rows of a sequence: the state behind its last row becomes the first one.
+    void go_back(llama_seq_id seq_id) {
+        const auto * state = cell_of(seq_id);
+        const auto   back  = state ? recr().rs_idx[seq_id] : 0;
+        if (back == 0) {
+            return;
+        }
+        const auto cell = (uint32_t) (state->src >= 0 ? state->src : recr().cells[seq_id].tail);
+
+        std::vector<uint8_t> row;
+        for_each_layer([&](ggml_tensor * rows) {
+            row.resize(rows->nb[1]);
+            ggml_backend_tensor_get(rows, row.data(), (back*recr().size + cell)*rows->nb[1], row.size());
+            ggml_backend_tensor_set(rows, row.data(), cell*rows->nb[1], row.size());
+        });
+        recr().rs_idx[seq_id] = 0;
+        behind[recr().cells[seq_id].tail].clear();
+    }
+
     llama_kv_cache &         attn() const { return *hybrid->get_mem_attn(); }
     llama_memory_recurrent & recr() const { return *hybrid->get_mem_recr(); }
 
@@ -240,16 +326,26 @@ private:
         return tail < 0 ? nullptr : &recr().cells[tail];
     }
 
-    // f(tensor, offset, bytes) of every layer's rows of a cell, those of snapshots included
+    // f(tensor), whose rows are the states of the cells; those of snapshots come behind
     template <typename F>
-    void for_each_row(uint32_t cell, F && f) const {
+    void for_each_layer(F && f) const {
         for (const auto * layers : { &recr().r_l, &recr().s_l, &recr().p_l }) {
             for (ggml_tensor * rows : *layers) {
-                for (uint32_t n = 0; rows && rows->ne[0] > 0 && n <= recr().n_rs_seq; ++n) {
-                    f(rows, (n*recr().size + cell)*rows->nb[1], rows->nb[1]);
+                if (rows && rows->ne[0] > 0) {
+                    f(rows);
                 }
             }
         }
+    }
+
+    // f(tensor, offset, bytes) of every layer's rows of a cell, those of snapshots included
+    template <typename F>
+    void for_each_row(uint32_t cell, F && f) const {
+        for_each_layer([&](ggml_tensor * rows) {
+            for (uint32_t n = 0; n <= recr().n_rs_seq; ++n) {
+                f(rows, (n*recr().size + cell)*rows->nb[1], rows->nb[1]);
+            }
+        });
     }
 
     // The sequence has no state any more. Its number, for another cell
@@ -272,6 +368,8 @@ private:
     const cache_layout layout_;
 
     std::unique_ptr<llama_memory_hybrid> hybrid;
+
+    std::vector<std::vector<llama_pos>> behind; // [cell] positions of the rows behind which there is a state, the last one first
 };
 
 } // namespace

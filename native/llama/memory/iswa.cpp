@@ -89,6 +89,18 @@ public:
         remove_in(swa (), seq_id, pos);
     }
 
+    // as llama_kv_cache_iswa::state_read(), of caches without the sequence
+    void read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) override {
+        const bool all = !(flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+        if (seq_id >= 0) {
+            swa().seq_rm(seq_id, -1, -1);
+        }
+        if (seq_id >= 0 && all) {
+            base().seq_rm(seq_id, -1, -1);
+        }
+        iswa->state_read(io, seq_id, flags);
+    }
+
     void check_cells() const override {
         check_cells_in(base());
         check_cells_in(swa());

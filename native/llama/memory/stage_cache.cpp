@@ -27,7 +27,16 @@ std::unique_ptr<stage_cache> stage_cache::make(const llama_model & model, const 
 
 llama_ubatch stage_cache::split(llama_batch_allocr & batch, uint32_t n_ubatch, bool /*embd_all*/) const { return batch.split_simple(n_ubatch); }
 
-void stage_cache::read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) { memory().state_read(io, seq_id, flags); }
+void stage_cache::copy(llama_seq_id from, llama_seq_id to, llama_pos p0, llama_pos p1) { memory().seq_cp(from, to, p0, p1); }
+
+void stage_cache::keep_only(llama_seq_id seq_id) { memory().seq_keep(seq_id); }
+
+void stage_cache::read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+    if (seq_id >= 0) {
+        memory().seq_rm(seq_id, -1, -1);
+    }
+    memory().state_read(io, seq_id, flags);
+}
 
 cache_layout stage_cache::layout_of(const llama_memory_i & memory, const llama_model & model) {
     for (const auto layout_of_kind : { layout_of_kv, layout_of_iswa, layout_of_hybrid }) {

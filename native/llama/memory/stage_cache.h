@@ -99,9 +99,10 @@ public:
     virtual bool is_recurrent() const { return false; }
 
     struct states {
-        llama_pos            pos  = -1; // of the row that came last; -1: none has come
-        uint32_t             back = 0;  // rows that were taken back since
-        std::vector<uint8_t> bytes;
+        llama_pos              pos  = -1; // of the row that came last; -1: none has come
+        uint32_t               back = 0;  // rows that were taken back since
+        std::vector<uint8_t>   bytes;
+        std::vector<llama_pos> behind;    // the rows behind which there is a state, the last one first
     };
     virtual states states_of(llama_seq_id /*seq_id*/) const { return {}; }
 
@@ -109,7 +110,12 @@ public:
     // nothing is allocated, nor thrown.
     virtual void put_back(llama_seq_id /*seq_id*/, const states & /*before*/) {}
 
-    // as memory().state_read(), which throws std::runtime_error
+    // As memory().seq_cp() and seq_keep(); rows that were taken back are so for a copy too, and for no sequence that comes later.
+    virtual void copy(llama_seq_id from, llama_seq_id to, llama_pos p0, llama_pos p1);
+    virtual void keep_only(llama_seq_id seq_id);
+
+    // As memory().state_read(), which throws std::runtime_error; of what the sequence had in the layers that are read, nothing
+    // stays. llama.cpp leaves all of it where the state has no cells.
     virtual void read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags);
 
     // Of cells that were read from a state: throws std::runtime_error if one has no sequence, a position that none can have,
