@@ -170,6 +170,7 @@ class EngineOptions:
     type_k: str  # ggml type name: "f16", "f32", "q8_0", ...
     type_v: str
     encoder_cache_bytes: int  # of encoder outputs kept for pictures that come again; 0: none
+    checkpoint_bytes: int  # of states of recurrent layers that later prompts go back to; 0: none
     verbose: bool
 
 class SamplingOptions:

@@ -39,6 +39,7 @@ SLOW = [
     "cancel",
     "chat_apps",
     "check",
+    "checkpoints",
     "cli",
     "docs",
     "encoder_type",

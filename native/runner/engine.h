@@ -1,5 +1,6 @@
 #pragma once
 
+#include "runner/checkpoints.h"
 #include "runner/encoder_cache.h"
 #include "runner/options.h"
 #include "runner/pixels.h"
@@ -209,11 +210,19 @@ private:
     // what slots hold (engine_reuse.cpp)
 
     size_t n_common(const slot & s, const slot_request & request) const; // pieces, never all of the prompt
+    size_t in_reach(const slot & s, size_t n) const; // pieces: what it can go back to of its first n
     bool   can_copy(const slot & from, size_t n) const;
     bool   forgot  (const slot & s, size_t n) const; // sliding windows lack what is seen from behind the first n pieces
-    void   keep    (slot & s, size_t n);             // the first n pieces; nothing if that is not possible
+    void   keep    (slot & s, size_t n);             // of the first n pieces what is possible
     void   copy    (const slot & from, slot & to, size_t n);
     void   clear   (slot & s);
+    void   hold    (slot & s, size_t n);             // that is what its sequence has
+
+    // of recurrent layers
+
+    std::vector<size_t> marks_of(const slot_request & request) const; // slot::marks
+    void remember(slot & s);           // a checkpoint, if it is at a mark
+    bool go_back (slot & s, size_t n); // to its last checkpoint behind at most n pieces; false: it is as before, or empty
 
     slot & place(const slot_request & request); // an idle slot, that holds what is known of the beginning
     bool   take_over(slot & s);             // from a slot that holds more of its prompt by now
@@ -330,6 +339,8 @@ private:
     bool                lost_memory = false; // what stages take and give back could not be had again
 
     encoder_cache               encoded;
+    checkpoint_store            checkpoints;
+    bool                        recurrent = false; // it has layers whose states do not go back
     std::unique_ptr<turbo_gate> gate;    // of vision
     ggml_backend_ptr            backend; // for matrix products of the reducers; null until one is needed
     picture_options             in_force; // of open()

@@ -8,7 +8,6 @@
 
 #include "settings/schedule.h"
 
-#include <algorithm>
 #include <string>
 
 namespace pyfastv {
@@ -100,9 +99,7 @@ void engine::attach(const request_schedule & schedule) {
 }
 
 void engine::choose_by(slot & s, const request_schedule & schedule) {
-    const bool holds_pictures = std::any_of(s.evaluated.begin(), s.evaluated.end(), [](const auto & piece) { return piece.visual(); });
-
-    if (!holds_pictures) {
+    if (!s.holds_pictures()) {
         if (const auto status = set_schedule(s, schedule); status != PYFASTV_OK) {
             throw error(kind_of(status), pyfastv_last_error());
         }

@@ -62,6 +62,7 @@ class LoadOptions(TypedDict, total=False):
     progress: Callable[[float], object] | None
     max_pixels: int
     encoder_cache_mb: int
+    checkpoint_mb: int
     encoder_type: str
     chat_template: PathLike | None
 
@@ -89,6 +90,7 @@ class LoadedModel:
         progress: Callable[[float], object] | None = None,
         max_pixels: int = MAX_PIXELS,
         encoder_cache_mb: int = 256,
+        checkpoint_mb: int = 512,
         encoder_type: str = "auto",
         chat_template: PathLike | None = None,
     ) -> None:
@@ -111,6 +113,7 @@ class LoadedModel:
             "type_k": utf8("type_k", type_k),
             "type_v": utf8("type_v", type_v),
             "encoder_cache_bytes": integer("encoder_cache_mb", encoder_cache_mb, 0) * 2**20,
+            "checkpoint_bytes": integer("checkpoint_mb", checkpoint_mb, 0) * 2**20,
             "verbose": bool(verbose),
         }
         check_encoder_type(encoder_type)
