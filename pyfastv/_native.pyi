@@ -261,6 +261,9 @@ class Engine:
     def fit(self, spec: str) -> None:
         """Where it does not fit, the context has its layers from now on, and is empty. :meth:`start` and :meth:`prefill`
         do so, too. Raises as :meth:`set_fastv` does."""
+    def fit_layers(self, spec: str) -> list[tuple[int, int]]:
+        """Of each cut the layer that a schedule asks for, and the one that it has to be at: the next where it can be, as
+        pyfastv_fit_layers() finds it. Raises OptionError."""
     def set_turbo(
         self, spec: str
     ) -> None:  # the language of pyfastv_turbo_parse() (native/include/pyfastv_turbo.h)

@@ -55,6 +55,9 @@ public:
     // Then nothing; else the context has its layers from now on, and is empty. error(option) if a request is computed.
     void fit(const std::string & spec);
 
+    // [cut] the layer that a schedule asks for, and where the cut can be (pyfastv_fit_layers()). error(option)
+    std::vector<std::pair<int32_t, int32_t>> fit_layers(const std::string & spec) const;
+
     // What open(), pixels() and embed() do to pictures from now on; empties the context.
     void set_turbo  (const std::string & spec); // the language of pyfastv_turbo_parse(); empty: nothing
     void set_reducer(const std::string & spec); // the language of parse_reducer() (settings/reducer.h); the context stays

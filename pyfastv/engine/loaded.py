@@ -6,20 +6,21 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from .. import _native
 from .._checks import integer, utf8
-from ..errors import ContextLengthError, ModelError, OptionError
+from ..errors import ContextLengthError, ModelError, OptionError, printable
 from ..inputs.chat import ChatTemplate, Prompt
 from ..inputs.continued import render_continued
 from ..inputs.images import MAX_PIXELS, Frame, Picture, load_image, named_by_place
 from ..inputs.template import find_template
 from ..models import bundled_mmproj, bundled_model
 from ..models.encoder_type import Encoder, check_encoder_type, resolve
+from ..settings.schedule import fitted
 from ..settings.setting import Setting
 from .sampling import Sampling
 
@@ -198,6 +199,14 @@ class LoadedModel:
             **setting_options(setting),
         }
         return keywords, image_decode_ms
+
+    def fitted(self, setting: Setting) -> Setting:
+        """With every cut at a layer where the model can be cut: its own, or the next, of which a LayerWarning tells.
+        Raises OptionError: the model has no such layer."""
+        if setting.fastv is None:
+            return setting
+        layers = self.engine.fit_layers(setting.fastv.spec())
+        return replace(setting, fastv=fitted(setting.fastv, layers, printable(self.path.name)))
 
     def sampling_options(self, sampling: Sampling) -> dict[str, Any]:
         """Keywords of the native start() and prepare()."""

@@ -92,7 +92,7 @@ class Runner(Closing, InForce):
         ``seed``: of requests that bring none. ``verbose``: llama.cpp's log on stderr.
         ``fastv``: which visual tokens the later layers see: a :class:`pyfastv.Schedule`, text as in
         ``LLAMA_FASTV`` ("k=2,drop=0.5"), or the name of a preset ("pyramiddrop"); None or "off": all, as in stock
-        llama.cpp.
+        llama.cpp. A cut at a layer where the model cannot be cut is at the next where it can, with a warning.
         ``turbo``: merge tokens in the vision encoder: a :class:`pyfastv.Turbo` or text as in ``LLAMA_TURBO``
         ("share=0.5"); None or "off": none.
         ``reduce``: fewer visual tokens before the language model: a :class:`pyfastv.Reducer`, or text such as
@@ -187,6 +187,7 @@ class Runner(Closing, InForce):
         Raises as the setters do; nothing has changed then."""
         with self._engine_at_work() as engine:
             self._desk.clear()
+            setting = self._model.fitted(setting)
             options = setting_options(setting)
             engine.check(options["turbo"], options["reducer"])
             engine.set_fastv(options["fastv"])
@@ -382,6 +383,7 @@ class Runner(Closing, InForce):
         setting, sampling = of_request(options, self.setting)
         variables = template_variables(options)
         self._refuse_closed()
+        setting = self._model.fitted(setting)
         prompt = self._model.render(messages, tools=tools, variables=variables)
         if not all(tool["function"]["name"] in prompt.text for tool in tools or ()):
             raise OptionError(
