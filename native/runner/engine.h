@@ -213,8 +213,8 @@ private:
     // what slots hold (engine_reuse.cpp)
 
     size_t n_common(const slot & s, const slot_request & request) const; // pieces, never all of the prompt
-    size_t in_reach(const slot & s, size_t n) const; // pieces: what it can go back to of its first n
-    bool   can_copy(const slot & from, size_t n) const;
+    size_t in_reach(const slot & s, size_t n) const;    // of its first n pieces, those that it can keep
+    size_t copyable(const slot & from, size_t n) const; // those that another slot can have
     bool   forgot  (const slot & s, size_t n) const; // sliding windows lack what is seen from behind the first n pieces
     void   keep    (slot & s, size_t n);             // of the first n pieces what is possible
     void   copy    (const slot & from, slot & to, size_t n);

@@ -85,9 +85,15 @@ size_t engine::in_reach(const slot & s, size_t n) const {
     return forgot(s, n) ? 0 : n;
 }
 
-bool engine::can_copy(const slot & from, size_t n) const {
+size_t engine::copyable(const slot & from, size_t n) const {
     // a copy would take back what is computed in pieces
-    return n > 0 && !from.flushing && (recurrent ? checkpoints.reach(from.seq_id, n) == n : !forgot(from, n));
+    if (from.flushing) {
+        return 0;
+    }
+    if (recurrent) {
+        return checkpoints.reach(from.seq_id, n);
+    }
+    return forgot(from, n) ? 0 : n;
 }
 
 void engine::clear(slot & s) {
@@ -246,17 +252,15 @@ slot & engine::place(const slot_request & request) {
     };
 
     for (auto & s : all) {
-        const size_t n        = in_reach(s, n_common(s, request));
-        const bool   copyable = can_copy(s, n);
-        const found  here     = { &s, n, tokens_of(s.evaluated, n) };
+        const size_t known = n_common(s, request);
+        const size_t n     = s.idle() ? in_reach(s, known) : copyable(s, known);
+        const found  here  = { &s, n, tokens_of(s.evaluated, n) };
 
         if (s.idle()) {
             take_longer(best_idle, here);
             oldest = !oldest || older(s, *oldest) ? &s : oldest;
         }
-        if (s.idle() || copyable) {
-            take_longer(best, here);
-        }
+        take_longer(best, here);
     }
 
     if (best.tokens == 0) {
@@ -271,7 +275,7 @@ slot & engine::place(const slot_request & request) {
         keep(*best.s, best.n);
         return *best.s;
     }
-    if (can_copy(*best.s, best.n)) {
+    if (copyable(*best.s, best.n) == best.n) {
         copy(*best.s, *oldest, best.n);
         return *oldest;
     }
@@ -284,7 +288,7 @@ bool engine::take_over(slot & s) {
     size_t       n    = s.evaluated.size();
 
     for (const auto & other : all) {
-        if (const size_t n_here = in_reach(other, n_common(other, s.request)); &other != &s && n_here > n && can_copy(other, n_here)) {
+        if (const size_t n_here = copyable(other, n_common(other, s.request)); &other != &s && n_here > n) {
             best = &other;
             n    = n_here;
         }
@@ -296,7 +300,7 @@ bool engine::take_over(slot & s) {
     const int64_t n_before = s.n_tokens;
     copy(*best, s, n);
     choose_by(s, s.request.schedule);
-    s.counts.cached_tokens += s.n_tokens - n_before;
+    s.counts.cached_tokens = std::max<int64_t>(0, s.counts.cached_tokens + s.n_tokens - n_before);
     s.forget_picture();
 
     return true;
