@@ -147,6 +147,9 @@ def usable_cores(root: str = "", cpus: Sequence[int] | None = None) -> int:
     """How many threads can compute without sharing a core: native/runner/cores.h. ``root``: of another system's /proc and
     /sys; ``cpus``: those that a process may run on there."""
 
+def fit_layers(model_path: _Path, specs: list[str]) -> list[list[tuple[int, int]]]:
+    """Of a GGUF file, of each schedule (empty: none): as :meth:`Engine.fit_layers`. Raises ModelError, OptionError."""
+
 def vision_info(mmproj_path: _Path) -> dict[str, Any]:
     """An mmproj's header: ``projector``, ``image_size`` (pixels), ``patch_size``, ``n_layer``, ``visual_tokens`` (None
     where their number depends on the picture)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,3 +219,22 @@ def test_the_command_line_says_it_where_it_tells_what_was_done(
     said = [line for line in capfd.readouterr().err.splitlines() if "cannot be cut at layer 2" in line]
     assert len(said) == bool(told)
     assert all(line.startswith("pyfastv: Qwen3.5.gguf cannot be cut at layer 2") for line in said)
+
+
+def test_plan_counts_the_layers_where_it_would_be_cut(
+    files: tuple[Path, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def planned(*settings: str) -> tuple[dict[str, dict[str, Any]], str]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            arguments = ["--no-measure", "--visual-tokens", "48", "--json", *settings]
+            assert main(["plan", str(files[0]), "--mmproj", str(files[1]), *arguments]) == 0
+        told = capfd.readouterr()
+        return {cost["setting"]: cost for cost in json.loads(told.out)["models"][0]["settings"]}, told.err
+
+    grid, said = planned()
+    assert {name.split()[0] for name in grid if name.startswith("K=")} == {"K=4", "K=8"}
+    assert "cannot be cut" not in said
+    asked, said = planned("--settings", "k=2,drop=0.5")
+    assert asked["k=2,drop=0.5"]["flops"] == grid["K=4 drop 0.5"]["flops"] > grid["K=4 drop 0.75"]["flops"]
+    assert "cannot be cut at layer 2: the cut is at layer 4" in said

@@ -55,8 +55,8 @@ public:
     // Then nothing; else the context has its layers from now on, and is empty. error(option) if a request is computed.
     void fit(const std::string & spec);
 
-    // [cut] the layer that a schedule asks for, and where the cut can be (pyfastv_fit_layers()). error(option)
-    std::vector<std::pair<int32_t, int32_t>> fit_layers(const std::string & spec) const;
+    // [cut] the layer that a schedule asks for, and where the cut has to be (runner/request_schedule.h). error(option)
+    std::vector<std::pair<int32_t, int32_t>> fit_layers(const std::string & spec) const { return pyfastv::fit_layers(model.get(), spec); }
 
     // What open(), pixels() and embed() do to pictures from now on; empties the context.
     void set_turbo  (const std::string & spec); // the language of pyfastv_turbo_parse(); empty: nothing
@@ -221,16 +221,16 @@ private:
     void   clear   (slot & s);
     void   hold    (slot & s, size_t n);             // that is what its sequence has
 
+    slot & place(const slot_request & request); // an idle slot, that holds what is known of the beginning
+    bool   take_over(slot & s);             // from a slot that holds more of its prompt by now
+    bool   evict();                         // what the idle slot holds that was not used for longest; false: there is nothing
+    void   advance(slot & s, const std::vector<prompt_piece> & pieces, llama_pos n_past);
+
     // of recurrent layers
 
     std::vector<size_t> marks_of(const slot_request & request) const; // slot::marks
     void remember(slot & s);           // a checkpoint, if it is at a mark
     bool go_back (slot & s, size_t n); // to its last checkpoint behind at most n pieces; false: it is as before, or empty
-
-    slot & place(const slot_request & request); // an idle slot, that holds what is known of the beginning
-    bool   take_over(slot & s);             // from a slot that holds more of its prompt by now
-    bool   evict();                         // what the idle slot holds that was not used for longest; false: there is nothing
-    void   advance(slot & s, const std::vector<prompt_piece> & pieces, llama_pos n_past);
 
     // computing (engine_step.cpp, engine_pictures.cpp)
 

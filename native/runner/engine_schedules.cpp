@@ -27,6 +27,19 @@ request_schedule parse_request_schedule(const std::string & spec, int32_t n_laye
     return res;
 }
 
+std::vector<std::pair<int32_t, int32_t>> fit_layers(const llama_model * model, const std::string & spec) {
+    const auto asked  = parse_request_schedule(spec, llama_model_n_layer(model));
+    auto       fitted = asked.params;
+    if (!asked.off() && pyfastv_fit_layers(model, &fitted) != PYFASTV_OK) {
+        throw error(error_kind::option, pyfastv_last_error());
+    }
+    std::vector<std::pair<int32_t, int32_t>> res;
+    for (int32_t c = 0; c < asked.n_cuts(); ++c) {
+        res.emplace_back(asked.params.cuts[c].layer, fitted.cuts[c].layer);
+    }
+    return res;
+}
+
 pyfastv_params request_schedule::in(const pyfastv_params & attached) const {
     if (!off()) {
         return params;
@@ -53,19 +66,6 @@ void engine::set_fastv(const std::string & spec) {
 
 bool engine::fits(const std::string & spec) const {
     return fits(parse_request_schedule(spec, n_layer()));
-}
-
-std::vector<std::pair<int32_t, int32_t>> engine::fit_layers(const std::string & spec) const {
-    const auto asked  = parse_request_schedule(spec, n_layer());
-    auto       fitted = asked.params;
-    if (!asked.off() && pyfastv_fit_layers(model.get(), &fitted) != PYFASTV_OK) {
-        throw error(error_kind::option, pyfastv_last_error());
-    }
-    std::vector<std::pair<int32_t, int32_t>> res;
-    for (int32_t c = 0; c < asked.n_cuts(); ++c) {
-        res.emplace_back(asked.params.cuts[c].layer, fitted.cuts[c].layer);
-    }
-    return res;
 }
 
 void engine::fit(const std::string & spec) {
