@@ -194,6 +194,7 @@ def test_the_pool_takes_it_too(files: tuple[Path, Path]) -> None:
         with pytest.warns(LayerWarning, match="layer 2"):
             job = pool.submit([user_message("what?", PICTURE)], Sampling(max_tokens=1), fastv="k=2,drop=0.75")
         job.read()
+        assert job.report is not None
         assert job.report.fastv == Recommended(4, 0.75)
         assert job.report.first_layers == (0, 4)
 
