@@ -147,6 +147,9 @@ def usable_cores(root: str = "", cpus: Sequence[int] | None = None) -> int:
     """How many threads can compute without sharing a core: native/runner/cores.h. ``root``: of another system's /proc and
     /sys; ``cpus``: those that a process may run on there."""
 
+def fit_layers(model_path: _Path, specs: list[str]) -> list[list[tuple[int, int]]]:
+    """Of a GGUF file, of each schedule (empty: none): as :meth:`Engine.fit_layers`. Raises ModelError, OptionError."""
+
 def vision_info(mmproj_path: _Path) -> dict[str, Any]:
     """An mmproj's header: ``projector``, ``image_size`` (pixels), ``patch_size``, ``n_layer``, ``visual_tokens`` (None
     where their number depends on the picture)."""
@@ -170,6 +173,7 @@ class EngineOptions:
     type_k: str  # ggml type name: "f16", "f32", "q8_0", ...
     type_v: str
     encoder_cache_bytes: int  # of encoder outputs kept for pictures that come again; 0: none
+    checkpoint_bytes: int  # of states of recurrent layers that later prompts go back to; 0: none
     verbose: bool
 
 class SamplingOptions:
@@ -260,6 +264,9 @@ class Engine:
     def fit(self, spec: str) -> None:
         """Where it does not fit, the context has its layers from now on, and is empty. :meth:`start` and :meth:`prefill`
         do so, too. Raises as :meth:`set_fastv` does."""
+    def fit_layers(self, spec: str) -> list[tuple[int, int]]:
+        """Of each cut the layer that a schedule asks for, and the one that it has to be at: the next where it can be, as
+        pyfastv_fit_layers() finds it. Raises OptionError."""
     def set_turbo(
         self, spec: str
     ) -> None:  # the language of pyfastv_turbo_parse() (native/include/pyfastv_turbo.h)

@@ -19,7 +19,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from .inputs.typed import ControlToken
 from .models.encoder_type import resolve
 from .settings.presets import Recommended
 from .settings.reduce import Reducer
-from .settings.schedule import Schedule
+from .settings.schedule import Schedule, fitted
 from .settings.setting import InForce, Setting
 from .settings.turbo import Turbo
 
@@ -196,7 +196,7 @@ class FastVChatHandler(_MTMDChatHandler):
         setting = self._setting.but(fastv=value)
         llama = self._serving()
         if llama is not None:
-            self._attach(llama, setting.fastv)
+            setting = self._attach(llama, setting)
         self._setting = setting
 
     @property
@@ -230,7 +230,7 @@ class FastVChatHandler(_MTMDChatHandler):
         super()._init_mtmd_context(llama_model)
         try:
             self._attach_turbo()
-            self._attach(llama_model, self._setting.fastv)
+            self._setting = self._attach(llama_model, self._setting)
         except BaseException:
             _mtmd_cpp.mtmd_free(self.mtmd_ctx)
             self.mtmd_ctx = None
@@ -325,20 +325,27 @@ class FastVChatHandler(_MTMDChatHandler):
         if status:
             c_structures.raise_error(status, _turbo.pyfastv_turbo_last_error())
 
-    def _attach(self, llama: Any, schedule: Schedule | None) -> None:
-        params = None
+    def _attach(self, llama: Any, setting: Setting) -> Setting:
+        """What is in force then: cuts move to layers where the model can be cut."""
+        schedule, params = setting.fastv, None
         if schedule is not None:
             params = c_structures.FastvParams()
             n_layer = _llama_cpp.llama_model_n_layer(llama.model)
             status = _fastv.pyfastv_parse(schedule.spec().encode(), n_layer, ctypes.byref(params))
+            asked = [cut.layer for cut in params.cuts[: params.n_cuts]]
+            status = status or _fastv.pyfastv_fit_layers(llama.model, ctypes.byref(params))
             if status:
                 c_structures.raise_error(status, _fastv.pyfastv_last_error())
+            taken = [cut.layer for cut in params.cuts[: params.n_cuts]]
+            layers = list(zip(asked, taken, strict=True))
+            setting = replace(setting, fastv=fitted(schedule, layers, Path(llama.model_path).name))
         status = _fastv.pyfastv_attach(llama.ctx, None if params is None else ctypes.byref(params))
         # attaching replaces the memory, also where it fails
         llama._ctx.memory = _llama_cpp.llama_get_memory(llama.ctx)
         llama.reset()
         if status:
             c_structures.raise_error(status, _fastv.pyfastv_last_error())
+        return setting
 
     def _make_report(self, llama: Any) -> HandlerReport:
         native, counts = c_structures.report_of(_fastv, llama.ctx), self._mtmd_cpp

@@ -39,6 +39,7 @@ SLOW = [
     "cancel",
     "chat_apps",
     "check",
+    "checkpoints",
     "cli",
     "docs",
     "encoder_type",
@@ -50,6 +51,7 @@ SLOW = [
     "golden_rules",
     "hybrid_memory",
     "hybrids",
+    "layers",
     "llama_cpp_handler",
     "llm_plugin",
     "long_texts",
@@ -211,6 +213,9 @@ class FakeEngine:
         if not self.fits(spec):
             self._call("fit", spec)
             self.attached = spec
+
+    def fit_layers(self, spec: str) -> list[tuple[int, int]]:
+        return [(layer, layer) for layer in layers_of(spec)]
 
     def set_turbo(self, spec: str) -> None:
         self._call("set_turbo", spec)

@@ -79,11 +79,11 @@ FAMILIES = {
 }
 
 
-def write_pair(folder: Path, name: str) -> tuple[Path, Path]:
-    """The paths of a language model and of its mmproj."""
+def write_pair(folder: Path, name: str, arch: str | None = None) -> tuple[Path, Path]:
+    """The paths of a language model and of its mmproj. `arch`: of another language model."""
     family = FAMILIES[name]
-    model, mmproj = folder / f"{name}.gguf", folder / f"mmproj-{name}.gguf"
-    random_gguf.write(model, family.arch, vocab=SPECIAL_TOKENS)
+    model, mmproj = folder / f"{arch or name}.gguf", folder / f"mmproj-{name}.gguf"
+    random_gguf.write(model, arch or family.arch, vocab=SPECIAL_TOKENS)
     _write_mmproj(mmproj, family)
     return model, mmproj
 

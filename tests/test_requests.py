@@ -62,6 +62,7 @@ def test_loading_options(fake_runner: Runner) -> None:
         "type_k": "f16",
         "type_v": "f16",
         "encoder_cache_bytes": 256 * 2**20,
+        "checkpoint_bytes": 512 * 2**20,
         "verbose": False,
         "progress": None,
     }
@@ -89,6 +90,7 @@ def test_flash_attention_takes_booleans(monkeypatch: pytest.MonkeyPatch, given: 
         ("seed", -1),
         ("max_pixels", 0),
         ("encoder_cache_mb", -1),
+        ("checkpoint_mb", -1),
         ("fastv", (2, 0.5)),
         ("fastv", "fast"),
     ],

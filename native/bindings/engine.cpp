@@ -348,6 +348,9 @@ void bind_engine(py::module_ & m) {
         .def("set_fastv",   [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_fastv(spec); }); }, "spec"_a)
         .def("fits",        [](py_engine & self, const std::string & spec) { return run(self, [&](engine & e) { return e.fits(spec); }); }, "spec"_a)
         .def("fit",         [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.fit(spec); }); }, "spec"_a)
+        .def("fit_layers",  [](py_engine & self, const std::string & spec) {
+            return run(self, [&](engine & e) { return e.fit_layers(spec); });
+        }, "spec"_a)
         .def("set_turbo",   [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_turbo(spec); }); }, "spec"_a)
         .def("set_reducer",   [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_reducer(spec); }); }, "spec"_a)
         .def("check",       [](py_engine & self, const std::string & turbo, const std::string & reducer) {

@@ -12,6 +12,7 @@
 #include "runner/log.h"
 #include "runner/model_file.h"
 #include "runner/options.h"
+#include "runner/request_schedule.h"
 #include "settings/schedule.h"
 #include "vision/encoders.h"
 
@@ -78,26 +79,28 @@ static py::list cut_layers(const llama_model * model) {
     return res;
 }
 
-static py::dict model_info(const std::filesystem::path & model_path) {
+// its header only
+static llama_model_ptr header_of(const std::filesystem::path & model_path) {
+    const py::gil_scoped_release release;
+
     const auto path = model_path.string();
+    pyfastv::check_model_file(path);
 
-    llama_model_ptr model;
-    {
-        const py::gil_scoped_release release;
+    const pyfastv::log_scope log(false);
 
-        pyfastv::check_model_file(path);
+    auto params = llama_model_default_params();
+    params.no_alloc  = true;
+    params.load_mode = LLAMA_LOAD_MODE_NONE;
 
-        const pyfastv::log_scope log(false);
-
-        auto params = llama_model_default_params();
-        params.no_alloc  = true; // the header only
-        params.load_mode = LLAMA_LOAD_MODE_NONE;
-
-        model.reset(llama_model_load_from_file(path.c_str(), params));
-        if (!model) {
-            throw log.failure(pyfastv::error_kind::model, path, "cannot be loaded");
-        }
+    llama_model_ptr model(llama_model_load_from_file(path.c_str(), params));
+    if (!model) {
+        throw log.failure(pyfastv::error_kind::model, path, "cannot be loaded");
     }
+    return model;
+}
+
+static py::dict model_info(const std::filesystem::path & model_path) {
+    const auto model = header_of(model_path);
 
     char desc[256], arch[128];
     llama_model_desc(model.get(), desc, sizeof(desc));
@@ -283,6 +286,15 @@ void bind_info(py::module_ & m) {
     m.def("build_info", &build_info);
     m.def("backends", &backends, guarded);
     m.def("model_info", &model_info, "model_path"_a, guarded);
+    m.def("fit_layers", [](const std::filesystem::path & model_path, const std::vector<std::string> & specs) {
+        const auto model = header_of(model_path);
+
+        std::vector<std::vector<std::pair<int32_t, int32_t>>> res;
+        for (const auto & spec : specs) {
+            res.push_back(pyfastv::fit_layers(model.get(), spec));
+        }
+        return res;
+    }, "model_path"_a, "specs"_a, guarded);
     m.def("vision_info", &vision_info, "mmproj_path"_a, guarded);
     m.def("encoder_matrices", &encoder_matrices, "projector"_a, "tensors"_a);
     m.def("encoder_sizes", &encoder_sizes, "projector"_a, "tensors"_a);

@@ -62,6 +62,7 @@ void bind_options(py::module_ & m) {
         .def_readwrite("type_k",       &engine_options::type_k)
         .def_readwrite("type_v",       &engine_options::type_v)
         .def_readwrite("encoder_cache_bytes", &engine_options::encoder_cache_bytes)
+        .def_readwrite("checkpoint_bytes", &engine_options::checkpoint_bytes)
         .def_readwrite("verbose",      &engine_options::verbose);
 
     py::class_<sampling_options>(m, "SamplingOptions")

@@ -117,6 +117,14 @@ const char * pyfastv_unsupported_layer(const struct llama_model * model, int32_t
     return pyfastv::unsupported_layer(*model, layer, true);
 }
 
+enum pyfastv_status pyfastv_fit_layers(const struct llama_model * model, struct pyfastv_params * params) {
+    return pyfastv::as_status(last_error, [&] {
+        check_size(*params);
+        pyfastv::fit_layers(*model, *params);
+        return PYFASTV_OK;
+    });
+}
+
 // f(), which gives a context or a sequence stages
 template <typename F>
 static pyfastv_status with_stages(const llama_context * ctx, F && f) {

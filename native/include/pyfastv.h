@@ -208,6 +208,12 @@ PYFASTV_API const char * pyfastv_unsupported_reason(const struct llama_model * m
 // give no scores, and the first layers of deepstack models are fed visual features.
 PYFASTV_API const char * pyfastv_unsupported_layer(const struct llama_model * model, int32_t layer);
 
+// For schedules that were made without a model in mind, as presets are: a cut at a layer where it cannot be moves to the next
+// where it can, as its rule allows, and the cuts behind it move out of its way. If one of them finds no layer, nothing changes,
+// and pyfastv_attach() says why. LLAMA_FASTV is read so; pyfastv_attach() itself takes layers as they are. Returns PYFASTV_OK,
+// or PYFASTV_BAD_PARAMS, after which nothing has changed.
+PYFASTV_API enum pyfastv_status pyfastv_fit_layers(const struct llama_model * model, struct pyfastv_params * params);
+
 // Make the choice and run the later layers now, for all sequences, for callers that want a status and not a null pointer
 // from llama_get_logits*(). Nothing pending: does nothing. On PYFASTV_ABORTED the rows stay pending; the call can be
 // repeated.

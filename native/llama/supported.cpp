@@ -1,6 +1,7 @@
 #include "llama/supported.h"
 
 #include "settings/rules.h"
+#include "settings/schedule.h"
 
 #include "llama-arch.h"
 #include "llama-model.h"
@@ -93,6 +94,28 @@ const char * unsupported_layer(const llama_model & model, int32_t layer, bool re
     }
 
     return nullptr;
+}
+
+void fit_layers(const llama_model & model, pyfastv_params & params) {
+    const auto n_layer = (int32_t) model.hparams.n_layer();
+
+    validate(params, n_layer);
+
+    auto    fitted = params;
+    int32_t first  = 1; // behind the cut before
+    for (int32_t c = 0; c < params.n_cuts; ++c) {
+        auto & cut = fitted.cuts[c];
+
+        cut.layer = std::max(cut.layer, first);
+        while (cut.layer < n_layer && unsupported_layer(model, cut.layer, reads_attention(cut))) {
+            cut.layer++;
+        }
+        if (cut.layer >= n_layer) {
+            return;
+        }
+        first = cut.layer + 1;
+    }
+    params = fitted;
 }
 
 const char * unsupported_rule(const llama_model & model, const pyfastv_cut & cut) {

@@ -21,6 +21,10 @@ const char * unsupported_reason(const llama_model & model);
 // Why a cut cannot be at this layer; nullptr if it can. A cut that reads no attention can be at more layers.
 const char * unsupported_layer(const llama_model & model, int32_t layer, bool reads_attention);
 
+// Cuts at layers where none can be move to the next where one can, and those behind them out of their way. None moves if one
+// of them finds no layer: who gives a context stages says why. Throws std::invalid_argument as validate() does.
+void fit_layers(const llama_model & model, pyfastv_params & params);
+
 // Why a rule is not possible with this model; nullptr if it is.
 const char * unsupported_rule(const llama_model & model, const pyfastv_cut & cut);
 

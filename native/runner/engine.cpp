@@ -45,7 +45,8 @@ std::vector<std::vector<slot_event::seen_slice>> engine::pictures(int64_t id) co
 }
 
 engine::engine(const engine_options & options_in) :
-        options(options_in), media_marker(random_marker()), encoded(options_in.encoder_cache_bytes) {
+        options(options_in), media_marker(random_marker()), encoded(options_in.encoder_cache_bytes),
+        checkpoints(options_in.checkpoint_bytes) {
     check_options(options);
     resolve_threads(options);
 
@@ -59,6 +60,7 @@ engine::engine(const engine_options & options_in) :
     stop  = [this] { return stop_requested(); };
     model = load_model(options);
     vocab = llama_model_get_vocab(model.get());
+    recurrent = llama_model_is_recurrent(model.get()) || llama_model_is_hybrid(model.get());
 
     const int64_t n_ctx = options.n_ctx > 0 ? options.n_ctx : std::min<int64_t>(llama_model_n_ctx_train(model.get()), default_n_ctx);
     if (n_ctx*n_slots > max_n_ctx) {
@@ -292,12 +294,15 @@ int64_t engine::give_slot(slot_request request) {
 
     make_fit(request.schedule);
 
-    auto & s = place(request);
+    auto   marks = marks_of(request);
+    auto & s     = place(request);
     choose_by(s, request.schedule);
 
     s.now        = slot::state::starting;
     s.id         = s.last_used = ++n_requests;
+    s.marks      = std::move(marks);
     s.waits      = false;
+    s.shares_no_batch = false;
     s.t_start_us = t0;
     s.finish     = nullptr;
     s.logits.clear();

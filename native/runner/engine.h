@@ -1,5 +1,6 @@
 #pragma once
 
+#include "runner/checkpoints.h"
 #include "runner/encoder_cache.h"
 #include "runner/options.h"
 #include "runner/pixels.h"
@@ -53,6 +54,9 @@ public:
 
     // Then nothing; else the context has its layers from now on, and is empty. error(option) if a request is computed.
     void fit(const std::string & spec);
+
+    // [cut] the layer that a schedule asks for, and where the cut has to be (runner/request_schedule.h). error(option)
+    std::vector<std::pair<int32_t, int32_t>> fit_layers(const std::string & spec) const { return pyfastv::fit_layers(model.get(), spec); }
 
     // What open(), pixels() and embed() do to pictures from now on; empties the context.
     void set_turbo  (const std::string & spec); // the language of pyfastv_turbo_parse(); empty: nothing
@@ -209,16 +213,24 @@ private:
     // what slots hold (engine_reuse.cpp)
 
     size_t n_common(const slot & s, const slot_request & request) const; // pieces, never all of the prompt
-    bool   can_copy(const slot & from, size_t n) const;
+    size_t in_reach(const slot & s, size_t n) const;    // of its first n pieces, those that it can keep
+    size_t copyable(const slot & from, size_t n) const; // those that another slot can have
     bool   forgot  (const slot & s, size_t n) const; // sliding windows lack what is seen from behind the first n pieces
-    void   keep    (slot & s, size_t n);             // the first n pieces; nothing if that is not possible
+    void   keep    (slot & s, size_t n);             // of the first n pieces what is possible
     void   copy    (const slot & from, slot & to, size_t n);
     void   clear   (slot & s);
+    void   hold    (slot & s, size_t n);             // that is what its sequence has
 
     slot & place(const slot_request & request); // an idle slot, that holds what is known of the beginning
     bool   take_over(slot & s);             // from a slot that holds more of its prompt by now
     bool   evict();                         // what the idle slot holds that was not used for longest; false: there is nothing
     void   advance(slot & s, const std::vector<prompt_piece> & pieces, llama_pos n_past);
+
+    // of recurrent layers
+
+    std::vector<size_t> marks_of(const slot_request & request) const; // slot::marks
+    void remember(slot & s);           // a checkpoint, if it is at a mark
+    bool go_back (slot & s, size_t n); // to its last checkpoint behind at most n pieces; false: it is as before, or empty
 
     // computing (engine_step.cpp, engine_pictures.cpp)
 
@@ -330,6 +342,8 @@ private:
     bool                lost_memory = false; // what stages take and give back could not be had again
 
     encoder_cache               encoded;
+    checkpoint_store            checkpoints;
+    bool                        recurrent = false; // it has layers whose states do not go back
     std::unique_ptr<turbo_gate> gate;    // of vision
     ggml_backend_ptr            backend; // for matrix products of the reducers; null until one is needed
     picture_options             in_force; // of open()

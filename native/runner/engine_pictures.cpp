@@ -168,6 +168,8 @@ int32_t engine::decode_visual(slot & s, const prompt_piece & piece) {
     if (s.reduced.ends_with(s.evaluated.size() - 1)) { // there may be text between its slices
         s.reduced = {};
     }
+    remember(s);
+
     return 0;
 }
 

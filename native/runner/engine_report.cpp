@@ -35,6 +35,7 @@ run_report engine::report(const slot & s) const {
     res.kv_bytes_used_stock      = stages.kv_bytes_used_stock;
     res.kv_bytes_allocated_stock = stages.kv_bytes_stock;
     res.archive_bytes            = stages.archive_bytes + stages.similarity_bytes;
+    res.checkpoint_bytes         = checkpoints.bytes();
 
     return res;
 }

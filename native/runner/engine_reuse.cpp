@@ -2,15 +2,23 @@
 
 #include "runner/engine.h"
 
+#include "runner/errors.h"
+
 #include "ggml.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 namespace pyfastv {
 namespace {
 
 constexpr int64_t patience_us = 1'000'000; // with a thread that is between two tokens
+
+constexpr size_t worth_a_checkpoint = 64; // tokens of text that would be computed again
+
+// keys and values stay in the context
+constexpr llama_state_seq_flags states_alone = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
 
 // of the first n pieces
 int64_t tokens_of(const std::vector<prompt_piece> & pieces, size_t n) {
@@ -66,13 +74,31 @@ bool engine::forgot(const slot & s, size_t n) const {
             llama_memory_seq_pos_min(llama_get_memory(ctx.get()), s.seq_id) > std::max(0, end_of(s.evaluated, n) - n_swa);
 }
 
-bool engine::can_copy(const slot & from, size_t n) const {
-    // a state that is no list of tokens has no beginning; and a copy would take back what is computed in pieces
-    return n > 0 && !from.flushing && !llama_model_is_recurrent(model.get()) && !llama_model_is_hybrid(model.get()) && !forgot(from, n);
+size_t engine::in_reach(const slot & s, size_t n) const {
+    if (n == s.evaluated.size()) {
+        return n;
+    }
+    // a state that is no list of tokens has no beginning
+    if (recurrent) {
+        return checkpoints.reach(s.seq_id, n);
+    }
+    return forgot(s, n) ? 0 : n;
+}
+
+size_t engine::copyable(const slot & from, size_t n) const {
+    // a copy would take back what is computed in pieces
+    if (from.flushing) {
+        return 0;
+    }
+    if (recurrent) {
+        return checkpoints.reach(from.seq_id, n);
+    }
+    return forgot(from, n) ? 0 : n;
 }
 
 void engine::clear(slot & s) {
     llama_memory_seq_rm(llama_get_memory(ctx.get()), s.seq_id, -1, -1);
+    checkpoints.forget_behind(s.seq_id, 0);
     s.evaluated.clear();
     s.questions.clear();
     s.flushing = {};
@@ -85,17 +111,24 @@ void engine::clear(slot & s) {
 }
 
 void engine::keep(slot & s, size_t n) {
-    const llama_pos end = end_of(s.evaluated, n);
-
-    if (n == 0 || forgot(s, n) || !llama_memory_seq_rm(llama_get_memory(ctx.get()), s.seq_id, end, -1)) {
-        clear(s);
+    if (n > 0 && !forgot(s, n) && llama_memory_seq_rm(llama_get_memory(ctx.get()), s.seq_id, end_of(s.evaluated, n), -1)) {
+        hold(s, n);
         return;
     }
+    if (!go_back(s, n)) {
+        clear(s);
+    }
+    s.forget_picture(); // another may be next now
+}
+
+void engine::hold(slot & s, size_t n) {
     s.evaluated.resize(n);
     s.n_rows   = 0;
-    s.n_past   = end;
+    s.n_past   = end_of(s.evaluated, n);
     s.n_tokens = tokens_of(s.evaluated, n);
+    s.counts.cached_tokens = std::min(s.counts.cached_tokens, s.n_tokens);
     drop_questions(s);
+    checkpoints.forget_behind(s.seq_id, n);
 }
 
 void engine::copy(const slot & from, slot & to, size_t n) {
@@ -109,6 +142,85 @@ void engine::copy(const slot & from, slot & to, size_t n) {
     to.n_tokens  = tokens_of(to.evaluated, n);
     to.questions = from.questions;
     drop_questions(to);
+
+    if (recurrent) {
+        checkpoints.share(from.seq_id, to.seq_id, n);
+        if (!go_back(to, n)) {
+            clear(to);
+        }
+    }
+}
+
+//
+// recurrent layers
+//
+
+std::vector<size_t> engine::marks_of(const slot_request & request) const {
+    if (!recurrent || options.checkpoint_bytes == 0) {
+        return {};
+    }
+    const auto & wanted = request.wanted;
+
+    // behind the last picture, and in front of the last question
+    std::set<size_t> res = { wanted.end_of_pictures(), wanted.answers.empty() ? 0 : wanted.answers.back().end };
+
+    // Where it parts from what a slot holds, another may. Behind a picture a question is known by its batch, which is not cut.
+    size_t known   = 0;
+    size_t reached = 0;
+    for (const auto & s : all) {
+        const size_t n = n_common(s, request);
+        known   = std::max(known, n);
+        reached = std::max(reached, in_reach(s, n));
+    }
+    const auto   visual = std::find_if(wanted.pieces.begin(), wanted.pieces.end(), [](const auto & piece) { return piece.visual(); });
+    const size_t text   = std::min<size_t>(known, visual - wanted.pieces.begin());
+    if (text >= reached + worth_a_checkpoint) {
+        res.insert(text);
+    }
+    res.erase(0);
+
+    return { res.begin(), res.end() };
+}
+
+void engine::remember(slot & s) {
+    const size_t n = s.evaluated.size();
+
+    const bool at_mark = s.now == slot::state::starting && std::binary_search(s.marks.begin(), s.marks.end(), n);
+    if (!at_mark || s.flushing || checkpoints.reach(s.seq_id, n) == n) {
+        return;
+    }
+    // where there is no memory for it a later prompt is computed anew
+    error_of([&] {
+        const size_t size = llama_state_seq_get_size_ext(ctx.get(), s.seq_id, states_alone);
+        if (size == 0 || !checkpoints.make_room(size)) {
+            return;
+        }
+        std::vector<uint8_t> state(size);
+        if (llama_state_seq_get_data_ext(ctx.get(), state.data(), size, s.seq_id, states_alone) == size) {
+            checkpoints.put(s.seq_id, n, std::move(state));
+        }
+    });
+}
+
+bool engine::go_back(slot & s, size_t n) {
+    const auto * last = checkpoints.find(s.seq_id, n);
+    if (!last) {
+        return false;
+    }
+    const auto   state    = last->state;
+    const size_t n_pieces = last->n_pieces;
+
+    if (llama_state_seq_set_data_ext(ctx.get(), state->data(), state->size(), s.seq_id, states_alone) != state->size() ||
+            !llama_memory_seq_rm(llama_get_memory(ctx.get()), s.seq_id, end_of(s.evaluated, n_pieces), -1)) {
+        return false;
+    }
+    hold(s, n_pieces);
+
+    // text of a slot may have been computed by another schedule, which came back with it
+    if (!s.holds_pictures()) {
+        set_schedule(s, s.schedule);
+    }
+    return true;
 }
 
 void engine::advance(slot & s, const std::vector<prompt_piece> & pieces, llama_pos n_past) {
@@ -140,20 +252,15 @@ slot & engine::place(const slot_request & request) {
     };
 
     for (auto & s : all) {
-        size_t     n        = n_common(s, request);
-        const bool copyable = can_copy(s, n);
-        if (!copyable && n < s.evaluated.size()) {
-            n = 0;
-        }
-        const found here = { &s, n, tokens_of(s.evaluated, n) };
+        const size_t known = n_common(s, request);
+        const size_t n     = s.idle() ? in_reach(s, known) : copyable(s, known);
+        const found  here  = { &s, n, tokens_of(s.evaluated, n) };
 
         if (s.idle()) {
             take_longer(best_idle, here);
             oldest = !oldest || older(s, *oldest) ? &s : oldest;
         }
-        if (s.idle() || copyable) {
-            take_longer(best, here);
-        }
+        take_longer(best, here);
     }
 
     if (best.tokens == 0) {
@@ -168,7 +275,7 @@ slot & engine::place(const slot_request & request) {
         keep(*best.s, best.n);
         return *best.s;
     }
-    if (can_copy(*best.s, best.n)) {
+    if (copyable(*best.s, best.n) == best.n) {
         copy(*best.s, *oldest, best.n);
         return *oldest;
     }
@@ -181,7 +288,7 @@ bool engine::take_over(slot & s) {
     size_t       n    = s.evaluated.size();
 
     for (const auto & other : all) {
-        if (const size_t n_here = n_common(other, s.request); &other != &s && n_here > n && can_copy(other, n_here)) {
+        if (const size_t n_here = copyable(other, n_common(other, s.request)); &other != &s && n_here > n) {
             best = &other;
             n    = n_here;
         }
@@ -193,7 +300,7 @@ bool engine::take_over(slot & s) {
     const int64_t n_before = s.n_tokens;
     copy(*best, s, n);
     choose_by(s, s.request.schedule);
-    s.counts.cached_tokens += s.n_tokens - n_before;
+    s.counts.cached_tokens = std::max<int64_t>(0, s.counts.cached_tokens + s.n_tokens - n_before);
     s.forget_picture();
 
     return true;

@@ -8,8 +8,9 @@
 
 #include "settings/schedule.h"
 
-#include <algorithm>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace pyfastv {
 
@@ -23,6 +24,19 @@ request_schedule parse_request_schedule(const std::string & spec, int32_t n_laye
         throw error(error_kind::option, pyfastv_last_error());
     }
     res.text = to_text(res.params);
+    return res;
+}
+
+std::vector<std::pair<int32_t, int32_t>> fit_layers(const llama_model * model, const std::string & spec) {
+    const auto asked  = parse_request_schedule(spec, llama_model_n_layer(model));
+    auto       fitted = asked.params;
+    if (!asked.off() && pyfastv_fit_layers(model, &fitted) != PYFASTV_OK) {
+        throw error(error_kind::option, pyfastv_last_error());
+    }
+    std::vector<std::pair<int32_t, int32_t>> res;
+    for (int32_t c = 0; c < asked.n_cuts(); ++c) {
+        res.emplace_back(asked.params.cuts[c].layer, fitted.cuts[c].layer);
+    }
     return res;
 }
 
@@ -100,9 +114,7 @@ void engine::attach(const request_schedule & schedule) {
 }
 
 void engine::choose_by(slot & s, const request_schedule & schedule) {
-    const bool holds_pictures = std::any_of(s.evaluated.begin(), s.evaluated.end(), [](const auto & piece) { return piece.visual(); });
-
-    if (!holds_pictures) {
+    if (!s.holds_pictures()) {
         if (const auto status = set_schedule(s, schedule); status != PYFASTV_OK) {
             throw error(kind_of(status), pyfastv_last_error());
         }

@@ -122,7 +122,7 @@ bool engine::prefill_text(events & out) {
         const size_t begin  = s->evaluated.size();
 
         // where nothing is chosen, turns make no difference
-        const size_t limit = s->schedule.n_cuts() > 0 ? wanted.end_of_turn(begin) : pieces.size();
+        const size_t limit = std::min(s->schedule.n_cuts() > 0 ? wanted.end_of_turn(begin) : pieces.size(), s->next_mark());
 
         size_t end = begin;
         while (!s->waits && end < limit && end - begin < room && !pieces[end].visual()) {
@@ -134,10 +134,10 @@ bool engine::prefill_text(events & out) {
             continue;
         }
         const bool answers = s->schedule.n_cuts() > 0 && wanted.in_answer(begin);
-        if (!parts.empty() && parts[0].answers != answers) {
+        if (!parts.empty() && (parts[0].answers != answers || parts[0].s->shares_no_batch || s->shares_no_batch)) {
             continue;
         }
-        const bool reads = end == pieces.size() || (end == limit && wanted.asked_before(end));
+        const bool reads = end == pieces.size() || (s->schedule.n_cuts() > 0 && end == limit && wanted.asked_before(end));
 
         // more than a batch of them comes in pieces, of one slot at a time
         const int64_t n_later = reads ? n_waiting(*s) + (int64_t) (end - begin) : 0;
@@ -204,14 +204,26 @@ void engine::run(const std::vector<part> & parts, events & out) {
     });
 
     if (thrown || (logits.empty() && !more)) {
+        std::vector<part> again;
         for (const auto & part : parts) {
-            keep(*part.s, part.s->evaluated.size());
+            const size_t n = part.s->evaluated.size();
+            keep(*part.s, n);
+
+            // recurrent layers may go back further, from where a prompt is read again
+            if (part.s->evaluated.size() == n) {
+                again.push_back(part);
+            } else if (of_prompt) {
+                part.s->shares_no_batch |= !was_stopped;
+            } else if (was_stopped || !alone) {
+                clear(*part.s);
+                fail(*part.s, error(error_kind::decode, "a token was stopped half-way, and recurrent layers do not go back: ask again"), out);
+            }
         }
         if (was_stopped) {
             return; // by who computes, not by who asked
         }
         if (!alone) {
-            for (const auto & part : parts) {
+            for (const auto & part : again) {
                 run({ part }, out);
             }
             return;
@@ -264,6 +276,7 @@ void engine::run(const std::vector<part> & parts, events & out) {
             s.logits.clear();
             answer(s, logits[i], out);
         }
+        remember(s);
     };
     for (size_t i = 0; i < parts.size(); ++i) {
         if (const auto failure = error_of([&] { take(i); })) {

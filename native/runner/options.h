@@ -32,6 +32,7 @@ struct engine_options {
     std::string                type_k       = "f16";  // ggml type of the K cache
     std::string                type_v       = "f16";
     int64_t                    encoder_cache_bytes = 0;
+    int64_t                    checkpoint_bytes    = 0; // of states of recurrent layers that slots go back to; 0: none
     bool                       verbose      = false;
 
     std::function<bool(float)> progress;  // 0..1 while loading; false: stop
@@ -108,7 +109,8 @@ struct picture_options {
     X(std::vector<size_t>,  kv_bytes_allocated)     /* [stage] */                                                    \
     X(size_t,  kv_bytes_used_stock) /* what stock llama.cpp would use */                                             \
     X(size_t,  kv_bytes_allocated_stock)                                                                             \
-    X(size_t,  archive_bytes)       /* of rows, scores and cosines kept for recall and for choosing again */
+    X(size_t,  archive_bytes)       /* of rows, scores and cosines kept for recall and for choosing again */         \
+    X(size_t,  checkpoint_bytes)    /* of states of recurrent layers kept for later prompts, of all slots */
 
 struct run_report {
 #define X(type, name) type name = {};

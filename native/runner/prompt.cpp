@@ -211,6 +211,11 @@ size_t prompt::end_of_turn(size_t piece) const {
     return pieces.size();
 }
 
+size_t prompt::end_of_pictures() const {
+    const auto last = std::find_if(pieces.rbegin(), pieces.rend(), [](const prompt_piece & piece) { return piece.visual(); });
+    return pieces.rend() - last;
+}
+
 bool prompt::in_answer(size_t piece) const {
     return std::any_of(answers.begin(), answers.end(), [piece](const span & s) { return s.begin <= piece && piece < s.end; });
 }

@@ -77,6 +77,9 @@ struct prompt {
     // Of text from a piece on, how far it is computed as one: to the end of a question, of its answer, or of the prompt.
     size_t end_of_turn(size_t piece) const;
 
+    // the piece behind the last picture; 0: there is none
+    size_t end_of_pictures() const;
+
     bool in_answer   (size_t piece) const;
     bool asked_before(size_t piece) const; // a question ends there
 };

@@ -1,9 +1,12 @@
 #pragma once
 
+#include "llama.h"
 #include "pyfastv.h"
 
 #include <cstdint>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace pyfastv {
 
@@ -21,5 +24,8 @@ struct request_schedule {
 
 // spec: the language of pyfastv_parse(); empty: all stay. Throws error(option).
 request_schedule parse_request_schedule(const std::string & spec, int32_t n_layer);
+
+// [cut] the layer that it asks for, and where the cut has to be in this model (pyfastv_fit_layers()). Throws error(option).
+std::vector<std::pair<int32_t, int32_t>> fit_layers(const llama_model * model, const std::string & spec);
 
 } // namespace pyfastv

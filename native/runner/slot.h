@@ -10,6 +10,7 @@
 #include "llama-cpp.h"
 #include "pyfastv.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -96,8 +97,10 @@ struct slot {
     encoded_slice      picture; // encoder output of the picture that is next; empty: not encoded
     picture_reduction  reduced; // or what is made of it
     size_t             n_rows  = 0; // of the piece that is next, in the sequence already
+    std::vector<size_t> marks;      // in pieces of its prompt, ascending: where others may part from it, so that batches end there
     llama_token        sampled = LLAMA_TOKEN_NULL; // not evaluated yet
     bool               waits   = false;            // for cells
+    bool               shares_no_batch = false;    // one failed, and whose fault that was is found alone
 
     // What it was asked is read, and waits for the later layers, which run in pieces.
     struct in_pieces {
@@ -120,6 +123,10 @@ struct slot {
 
     bool idle() const { return now == state::idle; }
 
+    bool holds_pictures() const {
+        return std::any_of(evaluated.begin(), evaluated.end(), [](const prompt_piece & piece) { return piece.visual(); });
+    }
+
     void forget_picture() {
         picture = {};
         reduced = {};
@@ -134,6 +141,12 @@ struct slot {
 
     // of its prompt, while starting
     const prompt_piece & next_piece() const { return request.wanted.pieces[evaluated.size()]; }
+
+    // or the end of its prompt
+    size_t next_mark() const {
+        const auto next = std::upper_bound(marks.begin(), marks.end(), evaluated.size());
+        return next == marks.end() ? request.wanted.pieces.size() : *next;
+    }
 };
 
 } // namespace pyfastv

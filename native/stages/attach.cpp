@@ -174,9 +174,14 @@ void staged_decode::attach_from_env(llama_context & context, const llama_context
         return;
     }
     try {
-        const auto params = to_params(parse_schedule(text), ctx.n_layer());
+        auto       params = to_params(parse_schedule(text), ctx.n_layer());
+        const auto asked  = layers_of(params);
+        fit_layers(ctx.model(), params);
         attach(context, params);
         LLAMA_LOG_INFO("LLAMA_FASTV: %s\n", to_text(params).c_str());
+        if (const auto taken = layers_of(params); taken != asked) {
+            LLAMA_LOG_WARN("LLAMA_FASTV: cut at %s, the next possible for %s\n", taken.c_str(), asked.c_str());
+        }
     } catch (const std::exception & err) {
         if (!ctx.has_memory()) {
             throw; // this context cannot be used

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from .. import _native
 from .._checks import integer
 from ..errors import OptionError
 from ..models.header import ModelFiles
 from ..settings.presets import PRESETS, Recommended
+from ..settings.schedule import fitted
 from ..settings.setting import Setting
 from ..theory import Encoder, entering_tokens, flops, kv_bytes, paper_flops, rows_by_layer, visual_by_layer
 from .speed import Speed, prefill_ms
 
-__all__ = ["Cost", "Plan", "Prompt", "compare", "default_settings", "plan_model"]
+__all__ = ["Cost", "Plan", "Prompt", "compare", "default_settings", "in_force", "plan_model"]
 
 Settings = Mapping[str, Setting]
 
@@ -96,10 +98,11 @@ class Plan:
         }
 
 
-def default_settings(n_layer: int) -> dict[str, Setting]:
-    """Off, K in 2, 3, 4 with drop 0.25 to 0.9, and the presets, as far as a model has so many layers."""
+def default_settings(n_layer: int, cut_layers: Sequence[int] = ()) -> dict[str, Setting]:
+    """Off, K in 2, 3, 4 with drop 0.25 to 0.9, and the presets, as far as a model has so many layers. ``cut_layers``: where
+    it can be cut: the first three of these from 2 on."""
     settings = {OFF: Setting()}
-    for k in (2, 3, 4):
+    for k in [layer for layer in cut_layers or (2, 3, 4) if layer >= 2][:3]:
         if k < n_layer:
             cuts = {f"K={k} drop {drop:g}": Recommended(k, drop) for drop in (0.25, 0.5, 0.75, 0.9)}
             settings |= {name: Setting(schedule) for name, schedule in cuts.items()}
@@ -107,6 +110,22 @@ def default_settings(n_layer: int) -> dict[str, Setting]:
     for name in ("pyramiddrop", "feather", "vtw", "zipvl"):
         settings[name] = Setting(PRESETS[name]())
     return settings
+
+
+def in_force(files: ModelFiles, settings: Settings) -> dict[str, Setting]:
+    """With every cut at a layer where the model can be cut, of which a LayerWarning tells, as where it runs. A layer that
+    it has not is :func:`plan_model`'s to tell."""
+    specs = [setting.specs()["fastv"] or "" for setting in settings.values()]
+    try:
+        layers = _native.fit_layers(files.paths[0], specs)
+    except OptionError:
+        return dict(settings)
+    return {
+        name: setting
+        if setting.fastv is None
+        else replace(setting, fastv=fitted(setting.fastv, of_cuts, files.name))
+        for (name, setting), of_cuts in zip(settings.items(), layers, strict=True)
+    }
 
 
 def measured_lengths(settings: Settings, files: ModelFiles, prompt: Prompt) -> list[int]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import click
 
 from .._about import __version__, lib_path
 from ..errors import Error
+from ..settings.schedule import LayerWarning
 from .ask import ask
 from .bench import bench
 from .chat import chat
@@ -33,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0; 1 after a :class:`pyfastv.Error` or what the system refuses, which is one line on stderr; 2 for wrong usage; 130
     after Ctrl-C.
     """
-    with usable_streams():
+    with usable_streams(), _warnings_in_a_line():
         try:
             status = int(cli.main(args=arguments, prog_name="pyfastv", standalone_mode=False) or 0)
             sys.stdout.flush()
@@ -54,6 +58,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             tell(f"pyfastv: {reason_of(error)}")
             return 1
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Of ours; what others warn of is shown as elsewhere."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show_ours(message: Any, category: type[Warning], *where: Any, **options: Any) -> None:
+            if issubclass(category, LayerWarning):
+                tell(f"pyfastv: {message}")
+            else:
+                shown(message, category, *where, **options)
+
+        warnings.showwarning = show_ours
+        yield
 
 
 def _command(arguments: Sequence[str] | None) -> click.Command | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -22,7 +23,7 @@ from ..models.named import NamedModel, find_files, wanted
 from ..settings.presets import PRESETS, Recommended
 from ..settings.profile import Profile
 from ..settings.reduce import REDUCERS, Reducer, to_reducer
-from ..settings.schedule import RECALL, Cut, Schedule
+from ..settings.schedule import RECALL, Cut, LayerWarning, Schedule
 from ..settings.setting import Setting, SettingOptions
 from .bars import bar
 
@@ -291,9 +292,12 @@ def _number(text: str) -> int | str:
 
 
 def load_runner(options: dict[str, Any], setting: Setting) -> Runner:
-    """The model that the options name, with a progress bar on a terminal."""
+    """The model that the options name, with a progress bar on a terminal. Of cuts that moved to another layer it is told
+    where it is told what was done for an answer."""
     arguments = runner_arguments(options)
-    with bar("Loading", shows_progress(options)) as loading:
+    with bar("Loading", shows_progress(options)) as loading, warnings.catch_warnings():
+        if not (options.get("brief", True) or options.get("report")):
+            warnings.simplefilter("ignore", LayerWarning)
         return Runner(**arguments, **setting.options(), max_pixels=options["max_pixels"], progress=loading)
 
 

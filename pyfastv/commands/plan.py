@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import Any
 
 import click
@@ -18,6 +19,7 @@ from ..bench.plan import (
     cheaper,
     compare,
     default_settings,
+    in_force,
     measured_lengths,
     plan_model,
 )
@@ -26,6 +28,7 @@ from ..errors import Error, OptionError
 from ..inputs.images import load_image
 from ..models import bundled_mmproj, bundled_model
 from ..models.header import ModelFiles, read_model
+from ..settings.schedule import LayerWarning
 from ..settings.setting import Setting
 from .bars import bar
 from .options import find_model, hub_option
@@ -94,7 +97,7 @@ def _files(named: dict[str, Any], called: str) -> tuple[str, str | None]:
 def _plan(files: ModelFiles, given: Settings, options: dict[str, Any]) -> Plan:
     picture = None if options["picture"] is None else load_image(options["picture"])
     visual = files.visual_tokens if options["visual_tokens"] is None else options["visual_tokens"]
-    settings = dict(given) or default_settings(files.decoder.n_layer)
+    settings = _settings(files, given)
     counted = Prompt(visual, options["tokens"], options["pictures"]) if visual is not None else None
     if options["no_measure"] or (counted is None and picture is None):
         return plan_model(files, settings, counted or _unknown(files), unmeasured="not asked for")
@@ -122,6 +125,15 @@ def _plan(files: ModelFiles, given: Settings, options: dict[str, Any]) -> Plan:
             unmeasured = str(error)
     prompt = _unknown(files) if visual is None else Prompt(visual, options["tokens"], options["pictures"])
     return plan_model(files, settings, prompt, speed, unmeasured)
+
+
+def _settings(files: ModelFiles, given: Settings) -> dict[str, Setting]:
+    """What was asked for, which is told if it is at other layers; else the grid."""
+    if given:
+        return in_force(files, given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LayerWarning)
+        return in_force(files, default_settings(files.decoder.n_layer, files.cut_layers))
 
 
 def _unknown(files: ModelFiles) -> Prompt:

@@ -86,6 +86,8 @@ class Report(InForce):
     """What it would allocate."""
     archive_bytes: int
     """Hidden rows, and their similarities, kept for later questions."""
+    checkpoint_bytes: int
+    """States of recurrent layers, of all slots, that later prompts can go back to; 0 for models without such layers."""
     graphs_reused: int
     """Batches that could use the graph of the batch before."""
     queue_ms: float = 0.0

@@ -96,6 +96,7 @@ class JobPool(Closing, InForce):
         """Tokens of each slot."""
         self.n_layer = self._slots.n_layer
         try:
+            self.setting = self._model.fitted(self.setting)
             specs = setting_options(self.setting)
             self._slots.check(specs["turbo"], specs["reducer"])
             self._slots.fit(specs["fastv"])
@@ -131,7 +132,7 @@ class JobPool(Closing, InForce):
         Raises OptionError, ImageError, ModelError (a picture without a vision encoder), ContextLengthError,
         PoolBusy, ClosedError.
         """
-        setting = self.setting.but(**options)
+        setting = self._model.fitted(self.setting.but(**options))
         prepare = self._preparing(
             lambda: self._model.render(messages, tools=tools, variables=variables, continues=continues),
             setting,
@@ -149,7 +150,7 @@ class JobPool(Closing, InForce):
     ) -> Job:
         """Queue a text to go on from, or the tokens of one, as it is, without a chat template. The answer keeps the space
         that it begins with. Otherwise as :meth:`submit`."""
-        setting = self.setting.but(**options)
+        setting = self._model.fitted(self.setting.but(**options))
         if isinstance(prompt, str):
             text = prompt
             prepare = self._preparing(lambda: Prompt(text, (), add_bos=True), setting)

@@ -6,20 +6,21 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from .. import _native
 from .._checks import integer, utf8
-from ..errors import ContextLengthError, ModelError, OptionError
+from ..errors import ContextLengthError, ModelError, OptionError, printable
 from ..inputs.chat import ChatTemplate, Prompt
 from ..inputs.continued import render_continued
 from ..inputs.images import MAX_PIXELS, Frame, Picture, load_image, named_by_place
 from ..inputs.template import find_template
 from ..models import bundled_mmproj, bundled_model
 from ..models.encoder_type import Encoder, check_encoder_type, resolve
+from ..settings.schedule import fitted
 from ..settings.setting import Setting
 from .sampling import Sampling
 
@@ -62,6 +63,7 @@ class LoadOptions(TypedDict, total=False):
     progress: Callable[[float], object] | None
     max_pixels: int
     encoder_cache_mb: int
+    checkpoint_mb: int
     encoder_type: str
     chat_template: PathLike | None
 
@@ -89,6 +91,7 @@ class LoadedModel:
         progress: Callable[[float], object] | None = None,
         max_pixels: int = MAX_PIXELS,
         encoder_cache_mb: int = 256,
+        checkpoint_mb: int = 512,
         encoder_type: str = "auto",
         chat_template: PathLike | None = None,
     ) -> None:
@@ -111,6 +114,7 @@ class LoadedModel:
             "type_k": utf8("type_k", type_k),
             "type_v": utf8("type_v", type_v),
             "encoder_cache_bytes": integer("encoder_cache_mb", encoder_cache_mb, 0) * 2**20,
+            "checkpoint_bytes": integer("checkpoint_mb", checkpoint_mb, 0) * 2**20,
             "verbose": bool(verbose),
         }
         check_encoder_type(encoder_type)
@@ -195,6 +199,14 @@ class LoadedModel:
             **setting_options(setting),
         }
         return keywords, image_decode_ms
+
+    def fitted(self, setting: Setting) -> Setting:
+        """With every cut at a layer where the model can be cut: its own, or the next, of which a LayerWarning tells.
+        Raises OptionError: the model has no such layer."""
+        if setting.fastv is None:
+            return setting
+        layers = self.engine.fit_layers(setting.fastv.spec())
+        return replace(setting, fastv=fitted(setting.fastv, layers, printable(self.path.name)))
 
     def sampling_options(self, sampling: Sampling) -> dict[str, Any]:
         """Keywords of the native start() and prepare()."""

@@ -74,6 +74,7 @@ class Runner(Closing, InForce):
         progress: Callable[[float], object] | None = None,
         max_pixels: int = MAX_PIXELS,
         encoder_cache_mb: int = 256,
+        checkpoint_mb: int = 512,
         encoder_type: str = "auto",
         chat_template: PathLike | None = None,
     ) -> None:
@@ -91,14 +92,16 @@ class Runner(Closing, InForce):
         ``seed``: of requests that bring none. ``verbose``: llama.cpp's log on stderr.
         ``fastv``: which visual tokens the later layers see: a :class:`pyfastv.Schedule`, text as in
         ``LLAMA_FASTV`` ("k=2,drop=0.5"), or the name of a preset ("pyramiddrop"); None or "off": all, as in stock
-        llama.cpp.
+        llama.cpp. A cut at a layer where the model cannot be cut is at the next where it can, with a warning.
         ``turbo``: merge tokens in the vision encoder: a :class:`pyfastv.Turbo` or text as in ``LLAMA_TURBO``
         ("share=0.5"); None or "off": none.
         ``reduce``: fewer visual tokens before the language model: a :class:`pyfastv.Reducer`, or text such as
         "divprune,keep=288"; None or "off": all.
         ``progress``: called with 0..1 while loading; an exception in it ends the loading.
         ``max_pixels``: largest picture taken, in pixels. ``encoder_cache_mb``: memory for the vision encoder's
-        outputs, so that a picture that comes again is not encoded again; 0: none.
+        outputs, so that a picture that comes again is not encoded again; 0: none. ``checkpoint_mb``: memory, of all slots
+        together, for states of recurrent layers (Qwen3.5, LFM2), which do not go back by themselves: another question about
+        a picture goes on from the one behind it; 0: none, and the prompt is computed anew.
         ``encoder_type``: of the vision encoder's matrices, one of :data:`pyfastv.models.encoder_type.ENCODER_TYPES`.
         "auto" is q8_0 where this machine's products with it are faster than with f16, "stock" the file as it is. Where
         the file has to be quantized, that is done once, and kept in the user's cache.
@@ -127,6 +130,7 @@ class Runner(Closing, InForce):
             progress=progress,
             max_pixels=max_pixels,
             encoder_cache_mb=encoder_cache_mb,
+            checkpoint_mb=checkpoint_mb,
             encoder_type=encoder_type,
             chat_template=chat_template,
         )
@@ -183,6 +187,7 @@ class Runner(Closing, InForce):
         Raises as the setters do; nothing has changed then."""
         with self._engine_at_work() as engine:
             self._desk.clear()
+            setting = self._model.fitted(setting)
             options = setting_options(setting)
             engine.check(options["turbo"], options["reducer"])
             engine.set_fastv(options["fastv"])
@@ -378,6 +383,7 @@ class Runner(Closing, InForce):
         setting, sampling = of_request(options, self.setting)
         variables = template_variables(options)
         self._refuse_closed()
+        setting = self._model.fitted(setting)
         prompt = self._model.render(messages, tools=tools, variables=variables)
         if not all(tool["function"]["name"] in prompt.text for tool in tools or ()):
             raise OptionError(

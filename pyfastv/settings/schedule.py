@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import _native
 from .._checks import integer, real
 from ..errors import OptionError
 
-__all__ = ["MAX_CUTS", "PICKS", "RECALL", "SCORES", "Cut", "Schedule", "schedule_of"]
+__all__ = ["MAX_CUTS", "PICKS", "RECALL", "SCORES", "Cut", "LayerWarning", "Schedule", "fitted", "schedule_of"]
 
 MAX_CUTS = _native.MAX_CUTS
 RECALL = _native.RECALL
@@ -24,12 +26,17 @@ _FLAGS = ("weigh", "merge")
 _FASTV = ("last", "top-k", False, False)  # score, pick, weigh, merge
 
 
+class LayerWarning(UserWarning):
+    """The model cannot be cut at a layer that a schedule names: the cut is at the next one where it can."""
+
+
 @dataclass(frozen=True, init=False)
 class Cut:
     """From one layer on, a part of every picture's tokens is left out. Raises OptionError.
 
     Of a picture's n tokens round(n * (1 - drop)) stay (half to even; at least 1 unless drop is 1), in prompt
-    order and at their own positions. Whether the layer is within a model's is checked by the runner.
+    order and at their own positions. Whether the layer is within a model's is checked by the runner; at one where the model
+    cannot be cut (docs/models.md), the cut moves to the next where it can.
 
     ``score``, ``pick``, ``weigh`` and ``merge`` are its rule. Where none of them is given, it is that of
     :class:`pyfastv.Recommended`; where some are, the others are as FastV has them: "last", "top-k", False, False.
@@ -158,6 +165,28 @@ class Schedule:
         name = "" if type(self) is Schedule else f"{type(self).__name__} "
         text = self.spec().removeprefix("fastv," if name else "")
         return name + text.replace(",", ", ").replace(";", "; ")
+
+
+def fitted(schedule: Schedule, layers: Sequence[tuple[int, int]], model: str) -> Schedule:
+    """With its cuts where a model can be cut; the schedule itself if none moves. ``layers``: of each cut the layer that it
+    names, and where it has to be. Warns of what moves, where Python's filters are as they are once of each layer."""
+    if all(asked == taken for asked, taken in layers):
+        return schedule
+    for asked, taken in layers:
+        if asked != taken:
+            warnings.warn(
+                f"{model} cannot be cut at layer {asked}: the cut is at layer {taken}, the next that is possible",
+                LayerWarning,
+                stacklevel=2,
+            )
+    moved = copy(schedule)  # a preset keeps its name
+    cuts = zip(schedule.cuts, layers, strict=True)
+    object.__setattr__(
+        moved,
+        "cuts",
+        tuple(cut if asked == taken else replace(cut, layer=taken) for cut, (asked, taken) in cuts),
+    )
+    return moved
 
 
 def schedule_of(found: dict[str, Any]) -> Schedule:

@@ -80,6 +80,7 @@ def declare(library: Any) -> None:
     pointer, int32, size = ctypes.c_void_p, ctypes.c_int32, ctypes.c_size_t
     library.pyfastv_parse.argtypes = [ctypes.c_char_p, int32, ctypes.POINTER(FastvParams)]
     library.pyfastv_attach.argtypes = [pointer, ctypes.POINTER(FastvParams)]
+    library.pyfastv_fit_layers.argtypes = [pointer, ctypes.POINTER(FastvParams)]
     library.pyfastv_flush.argtypes = [pointer]
     library.pyfastv_begin_media.argtypes = [pointer, ctypes.c_int, ctypes.c_char_p, int32, int32]
     library.pyfastv_allow_position_gaps.argtypes = [pointer]

@@ -202,7 +202,8 @@ class Engine:
             )
         params = FastvParams()
         n_layer = self.llama.llama_model_n_layer(self.model)
-        if self.fastv.pyfastv_parse(spec.encode(), n_layer, ctypes.byref(params)) != 0:
+        parsed = self.fastv.pyfastv_parse(spec.encode(), n_layer, ctypes.byref(params)) == 0
+        if not parsed or self.fastv.pyfastv_fit_layers(self.model, ctypes.byref(params)) != 0:
             raise EngineError(self.fastv.pyfastv_last_error().decode())
         self._set_stages(params)
         self.attached = True
