@@ -184,7 +184,7 @@ class Layout:
                 }.items():
                     field(f"cut {name}", f"<{form}")
 
-        n_cuts = struct.unpack_from("<I", state, state.index(b"pyfastv5") + 8)[0] - 1  # of stages
+        n_cuts = struct.unpack_from("<I", state, state.index(b"pyfastv6") + 8)[0] - 1  # of stages
         tokens = state.index(struct.pack("<I4i", 2 * N, len(TEXT), 0, 0, 0))
         self.begin = self.at = tokens - 8 - 34 * n_cuts
         schedule(n_cuts)
