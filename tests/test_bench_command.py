@@ -223,6 +223,11 @@ def test_the_commands_of_the_pages_are_understood(tmp_path: Path, monkeypatch: p
             files_of(options["geometry"], tmp_path, options["type_name"], layers=options["layers"])
 
 
+def test_the_title_says_which_layers_were_measured() -> None:
+    assert bench._first_layers({"layers": None, "geometry": "tiny"}) == ""
+    assert bench._first_layers({"layers": 2, "geometry": "tiny"}) == ", the first 2 of 4 layers alone"
+
+
 def test_a_busy_machine_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 0, 0), raising=False)
