@@ -86,7 +86,7 @@ bool is_rotated(const ggml_tensor * q) {
 }
 
 void turn_back(const llm_graph_context & graph, ggml_tensor *& q, ggml_tensor *& k, int il) {
-    if (!is_rotated(q)) {
+    if (graph.rope_type == LLAMA_ROPE_TYPE_NONE || !graph.hparams.has_rope(il)) {
         return;
     }
     if (graph.rope_type == LLAMA_ROPE_TYPE_MROPE || graph.rope_type == LLAMA_ROPE_TYPE_IMROPE) {
@@ -94,6 +94,9 @@ void turn_back(const llm_graph_context & graph, ggml_tensor *& q, ggml_tensor *&
     }
     if (ggml_is_quantized(k->type)) {
         throw unsupported("score = last-no-rope cannot turn back the keys of a quantized KV cache");
+    }
+    if (!is_rotated(q)) {
+        return;
     }
 
     ggml_tensor * cells = new_input(graph, k->ne[1]);
