@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import pyfastv
 from pyfastv.models.header import read_model
 
 import random_gguf
@@ -206,6 +207,22 @@ def test_no_cut_may_part_a_cache_from_the_layers_that_share_it(
     context = make()
     assert context.attach(f"k={layer},drop=0.5,{rule}") == UNSUPPORTED
     assert "the layers behind it share the KV caches of layers in front of it" in last_error()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("shared_kv_layers", 9, "shared_kv_layers is 9"),
+        ("sliding_window_pattern", [True] * 6 + [True, False] * 2, "layer 5 has no cache of the kind"),
+        ("sliding_window_pattern", [False] * 6 + [True, False] * 2, "layer 4 has no cache of the kind"),
+    ],
+)
+def test_a_file_whose_layers_share_what_is_not_there_is_refused(
+    tmp_path: Path, key: str, value: int | list[bool], told: str
+) -> None:
+    random_gguf.write(tmp_path / "broken.gguf", "gemma4 e", {f"attention.{key}": value}, vocab=[])
+    with pytest.raises(pyfastv.ModelError, match=told):
+        pyfastv.Runner(tmp_path / "broken.gguf", fastv=None, n_ctx=64)
 
 
 def test_layers_without_a_cache_take_no_memory(talker: Talker, make: Make) -> None:
