@@ -13,7 +13,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find native third_party/patches
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "pyfastv needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)" >&2; exit 1; }
@@ -40,6 +40,10 @@ test: $(VENV)/.test-deps ## run the tests
 .PHONY: check
 check: $(VENV)/.test-deps ## the tests that are fast: under a minute
 	$(PYTEST) -q -m "not slow"
+
+.PHONY: test-architectures
+test-architectures: install ## random models of every architecture of the pin against stock: what a new pin breaks (minutes)
+	$(BIN)/python tests/manual/architectures.py
 
 # llama-cpp-python's bindings alone: the tests run them on our libraries
 $(VENV)/.test-deps: $(VENV)/.installed

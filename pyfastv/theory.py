@@ -9,7 +9,8 @@ layer of n rows: no grouped-query attention, two feed-forward matrices, every pa
 every weight matrix that the file has for it (three feed-forward matrices in llama, narrower keys and values with
 grouped-query attention, of a mixture of experts the active ones); attention visits the causal half of the pairs, because
 the flash attention kernel skips tiles that are masked as a whole; the last layer runs its feed-forward block, and the
-output matrix, for one row. Not counted: norms, activations, rotary positions, scoring and choosing.
+output matrix, for one row. Recurrent layers have matrices, and no pairs. Not counted: norms, activations, rotary positions,
+what a row does to a state, scoring and choosing.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class Decoder:
     """Values that one token has in each layer's KV cache, keys and values together."""
     output_weights: int
     """The output matrix."""
+    state_bytes: int = 0
+    """What all recurrent layers together keep of a sequence, however long it is."""
 
     @property
     def n_layer(self) -> int:
@@ -202,5 +205,6 @@ def flops(decoder: Decoder, rows: Sequence[int]) -> int:
 
 
 def kv_bytes(decoder: Decoder, rows: Sequence[int], value_bytes: float = 2.0) -> int:
-    """KV cache that holds these rows; ``value_bytes``: of one value, 2 in f16."""
-    return round(sum(n * width for n, width in zip(rows, decoder.kv_width, strict=True)) * value_bytes)
+    """KV cache that holds these rows, with the states of recurrent layers; ``value_bytes``: of one value, 2 in f16."""
+    cells = round(sum(n * width for n, width in zip(rows, decoder.kv_width, strict=True)) * value_bytes)
+    return cells + decoder.state_bytes

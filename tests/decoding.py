@@ -15,6 +15,7 @@ from masked_reference import Part, picture, picture_2d, text
 
 NX, NY = 8, 5
 PICTURE = NX * NY
+BEGIN = {"llama4": 8170}  # the first position of a prompt: that model has chunks of 8192
 M_ROPE = ("qwen2vl", "qwen3vl", "qwen35", "qwen35moe")
 
 
@@ -40,10 +41,11 @@ def prompt_for(arch: str, *, causal: bool = True, seed: int = 1) -> list[Part]:
     """Some text, a picture and a question."""
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(PICTURE, random_gguf.n_embd_inp(arch))).astype(np.float32)
-    before = text([1, 2, 3], 0)
+    begin = BEGIN.get(arch, 0)
+    before, at = text([1, 2, 3], begin), begin + 3
     if arch in M_ROPE:
-        return [before, picture_2d(rows, 3, NX), text([5, 6, 7, 8], 3 + NX)]
-    return [before, picture(rows, 3, causal=causal), text([5, 6, 7, 8], 3 + PICTURE)]
+        return [before, picture_2d(rows, at, NX), text([5, 6, 7, 8], at + NX)]
+    return [before, picture(rows, at, causal=causal), text([5, 6, 7, 8], at + PICTURE)]
 
 
 def long_prompt_for(arch: str, *, n_pictures: int, causal: bool) -> list[Part]:

@@ -12,6 +12,7 @@ import numpy as np
 import random_recurrent
 
 WIDTH, FFN, VOCAB, CONTEXT = 128, 256, 512, 1024
+PER_LAYER = 16  # size of a token's embedding in each layer, of models that have one
 
 Extra = dict[str, int | np.int32 | float | bool | str | list[int] | list[bool] | list[float]]
 
@@ -32,6 +33,8 @@ class Kind:
     qk_norm: bool = False
     post_norms: bool = False  # behind attention and feed-forward
     experts: int = 0  # instead of a feed-forward layer; a row has two of them, of Q4_0 matrices
+    expert_step: int = 1  # every so manieth layer has them
+    exact_experts: bool = False  # of F32 matrices
     shared_expert: bool = False  # beside those
     attention: tuple[int, ...] = ()  # the layers that have it, beside recurrent ones; none named: all
     gated: bool = False  # attention, by as many numbers as queries
@@ -156,6 +159,18 @@ KINDS = {
             "expert_feed_forward_length": FFN,
         },
     ),
+    "llama4": Kind(  # layers 3, 7 and 11 see everything, the others chunks of 8192 positions
+        layers=12,
+        experts=4,
+        expert_step=2,
+        exact_experts=True,
+        shared_expert=True,
+        extra={
+            "expert_used_count": 1,
+            "interleave_moe_layer_step": 2,
+            "expert_feed_forward_length": FFN,
+        },
+    ),
     # the following cannot be given stages
     "mamba": Kind(
         heads=0,
@@ -184,17 +199,21 @@ KINDS = {
             "final_logit_softcapping": 5.0,
         },
     ),
-    "gemma4": Kind(
+    "gemma4 e": Kind(  # as E2B and E4B: per-layer embeddings; the last four layers have no keys and values of their own
+        arch="gemma4",
+        layers=10,
         tied=True,
         qk_norm=True,
         post_norms=True,
         rope_factors="rope_freqs",
         extra={
             "attention.sliding_window": 16,
-            "attention.sliding_window_pattern": [True, False, True, False],
+            "attention.sliding_window_pattern": [True, False] * 5,
             "attention.key_length_swa": 32,
             "attention.value_length_swa": 32,
-            "embedding_length_per_layer_input": 16,
+            "attention.shared_kv_layers": 4,
+            "embedding_length_per_layer_input": PER_LAYER,
+            "final_logit_softcapping": 5.0,
         },
     ),
 }
@@ -244,10 +263,12 @@ def write(
         weights.matrix("output", VOCAB, WIDTH)
     if kind.rope_factors:
         weights.norm(kind.rope_factors, kind.head // 2)
-    if name == "gemma4":
-        weights.matrix("per_layer_token_embd", VOCAB, 16 * kind.layers)
-        weights.matrix("per_layer_model_proj", 16 * kind.layers, WIDTH)
-        weights.norm("per_layer_proj_norm", 16)
+    has_per_layer = bool(kind.extra.get("embedding_length_per_layer_input"))
+    if has_per_layer:
+        weights.matrix("per_layer_token_embd", VOCAB, PER_LAYER * kind.layers)
+        weights.matrix("per_layer_model_proj", PER_LAYER * kind.layers, WIDTH)
+        weights.norm("per_layer_proj_norm", PER_LAYER)
+    n_with_cache = kind.layers - int(kind.extra.get("attention.shared_kv_layers", 0))
     for il in range(kind.layers):
         block = f"blk.{il}"
         weights.norm(f"{block}.attn_norm", WIDTH)
@@ -259,15 +280,18 @@ def write(
         elif arch == "deepseek2":
             _add_latent_attention(weights, block)
         else:
-            _add_attention(weights, block, kind)
+            _add_attention(weights, block, kind, has_cache=il < n_with_cache)
         weights.norm(f"{block}.{kind.ffn_norm}", WIDTH)
-        if kind.experts and il >= int(kind.extra.get("leading_dense_block_count", 0)):
+        is_dense = il < int(kind.extra.get("leading_dense_block_count", 0)) or (il + 1) % kind.expert_step
+        if kind.experts and not is_dense:
             weights.matrix(f"{block}.ffn_gate_inp", kind.experts, WIDTH)
-            weights.quantized(f"{block}.ffn_gate_exps", kind.experts, FFN, WIDTH)
-            weights.quantized(f"{block}.ffn_up_exps", kind.experts, FFN, WIDTH)
-            weights.quantized(f"{block}.ffn_down_exps", kind.experts, WIDTH, FFN)
+            experts = weights.matrix if kind.exact_experts else weights.quantized
+            experts(f"{block}.ffn_gate_exps", kind.experts, FFN, WIDTH)
+            experts(f"{block}.ffn_up_exps", kind.experts, FFN, WIDTH)
+            experts(f"{block}.ffn_down_exps", kind.experts, WIDTH, FFN)
             if kind.shared_expert:
-                weights.norm(f"{block}.ffn_gate_inp_shexp", WIDTH)
+                if arch != "llama4":
+                    weights.norm(f"{block}.ffn_gate_inp_shexp", WIDTH)
                 weights.matrix(f"{block}.ffn_gate_shexp", FFN, WIDTH)
                 weights.matrix(f"{block}.ffn_up_shexp", FFN, WIDTH)
                 weights.matrix(f"{block}.ffn_down_shexp", WIDTH, FFN)
@@ -287,10 +311,11 @@ def write(
             weights.matrix(f"{block}.vis_gate", FFN, WIDTH)
             weights.matrix(f"{block}.vis_up", FFN, WIDTH)
             weights.matrix(f"{block}.vis_down", WIDTH, FFN)
-        if name == "gemma4":
-            weights.matrix(f"{block}.inp_gate", 16, WIDTH)
-            weights.matrix(f"{block}.proj", WIDTH, 16)
+        if has_per_layer:
+            weights.matrix(f"{block}.inp_gate", PER_LAYER, WIDTH)
+            weights.matrix(f"{block}.proj", WIDTH, PER_LAYER)
             weights.norm(f"{block}.post_norm", WIDTH)
+            weights.norm(f"{block}.layer_output_scale", 1)
 
     write_file(writer)
 
@@ -317,7 +342,7 @@ def write_file(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def _add_attention(weights: Weights, block: str, kind: Kind) -> None:
+def _add_attention(weights: Weights, block: str, kind: Kind, *, has_cache: bool) -> None:
     sizes = {
         "attn_q": (2 if kind.gated else 1) * kind.heads * kind.head,
         "attn_k": kind.kv_heads * kind.head,
@@ -325,13 +350,16 @@ def _add_attention(weights: Weights, block: str, kind: Kind) -> None:
     }
     if kind.fused_qkv:
         sizes = {"attn_qkv": sum(sizes.values())}
+    if not has_cache:
+        sizes = {"attn_q": sizes["attn_q"]}
     for name, size in sizes.items():
         weights.matrix(f"{block}.{name}", size, WIDTH)
         if kind.qkv_bias:
             weights.bias(f"{block}.{name}", size)
     if kind.qk_norm:
         weights.norm(f"{block}.attn_q_norm", kind.head)
-        weights.norm(f"{block}.attn_k_norm", kind.head)
+        if has_cache:
+            weights.norm(f"{block}.attn_k_norm", kind.head)
     weights.matrix(f"{block}.attn_output", WIDTH, kind.heads * kind.head)
 
 

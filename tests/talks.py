@@ -1,4 +1,5 @@
-"""Conversations about pictures with models that have recurrent layers beside attention."""
+"""Conversations about pictures with models whose references are given the rows that are there: those with recurrent layers
+beside attention, and those whose later layers read more of a row than the stream."""
 
 from __future__ import annotations
 
@@ -11,11 +12,14 @@ import numpy as np
 import random_gguf
 from c_api import Context, Model, read
 from decoding import M_ROPE, NX, PICTURE, decode_part
+from gemma_e import GemmaE
 from hybrid import Cut, Hybrid, Rows
 from masked_reference import Part, picture, picture_2d, text
 
 QUESTION, SECOND, OTHER = [5, 6, 7, 8, 9], [50, 51, 52, 53], [60, 61, 62]
-TWO_CUTS = {"qwen35": (4, 8), "lfm2": (3, 9)}  # layers that rules which read attention can be at
+# layers that rules which read attention can be at
+TWO_CUTS = {"qwen35": (4, 8), "lfm2": (3, 9)}  # of those with recurrent layers
+OTHER_CUTS = {"gemma4 e": (2, 4)}
 
 
 class Talker:
@@ -23,8 +27,9 @@ class Talker:
 
     def __init__(self, path: Path, arch: str) -> None:
         random_gguf.write(path, arch)
-        self.arch, self.cuts = arch, TWO_CUTS[arch]
-        self.model, self.reference = Model(path), Hybrid(path)
+        self.arch, self.cuts = arch, (TWO_CUTS | OTHER_CUTS)[arch]
+        self.model = Model(path)
+        self.reference = Hybrid(path) if arch in TWO_CUTS else GemmaE(path)
 
     def spec(self, n_cuts: int = 1, rule: str = "score=last", shared: str = "") -> str:
         """Half of a picture stays behind the first cut, a quarter behind the second."""

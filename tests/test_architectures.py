@@ -17,8 +17,10 @@ from pyfastv import _native
 import random_gguf
 from c_api import OK, UNSUPPORTED, Context, Model, fastv, llama
 from decoding import M_ROPE, NX, NY, PICTURE, decode, long_prompt_for, prompt_for, small_context
+from gemma_e import GemmaE
 from hybrid import Cut, Hybrid, Rows
 from hybrid import Result as HybridResult
+from llama4 import Llama4
 from masked_reference import Part, Reference, Result, relative_rms, text
 
 # Layers where a cut can be; the layer before it attends to everything.
@@ -36,6 +38,8 @@ CUT_LAYERS = {
     "qwen3vl": [3, 4, 5],
     "qwen35": [4, 8],
     "lfm2": [3, 6, 9],
+    "gemma4 e": [2, 4],
+    "llama4": [4, 8],
     "deepseek2": [1, 2, 3],
 }
 SUPPORTED = [
@@ -43,12 +47,13 @@ SUPPORTED = [
     "gemma3 non-causal",
     "gemma4 dense non-causal",
 ]  # a picture whose rows see each other
-RECURRENT = ["qwen35", "lfm2"]  # most of their layers
+# references that are given the rows that are there
+BY_ROWS = {"qwen35": Hybrid, "lfm2": Hybrid, "gemma4 e": GemmaE, "llama4": Llama4}
 NOT_TURNED = {**dict.fromkeys(M_ROPE, "M-RoPE"), "deepseek2": "latent attention"}  # back, for last-no-rope
-REFUSED = ["mamba", "cogvlm", "gemma4"]
+REFUSED = ["mamba", "cogvlm"]
 
 # ggml rounds the input and the output of GELU to float16.
-NOISE = {"gemma": 1e-3, "gemma2": 1e-3, "gemma3": 1e-3, "gemma4 dense": 1e-3}
+NOISE = {"gemma": 1e-3, "gemma2": 1e-3, "gemma3": 1e-3, "gemma4 dense": 1e-3, "gemma4 e": 2e-3}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,7 @@ class Case:
         self.arch = name.removesuffix(" non-causal")
         path = model_path(folder, self.arch)
         self.model = Model(path)
-        self._reference = Hybrid(path) if self.arch in RECURRENT else Reference(path)
+        self._reference = BY_ROWS.get(self.arch, Reference)(path)
         self.prompt = prompt_for(self.arch, causal="non-causal" not in name)
         n_before, n_question = len(self.prompt[0].rows), len(self.prompt[-1].rows)
         self.visual = slice(n_before, -n_question)
@@ -95,7 +100,7 @@ class Case:
         """The prompt and more; layers from cut i on see kept[i] of the visual tokens."""
         prompt = [*self.prompt, *more]
         visual = np.concatenate([np.full(len(part.rows), part.is_picture) for part in prompt])
-        if isinstance(self._reference, Hybrid):
+        if not isinstance(self._reference, Reference):
             index = np.cumsum(visual) - 1  # among the visual ones
             cuts = [
                 Cut(layer, np.flatnonzero(~visual | np.isin(index, indices)).tolist())
@@ -222,7 +227,7 @@ def test_generation_goes_on_as_in_the_reference(case: Case) -> None:
     context.close()
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gemma3 non-causal"])
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gemma3 non-causal", "gemma4 e"])
 @pytest.mark.parametrize("drop", [0, 0.5])
 def test_a_prompt_may_be_longer_than_the_cache_of_the_window_layers(
     folder: Path, name: str, drop: float

@@ -127,6 +127,8 @@ def test_a_process_that_dies_is_told() -> None:
         (["--geometry", "llava-3"], 1, "llava-1.5-7b"),
         (["--geometry", "tiny", "--type", "Q1"], 1, "Q4_0"),
         (["model.gguf", "--geometry", "tiny"], 2, "excludes"),
+        (["model.gguf", "--layers", "2"], 2, "--layers needs --geometry"),
+        (["--geometry", "tiny", "--layers", "5"], 1, "of tiny there can be 2 to 4"),
         (["model.gguf", "--mmproj", "nothing.gguf"], 1, "no such file"),
         (["--picture", "nothing.png"], 1, "nothing.png"),
         (["--json", "nowhere/out.json"], 2, "no folder"),
@@ -219,7 +221,12 @@ def test_the_commands_of_the_pages_are_understood(tmp_path: Path, monkeypatch: p
         options = bench.bench.make_context("bench", arguments).params
         parse_settings(options["settings"])
         if options["geometry"] is not None:
-            files_of(options["geometry"], tmp_path, options["type_name"])
+            files_of(options["geometry"], tmp_path, options["type_name"], layers=options["layers"])
+
+
+def test_the_title_says_which_layers_were_measured() -> None:
+    assert bench._first_layers({"layers": None, "geometry": "tiny"}) == ""
+    assert bench._first_layers({"layers": 2, "geometry": "tiny"}) == ", the first 2 of 4 layers alone"
 
 
 def test_a_busy_machine_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

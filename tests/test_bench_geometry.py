@@ -15,7 +15,8 @@ from gguf import GGMLQuantizationType as Type
 import pyfastv
 from pyfastv import _native
 from pyfastv.bench.geometry import files, sizes
-from pyfastv.bench.geometry.files import TYPES, make_geometry
+from pyfastv.bench.geometry.files import TYPES, decoder_of, files_of, make_geometry
+from pyfastv.bench.geometry.shapes import Decoder, DeltaNet, Experts
 from pyfastv.bench.geometry.sizes import GEOMETRIES
 from pyfastv.bench.geometry.tensors import language_tensors, vision_tensors
 from pyfastv.bench.geometry.weights import RandomTensors
@@ -33,6 +34,12 @@ PARAMETERS = {
     "qwen3-vl-2b": (1721, 407),
     "gemma-3-4b": (3880, 420),
     "internvl3-1b": (630, 309),
+    "qwen3.5-0.8b": (752, 100),
+    "qwen3.5-4b": (4206, 334),
+    "qwen3.6-27b": (26896, 461),
+    "gemma-4-e2b": (4629, 168),
+    "gemma-4-26b-a4b": (25233, 573),
+    "lfm2-vl-1.6b": (1170, 413),
 }
 
 
@@ -105,24 +112,40 @@ def narrowed(metadata: Mapping[str, sizes.Value]) -> dict[str, sizes.Value]:
     return {key: NARROW.get(key, value) for key, value in metadata.items()}
 
 
+def narrow(d: Decoder) -> Decoder:
+    experts = None if d.gemma4 is None or d.gemma4.experts is None else Experts(4, 2, 64)
+    gemma4 = d.gemma4 and replace(
+        d.gemma4,
+        every=2,
+        window_head=32,
+        window_kv_heads=2,
+        with_cache=d.gemma4.with_cache and 4,  # a cut at 2 is in front of the two that are shared
+        per_layer=min(d.gemma4.per_layer, 32),
+        experts=experts,
+    )
+    return replace(
+        d,
+        layers=3 if gemma4 is None and d.attention_every == 1 else 6,
+        width=256,
+        # all heads together narrower than the model where the sizes are told one by one
+        heads=4 if d.arch == "lfm2" or not d.head_size else 2,
+        kv_heads=2,
+        head_size=64 if d.head_size else None,
+        ffn=256,
+        vocab=512,
+        delta_net=d.delta_net and DeltaNet(2, 4, size=32),
+        gemma4=gemma4,
+        metadata=narrowed(d.metadata),
+    )
+
+
 @pytest.fixture(scope="module", params=["tiny", *(name for name in PARAMETERS if "llava-1.5" not in name)])
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """A few narrow layers of each family: what is in the headers and in the picture's way is that of the whole."""
     name: str = request.param
     geometry = GEOMETRIES[name]
     d, e = geometry.decoder, geometry.encoder
-    decoder = replace(
-        d,
-        layers=3,
-        width=256,
-        # all heads together narrower than the model where the sizes are told one by one
-        heads=2 if d.head_size else 4,
-        kv_heads=2,
-        head_size=64 if d.head_size else None,
-        ffn=256,
-        vocab=512,
-        metadata=narrowed(d.metadata),
-    )
+    decoder = narrow(d)
     encoder = replace(
         e,
         layers=2,
@@ -151,10 +174,12 @@ def test_a_picture_has_as_many_tokens_as_told_and_is_pruned(written: Written) ->
 
 def test_headers_tell_the_sizes(written: Written) -> None:
     info = _native.model_info(str(written.model))
-    assert (info["n_layer"], info["n_embd"], info["unsupported_reason"]) == (3, 256, None)
+    d = narrow(GEOMETRIES[written.name].decoder)
+    assert (info["n_layer"], info["n_embd"], info["unsupported_reason"]) == (d.layers, 256, None)
     read = read_model(str(written.model), str(written.mmproj))
-    assert read.decoder.ffn == 256
-    assert read.decoder.kv_width == (2 * 128,) * 3
+    assert read.decoder.kv_width == tuple(
+        kv_width(d, il) if d.attends(il) and d.has_cache(il) else 0 for il in range(d.layers)
+    )
     assert read.encoder is not None
     assert len(read.encoder.layer_weights) == 2
     assert read.encoder.merged == GEOMETRIES[written.name].encoder.merge ** 2
@@ -162,6 +187,29 @@ def test_headers_tell_the_sizes(written: Written) -> None:
     matrices = [t.n_elements for t in gguf.GGUFReader(written.mmproj).tensors if t.tensor_type == Type.F16]
     encoder = read.encoder
     assert sum(encoder.layer_weights) + encoder.patch_weights + encoder.projector_weights == sum(matrices)
+
+
+def kv_width(d: Decoder, il: int) -> int:
+    """By hand: two heads of 64, but of 32 where Gemma 4 sees a window."""
+    return 2 * 2 * (32 if d.gemma4 is not None and il % 2 == 0 else 64)
+
+
+def test_what_is_not_whole_has_the_first_layers(tmp_path: Path) -> None:
+    whole, first = (
+        {t.name: t.shape for t in language_tensors(decoder_of("gemma-4-e2b", n), Type.Q4_0)}
+        for n in (None, 17)
+    )
+    assert first.pop("per_layer_token_embd.weight") == (262144, 17 * 256)
+    assert first.pop("per_layer_model_proj.weight") == (17 * 256, 1536)
+    assert first.items() < whole.items()
+    assert "blk.16.ffn_up.weight" in first
+    assert "blk.17.ffn_up.weight" not in first
+    assert "blk.16.attn_k.weight" not in whole  # it shares a cache
+    assert files_of("gemma-4-e2b", tmp_path, layers=17) != files_of("gemma-4-e2b", tmp_path)
+    assert files_of("gemma-4-e2b", tmp_path, layers=35) == files_of("gemma-4-e2b", tmp_path)
+    for layers in (1, 36):
+        with pytest.raises(pyfastv.errors.OptionError, match="of gemma-4-e2b there can be 2 to 35"):
+            files_of("gemma-4-e2b", tmp_path, layers=layers)
 
 
 def test_files_are_written_once_and_the_same(tmp_path: Path) -> None:

@@ -21,10 +21,12 @@ from masked_reference import relative_rms
 
 SPEC = "k=1,drop=0.5,weigh;k=3,drop=0.75,weigh,recall=0.25"
 WINDOWS = "k=6,drop=0.5,weigh,recall=0.25"  # for gemma3
+PER_LAYER = "k=2,drop=0.5,weigh,recall=0.25"  # for gemma4 e
 TEXT, SECOND = [1, 30], [50, 51]
 N = 4  # visual tokens; few, so that every bit can be tried
 CACHE = {"type_k": llama.GGML_TYPE_F32, "type_v": llama.GGML_TYPE_F32}
 WIDTH = random_gguf.WIDTH
+ARCHITECTURES = ("llama", "gemma3", "gemma4 e")
 
 Make = Callable[..., Context]
 
@@ -32,9 +34,9 @@ Make = Callable[..., Context]
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("model")
-    for arch in ("llama", "gemma3"):
+    for arch in ARCHITECTURES:
         random_gguf.write(folder / f"{arch}.gguf", arch)
-    return {arch: folder / f"{arch}.gguf" for arch in ("llama", "gemma3")}
+    return {arch: folder / f"{arch}.gguf" for arch in ARCHITECTURES}
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +117,12 @@ def use(context: Context) -> None:
 class Layout:
     """Where things are in what is pyfastv's of a sequence's state, which is its end: native/stages/sequence_state.cpp."""
 
-    def __init__(self, state: bytes) -> None:
+    def __init__(self, state: bytes, per_layer: int = 0) -> None:
+        """per_layer: numbers that layers add of a row."""
         self.state = state
         self.fields: dict[str, list[int]] = {}  # offsets by name
         self.payload: set[int] = set()  # numbers of hidden rows and scores
-        n_hidden = 0
+        n_known = {WIDTH: 0, per_layer: 0}
 
         def field(name: str, form: str) -> Any:
             self.fields.setdefault(name, []).append(self.at)
@@ -135,12 +138,15 @@ class Layout:
             for _ in range(field(f"{name} count", "<I")):
                 read()
 
-        def hidden(name: str) -> None:
-            nonlocal n_hidden
-            if field(name, "<i") == n_hidden:
-                n_hidden += 1
-                self.payload.update(range(self.at, self.at + 4 * WIDTH))
-                self.at += 4 * WIDTH
+        def hidden(name: str, n: int = WIDTH) -> None:
+            if field(name, "<i") == n_known[n]:
+                n_known[n] += 1
+                self.payload.update(range(self.at, self.at + 4 * n))
+                self.at += 4 * n
+
+        def of_layers(name: str) -> None:
+            if per_layer:
+                hidden(f"{name} per layer", per_layer)
 
         def token(name: str) -> None:
             field(f"{name} position", "<4i")
@@ -149,6 +155,7 @@ class Layout:
             many(f"{name} hidden", lambda: hidden(f"{name} hidden"))
             many(f"{name} size", lambda: field(f"{name} size", "<f"))
             field(f"{name} owner", "<i")
+            of_layers(name)
 
         def row(name: str) -> None:
             field(f"{name} position", "<4i")
@@ -156,6 +163,7 @@ class Layout:
             field(f"{name} token", "<i")
             field(f"{name} flags", "<3B")
             hidden(f"{name} hidden")
+            of_layers(name)
             many(f"{name} scores", lambda: score(f"{name} score"))
 
         def picture() -> None:
@@ -184,7 +192,7 @@ class Layout:
                 }.items():
                     field(f"cut {name}", f"<{form}")
 
-        n_cuts = struct.unpack_from("<I", state, state.index(b"pyfastv5") + 8)[0] - 1  # of stages
+        n_cuts = struct.unpack_from("<I", state, state.index(b"pyfastv6") + 8)[0] - 1  # of stages
         tokens = state.index(struct.pack("<I4i", 2 * N, len(TEXT), 0, 0, 0))
         self.begin = self.at = tokens - 8 - 34 * n_cuts
         schedule(n_cuts)
@@ -318,7 +326,7 @@ def test_a_state_of_what_lost_the_owner_of_a_token_is_read(make: Make) -> None:
 
 
 def run(what: str, paths: dict[str, Path], timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    code = f"import test_broken_states as t; t.{what}({str(paths['llama'])!r}, {str(paths['gemma3'])!r})"
+    code = f"import test_broken_states as t; t.{what}({[str(paths[arch]) for arch in ARCHITECTURES]})"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", code],
@@ -330,7 +338,7 @@ def run(what: str, paths: dict[str, Path], timeout: float = 300) -> subprocess.C
     )
 
 
-@pytest.mark.parametrize("what", ["break_a_sequence", "break_a_context", "break_windows"])
+@pytest.mark.parametrize("what", ["break_a_sequence", "break_a_context", "break_windows", "break_per_layer"])
 def test_no_broken_state_ends_the_process(paths: dict[str, Path], what: str) -> None:
     result = run(what, paths)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
@@ -385,9 +393,9 @@ def truncated(state: bytes, n: int) -> Iterator[bytes]:
         yield state[:size]
 
 
-def break_a_sequence(llama_path: str, _: str) -> None:
+def break_a_sequence(paths: list[str]) -> None:
     rng = np.random.default_rng(0)
-    model = Model(Path(llama_path))
+    model = Model(Path(paths[0]))
     with contexts(model, n_ctx=256, n_seq_max=4, **CACHE) as make:
         context, other = make(SPEC), make(SPEC)
         talk(context)
@@ -403,9 +411,9 @@ def break_a_sequence(llama_path: str, _: str) -> None:
         try_all(broken(), lambda state: other.load_sequence(state, 2), other, use)
 
 
-def break_a_context(llama_path: str, _: str) -> None:
+def break_a_context(paths: list[str]) -> None:
     rng = np.random.default_rng(0)
-    model = Model(Path(llama_path))
+    model = Model(Path(paths[0]))
     with contexts(model, n_ctx=256, n_seq_max=4, **CACHE) as make:
         context, other = make(SPEC), make(SPEC)
         talk(context, 0)
@@ -421,9 +429,9 @@ def break_a_context(llama_path: str, _: str) -> None:
         try_all(broken(), other.load, other, use)
 
 
-def break_windows(_: str, gemma3_path: str) -> None:
+def break_windows(paths: list[str]) -> None:
     rng = np.random.default_rng(0)
-    model = Model(Path(gemma3_path))
+    model = Model(Path(paths[1]))
     with contexts(model, n_ctx=512, n_ubatch=64, n_seq_max=4, swa_full=False, **CACHE) as make:
         context, other = make(WINDOWS), make(WINDOWS)
         talk(context)
@@ -445,3 +453,23 @@ def break_windows(_: str, gemma3_path: str) -> None:
             yield from flipped(partial, [(i, int(rng.integers(8))) for i in layout.structure[::4]])
 
         try_all(broken(), load, other, use)
+
+
+def break_per_layer(paths: list[str]) -> None:
+    """What layers add of a row is in its state, too."""
+    rng = np.random.default_rng(0)
+    model = Model(Path(paths[2]))
+    n = random_gguf.PER_LAYER * model.n_layer
+    with contexts(model, n_ctx=256, n_seq_max=4, **CACHE) as make:
+        context, other = make(PER_LAYER), make(PER_LAYER)
+        talk(context)
+        layout = Layout(context.save_sequence(0), n)
+        rows = layout.fields["token per layer"] + layout.fields["pending row per layer"]
+
+        def broken() -> Iterator[bytes]:
+            yield from truncated(layout.state, 20)
+            yield from flipped(layout.state, every_bit(list(range(60))))  # and how wide rows are
+            yield from flipped(layout.state, every_bit([byte for at in rows for byte in range(at, at + 4)]))
+            yield from flipped(layout.state, [(i, int(rng.integers(8))) for i in layout.structure[::4]])
+
+        try_all(broken(), lambda state: other.load_sequence(state, 2), other, use)

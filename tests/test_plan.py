@@ -226,6 +226,34 @@ def test_values_of_every_layer_are_cut_off_too(tmp_path: Path) -> None:
     assert metadata["gemma4.attention.sliding_window_pattern"] == [True, False, True]
 
 
+def test_per_layer_embeddings_are_counted_and_not_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "gemma4.gguf"
+    random_gguf.write(path, "gemma4 e", vocab=[])
+    (model,) = run(capsys, str(path), "--visual-tokens", "40", "--settings", "k=2,drop=0.5")["models"]
+    assert model["measured"] is None
+    assert "per-layer embeddings: its first layers do not run alone" in model["unmeasured"]
+    off, pruned = model["settings"]
+    kv = 2 * 2 * 32 * 2  # bytes of a row in each of the six layers that have a cache
+    assert off["kv_bytes"] == 72 * 6 * kv
+    assert pruned["kv_bytes"] == (2 * 72 + 4 * 52) * kv
+
+
+def test_recurrent_layers_are_measured_and_their_states_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "qwen35.gguf"
+    random_gguf.write(path, "qwen35", vocab=[])
+    (model,) = run(capsys, str(path), "--visual-tokens", "40", "--settings", "k=4,drop=0.5")["models"]
+    off, pruned = model["settings"]
+    assert 0 < pruned["prefill_ms"] < off["prefill_ms"]
+    cell = 2 * 2 * 32 * 2  # in each of three layers; each of the other nine has a convolution and a state in f32
+    states = 9 * 4 * (3 * (2 * 64 + 128) + 4 * 32 * 32)
+    assert off["kv_bytes"] == 3 * 72 * cell + states
+    assert pruned["kv_bytes"] == (72 + 2 * 52) * cell + states
+
+
 @pytest.mark.parametrize(("n_layers", "words"), [(0, "has 4 layers, not 0"), (5, "has 4 layers, not 5")])
 def test_an_excerpt_of_layers_that_are_not_there_is_refused(
     n_layers: int, words: str, tmp_path: Path, gqa: str

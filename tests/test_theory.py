@@ -12,6 +12,8 @@ from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
 from pyfastv.models.header import read_model
 
 import random_gguf
+from c_api import Model
+from decoding import decode, prompt_for, small_context
 
 LLAVA_7B = theory.Decoder.llama(layers=32, width=4096, kv_width=4096, ffn=11008, vocab=32000)
 LLAVA_13B = theory.Decoder.llama(layers=40, width=5120, kv_width=5120, ffn=13824, vocab=32000)
@@ -140,6 +142,21 @@ def test_recurrent_layers_have_no_pairs_and_no_cells(tmp_path: Path) -> None:
     assert decoder.attention_weights == tuple(with_attention if found else recurrent for found in attends)
 
 
+@pytest.mark.parametrize("arch", ["qwen35", "lfm2", "gemma4 e"])
+def test_what_is_kept_of_a_prompt_is_what_a_context_keeps(arch: str, tmp_path: Path) -> None:
+    """Cells, and states of recurrent layers; layers that share a cache have none."""
+    path = tmp_path / f"{arch}.gguf"
+    random_gguf.write(path, arch)
+    decoder = read_model(str(path)).decoder
+    model = Model(path)
+    context = small_context(model)
+    decode(context, prompt_for(arch))
+    rows = [sum(len(part.rows) for part in prompt_for(arch))] * decoder.n_layer
+    assert theory.kv_bytes(decoder, rows) == context.report().kv_bytes_used[0]
+    context.close()
+    model.close()
+
+
 def test_latent_keys_are_of_all_heads(tmp_path: Path) -> None:
     path = tmp_path / "deepseek2.gguf"
     random_gguf.write(path, "deepseek2")
@@ -149,7 +166,7 @@ def test_latent_keys_are_of_all_heads(tmp_path: Path) -> None:
     assert decoder.pair_width == (4 * (rank + rotated + rank),) * 4
 
 
-@pytest.mark.parametrize("arch", ["mamba", "gemma4"])
+@pytest.mark.parametrize("arch", ["mamba", "cogvlm"])
 def test_a_model_that_cannot_be_staged_is_not_counted(arch: str, tmp_path: Path) -> None:
     path = tmp_path / f"{arch}.gguf"
     random_gguf.write(path, arch)

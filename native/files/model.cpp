@@ -121,6 +121,31 @@ void check_delta_net(const file_header & header, const std::string & arch) {
     }
 }
 
+// Of Gemma 4: layers without keys and values of their own read those of the last two that have some. llama.cpp takes for granted that
+// the one has a window and the other has none, as they need it.
+void check_shared_caches(const file_header & header, const std::string & arch) {
+    if (arch != "gemma4") {
+        return;
+    }
+    const double n_layer  = number_of(header, arch + ".block_count");
+    const double n_shared = number_of(header, arch + ".attention.shared_kv_layers");
+    check_range(header, arch + ".attention.shared_kv_layers", 0, std::max(n_layer - 2, 0.0));
+
+    const std::string name    = arch + ".attention.sliding_window_pattern";
+    const auto *      pattern = header.key(name);
+    if (!pattern || !pattern->is_array || pattern->numbers.size() != n_layer) {
+        return;
+    }
+    const auto first_shared = pattern->numbers.end() - (ptrdiff_t) n_shared;
+    for (const double window : { 0.0, 1.0 }) {
+        const bool is_needed = std::find(first_shared, pattern->numbers.end(), window) != pattern->numbers.end();
+        if (is_needed && *(first_shared - (window > 0 ? 2 : 1)) != window) {
+            refuse("key " + name + " and attention.shared_kv_layers do not fit: layer " +
+                    value_text(n_layer - n_shared - (window > 0 ? 2 : 1)) + " has no cache of the kind that later layers share");
+        }
+    }
+}
+
 // llama.cpp's converters and llama-quantize leave what is added to activations, or multiplied with them element by element, in
 // f32, and what is multiplied as a matrix in a type of weights.
 void check_tensor_types(const file_header & header) {
@@ -188,6 +213,7 @@ uint32_t check_model(const std::string & path) {
         check_texts(header);
         check_sections(header, arch->text);
         check_delta_net(header, arch->text);
+        check_shared_caches(header, arch->text);
     }
     check_tensor_types(header);
     check_alignment(header);

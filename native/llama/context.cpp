@@ -28,9 +28,14 @@ void context_access::set_stages(staged_decode_ptr stages) const {
 const llama_model & context_access::model() const { return ctx.model; }
 
 int32_t  context_access::n_layer()        const { return (int32_t) ctx.model.hparams.n_layer(); }
-int64_t  context_access::n_embd()         const { return ctx.model.hparams.n_embd; }
 int64_t  context_access::n_vocab()        const { return ctx.model.vocab.n_tokens(); }
 uint32_t context_access::n_pos_per_embd() const { return ctx.model.hparams.n_pos_per_embd(); }
+
+row_width context_access::width() const {
+    const auto & hparams = ctx.model.hparams;
+
+    return { hparams.n_embd, (int64_t) hparams.n_embd_per_layer*hparams.n_layer() };
+}
 
 uint32_t context_access::n_ctx()     const { return ctx.cparams.n_ctx_seq; }
 uint32_t context_access::n_ubatch()  const { return ctx.cparams.n_ubatch; }

@@ -35,9 +35,10 @@ public:
     const llama_model & model() const;
 
     int32_t  n_layer()        const;
-    int64_t  n_embd()         const; // of a hidden row
     int64_t  n_vocab()        const;
     uint32_t n_pos_per_embd() const; // positions of a token: 1, or 4 with M-RoPE
+
+    row_width width() const; // of a row between stages
 
     uint32_t n_ctx()     const; // of one sequence
     uint32_t n_ubatch()  const;

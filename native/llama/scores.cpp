@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <vector>
@@ -76,6 +77,14 @@ ggml_tensor * new_input(const llm_graph_context & graph, int64_t n) {
     return t;
 }
 
+// since they left their matrix? Some layers do without (NoPE), and no parameter says for all models which.
+bool is_rotated(const ggml_tensor * q) {
+    if (!q || q->op == GGML_OP_MUL_MAT) {
+        return false;
+    }
+    return q->op == GGML_OP_ROPE || std::any_of(std::begin(q->src), std::end(q->src), is_rotated);
+}
+
 void turn_back(const llm_graph_context & graph, ggml_tensor *& q, ggml_tensor *& k, int il) {
     if (graph.rope_type == LLAMA_ROPE_TYPE_NONE || !graph.hparams.has_rope(il)) {
         return;
@@ -85,6 +94,9 @@ void turn_back(const llm_graph_context & graph, ggml_tensor *& q, ggml_tensor *&
     }
     if (ggml_is_quantized(k->type)) {
         throw unsupported("score = last-no-rope cannot turn back the keys of a quantized KV cache");
+    }
+    if (!is_rotated(q)) {
+        return;
     }
 
     ggml_tensor * cells = new_input(graph, k->ne[1]);

@@ -4,6 +4,7 @@
 #include "llama/staged_input.h"
 #include "stages/staged_memory.h"
 #include "llama/supported.h"
+#include "llama/ubatch.h"
 
 #include "llama-cparams.h"
 #include "llama-graph.h"
@@ -45,6 +46,25 @@ public:
 
 private:
     ggml_tensor * rows; // F32 [n_embd, n_tokens]
+};
+
+// what layers have of these rows beside them
+class graph_input_per_layer : public llm_graph_input_i {
+public:
+    graph_input_per_layer(ggml_tensor * values, int64_t n_embd) : values(values), n_embd(n_embd) {}
+
+    void set_input(const llama_ubatch * ubatch) override {
+        ggml_backend_tensor_set(values, per_layer_of(*ubatch, n_embd), 0, ggml_nbytes(values));
+    }
+
+    bool can_reuse(const llm_graph_params & params) override {
+        return values->ne[2] == (int64_t) params.ubatch.n_tokens;
+    }
+
+private:
+    ggml_tensor * values; // F32 [n_embd_per_layer, n_layer, n_tokens]
+
+    const int64_t n_embd;
 };
 
 using cell_list = std::vector<staged_memory::cell_weight> staged_memory::cell_weights::*;
@@ -99,6 +119,14 @@ void allocate_inputs(llm_graph_result & res, const ggml_tensor * tokens, const g
     }
 }
 
+void make_input(ggml_tensor * cur) {
+    cur->op        = GGML_OP_NONE;
+    cur->view_src  = nullptr;
+    cur->view_offs = 0;
+    std::fill(std::begin(cur->src), std::end(cur->src), nullptr);
+    ggml_set_input(cur);
+}
+
 void begin_stage(const llm_graph_context & graph, ggml_tensor * cur) {
     if (cur->type != GGML_TYPE_F32 || !ggml_is_contiguous(cur) ||
             cur->ne[0] != graph.n_embd || cur->ne[1] != graph.n_tokens || ggml_nelements(cur) != graph.n_embd*graph.n_tokens) {
@@ -106,12 +134,7 @@ void begin_stage(const llm_graph_context & graph, ggml_tensor * cur) {
     }
 
     ggml_graph_clear(graph.gf);
-
-    cur->op        = GGML_OP_NONE;
-    cur->view_src  = nullptr;
-    cur->view_offs = 0;
-    std::fill(std::begin(cur->src), std::end(cur->src), nullptr);
-    ggml_set_input(cur);
+    make_input(cur);
 
     drop_inputs<llm_graph_input_embd>(*graph.res);
     graph.res->add_input(std::make_unique<graph_input_rows>(cur));
@@ -161,6 +184,9 @@ std::unique_ptr<llm_graph_context> build_arch_graph(const llama_model & model, c
     const ggml_tensor * tokens = res.t_inp_tokens;
     const ggml_tensor * embd   = ggml_get_tensor(res.get_ctx(), "inp_embd");
 
+    if (stage.il0 == 0 && model.hparams.n_embd_per_layer > 0 && !ggml_graph_get_tensor(res.get_gf(), per_layer_name)) {
+        throw unsupported("its graph builder does not announce its per-layer embeddings");
+    }
     if (stage.il0 > 0 && (in_graph(res.get_gf(), tokens) || in_graph(res.get_gf(), embd))) {
         throw unsupported("its later layers read the token embeddings again");
     }
@@ -189,11 +215,32 @@ static void go_to_layer(const llm_graph_context & graph, int il) {
     }
 }
 
+// It is announced in front of the first layer: in a later stage before the graph is emptied.
+static void hand_over_per_layer(const llm_graph_context & graph, ggml_tensor * cur) {
+    if (cur->type != GGML_TYPE_F32 || !ggml_is_contiguous(cur) || cur->ne[0] != graph.hparams.n_embd_per_layer ||
+            cur->ne[1] != graph.n_layer || cur->ne[2] != graph.n_tokens || cur->ne[3] != 1) {
+        throw unsupported("its per-layer embeddings are not n_embd_per_layer numbers of each layer for each token");
+    }
+    if (graph.cparams.stage.il0 > 0) {
+        make_input(cur);
+        graph.res->add_input(std::make_unique<graph_input_per_layer>(cur, graph.n_embd));
+        return;
+    }
+    ggml_set_name(cur, per_layer_name);
+    ggml_set_output(cur);
+    ggml_build_forward_expand(graph.gf, cur);
+}
+
 void on_tensor(const llm_graph_context & graph, ggml_tensor * cur, const char * name, int il) {
+    const auto & stage = graph.cparams.stage;
+
+    if (stage.partial() && strcmp(name, "inp_per_layer") == 0) {
+        hand_over_per_layer(graph, cur);
+        return;
+    }
     if (strcmp(name, "l_out") != 0) {
         return;
     }
-    const auto & stage = graph.cparams.stage;
 
     if (stage.il0 > 0 && il == stage.il0 - 1) {
         begin_stage(graph, cur);

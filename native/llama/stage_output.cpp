@@ -22,8 +22,8 @@ void ask_for_scores(stage & layers, const pyfastv_cut & rule, int32_t n) {
 }
 
 stage_output::stage_output(llm_graph_result & graph, int64_t n_rows, ledger_ptr archive) :
-    rows(ggml_graph_get_tensor(graph.get_gf(), rows_name)), n_rows(n_rows), with_rope(paid_in(graph, false)), no_rope(paid_in(graph, true)),
-    archive(std::move(archive)) {}
+    rows(ggml_graph_get_tensor(graph.get_gf(), rows_name)), of_layers(ggml_graph_get_tensor(graph.get_gf(), per_layer_name)), n_rows(n_rows),
+    with_rope(paid_in(graph, false)), no_rope(paid_in(graph, true)), archive(std::move(archive)) {}
 
 stage_output::paid stage_output::paid_in(llm_graph_result & graph, bool no_rope) {
     paid res;
@@ -43,10 +43,15 @@ stage_output::paid stage_output::paid_in(llm_graph_result & graph, bool no_rope)
     return res;
 }
 
-hidden_row stage_output::hidden(int64_t row) const {
-    const size_t bytes = rows->ne[0]*sizeof(float);
+hidden_row stage_output::hidden(int64_t row) const { return row_of(rows, row); }
 
-    return new_hidden_row(rows->ne[0], archive, [&](float * to) { ggml_backend_tensor_get(rows, to, row*bytes, bytes); });
+hidden_row stage_output::per_layer(int64_t row) const { return of_layers ? row_of(of_layers, row) : nullptr; }
+
+hidden_row stage_output::row_of(const ggml_tensor * of_rows, int64_t row) const {
+    const int64_t n     = ggml_nelements(of_rows)/n_rows;
+    const size_t  bytes = n*sizeof(float);
+
+    return new_hidden_row(n, archive, [&](float * to) { ggml_backend_tensor_get(of_rows, to, row*bytes, bytes); });
 }
 
 counted_floats stage_output::scores(int64_t row, const std::vector<int64_t> & cell_of, const pyfastv_cut & rule) const {

@@ -29,11 +29,17 @@ public:
     // with memory of its own: the others of the ubatch may go
     hidden_row hidden(int64_t row) const;
 
+    // what layers have of it beside the hidden row, of stage 0; null: nothing
+    hidden_row per_layer(int64_t row) const;
+
     // What a rule reads of a row, by token; empty if it reads none, or not of this row. cell_of: cells_of_tokens() in the stage
     counted_floats scores(int64_t row, const std::vector<int64_t> & cell_of, const pyfastv_cut & rule) const;
 
 private:
-    const ggml_tensor * rows; // F32 [n_embd, n_rows]
+    hidden_row row_of(const ggml_tensor * of_rows, int64_t row) const;
+
+    const ggml_tensor * rows;      // F32 [n_embd, n_rows]
+    const ggml_tensor * of_layers; // F32 [n_embd_per_layer, n_layer, n_rows]; null
 
     struct paid {
         int64_t n_kv     = 0;

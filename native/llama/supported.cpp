@@ -25,6 +25,11 @@ static bool is_staged_hybrid(const llama_model & model) {
     }
 }
 
+// Layers behind the first n_layer_kv_from_start read keys and values of the two before those.
+static bool shares_caches(const llama_hparams & hparams) {
+    return hparams.n_layer_kv_from_start >= 0 && hparams.n_layer_kv_from_start < (int32_t) hparams.n_layer();
+}
+
 const char * unsupported_reason(const llama_model & model) {
     const auto & hparams = model.hparams;
 
@@ -42,16 +47,17 @@ const char * unsupported_reason(const llama_model & model) {
     if (llama_model_has_encoder(&model)) {
         return "it is an encoder-decoder model";
     }
-    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE && hparams.swa_type != LLAMA_SWA_TYPE_STANDARD) {
-        return "its attention windows are not of the usual sliding kind";
+    // what a chunk sees of a position is never further back than a sliding window of its size
+    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE && hparams.swa_type != LLAMA_SWA_TYPE_STANDARD && hparams.swa_type != LLAMA_SWA_TYPE_CHUNKED) {
+        return "its attention windows are neither sliding nor chunks";
     }
     if (hparams.is_mla() && model.arch != LLM_ARCH_DEEPSEEK2 && model.arch != LLM_ARCH_MISTRAL4) {
         return "its latent attention is of a kind that this version does not run in stages";
     }
-    if (hparams.ple_n_heads > 0 || hparams.n_embd_per_layer > 0) {
+    if (hparams.ple_n_heads > 0 || (hparams.n_embd_per_layer > 0 && model.arch != LLM_ARCH_GEMMA4)) {
         return "it feeds token ids into later layers (per-layer embeddings)";
     }
-    if (hparams.n_layer_kv_from_start >= 0 && hparams.n_layer_kv_from_start < (int32_t) hparams.n_layer()) {
+    if (shares_caches(hparams) && model.arch != LLM_ARCH_GEMMA4) {
         return "its later layers share the KV caches of earlier ones";
     }
     if (model.arch == LLM_ARCH_COGVLM) {
@@ -85,6 +91,9 @@ const char * unsupported_layer(const llama_model & model, int32_t layer, bool re
     }
     if (layer <= last_fed + 1 && last_fed >= 0) {
         return "the model adds visual features to layers up to there (deepstack)";
+    }
+    if (shares_caches(hparams) && layer > hparams.n_layer_kv_from_start - 2) {
+        return "the layers behind it share the KV caches of layers in front of it";
     }
     if (reads_attention && hparams.is_recr(layer - 1)) {
         return "the layer before it is recurrent, which gives no scores";

@@ -64,6 +64,13 @@ void copy_metadata(gguf_context * out, const part & first, int32_t n_layers) {
         throw error(error_kind::model, first.path + ": has " + std::to_string(n_all) + " layers, not " + std::to_string(n_layers));
     }
 
+    // one table has those of all layers
+    const int64_t per_layer_id = gguf_find_key(in, (prefix + "embedding_length_per_layer_input").c_str());
+    if ((uint32_t) n_layers < n_all && per_layer_id >= 0 && gguf_get_kv_type(in, per_layer_id) == GGUF_TYPE_UINT32 &&
+            gguf_get_val_u32(in, per_layer_id) > 0) {
+        throw error(error_kind::model, first.path + ": has per-layer embeddings: its first layers do not run alone");
+    }
+
     gguf_set_kv(out, in);
     gguf_set_val_u32(out, key.c_str(), n_layers);
     for (const char * split : { "split.no", "split.count", "split.tensors.count" }) {

@@ -148,7 +148,7 @@ void staged_decode::attach(llama_context & context, const pyfastv_params & param
             caches.push_back(ctx.make_cache(layout, first[s], end, n_cells));
         }
 
-        auto memory = std::make_unique<staged_memory>(std::move(first), std::move(caches), ctx.n_embd(), params);
+        auto memory = std::make_unique<staged_memory>(std::move(first), std::move(caches), ctx.width(), params);
 
         ctx.set_stages(staged_decode_ptr(new staged_decode(ctx, *memory)));
         ctx.set_memory(std::move(memory));

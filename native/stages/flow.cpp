@@ -289,7 +289,7 @@ void flow::recall_tokens(const picture & picture, const std::vector<int32_t> & c
 
         recalled.push_back({ index, token });
 
-        back.push_back({ token.pos, staged_row::no_ubatch, -1, index, true, false, false, token.hidden[cut], {} });
+        back.push_back({ token.pos, staged_row::no_ubatch, -1, index, true, false, false, token.hidden[cut], token.per_layer, {} });
 
         // it speaks for itself again
         const float own = token.size_in(cut);

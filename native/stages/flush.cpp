@@ -211,7 +211,7 @@ void staged_decode::choose(flight & flight) {
 
     const auto stopped = for_threads([this] { return ctx.abort_requested(); });
 
-    const flow::tools tools = { ctx.n_embd(), ctx.backend_cpu(), memory.archive, memory.similarities, stopped };
+    const flow::tools tools = { ctx.width().n_embd, ctx.backend_cpu(), memory.archive, memory.similarities, stopped };
     const int         cut   = flight.stage - 1;
 
     for (auto & flow : flight.flows) {
@@ -270,9 +270,9 @@ pyfastv_status staged_decode::run_ubatch(flight & flight, bool in_place) {
 
     std::vector<ubatch_row> members;
     for (const auto & [flow, row] : rows) {
-        members.push_back({ flow->seq_id, row->pos.data(), row->hidden.get(), last && row->output >= 0 });
+        members.push_back({ flow->seq_id, row->pos.data(), row->hidden.get(), row->per_layer.get(), last && row->output >= 0 });
     }
-    const auto ubatch = make_ubatch(members, ctx.n_pos_per_embd(), ctx.n_embd(), memory.cache(s).is_recurrent());
+    const auto ubatch = make_ubatch(members, ctx.n_pos_per_embd(), ctx.width(), memory.cache(s).is_recurrent());
 
     auto mctx = memory.init_stage(s, { ubatch });
     if (!mctx) {

@@ -50,7 +50,7 @@ int32_t sequence::add_tokens(const std::vector<position> & pos, extent as, const
     pictures.back().slices.back().n += n;
 
     for (const auto & p : pos) {
-        tokens.push_back({ p, 1, false, {}, {}, -1 });
+        tokens.push_back({ p, 1, false, {}, {}, -1, nullptr });
     }
 
     return first;
@@ -107,7 +107,7 @@ sequence::undone sequence::truncate(llama_pos p0) {
         for (auto & row : last.rows) {
             row.output = -1;
             if (row.visual()) {
-                tokens[row.token] = { tokens[row.token].pos, 1, false, { row.hidden }, {}, -1 };
+                tokens[row.token] = { tokens[row.token].pos, 1, false, { row.hidden }, {}, -1, row.per_layer };
             }
         }
         pending.insert(pending.begin(), std::make_move_iterator(last.rows.begin()), std::make_move_iterator(last.rows.end()));
@@ -257,6 +257,7 @@ void sequence::remove(llama_pos p0, llama_pos p1) {
             token.gone  = true;
             token.owner = -1;
             token.hidden.clear();
+            token.per_layer = nullptr;
         }
     };
 

@@ -23,13 +23,19 @@ using position = std::array<llama_pos, 4>;
 // of any context: what is read from outside is held to it
 constexpr bool is_possible(llama_pos pos) { return 0 <= pos && pos < 1 << 30; }
 
-// F32 [n_embd] at the end of a stage. Each has memory of its own, so that what is dropped frees it.
+// Numbers of a token between two stages.
+struct row_width {
+    int64_t n_embd;          // of the stream
+    int64_t n_per_layer = 0; // of all that layers have of a token beside it (Gemma 4's per-layer embeddings); 0: nothing
+};
+
+// F32 [n_embd] at the end of a stage, or [n_per_layer]. Each has memory of its own, so that what is dropped frees it.
 using hidden_row = std::shared_ptr<const float>;
 
-// fill(float * to) writes its n_embd numbers; archive: who counts them
+// fill(float * to) writes its n numbers; archive: who counts them
 template <typename F>
-hidden_row new_hidden_row(int64_t n_embd, const ledger_ptr & archive, F && fill) {
-    const auto block = std::make_shared<counted_floats>(n_embd, 0.0f, archive);
+hidden_row new_hidden_row(int64_t n, const ledger_ptr & archive, F && fill) {
+    const auto block = std::make_shared<counted_floats>(n, 0.0f, archive);
     fill(block->data());
     return hidden_row(block, block->data());
 }
@@ -46,6 +52,7 @@ struct staged_row {
     bool       audio;  // has no part in a question, so no vote where only a question's rows have one
     bool       asks;   // part of a question: rows of text of which not all are read. Generated tokens are read, the draft of several, too
     hidden_row hidden;
+    hidden_row per_layer; // the same in every stage; null: row_width::n_per_layer is 0
 
     counted_floats scores; // attention paid to sequence::tokens, as many as there were; empty: not read
 
@@ -61,6 +68,7 @@ struct visual_token {
     std::vector<hidden_row> hidden; // [cut] at the end of each stage that it is in, as it left it
     std::vector<float>      size;   // [cut] that it passed: how many tokens it stands for in the stage behind
     int32_t                 owner;  // who stands for it behind the cut that it did not pass: index in sequence::tokens; -1: nobody
+    hidden_row              per_layer; // as in staged_row
 
     // how many tokens it stands for in a stage
     float size_in(int32_t stage) const { return stage == 0 ? 1.0f : size[stage - 1]; }

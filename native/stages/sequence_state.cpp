@@ -11,7 +11,7 @@ namespace {
 // Hidden rows are shared; each is written once, where it is first met.
 class writer {
 public:
-    writer(llama_io_write_i & io, int64_t n_embd) : io(io), n_embd(n_embd) {}
+    writer(llama_io_write_i & io, const row_width & width) : io(io), width(width) {}
 
     void put(const sequence & seq) {
         write_all(io, seq.tokens,   [&](const auto & token) { put(token); });
@@ -37,7 +37,17 @@ private:
         write_all(io, values, [&](float value) { write(io, value); });
     }
 
-    void put(const hidden_row & row) {
+    void put(const hidden_row & row) { put(row, width.n_embd, known); }
+
+    void put_per_layer(const hidden_row & row) {
+        if (width.n_per_layer > 0) {
+            put(row, width.n_per_layer, known_per_layer);
+        }
+    }
+
+    using numbers = std::map<const float *, int32_t>;
+
+    void put(const hidden_row & row, int64_t n, numbers & known) {
         if (!row) {
             write(io, (int32_t) -1);
             return;
@@ -45,7 +55,7 @@ private:
         const auto [it, is_new] = known.emplace(row.get(), (int32_t) known.size());
         write(io, it->second);
         if (is_new) {
-            io.write(row.get(), n_embd*sizeof(float));
+            io.write(row.get(), n*sizeof(float));
         }
     }
 
@@ -56,6 +66,7 @@ private:
         write_all(io, token.hidden, [&](const auto & hidden) { put(hidden); });
         put(token.size);
         write(io, token.owner);
+        put_per_layer(token.per_layer);
     }
 
     void put(const staged_row & row) {
@@ -66,19 +77,21 @@ private:
         write(io, (uint8_t) row.audio);
         write(io, (uint8_t) row.asks);
         put(row.hidden);
+        put_per_layer(row.per_layer);
         put(row.scores);
     }
 
     llama_io_write_i & io;
-    const int64_t      n_embd;
+    const row_width    width;
 
-    std::map<const float *, int32_t> known;
+    numbers known;
+    numbers known_per_layer;
 };
 
 class reader {
 public:
-    reader(llama_io_read_i & io, int64_t n_embd, int32_t n_stages, int32_t & n_ubatches, const ledger_ptr & archive) :
-        io(io), n_embd(n_embd), n_stages(n_stages), n_ubatches(n_ubatches), archive(archive) {}
+    reader(llama_io_read_i & io, const row_width & width, int32_t n_stages, int32_t & n_ubatches, const ledger_ptr & archive) :
+        io(io), width(width), n_stages(n_stages), n_ubatches(n_ubatches), archive(archive) {}
 
     sequence get() {
         sequence seq;
@@ -162,6 +175,7 @@ private:
         // of every stage but the last, which has no cut behind it
         require(token.hidden.size() == (token.gone ? 0 : (size_t) std::min(token.entered, n_stages - 1)));
         require(token.size.size() == (size_t) token.entered - 1);
+        require(token.gone ? !token.per_layer : has_per_layer(token.per_layer));
         for (const auto & hidden : token.hidden) {
             require(hidden != nullptr);
         }
@@ -174,23 +188,30 @@ private:
 
     void check(const staged_row & row, const sequence & seq) const {
         require(std::all_of(row.pos.begin(), row.pos.end(), is_possible));
-        require(row.token >= -1 && row.token < n_tokens(seq) && row.hidden);
+        require(row.token >= -1 && row.token < n_tokens(seq) && row.hidden && has_per_layer(row.per_layer));
         require(!row.visual() || (!seq.tokens[row.token].gone && seq.tokens[row.token].pos == row.pos));
         require(row.scores.size() <= seq.tokens.size());
     }
+
+    bool has_per_layer(const hidden_row & row) const { return (row != nullptr) == (width.n_per_layer > 0); }
 
     std::vector<float> get_floats() {
         return read_all<float>(io, [&] { return read<float>(io); });
     }
 
-    hidden_row get_hidden() {
+    hidden_row get_hidden() { return get_row_of(width.n_embd, known); }
+
+    hidden_row get_per_layer() { return width.n_per_layer > 0 ? get_row_of(width.n_per_layer, known_per_layer) : nullptr; }
+
+    // known: rows that were met, all of n numbers
+    hidden_row get_row_of(int64_t n, std::vector<hidden_row> & known) {
         const auto index = read<int32_t>(io);
         if (index == -1) {
             return nullptr;
         }
         require(index >= 0 && index <= (int32_t) known.size());
         if (index == (int32_t) known.size()) {
-            known.push_back(new_hidden_row(n_embd, archive, [&](float * to) { io.read(to, n_embd*sizeof(float)); }));
+            known.push_back(new_hidden_row(n, archive, [&](float * to) { io.read(to, n*sizeof(float)); }));
         }
         return known[index];
     }
@@ -203,6 +224,7 @@ private:
         res.hidden  = read_all<hidden_row>(io, [&] { return get_hidden(); });
         res.size    = get_floats();
         res.owner   = read<int32_t>(io);
+        res.per_layer = get_per_layer();
         return res;
     }
 
@@ -217,18 +239,20 @@ private:
         res.audio  = read<uint8_t>(io) != 0;
         res.asks   = read<uint8_t>(io) != 0;
         res.hidden = get_hidden();
+        res.per_layer = get_per_layer();
         res.scores = read_all<float>(io, [&] { return read<float>(io); }, counting_allocator<float>(archive));
         res.scores.shrink_to_fit();
         return res;
     }
 
     llama_io_read_i & io;
-    const int64_t     n_embd;
+    const row_width   width;
     const int32_t     n_stages;
     int32_t         & n_ubatches; // of the memory
     const ledger_ptr  archive;
 
     std::vector<hidden_row>    known;
+    std::vector<hidden_row>    known_per_layer;
     std::map<int32_t, int32_t> ubatches;
 };
 
@@ -273,12 +297,12 @@ pyfastv_params read_schedule(llama_io_read_i & io, int32_t n_cells) {
     return res;
 }
 
-void write_sequence(llama_io_write_i & io, const sequence & seq, int64_t n_embd) {
-    writer(io, n_embd).put(seq);
+void write_sequence(llama_io_write_i & io, const sequence & seq, const row_width & width) {
+    writer(io, width).put(seq);
 }
 
-sequence read_sequence(llama_io_read_i & io, int64_t n_embd, int32_t n_stages, int32_t & n_ubatches, const ledger_ptr & archive) {
-    return reader(io, n_embd, n_stages, n_ubatches, archive).get();
+sequence read_sequence(llama_io_read_i & io, const row_width & width, int32_t n_stages, int32_t & n_ubatches, const ledger_ptr & archive) {
+    return reader(io, width, n_stages, n_ubatches, archive).get();
 }
 
 } // namespace pyfastv

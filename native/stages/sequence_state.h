@@ -59,11 +59,10 @@ void write_schedule(llama_io_write_i & io, const pyfastv_params & schedule);
 // std::runtime_error: more cuts than there can be.
 pyfastv_params read_schedule(llama_io_read_i & io, int32_t n_cells);
 
-// n_embd: numbers of a hidden row
-void write_sequence(llama_io_write_i & io, const sequence & seq, int64_t n_embd);
+void write_sequence(llama_io_write_i & io, const sequence & seq, const row_width & width);
 
 // Throws std::runtime_error if something in it leads outside of it. n_ubatches: numbers that were given to ubatches; those of
 // the state get numbers of their own. archive: who counts its rows and scores.
-sequence read_sequence(llama_io_read_i & io, int64_t n_embd, int32_t n_stages, int32_t & n_ubatches, const ledger_ptr & archive);
+sequence read_sequence(llama_io_read_i & io, const row_width & width, int32_t n_stages, int32_t & n_ubatches, const ledger_ptr & archive);
 
 } // namespace pyfastv

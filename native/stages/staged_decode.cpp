@@ -345,12 +345,14 @@ void staged_decode::read_rows(const stage_output & output, const llama_ubatch & 
             row.audio  = ubatch.embd && !visual;
             row.asks   = asking.count(seq_id) > 0;
             row.hidden = output.hidden(i);
+            row.per_layer = output.per_layer(i);
             if (every_row_is_read(cut, visual) || m + 1 == members.size()) {
                 row.scores = output.scores(i, cell_of, cut);
             }
 
             if (visual) {
-                seq.tokens[row.token].hidden = { row.hidden };
+                seq.tokens[row.token].hidden    = { row.hidden };
+                seq.tokens[row.token].per_layer = row.per_layer;
             }
             seq.pending.push_back(std::move(row));
         }

@@ -20,9 +20,9 @@ llama_pos end_pos  (llama_pos p1) { return p1 < 0 ? INT32_MAX : p1; }
 // staged_memory
 //
 
-staged_memory::staged_memory(std::vector<int32_t> first_layers, std::vector<std::unique_ptr<stage_cache>> caches, int64_t n_embd,
+staged_memory::staged_memory(std::vector<int32_t> first_layers, std::vector<std::unique_ptr<stage_cache>> caches, const row_width & width,
         const pyfastv_params & own) :
-    schedules(own), first_layers_(std::move(first_layers)), n_embd(n_embd), caches(std::move(caches)) {}
+    schedules(own), first_layers_(std::move(first_layers)), width(width), caches(std::move(caches)) {}
 
 void staged_memory::note_empty() {
     if (!schedules.any_brought()) {

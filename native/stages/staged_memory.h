@@ -21,7 +21,7 @@ struct flight; // stages/flight.h
 class staged_memory : public llama_memory_i {
 public:
     // first_layers[s] is the first layer of stage s; caches[s] holds its layers. own: the schedule that they are of
-    staged_memory(std::vector<int32_t> first_layers, std::vector<std::unique_ptr<stage_cache>> caches, int64_t n_embd, const pyfastv_params & own);
+    staged_memory(std::vector<int32_t> first_layers, std::vector<std::unique_ptr<stage_cache>> caches, const row_width & width, const pyfastv_params & own);
     ~staged_memory() override;
 
     // llama_memory_i
@@ -139,7 +139,7 @@ private:
     void take_back_to_windows(llama_seq_id seq_id);
 
     const std::vector<int32_t> first_layers_;
-    const int64_t              n_embd;
+    const row_width            width;
 
     std::vector<std::unique_ptr<stage_cache>> caches;
 

@@ -14,7 +14,7 @@ namespace pyfastv {
 namespace {
 
 // start of a saved state; stock llama.cpp's states start with a count of streams
-constexpr char state_magic[8] = { 'p', 'y', 'f', 'a', 's', 't', 'v', '5' };
+constexpr char state_magic[8] = { 'p', 'y', 'f', 'a', 's', 't', 'v', '6' };
 
 // which keys and values are in it; recurrent states are in each
 enum class part : uint8_t {
@@ -66,7 +66,7 @@ void staged_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llam
 
     io.write(state_magic, sizeof(state_magic));
     write_all(io, first_layers_, [&](int32_t il) { write(io, il); });
-    write(io, n_embd);
+    write(io, width);
     write(io, what);
 
     for (int s = 0; s < n_stages(); ++s) {
@@ -76,7 +76,7 @@ void staged_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llam
     const auto write_one = [&](llama_seq_id id) {
         const auto seq = sequences.find(id);
         write_schedule(io, schedules.of(id));
-        write_sequence(io, seq == sequences.end() ? sequence {} : seq->second, n_embd);
+        write_sequence(io, seq == sequences.end() ? sequence {} : seq->second, width);
     };
     if (seq_id >= 0) {
         write_one(seq_id);
@@ -110,10 +110,14 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
         throw std::runtime_error("this state has its cuts at layers " + list_of(first) +
                 ", the context at layers " + list_of(first_layers_));
     }
-    if (const auto width = read<int64_t>(io); width != n_embd) {
-        throw std::runtime_error("this state has rows of " + std::to_string(width) +
-                " numbers, the model of " + std::to_string(n_embd));
-    }
+    const auto read_width = read<row_width>(io);
+    const auto must_be    = [](int64_t has, int64_t of_model) {
+        if (has != of_model) {
+            throw std::runtime_error("this state has rows of " + std::to_string(has) + " numbers, the model of " + std::to_string(of_model));
+        }
+    };
+    must_be(read_width.n_embd,      width.n_embd);
+    must_be(read_width.n_per_layer, width.n_per_layer);
 
     const auto what    = read<part>(io);
     const bool partial = flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
@@ -127,7 +131,7 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
     const auto read_one = [&](llama_seq_id id) {
         brought[id] = read_schedule(io, schedules.own().n_cells);
         admit(brought[id]);
-        sequences[id] = read_sequence(io, n_embd, n_stages(), n_ubatches, archive);
+        sequences[id] = read_sequence(io, width, n_stages(), n_ubatches, archive);
     };
 
     try {

@@ -58,6 +58,9 @@ DEFAULT_SETTINGS = ("off", "k=2,drop=0.5", "k=2,drop=0.75")
     help="With --geometry: F16, Q8_0, Q6_K, Q5_0, Q5_K, Q4_0, Q4_K, IQ4_NL.",
 )
 @click.option(
+    "--layers", type=int, metavar="N", help="With --geometry: the language model's first N layers alone."
+)
+@click.option(
     "--cache", type=click.Path(path_type=Path), help="Folder of geometries.  [default: the user's cache]"
 )
 @click.option("--list", "list_geometries", is_flag=True, help="List the geometries.")
@@ -196,9 +199,12 @@ def _find_model(model: str | None, options: dict[str, Any]) -> tuple[str, str]:
                 options["geometry"],
                 options["cache"] or default_cache(),
                 options["type_name"],
+                layers=options["layers"],
                 progress=progress,
             )
         return str(paths[0]), str(paths[1])
+    if options["layers"] is not None:
+        raise click.UsageError("--layers needs --geometry.")
     model, mmproj = find_model({"model": model, "mmproj": mmproj, "hf_repo": options["hf_repo"]}, "MODEL")
     return model or str(bundled_model()), mmproj or str(bundled_mmproj())
 
@@ -257,7 +263,7 @@ def _tell(plan: Plan, results: Results, rows: list[Row], options: dict[str, Any]
     prompt = results.prompt
     title = (
         f"{Path(plan.model).name}: {prompt['n_visual']} visual and {prompt['n_text']} text tokens, "
-        f"{plan.n_threads} threads, {rows[0].rounds} rounds"
+        f"{plan.n_threads} threads, {rows[0].rounds} rounds{_first_layers(options)}"
     )
     if results.interrupted:
         tell("pyfastv: interrupted; this was measured so far")
@@ -275,6 +281,15 @@ def _tell(plan: Plan, results: Results, rows: list[Row], options: dict[str, Any]
             print_tables(
                 title, tables, console if console.is_terminal else Console(file=sys.stdout, width=240)
             )
+
+
+def _first_layers(options: dict[str, Any]) -> str:
+    """Where a geometry is not whole."""
+    if options["layers"] is None:
+        return ""
+    from ..bench.geometry.sizes import GEOMETRIES
+
+    return f", the first {options['layers']} of {GEOMETRIES[options['geometry']].decoder.layers} layers alone"
 
 
 def _save_json(path: Path, measured: dict[str, Any]) -> None:

@@ -131,7 +131,10 @@ def _decoder(model: str, values: Mapping[str, Any], shapes: Shapes, n_layer: int
             attention[il] += met
         if kind.startswith("ffn_down"):
             ffn_sizes[il] += round(met / width)
-    heads = [_heads(model, shapes, il) for il in range(n_layer)]
+    # what all layers add of a row is made of it in front of the first
+    attention[0] += prod(shapes.get("per_layer_model_proj.weight", (0,)))
+    n_with_cache = n_layer - int(values.get("attention.shared_kv_layers") or 0)
+    heads = [_heads(model, shapes, il, il < n_with_cache) for il in range(n_layer)]
     # a model without an output matrix uses the embeddings' again
     output = shapes.get("output.weight") or shapes.get("token_embd.weight") or (0, 0)
     return Decoder(
@@ -142,10 +145,22 @@ def _decoder(model: str, values: Mapping[str, Any], shapes: Shapes, n_layer: int
         pair_width=tuple(pair for pair, _ in heads),
         kv_width=tuple(kv for _, kv in heads),
         output_weights=prod(output),
+        state_bytes=sum(_state_bytes(values, shapes, il) for il in range(n_layer)),
     )
 
 
-def _heads(model: str, shapes: Shapes, il: int) -> tuple[int, int]:
+def _state_bytes(values: Mapping[str, Any], shapes: Shapes, il: int) -> int:
+    """Of a recurrent layer, in f32: the last rows of its convolution, and what it remembers of all."""
+    numbers = 0
+    for name in ("ssm_conv1d", "shortconv.conv"):
+        channels, taps = shapes.get(f"blk.{il}.{name}.weight", (0, 1))
+        numbers += channels * (taps - 1)
+    if f"blk.{il}.ssm_out.weight" in shapes:
+        numbers += int(values.get("ssm.state_size") or 0) * int(values.get("ssm.inner_size") or 0)
+    return 4 * numbers
+
+
+def _heads(model: str, shapes: Shapes, il: int, has_cache: bool) -> tuple[int, int]:
     """A layer's pair_width and kv_width (see Decoder), from its matrices: headers leave out or vary head sizes."""
 
     def rows(name: str, otherwise: int) -> int:
@@ -170,7 +185,7 @@ def _heads(model: str, shapes: Shapes, il: int) -> tuple[int, int]:
     fused = rows("attn_qkv", 0)
     keys = rows("attn_k", 0)
     kv = fused - queries if fused else keys + rows("attn_v", keys)
-    return queries + out[1], kv
+    return queries + out[1], kv if has_cache else 0
 
 
 def _experts(shapes: Shapes, il: int) -> Shapes:
@@ -202,6 +217,8 @@ def _encoder(mmproj: str, header: dict[str, Any]) -> Encoder:
         fixed, merge_key, merge = known
         given = metadata.get(merge_key)
         merged = (given if isinstance(given, int) and given > 0 else merge) ** 2
+    elif kind == "gemma4v":  # patches are pooled in front of the projector
+        fixed, merged = False, int(metadata.get("clip.vision.projector.scale_factor") or 3) ** 2
     else:
         # a projector that takes several patches side by side is as many times wider
         fixed = kind in ("ldp", "ldpv2")

@@ -16,6 +16,14 @@
 namespace pyfastv {
 namespace {
 
+// As llama_model::create_memory() does it: layers without keys and values of their own read those of the last two that have some,
+// which unsupported_layer() keeps in their stage.
+llama_memory_i::layer_reuse_cb reuse_of(const llama_hparams & hparams) {
+    const int32_t n_own = hparams.n_layer_kv_from_start; // -1: all have
+
+    return [&hparams, n_own](int32_t il) { return n_own < 2 || il < n_own ? -1 : n_own - (hparams.is_swa(il) ? 2 : 1); };
+}
+
 kv_bytes bytes_of(const llama_kv_cache_iswa & iswa) {
     const auto base = bytes_in(*iswa.get_base());
     const auto swa  = bytes_in(*iswa.get_swa());
@@ -31,7 +39,7 @@ public:
                 part.model, layout.type_k, layout.type_v,
                 !part.cparams.flash_attn, part.cparams.offload_kqv, layout.swa_full, part.cparams.kv_unified,
                 part.n_cells, part.cparams.n_seq_max, part.cparams.n_ubatch, 1, nullptr,
-                part.has_layer, nullptr, nullptr)) {}
+                part.has_layer, reuse_of(part.model.hparams), nullptr)) {}
 
     cache_layout layout() const override { return layout_; }
 

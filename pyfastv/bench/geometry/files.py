@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -18,11 +19,12 @@ from gguf import GGMLQuantizationType as Type
 from ...errors import DataError, Error, OptionError
 from ...models.user_cache import user_cache
 from ...output import Output
-from .sizes import GEOMETRIES, Decoder, Encoder, Value
+from .shapes import Decoder, Encoder, Gemma4, Value
+from .sizes import GEOMETRIES
 from .tensors import Tensor, language_tensors, vision_tensors
 from .weights import RandomTensors
 
-__all__ = ["TYPES", "default_cache", "files_of", "make_geometry"]
+__all__ = ["TYPES", "decoder_of", "default_cache", "files_of", "make_geometry"]
 
 TYPES = {
     "F16": gguf.LlamaFileType.MOSTLY_F16,
@@ -49,6 +51,8 @@ _AROUND_PICTURES = (
     *("<|vision_start|>", "<|vision_end|>", "\n\n", "<fake_token_around_image>", "<global-img>"),
     *(f"<row_{y}_col_{x}>" for y in range(1, 5) for x in range(1, 5)),
     *("<start_of_image>", "<end_of_image>", "<img>", "</img>"),
+    *("<|image>", "<image|>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"),
+    *(f"<|img_row_{y}_col_{x}|>" for y in range(1, 5) for x in range(1, 5)),
 )
 
 
@@ -57,13 +61,28 @@ def default_cache() -> Path:
     return user_cache() / "geometry"
 
 
-def files_of(name: str, folder: Path, type_name: str = "Q4_0", cls: bool = True) -> tuple[Path, Path]:
-    """Paths of the model and the mmproj, whether they exist or not. Raises OptionError."""
+def decoder_of(name: str, layers: int | None = None) -> Decoder:
+    """The language model of a geometry, or its first ``layers`` with all that is in front of and behind them. Raises
+    OptionError."""
     if name not in GEOMETRIES:
         raise OptionError(f"{name!r} is no geometry: there are {', '.join(GEOMETRIES)}")
+    whole = GEOMETRIES[name].decoder
+    if layers is None:
+        return whole
+    if not 2 <= layers <= whole.layers:
+        raise OptionError(f"layers = {layers}: of {name} there can be 2 to {whole.layers}")
+    return replace(whole, layers=layers)
+
+
+def files_of(
+    name: str, folder: Path, type_name: str = "Q4_0", cls: bool = True, layers: int | None = None
+) -> tuple[Path, Path]:
+    """Paths of the model and the mmproj, whether they exist or not. Raises OptionError."""
+    decoder = decoder_of(name, layers)
     if type_name not in TYPES:
         raise OptionError(f"{type_name!r} is no type for a geometry: there are {', '.join(TYPES)}")
-    model = folder / f"{name}-random-{type_name}.gguf"
+    first = "" if decoder.layers == GEOMETRIES[name].decoder.layers else f"-{decoder.layers}layers"
+    model = folder / f"{name}{first}-random-{type_name}.gguf"
     return model, folder / f"mmproj-{name}-random-f16{'' if cls else '-nocls'}.gguf"
 
 
@@ -73,21 +92,24 @@ def make_geometry(
     type_name: str = "Q4_0",
     *,
     cls: bool = True,
+    layers: int | None = None,
     progress: Callable[[float, float], object] | None = None,
 ) -> tuple[Path, Path]:
     """Write the pair into ``folder`` unless it is there; gives the paths of the model and the mmproj.
 
     ``cls``: with the CLS embedding of LLaVA's encoder, which can do without it.
+    ``layers``: the language model's first ones alone; None: all.
     ``progress``: called with (bytes written, bytes in all).
-    Raises OptionError (no such geometry or type), Error (no room on the disk, or the folder cannot be written).
+    Raises OptionError (no such geometry, type or number of layers), Error (no room on the disk, or the folder cannot be
+    written).
     """
-    model, mmproj = files_of(name, folder, type_name, cls)
-    geometry, type_ = GEOMETRIES[name], Type[type_name]
+    model, mmproj = files_of(name, folder, type_name, cls, layers)
+    decoder, encoder, type_ = decoder_of(name, layers), GEOMETRIES[name].encoder, Type[type_name]
     missing: list[tuple[Path, list[Tensor]]] = []
     if not model.exists():
-        missing.append((model, list(language_tensors(geometry.decoder, type_))))
+        missing.append((model, list(language_tensors(decoder, type_))))
     if not mmproj.exists():
-        missing.append((mmproj, list(vision_tensors(geometry.encoder, geometry.decoder.width, cls))))
+        missing.append((mmproj, list(vision_tensors(encoder, decoder.width, cls))))
     total = sum(tensor.n_bytes for _, tensors in missing for tensor in tensors)
     done = 0
 
@@ -103,9 +125,9 @@ def make_geometry(
         for path, tensors in missing:
             with Output(path).part() as part:
                 if path is model:
-                    writer = _language_writer(part, geometry.decoder, name, type_)
+                    writer = _language_writer(part, decoder, name, type_)
                 else:
-                    writer = _vision_writer(part, geometry.encoder, name, geometry.decoder.width)
+                    writer = _vision_writer(part, encoder, name, decoder.width)
                 _write_tensors(writer, tensors, int(path is mmproj), advance)
     except (OSError, DataError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -154,11 +176,11 @@ def _language_writer(path: Path, d: Decoder, name: str, type_: Type) -> gguf.GGU
     writer.add_block_count(d.layers)
     writer.add_context_length(d.context)
     writer.add_embedding_length(d.width)
-    writer.add_feed_forward_length(d.ffn)
+    writer.add_feed_forward_length(_one_or_all([d.ffn_in(il) for il in range(d.layers)]))
     writer.add_head_count(d.heads)
-    writer.add_head_count_kv(d.kv_heads)
+    writer.add_head_count_kv(_kv_heads(d))
     writer.add_rope_freq_base(d.rope_base)
-    writer.add_rope_dimension_count(d.head)
+    writer.add_rope_dimension_count(d.rope_size or d.head)
     if d.head_size is not None:
         writer.add_key_length(d.head_size)
         writer.add_value_length(d.head_size)
@@ -166,10 +188,54 @@ def _language_writer(path: Path, d: Decoder, name: str, type_: Type) -> gguf.GGU
     writer.add_vocab_size(d.vocab)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(TYPES[type_.name])
-    for key, value in d.metadata.items():
+    for key, value in (dict(d.metadata) | _recurrent_metadata(d)).items():
         _add(writer, f"{d.arch}.{key}", value)
+    if d.gemma4 is not None:
+        for key, value in _gemma4_metadata(d, d.gemma4).items():
+            _add(writer, f"{d.arch}.{key}", value)
     _add_vocabulary(writer, d.vocab)
     return writer
+
+
+def _one_or_all(by_layer: list[int]) -> int | list[int]:
+    return by_layer[0] if len(set(by_layer)) == 1 else by_layer
+
+
+def _kv_heads(d: Decoder) -> int | list[int]:
+    """llama.cpp tells layers of LFM2 that have no attention by their heads of keys, and those of Qwen3.5 by their number."""
+    return d.kv_heads if d.delta_net is not None else _one_or_all([d.kv_heads_in(il) for il in range(d.layers)])
+
+
+def _recurrent_metadata(d: Decoder) -> dict[str, Value]:
+    if d.delta_net is None:
+        return {"shortconv.l_cache": d.convolution_taps} if d.convolution_taps else {}
+    net = d.delta_net
+    return {
+        "ssm.conv_kernel": net.taps,
+        "ssm.state_size": net.size,
+        "ssm.group_count": net.key_heads,
+        "ssm.time_step_rank": net.value_heads,
+        "ssm.inner_size": net.value_heads * net.size,
+    }
+
+
+def _gemma4_metadata(d: Decoder, g: Gemma4) -> dict[str, Value]:
+    metadata: dict[str, Value] = {
+        "attention.sliding_window": g.window,
+        "attention.sliding_window_pattern": [not d.sees_all(il) for il in range(d.layers)],
+        "attention.key_length_swa": g.window_head,
+        "attention.value_length_swa": g.window_head,
+        "attention.shared_kv_layers": sum(not d.has_cache(il) for il in range(d.layers)),
+        "embedding_length_per_layer_input": g.per_layer,
+        "rope.dimension_count_swa": g.window_head,
+    }
+    if g.experts is not None:
+        metadata |= {
+            "expert_count": g.experts.count,
+            "expert_used_count": g.experts.used,
+            "expert_feed_forward_length": g.experts.ffn,
+        }
+    return metadata
 
 
 def _vision_writer(path: Path, e: Encoder, name: str, width: int) -> gguf.GGUFWriter:

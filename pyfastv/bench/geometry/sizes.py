@@ -3,91 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from .recent import RECENT
+from .shapes import Decoder, Encoder, Geometry, Value
 
 __all__ = ["GEOMETRIES", "Decoder", "Encoder", "Geometry", "Value"]
-
-Value = bool | int | float | str | list[int] | list[bool] | list[float]
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """A language model: RMS norms, rotary positions, gated feed-forward."""
-
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    ffn: int
-    vocab: int
-    arch: str = "llama"
-    head_size: int | None = None
-    """Where it is not width / heads, or the file tells it all the same."""
-    tied: bool = False
-    """The embeddings are the output matrix, too."""
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    """Norms of the queries' and keys' heads."""
-    post_norms: bool = False
-    """Norms behind attention and feed-forward, too."""
-    rope_base: float = 10000.0
-    context: int = 4096
-    metadata: Mapping[str, Value] = field(default_factory=dict)
-    """Further keys, without the architecture in front."""
-
-    @property
-    def head(self) -> int:
-        """Size of one head."""
-        return self.head_size or self.width // self.heads
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A vision transformer and its projector, as an mmproj file has it."""
-
-    projector: str
-    """llama.cpp's name: mlp, idefics3, qwen2.5vl_merger, qwen3vl_merger, gemma3 or internvl."""
-    layers: int
-    """In the file. LLaVA's ViT-L has one more, but the features are those of layer -2."""
-    width: int
-    heads: int
-    ffn: int
-    image: int
-    """Side of what is encoded at once, in pixels; for the Qwen family, which takes any size, of the tables' picture."""
-    patch: int
-    merge: int = 1
-    """A visual token stands for merge x merge patches."""
-    frames: int = 1
-    """Matrices that make a row of a patch, one for each frame of a video that is taken at once."""
-    patch_bias: bool = True
-    cls: bool = False
-    """A class embedding beside the patches."""
-    places: bool = True
-    """Position embeddings, one for each patch of a picture of ``image`` pixels."""
-    outer_norm: str = "v.post_ln"
-    """Around all layers: v.pre_ln, v.post_ln, or none."""
-    rms: bool = False
-    """RMS norms, which have no bias."""
-    fused: bool = False
-    """Queries, keys and values of one matrix."""
-    gated: bool = False
-    """The feed-forward blocks."""
-    layer_scale: bool = False
-    """What attention and feed-forward give is scaled, a factor for each column."""
-    deepstack: tuple[int, ...] = ()
-    """Layers whose features go through projectors of their own to the first layers of the language model."""
-    metadata: Mapping[str, Value] = field(default_factory=dict)
-    """Further keys, without "clip." in front."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """A vision-language model, and what becomes of a square picture of 672 pixels."""
-
-    decoder: Decoder
-    encoder: Encoder
-    visual_tokens: int
-
 
 _CLIP_MEAN, _CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 _HALF = [0.5, 0.5, 0.5]
@@ -310,6 +230,7 @@ GEOMETRIES = {
         ),
         visual_tokens=5 * 256,
     ),
+    **RECENT,
     # no published model: to see that all is in place
     "tiny": Geometry(Decoder(4, 256, 4, 4, 768, 512), _clip_vit(2, 128, 2, 256), visual_tokens=576),
 }
