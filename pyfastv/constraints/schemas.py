@@ -76,8 +76,10 @@ class Prepared:
     the answer has to be looked at: a grammar cannot say all of it. Raises OptionError, with the place in the schema.
     """
 
-    def __init__(self, root: Mapping[str, Any]) -> None:
+    def __init__(self, root: Mapping[str, Any], first: int = 0) -> None:
+        """``first``: number of the first rule, where several schemas make one grammar."""
         self.rules: list[str] = []
+        self._first = first
         self.checked = False
         self._root = root
         self._nodes = 0
@@ -89,6 +91,11 @@ class Prepared:
             reference = self._waiting.pop()
             definitions[self._names[reference]] = self._node(self._target(reference, "#"), reference, 0)
         self.schema = {**schema, "$defs": definitions} if definitions else schema
+
+    @property
+    def size(self) -> int:
+        """Its parts."""
+        return self._nodes
 
     def _count(self, path: str, depth: int) -> None:
         self._nodes += 1
@@ -112,7 +119,7 @@ class Prepared:
 
     def _rule(self, rule: str) -> dict[str, Any]:
         self.rules.append(rule)
-        return {"type": "string", "pattern": f"^pyfastv{len(self.rules) - 1}$"}
+        return {"type": "string", "pattern": f"^pyfastv{self._first + len(self.rules) - 1}$"}
 
     def _node(self, schema: Any, path: str, depth: int) -> dict[str, Any]:
         self._count(path, depth)
