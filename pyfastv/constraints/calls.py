@@ -21,6 +21,12 @@ class Told:
     calls: list[dict[str, Any]] = field(default_factory=list)
     """As in OpenAI's chunks: first the index, an id and the name of the function, then pieces of its arguments."""
 
+    def __add__(self, later: Told) -> Told:
+        """One after the other."""
+        return Told(
+            self.content + later.content, self.thought + later.thought, [*self.calls, *later.calls]
+        )
+
 
 class CallReader:
     """Takes an answer piece by piece, without the thought that stands before it."""

@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from ..constraints.calls import CallReader, Told, joined
 from ..constraints.tools import ToolUse
 from ..engine.job_pool import Job, Piece, TokenProb
-from ..engine.thoughts import ThoughtReader
+from ..engine.told import AnswerReader, as_delta, as_message
 from ..errors import OptionError
 from ..inputs.template_options import TEMPLATE_OPTIONS, template_variables
 from . import replies
@@ -177,30 +176,20 @@ class ChatForm:
         self.chunk_head = {**self.head, "object": "chat.completion.chunk"}
         self._logprobs, self._n_top = logprobs, n_top
         self._apart = thoughts
-        self._thoughts: list[ThoughtReader] = []
-        self._calls: list[CallReader | None] = []
+        self._readers: list[AnswerReader] = []
 
     def begin(self, jobs: Sequence[Job]) -> None:
         """Before the first piece."""
-        if self._apart:
-            self._thoughts = [ThoughtReader(job.open_thought) for job in jobs]
-        self._calls = [None if job.calls is None else CallReader(job.calls) for job in jobs]
+        self._readers = [AnswerReader(job.open_thought if self._apart else None, job.calls) for job in jobs]
 
     def whole(self, index: int, text: str, probs: list[TokenProb], finish_reason: str) -> dict[str, Any]:
-        begun, rest = self._feed(index, text), self._finish(index)
-        content, thought = begun.content + rest.content, begun.thought + rest.thought
-        message: dict[str, Any] = {"role": "assistant"}
-        if thought:
-            message["reasoning_content"] = thought
-        calls = joined([*begun.calls, *rest.calls])
-        message |= {"content": content if content or not calls else None, "refusal": None}
-        if calls:
-            message["tool_calls"] = calls
+        reader = self._readers[index]
+        message = as_message(reader.feed(text) + reader.finish())
         return {
             "index": index,
-            "message": message,
+            "message": {**message, "refusal": None},
             "logprobs": self._told(probs),
-            "finish_reason": self._reason(index, finish_reason),
+            "finish_reason": reader.reason(finish_reason),
         }
 
     def opening(self, index: int) -> dict[str, Any] | None:
@@ -210,47 +199,16 @@ class ChatForm:
         return self._chunk(index, {})
 
     def piece(self, index: int, piece: Piece) -> dict[str, Any]:
-        delta = _delta(self._feed(index, piece.text))
+        delta = as_delta(self._readers[index].feed(piece.text))
         return {**self._chunk(index, delta or {"content": ""}), "logprobs": self._told(piece.probs)}
 
     def closing(self, index: int, finish_reason: str) -> dict[str, Any]:
-        delta = _delta(self._finish(index))
-        return {**self._chunk(index, delta), "finish_reason": self._reason(index, finish_reason)}
-
-    def _feed(self, index: int, text: str) -> Told:
-        thought, answer = self._thoughts[index].feed(text) if self._thoughts else ("", text)
-        reader = self._reader(index)
-        told = Told(answer) if reader is None else reader.feed(answer)
-        told.thought = thought + told.thought
-        return told
-
-    def _finish(self, index: int) -> Told:
-        """What was held back until the end."""
-        thought, answer = self._thoughts[index].finish() if self._thoughts else ("", "")
-        reader = self._reader(index)
-        told = Told(answer)
-        if reader is not None:
-            begun, told = reader.feed(answer), reader.finish()
-            told.content = begun.content + told.content
-            told.thought = begun.thought + told.thought
-            told.calls = [*begun.calls, *told.calls]
-        told.thought = thought + told.thought
-        return told
-
-    def _reader(self, index: int) -> CallReader | None:
-        return self._calls[index] if self._calls else None
-
-    def _reason(self, index: int, finish_reason: str) -> str:
-        reader = self._reader(index)
-        return "tool_calls" if reader and reader.has_calls and finish_reason == "stop" else finish_reason
+        reader = self._readers[index]
+        delta = as_delta(reader.finish())
+        return {**self._chunk(index, delta), "finish_reason": reader.reason(finish_reason)}
 
     def _chunk(self, index: int, delta: dict[str, Any]) -> dict[str, Any]:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def _told(self, probs: Any) -> dict[str, Any] | None:
         return replies.chat_logprobs(probs, self._n_top) if self._logprobs else None
-
-
-def _delta(told: Told) -> dict[str, Any]:
-    parts = {"reasoning_content": told.thought, "content": told.content, "tool_calls": told.calls}
-    return {name: part for name, part in parts.items() if part}
