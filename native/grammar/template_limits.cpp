@@ -72,7 +72,7 @@ void template_bytes(size_t n) {
 
 void template_block(size_t n_tokens) {
     if (current && n_tokens > most_in_block) {
-        throw template_limit("a block of it has more than 2000 tokens");
+        current->stop("a block of it has more than 2000 tokens");
     }
 }
 

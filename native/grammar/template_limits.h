@@ -36,6 +36,7 @@ public:
 
 private:
     friend void template_step(size_t);
+    friend void template_block(size_t);
     friend class template_level;
 
     [[noreturn]] void stop(const char * limit);

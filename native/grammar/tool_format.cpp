@@ -11,8 +11,11 @@
 #include "peg-parser.h"
 
 #include <algorithm>
+#include <cctype>
+#include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <utility>
 
@@ -91,23 +94,61 @@ std::vector<std::string> expressions_of(const std::vector<common_grammar_trigger
     return res;
 }
 
-// A grammar of whole answers as one of calls alone; empty: it has no rule of them.
-std::string of_calls(const std::string & grammar) {
-    std::string calls, rest;
+// The rules at which a call begins, of a parser in JSON.
+std::set<std::string> trigger_rules(const std::string & parser) {
+    std::set<std::string> res;
+
+    const auto saved = common_json::parse(parser);
+    for (const auto & rule : saved.at("parsers")) {
+        if (rule.value("type", std::string()) == "rule" && rule.at("trigger").get<bool>()) {
+            res.insert(rule.at("name").get<std::string>());
+        }
+    }
+    return res;
+}
+
+// Does a rule name another?
+bool mentions(const std::string & rule, const std::string & name) {
+    const auto is_name = [&](size_t at) { return at < rule.size() && (std::isalnum((unsigned char) rule[at]) || rule[at] == '-'); };
+
+    for (size_t at = rule.find(name); at != std::string::npos; at = rule.find(name, at + 1)) {
+        if ((at == 0 || !is_name(at - 1)) && !is_name(at + name.size())) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// A grammar of whole answers as one of the calls in them alone; empty: there are none.
+std::string of_calls(const std::string & grammar, const std::set<std::string> & triggers) {
+    std::map<std::string, std::string> found; // of the triggers
+    std::string                        others;
+
     for (size_t begin = 0; begin < grammar.size();) {
         const size_t end  = std::min(grammar.find('\n', begin), grammar.size());
         const auto   line = grammar.substr(begin, end - begin);
         const auto   name = line.substr(0, line.find(' '));
 
         if (name != "root") {
-            rest += line + "\n";
+            others += line + "\n";
         }
-        if (name == "tool-calls" || (name == "tool-call" && calls.empty())) {
-            calls = name;
+        if (triggers.count(name)) {
+            found[name] = line.substr(name.size());
         }
         begin = end + 1;
     }
-    return calls.empty() ? "" : "root ::= " + calls + "\n" + rest;
+
+    std::string root;
+    for (const auto & [name, rule] : found) {
+        // what is part of another one is not the beginning
+        const bool is_inside = std::any_of(found.begin(), found.end(), [&, name = name](const auto & other) {
+            return other.first != name && mentions(other.second, name);
+        });
+        if (!is_inside) {
+            root += (root.empty() ? "" : " | ") + name;
+        }
+    }
+    return root.empty() ? "" : "root ::= " + root + "\n" + others;
 }
 
 autoparser::generation_params params_of(const tool_request & request) {
@@ -232,21 +273,16 @@ std::unique_ptr<tool_format> tool_template::format(const tool_request & request)
         std::unique_ptr<tool_format> res(new tool_format(std::move(inside)));
         res->preserved = found.preserved_tokens;
         res->stops     = found.additional_stops;
-        if (found.grammar_lazy) {
-            res->grammar  = found.grammar;
-            res->triggers = expressions_of(found.grammar_triggers);
-        }
         if (request.required) {
-            if (res->grammar.empty()) {
-                params.tool_choice = COMMON_CHAT_TOOL_CHOICE_REQUIRED;
-                res->grammar = of_calls(made().grammar);
-            }
-            res->triggers.clear();
+            params.tool_choice = COMMON_CHAT_TOOL_CHOICE_REQUIRED;
+            const auto strict = made();
+            res->grammar = of_calls(strict.grammar, trigger_rules(strict.parser));
             if (res->grammar.empty()) {
                 return nullptr;
             }
-        } else if (res->triggers.empty()) {
-            res->grammar.clear();
+        } else if (found.grammar_lazy) {
+            res->triggers = expressions_of(found.grammar_triggers);
+            res->grammar  = res->triggers.empty() ? "" : found.grammar;
         }
         return res;
     });
