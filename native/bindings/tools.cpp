@@ -41,6 +41,15 @@ tool_request request_of(std::string tools, bool required, bool parallel, bool th
     return { std::move(tools), required, parallel, thinks, std::move(variables), std::move(thought_tags) };
 }
 
+// what was found by comparing bytes may begin or end within a character
+py::list to_texts(const std::vector<std::string> & all) {
+    py::list res;
+    for (const auto & one : all) {
+        res.append(to_text(one));
+    }
+    return res;
+}
+
 py::tuple parse(const tool_format & format, const std::string & text) {
     const auto answer = checked(pyfastv::error_kind::decode, [&] { return format.parse(text); });
 
@@ -55,10 +64,10 @@ py::tuple parse(const tool_format & format, const std::string & text) {
 
 void bind_tools(py::module_ & m) {
     py::class_<tool_format>(m, "ToolFormat")
-        .def_readonly("grammar",   &tool_format::grammar)
-        .def_readonly("triggers",  &tool_format::triggers)
-        .def_readonly("preserved", &tool_format::preserved)
-        .def_readonly("stops",     &tool_format::stops)
+        .def_property_readonly("grammar",   [](const tool_format & self) { return to_text(self.grammar); })
+        .def_property_readonly("triggers",  [](const tool_format & self) { return to_texts(self.triggers); })
+        .def_property_readonly("preserved", [](const tool_format & self) { return to_texts(self.preserved); })
+        .def_property_readonly("stops",     [](const tool_format & self) { return to_texts(self.stops); })
         .def("parse", &parse, "text"_a);
 
     py::class_<tool_template>(m, "ToolTemplate")

@@ -45,7 +45,12 @@ class ToolUse:
             raise OptionError(f"parallel_tool_calls must be true or false; got {shown(parallel_tool_calls)}")
         found = _checked(tools)
         choice = _choice(tool_choice, [tool["function"]["name"] for tool in found])
-        return cls(tuple(found), choice, parallel_tool_calls) if found else None
+        if not found:
+            return None
+        use = cls(tuple(found), choice, parallel_tool_calls)
+        if use.offers:
+            use._schemas  # noqa: B018 - they are checked
+        return use
 
     @property
     def offers(self) -> bool:
@@ -88,7 +93,7 @@ class ToolUse:
 
     @property
     def json(self) -> str:
-        """Raises OptionError for schemas that are too large, or that no grammar can say."""
+        """Those that the answer may call, with schemas as llama.cpp's converter takes them."""
         return self._schemas[0]
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -121,7 +122,7 @@ class ChatRequest(Generation):
 
     def check_supported(self) -> None:
         super().check_supported()
-        use = self.tool_use()
+        use = self.tool_use
         if use is not None and use.offers:
             if self.is_constrained:
                 raise invalid("tools and a form of the answer (response_format, grammar) exclude each other", "tools")
@@ -145,6 +146,7 @@ class ChatRequest(Generation):
     def _refused(self) -> tuple[str, ...]:
         return (*super()._refused(), "functions", "audio", "web_search_options")
 
+    @cached_property
     def tool_use(self) -> ToolUse | None:
         """What it says of tools. Raises ApiError."""
         try:
