@@ -222,6 +222,13 @@ def test_a_grammar_of_calls_holds_to_the_schemas(name: str) -> None:
     assert not follows(named, call("point", '{"hand": "hour", "at": 12}'))
 
 
+def test_of_parameters_that_no_grammar_can_say_the_names_hold() -> None:
+    odd = function("odd", x={"not": {"type": "string"}}, y={"type": "integer"})
+    grammar = form_of(None, [odd], "required").grammar
+    assert follows(grammar, '{"tool_calls": [{"name": "odd", "arguments": {"x": [1], "y": null}}]}')
+    assert not follows(grammar, '{"tool_calls": [{"name": "odd", "arguments": {"z": 1}}]}')
+
+
 def test_a_call_that_is_required_comes_behind_the_thought_that_is_open() -> None:
     form = form_of(templates.THINKING, [RING], "required")
     options = form.sampling("</think>")

@@ -16,7 +16,7 @@ from .._checks import shown, whole
 from ..errors import OptionError
 from . import gbnf, patterns
 
-__all__ = ["Prepared", "is_of_type", "resolved", "same_value"]
+__all__ = ["Prepared", "Unsayable", "is_of_type", "resolved", "same_value"]
 
 # the converter recurses into a schema, and its regular expressions over strings
 _MAX_DEPTH = 32
@@ -61,7 +61,7 @@ _FORMATS = {
 }
 
 
-class _Unsayable(OptionError):
+class Unsayable(OptionError):
     """A grammar cannot say it, or no value can follow it."""
 
 
@@ -141,9 +141,9 @@ class Prepared:
                 return self._any_of(keyword, schema, path, depth)
         for keyword in _NOT_SUPPORTED:
             if keyword in schema:
-                raise _Unsayable(f"JSON schema, {path:.200}: {keyword!r} is not supported")
+                raise Unsayable(f"JSON schema, {path:.200}: {keyword!r} is not supported")
         if schema.get("unevaluatedProperties", False) not in (True, False):
-            raise _Unsayable(f"JSON schema, {path:.200}: 'unevaluatedProperties' is not supported")
+            raise Unsayable(f"JSON schema, {path:.200}: 'unevaluatedProperties' is not supported")
         types = _types(schema, path)
         if "const" in schema or "enum" in schema:
             return self._enum(schema, types, path, depth)
@@ -209,13 +209,13 @@ class Prepared:
             raise OptionError(f"JSON schema, {path:.200}: {keyword!r} must be a list of schemas")
         rest = {key: value for key, value in schema.items() if key != keyword}
         found: list[dict[str, Any]] = []
-        failures: list[_Unsayable] = []
+        failures: list[Unsayable] = []
         for number, alternative in enumerate(alternatives):
             # what cannot be said is not among what may be answered
             try:
                 part = {"allOf": [rest, alternative]} if rest else alternative
                 found.append(self._node(part, f"{path}/{keyword}/{number}", depth + 1))
-            except _Unsayable as error:
+            except Unsayable as error:
                 failures.append(error)
         if not found:
             raise failures[0]
@@ -260,11 +260,11 @@ class Prepared:
                 found[name] = self._node(others, f"{path}/additionalProperties", depth + 1)
         least, most = _size(schema, "minProperties", path) or 0, _size(schema, "maxProperties", path)
         if least > len(required):
-            raise _Unsayable(
+            raise Unsayable(
                 f"JSON schema, {path:.200}: 'minProperties' is not supported above the number of required ones"
             )
         if most is not None and (additional is not False or len(found) > most):
-            raise _Unsayable(f"JSON schema, {path:.200}: 'maxProperties' is not supported")
+            raise Unsayable(f"JSON schema, {path:.200}: 'maxProperties' is not supported")
         res: dict[str, Any] = {"type": "object"}
         if found or additional is False:
             res |= {"properties": found, "required": required}
@@ -288,7 +288,7 @@ class Prepared:
             else None
         )
         if not isinstance(values, list) or properties:
-            raise _Unsayable(f"JSON schema, {path:.200}: 'propertyNames' is supported with 'enum' only")
+            raise Unsayable(f"JSON schema, {path:.200}: 'propertyNames' is supported with 'enum' only")
         return {name: additional for name in values if isinstance(name, str)}, False
 
     def _array(self, schema: Mapping[str, Any], path: str, depth: int) -> dict[str, Any]:
@@ -334,7 +334,7 @@ class Prepared:
         try:
             return self._rule(patterns.json_string(pattern))
         except patterns.Unsupported as error:
-            raise _Unsayable(
+            raise Unsayable(
                 f"JSON schema, {path:.200}: this 'pattern' is not supported ({error}); got {pattern!r:.100}"
             ) from None
 
@@ -391,8 +391,8 @@ def resolved(root: Mapping[str, Any], reference: Any, path: str) -> Any:
     return target
 
 
-def _never(path: str) -> _Unsayable:
-    return _Unsayable(f"JSON schema, {path:.200}: no value can follow it")
+def _never(path: str) -> Unsayable:
+    return Unsayable(f"JSON schema, {path:.200}: no value can follow it")
 
 
 def _types(schema: Mapping[str, Any], path: str) -> list[str]:
@@ -462,7 +462,7 @@ def _decimals(schema: Mapping[str, Any], kind: str, path: str) -> int | None:
         return None
     digits = -of.normalize().adjusted() if of > 0 and of.normalize().as_tuple().digits == (1,) else -1
     if kind == "integer" or not 0 <= digits <= 15:
-        raise _Unsayable(
+        raise Unsayable(
             f"JSON schema, {path:.200}: 'multipleOf' is supported for 1, 0.1, 0.01 and so on; got {of}"
         )
     return digits
@@ -511,7 +511,7 @@ def _merged(first: Mapping[str, Any], second: Any, path: str) -> dict[str, Any]:
         elif key == "type":
             res[key] = _common_types(other, value, path)
         else:
-            raise _Unsayable(f"JSON schema, {path:.200}: 'allOf' with two different {key!r} is not supported")
+            raise Unsayable(f"JSON schema, {path:.200}: 'allOf' with two different {key!r} is not supported")
     return res
 
 

@@ -15,7 +15,7 @@ from .._checks import shown, utf8
 from ..errors import ModelError, OptionError
 from .gbnf import literal
 from .grammar import with_rules
-from .schemas import Prepared
+from .schemas import Prepared, Unsayable
 
 __all__ = ["CallFormat", "CallFormats", "ToolUse"]
 
@@ -77,7 +77,7 @@ class ToolUse:
             if self.choice[:1] == ":" and name != self.choice[1:]:
                 continue
             try:
-                prepared = Prepared(_parameters(function), first=len(rules))
+                prepared = _prepared(_parameters(function), len(rules))
                 parts += prepared.size
                 if parts > _MOST_PARTS:
                     raise OptionError(f"the schemas of all have more than {_MOST_PARTS} parts")
@@ -170,6 +170,19 @@ def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any]:
     if schema.get("type", "object") != "object":
         raise OptionError(f"they must be an object; their type is {shown(schema['type'])}")
     return {"type": "object", **schema}
+
+
+def _prepared(schema: Mapping[str, Any], first: int) -> Prepared:
+    """Where a grammar cannot say it all, the names of parameters."""
+    try:
+        return Prepared(schema, first)
+    except Unsayable:
+        properties = schema.get("properties")
+        names = list(properties) if isinstance(properties, Mapping) else []
+        required = schema.get("required")
+        told = [name for name in required if name in names] if isinstance(required, list) else []
+        loose = {"properties": {name: {} for name in names}, "required": told} if names else {}
+        return Prepared({"type": "object", **loose}, first)
 
 
 @dataclass(frozen=True)
