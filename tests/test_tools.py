@@ -415,6 +415,7 @@ HOSTILE = {
     "blocks": "{% if 1 %}" * 15000 + "{% endif %}" * 15000,
     "many parts": "{% set s = 'a ' * 200000 %}{% for i in range(1000) %}{{ s.split(' ') | length }}{% endfor %}",
     "many replacements": "{% set s = 'a' * 200000 %}{{ s.replace('a', s) | length }}",
+    "many marks": "{{ '<>' * 3000000 }}{% for m in messages %}{{ m.content }}{% endfor %}",
     "a large source": "{# " + "a" * 300000 + " #}",
 }
 HARMLESS = {
