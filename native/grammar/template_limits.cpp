@@ -9,7 +9,7 @@ namespace {
 // The largest templates of the hub take a tenth of these for all renderings that tell how they write calls.
 constexpr size_t  most_steps    = 2000000;
 constexpr int64_t most_ns       = 500000000;
-constexpr size_t  bytes_a_step  = 16;
+constexpr size_t  bytes_a_step  = 32;
 constexpr size_t  most_in_block = 2000;
 constexpr int64_t most_width    = 100;
 

@@ -81,14 +81,15 @@ class ToolUse:
                 parts += prepared.size
                 if parts > _MOST_PARTS:
                     raise OptionError(f"the schemas of all have more than {_MOST_PARTS} parts")
-                described = {"name": name, "description": str(function.get("description") or "")}
                 json.dumps([function, prepared.schema], allow_nan=False)
             except OptionError as error:
                 raise OptionError(f"tools: {name}: parameters: {error}") from None
             except (TypeError, ValueError, RecursionError) as error:
                 raise OptionError(f"tools: {name} is not JSON: {error}") from None
             rules += prepared.rules
-            offered.append({"type": "function", "function": {**described, "parameters": prepared.schema}})
+            # the form of a call does not depend on what is said of it
+            told = {"name": name, "description": "", "parameters": prepared.schema}
+            offered.append({"type": "function", "function": told})
         return json.dumps(offered), rules
 
     @property
