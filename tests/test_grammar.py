@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pyfastv import OptionError, Runner
+from pyfastv.constraints.grammar import schema_grammar
 from pyfastv.models import bundled_examples
-from pyfastv.serve.grammar import schema_grammar
 
 CLOCK = bundled_examples()[0]
 SCHEMA = {

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pyfastv import ContextLengthError, OptionError, Runner, _native
-from pyfastv.serve.grammar import schema_grammar
+from pyfastv.constraints.grammar import schema_grammar
 
 import text_vocab
 from random_gguf import write as write_model

@@ -126,6 +126,22 @@ def test_no_import_goes_in_a_circle() -> None:
     assert left == {}
 
 
+def test_what_an_answer_follows_is_known_below_the_engine() -> None:
+    """So that a runner and the server have it from one place."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in PACKAGE.rglob("*.py")
+    }
+    found = {
+        name
+        for path in (PACKAGE / "constraints").glob("*.py")
+        for name in imported(f"pyfastv.constraints.{path.stem}", path, modules)
+    }
+    assert found
+    rooms = {"pyfastv", "pyfastv._checks", "pyfastv._native", "pyfastv.errors"}
+    assert {name for name in found if not name.startswith("pyfastv.constraints")} <= rooms
+
+
 def test_http_is_in_one_room() -> None:
     """And nothing else is there."""
     web = {"fastapi", "starlette", "uvicorn", "anyio", "httpcore2"}

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 pytest.importorskip("pydantic", reason="needs the extra serve")
 
 from pyfastv import OptionError, Runner
-from pyfastv.serve import patterns
-from pyfastv.serve.gbnf import number
-from pyfastv.serve.grammar import choice_grammar, of_schema, pattern_grammar, schema_grammar
+from pyfastv.constraints import patterns
+from pyfastv.constraints.gbnf import number
+from pyfastv.constraints.grammar import choice_grammar, of_schema, pattern_grammar, schema_grammar
 
 from gbnf_matcher import follows
 

@@ -10,7 +10,7 @@ namespace py = pybind11;
 
 using namespace py::literals;
 
-// its caller, pyfastv/serve/grammar.py, bounds the depth and the length of the strings
+// its caller, pyfastv/constraints/grammar.py, bounds the depth and the length of the strings
 static std::string json_schema_to_gbnf(const std::string & schema) {
     const py::gil_scoped_release release;
     try {

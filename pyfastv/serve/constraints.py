@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from ..constraints.grammar import Grammar, choice_grammar, of_schema, pattern_grammar
 from ..errors import OptionError
 from .errors import ApiError, invalid
-from .grammar import Grammar, choice_grammar, of_schema, pattern_grammar
 from .model import Model
 
 __all__ = ["Constrained", "StructuredOutputs", "check_unknown"]

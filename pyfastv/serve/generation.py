@@ -72,7 +72,7 @@ class Wanted:
 
     sampling: Sampling
     failure: Callable[[str], str | None] | None
-    """Of a finished answer: what it does not follow; see :class:`pyfastv.serve.grammar.Grammar`."""
+    """Of a finished answer: what it does not follow; see :class:`pyfastv.constraints.grammar.Grammar`."""
     setting: Setting
     n: int
     """Answers to each prompt."""

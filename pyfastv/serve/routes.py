@@ -104,7 +104,7 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
         wanted = await to_thread.run_sync(body.wanted, pool, settings)
         form = ChatForm(pool.name, body.n_probs > 0, body.top_logprobs or 0, body.tells_thoughts_apart)
         shown = {
-            "tools": body.tools,
+            "tools": body.tool_use,
             "variables": body.template_variables(),
             "continues": bool(body.continue_final_message),
         }
