@@ -14,7 +14,7 @@ from ..errors import ModelError, UnsupportedModelError
 from ..theory import Decoder, Encoder
 from .hub import mmproj_beside
 
-__all__ = ["ModelFiles", "WeightBytes", "read_model"]
+__all__ = ["ModelFiles", "WeightBytes", "model_parts", "read_model"]
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)\.weight")
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
@@ -62,7 +62,7 @@ def read_model(model: str, mmproj: str | None = None) -> ModelFiles:
     info = _native.model_info(model)
     if info["unsupported_reason"] is not None:
         raise UnsupportedModelError(f"{model}: {info['unsupported_reason']}: its cost is not counted here")
-    paths = _parts(model)
+    paths = model_parts(model)
     headers = [_native.gguf_header(path) for path in paths]
     metadata = headers[0]["metadata"]
     tensors: dict[str, Any] = {}
@@ -89,7 +89,8 @@ def read_model(model: str, mmproj: str | None = None) -> ModelFiles:
     )
 
 
-def _parts(model: str) -> list[str]:
+def model_parts(model: str) -> list[str]:
+    """The files of a model, in order: it may be split."""
     split = _SPLIT.search(model)
     if split is None:
         return [model]

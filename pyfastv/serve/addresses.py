@@ -9,7 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 __all__ = ["Addresses", "address"]
 
 _UNDER_V1 = re.compile(r"/(models(/.+)?|chat/completions|completions)")
-_ALSO = {"/v1/health": "/health", "/healthz": "/health", "/index.html": "/"}
+_HEALTH = ("/v1/health", "/healthz", "/livez", "/readyz", "/ready", "/live", "/ping", "/health/live", "/health/ready")
+_ALSO = {**dict.fromkeys(_HEALTH, "/health"), "/index.html": "/"}
 
 
 def address(path: str) -> str:
@@ -18,6 +19,8 @@ def address(path: str) -> str:
     path = path.rstrip("/") or "/"
     # a base URL that ends in /v1, given to a client that adds it
     path = re.sub("^(/v1)+/", "/v1/", path)
+    # one that ends in /v1 or /api, given to a client of Ollama
+    path = re.sub("^(/v1)?(/api)+/", "/api/", path)
     if _UNDER_V1.fullmatch(path):
         return f"/v1{path}"
     return _ALSO.get(path, path)
