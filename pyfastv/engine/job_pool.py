@@ -130,7 +130,7 @@ class JobPool(Closing, InForce):
         at the layers of those before it, and as many ``cells``, it runs beside them; else it waits until they have
         ended, those behind it wait for it, and what the slots hold is lost.
         ``turbo``, ``reduce``: a merging and a reducer for this request, which none waits for; None: none.
-        ``details``: fill :attr:`Job.details`; ``reports``: fill :attr:`Piece.report`. ``continues``: the answer goes on with
+        ``details``: fill :attr:`Job.details`; ``reports``: :attr:`Piece.report`. ``continues``: the answer goes on with
         the last message, of the assistant.
 
         Raises OptionError, ImageError, ModelError (a picture without a vision encoder), ContextLengthError,

@@ -239,7 +239,7 @@ def _checked(kind: type[R], fields: Mapping[str, Any]) -> R:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        found = [
+        found: list[dict[str, Any]] = [
             {**one, "loc": ("options", theirs[str(one["loc"][0])], *one["loc"][1:])}
             if one["loc"] and str(one["loc"][0]) in theirs
             else {**one}
