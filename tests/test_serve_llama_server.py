@@ -156,8 +156,8 @@ def test_probabilities_and_tokens_are_told(server: Server, runner: Runner) -> No
 def test_only_the_fields_that_are_asked_for(server: Server) -> None:
     fields = ["content", "generation_settings/n_predict", "timings/predicted_n", "nothing", "content/more"]
     answer = complete(server, PROMPT, n_predict=2, response_fields=fields)
-    assert set(answer) == {"content", "n_predict", "predicted_n"}
-    assert (answer["n_predict"], answer["predicted_n"]) == (2, 2)
+    assert set(answer) == {"content", "generation_settings/n_predict", "timings/predicted_n"}
+    assert (answer["generation_settings/n_predict"], answer["timings/predicted_n"]) == (2, 2)
 
 
 def test_the_progress_of_a_prompt_is_told(server: Server) -> None:

@@ -21,7 +21,7 @@ from pyfastv.engine.job import Piece  # noqa: E402
 from pyfastv.models import bundled_mmproj, bundled_model  # noqa: E402
 from pyfastv.models.facts import ModelFacts  # noqa: E402
 from pyfastv.serve.addresses import address  # noqa: E402
-from pyfastv.serve.ollama import OllamaMessage, _conversation  # noqa: E402
+from pyfastv.serve.ollama import OllamaMessage, _conversation, _placed  # noqa: E402
 from pyfastv.serve.ollama_replies import LineForm  # noqa: E402
 
 from serving import CLOCK, Server, data_uri, question, serving  # noqa: E402
@@ -125,6 +125,32 @@ def test_pictures_are_base64_with_and_without_what_a_data_uri_begins_with(server
     told = lines(server, "/api/generate", prompt=CLOCK.question, images=[picture], options=GREEDY)
     assert "".join(one["response"] for one in told) == CLOCK.answer
     assert told[-1]["visual_tokens"] == 576
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "placed"),
+    [
+        ("a", 0, ["a"]), ("", 0, [""]), ("a", 2, [0, 1, "a"]), ("", 1, [0]), ("[img]", 0, ["[img]"]),
+        ("a [img] b", 1, ["a ", 0, " b"]), ("[img]a[img]", 2, [0, "a", 1]), ("a[img]", 3, [1, 2, "a", 0]),
+        ("a[img]b[img]", 1, ["a", 0, "b[img]"]),
+    ],
+)  # fmt: skip
+def test_pictures_are_where_the_text_says(text: str, n: int, placed: list[str | int]) -> None:
+    assert _placed(text, n) == placed
+
+
+def test_a_picture_is_where_the_text_says_in_the_prompt(server: Server, client: ollama.Client) -> None:
+    """As Frigate writes it: a label, and its picture behind it."""
+    content = f"Frame 1:\n[img]\n{CLOCK.question}"
+    answer = client.chat("any", [asked(content=content)], options=GREEDY)
+    parts = [
+        {"type": "text", "text": "Frame 1:\n"},
+        {"type": "image_url", "image_url": {"url": data_uri(CLOCK.picture)}},
+        {"type": "text", "text": f"\n{CLOCK.question}"},
+    ]
+    chat = server.chat([{"role": "user", "content": parts}])
+    assert answer.message.content == chat["choices"][0]["message"]["content"]
+    assert answer.prompt_eval_count == chat["usage"]["prompt_tokens"]
 
 
 def test_a_file_is_read_as_far_as_it_is_allowed(server: Server) -> None:

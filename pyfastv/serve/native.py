@@ -272,7 +272,7 @@ def add_routes(router: APIRouter, pool: JobPool, settings: Settings, answerer: A
 
 
 def _only(answer: Mapping[str, Any], fields: Sequence[str] | None) -> dict[str, Any]:
-    """With ``a/b`` for the field b of the object a; what there is not is left out."""
+    """``a/b`` is the field b of the object a, under this name; what there is not is left out."""
     if not fields:
         return dict(answer)
     found = {}
@@ -282,5 +282,5 @@ def _only(answer: Mapping[str, Any], fields: Sequence[str] | None) -> dict[str, 
         for step in outer:
             value = value.get(step) if isinstance(value, Mapping) else None
         if isinstance(value, Mapping) and name in value:
-            found[name] = value[name]
+            found[path] = value[name]
     return found

@@ -49,7 +49,7 @@ _OPTIONS = {
 _OURS = (*SETTING_OPTIONS, "fastv_details")
 _EFFORTS = {"none": "none", "low": "low", "medium": "medium", "high": "high", "max": "xhigh"}
 _DURATION = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h))+|[+-]?\d+(\.\d*)?")
-_MARK = "[img-{}]"
+_PLACE, _MARK = "[img]", "[img-{}]"
 
 _ERROR_SCHEMA = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _ERROR = {"description": "Ollama's error.", "content": {"application/json": {"schema": _ERROR_SCHEMA}}}
@@ -248,12 +248,24 @@ def _checked(kind: type[R], fields: Mapping[str, Any]) -> R:
         raise validation_error(found) from None
 
 
+def _placed(text: str, n_pictures: int) -> list[str | int]:
+    """The texts of a message, and its pictures by their numbers: each where the next [img] is, without one in front."""
+    texts = text.split(_PLACE, n_pictures)
+    placed: list[str | int] = [*range(len(texts) - 1, n_pictures), texts[0]]
+    for number, more in enumerate(texts[1:]):
+        placed += [number, more]
+    some = [one for one in placed if one != ""]
+    return some or [""]
+
+
 def _message(message: OllamaMessage) -> ChatMessage:
-    """Pictures come before the text, as Ollama has them."""
-    text = [TextPart(type="text", text=message.content or "")] if message.content or not message.images else []
+    images = message.images or []
     return ChatMessage(
         role=message.role,
-        content=[*(bare_picture(image) for image in message.images or ()), *text],
+        content=[
+            TextPart(type="text", text=one) if isinstance(one, str) else bare_picture(images[one])
+            for one in _placed(message.content or "", len(images))
+        ],
         tool_calls=message.tool_calls,
         tool_call_id=message.tool_call_id,
         name=message.tool_name,
@@ -313,7 +325,14 @@ def make_router(pool: JobPool, settings: Settings, answerer: Answerer, facts: Mo
         if not body.messages:
             return loaded(body, unloads, {"message": {"role": "assistant", "content": ""}})
         asked = body.chat(pool, _conversation(body.messages), body.tools)
-        return await answer(request, body, asked, begin, lambda n, at: f"messages.{n}.images.{at}")
+        messages = body.messages
+
+        def place(number: int, at: int) -> str:
+            message = messages[number]
+            placed = _placed(message.content or "", len(message.images or ()))
+            return f"messages.{number}.images.{placed[at]}"
+
+        return await answer(request, body, asked, begin, place)
 
     @router.post("/generate", response_class=JSONResponse, responses=_OK)
     async def generate(body: GenerateBody, request: Request) -> Response:
@@ -326,7 +345,8 @@ def make_router(pool: JobPool, settings: Settings, answerer: Answerer, facts: Mo
         if body.raw:
             return await go_on(request, body, begin)
         asked = body.chat(pool, body.messages())
-        return await answer(request, body, asked, begin, lambda n, at: f"images.{at}")
+        placed = _placed(body.prompt, len(body.images or ()))
+        return await answer(request, body, asked, begin, lambda n, at: f"images.{placed[at]}")
 
     async def answer(
         request: Request, body: OllamaRequest, asked: ChatRequest, begin: float, place: Any
