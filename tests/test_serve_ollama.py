@@ -21,7 +21,7 @@ from pyfastv.engine.job import Piece  # noqa: E402
 from pyfastv.models import bundled_mmproj, bundled_model  # noqa: E402
 from pyfastv.models.facts import ModelFacts  # noqa: E402
 from pyfastv.serve.addresses import address  # noqa: E402
-from pyfastv.serve.ollama import OllamaMessage, _conversation, _placed  # noqa: E402
+from pyfastv.serve.ollama_messages import OllamaMessage, conversation  # noqa: E402
 from pyfastv.serve.ollama_replies import LineForm  # noqa: E402
 
 from serving import CLOCK, Server, data_uri, question, serving  # noqa: E402
@@ -128,15 +128,15 @@ def test_pictures_are_base64_with_and_without_what_a_data_uri_begins_with(server
 
 
 @pytest.mark.parametrize(
-    ("text", "n", "placed"),
+    ("text", "n", "expected"),
     [
         ("a", 0, ["a"]), ("", 0, [""]), ("a", 2, [0, 1, "a"]), ("", 1, [0]), ("[img]", 0, ["[img]"]),
         ("a [img] b", 1, ["a ", 0, " b"]), ("[img]a[img]", 2, [0, "a", 1]), ("a[img]", 3, [1, 2, "a", 0]),
         ("a[img]b[img]", 1, ["a", 0, "b[img]"]),
     ],
 )  # fmt: skip
-def test_pictures_are_where_the_text_says(text: str, n: int, placed: list[str | int]) -> None:
-    assert _placed(text, n) == placed
+def test_pictures_are_where_the_text_says(text: str, n: int, expected: list[str | int]) -> None:
+    assert OllamaMessage(role="user", content=text, images=["x"] * n).placed == expected
 
 
 def test_a_picture_is_where_the_text_says_in_the_prompt(server: Server, client: ollama.Client) -> None:
@@ -198,7 +198,7 @@ def test_a_conversation_goes_on(client: ollama.Client) -> None:
     assert "analog" in answer.message.content.lower()
 
 
-def test_a_system_message_is_one_of_the_conversation(server: Server, client: ollama.Client) -> None:
+def test_a_system_message_is_one_of_theconversation(server: Server, client: ollama.Client) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     generated = client.generate("any", "Hello", system="Be brief.", options={**GREEDY, "num_predict": 5})
     chat = server.chat(messages, max_tokens=5)
@@ -343,7 +343,7 @@ def test_calls_and_results_without_ids_belong_together() -> None:
         {"role": "tool", "content": "rain"},
         {"role": "tool", "content": "one", "tool_name": "time"},
     ]
-    told = _conversation([OllamaMessage.model_validate(message) for message in messages])
+    told = conversation([OllamaMessage.model_validate(message) for message in messages])
     weather, noon, one = (call.id for call in told[1].tool_calls or ())
     assert [message.tool_call_id for message in told[2:]] == [noon, weather, one]
     assert len({weather, noon, one}) == 3

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections import deque
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from anyio import to_thread
 from fastapi import APIRouter, Request
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 from starlette.responses import JSONResponse, Response
 
 from .._about import __version__
@@ -24,13 +23,14 @@ from ..models.facts import ModelFacts
 from ..settings.setting import SETTING_OPTIONS
 from .answerer import Answerer
 from .body import BoundedJsonRoute
-from .chat import ChatForm, ChatMessage, ChatRequest, TextPart, ToolCall
+from .chat import ChatForm, ChatMessage, ChatRequest
 from .completions import CompletionRequest
 from .constraints import check_unknown
 from .errors import ApiError, invalid, validation_error
 from .generation import Generation
 from .model import Model
 from .objects import LineAnswering
+from .ollama_messages import OllamaMessage, as_chat, conversation
 from .ollama_replies import LineForm, ModelLists, now
 from .pictures import bare_picture
 from .settings import Settings
@@ -49,7 +49,7 @@ _OPTIONS = {
 _OURS = (*SETTING_OPTIONS, "fastv_details")
 _EFFORTS = {"none": "none", "low": "low", "medium": "medium", "high": "high", "max": "xhigh"}
 _DURATION = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h))+|[+-]?\d+(\.\d*)?")
-_PLACE, _MARK = "[img]", "[img-{}]"
+_MARK = "[img-{}]"
 
 _ERROR_SCHEMA = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _ERROR = {"description": "Ollama's error.", "content": {"application/json": {"schema": _ERROR_SCHEMA}}}
@@ -71,24 +71,6 @@ _MISSING = {
 }
 
 R = TypeVar("R", bound=Generation)
-
-
-def _lower(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
-
-
-class OllamaMessage(Model):
-    """One message of a conversation."""
-
-    role: Annotated[
-        Literal["system", "developer", "user", "assistant", "tool"], BeforeValidator(_lower)
-    ]
-    content: str | None = None
-    images: list[str] | None = Field(default=None, description="In base64, or data URIs.")
-    thinking: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
-    tool_name: str | None = None
 
 
 class OllamaRequest(Model):
@@ -202,9 +184,13 @@ class GenerateBody(OllamaRequest):
                 "context is not supported by this server: send the conversation to /api/chat", "context"
             )
 
+    @property
+    def question(self) -> OllamaMessage:
+        return OllamaMessage(role="user", content=self.prompt, images=self.images)
+
     def messages(self) -> list[ChatMessage]:
-        system = [_message(OllamaMessage(role="system", content=self.system))] if self.system else []
-        return [*system, _message(OllamaMessage(role="user", content=self.prompt, images=self.images))]
+        system = [OllamaMessage(role="system", content=self.system)] if self.system else []
+        return [as_chat(message) for message in (*system, self.question)]
 
     def text(self, pool: JobPool) -> CompletionRequest:
         """The same of OpenAI's text completions. Raises ApiError."""
@@ -248,50 +234,6 @@ def _checked(kind: type[R], fields: Mapping[str, Any]) -> R:
         raise validation_error(found) from None
 
 
-def _placed(text: str, n_pictures: int) -> list[str | int]:
-    """The texts of a message, and its pictures by their numbers: each where the next [img] is, without one in front."""
-    texts = text.split(_PLACE, n_pictures)
-    placed: list[str | int] = [*range(len(texts) - 1, n_pictures), texts[0]]
-    for number, more in enumerate(texts[1:]):
-        placed += [number, more]
-    some = [one for one in placed if one != ""]
-    return some or [""]
-
-
-def _message(message: OllamaMessage) -> ChatMessage:
-    images = message.images or []
-    return ChatMessage(
-        role=message.role,
-        content=[
-            TextPart(type="text", text=one) if isinstance(one, str) else bare_picture(images[one])
-            for one in _placed(message.content or "", len(images))
-        ],
-        tool_calls=message.tool_calls,
-        tool_call_id=message.tool_call_id,
-        name=message.tool_name,
-        reasoning_content=message.thinking,
-    )
-
-
-def _conversation(messages: list[OllamaMessage]) -> list[ChatMessage]:
-    """Calls and results without ids, as Ollama has them, belong together in their order; those of one function first."""
-    told: list[ChatMessage] = []
-    waiting: deque[ToolCall] = deque()
-    for number, message in enumerate(messages):
-        chat = _message(message)
-        for at, call in enumerate(chat.tool_calls or ()):
-            call.id = call.id or f"call{number % 1000:03d}{at % 100:02d}"  # what Mistral's templates take
-            waiting.append(call)
-        if chat.role == "tool":
-            same = [call for call in waiting if chat.name in (None, call.function.name)]
-            of = next((call for call in same if chat.tool_call_id in (None, call.id)), None)
-            if of is not None:
-                waiting.remove(of)
-                chat.tool_call_id = chat.tool_call_id or of.id
-        told.append(chat)
-    return told
-
-
 def make_router(pool: JobPool, settings: Settings, answerer: Answerer, facts: ModelFacts) -> APIRouter:
     """All of Ollama's."""
     router = APIRouter(prefix="/api", tags=["Ollama"], route_class=BoundedJsonRoute, responses=_ERRORS)
@@ -324,13 +266,12 @@ def make_router(pool: JobPool, settings: Settings, answerer: Answerer, facts: Mo
         unloads = body.unloads
         if not body.messages:
             return loaded(body, unloads, {"message": {"role": "assistant", "content": ""}})
-        asked = body.chat(pool, _conversation(body.messages), body.tools)
+        asked = body.chat(pool, conversation(body.messages), body.tools)
         messages = body.messages
 
         def place(number: int, at: int) -> str:
             message = messages[number]
-            placed = _placed(message.content or "", len(message.images or ()))
-            return f"messages.{number}.images.{placed[at]}"
+            return f"messages.{number}.images.{message.placed[at]}"
 
         return await answer(request, body, asked, begin, place)
 
@@ -345,8 +286,8 @@ def make_router(pool: JobPool, settings: Settings, answerer: Answerer, facts: Mo
         if body.raw:
             return await go_on(request, body, begin)
         asked = body.chat(pool, body.messages())
-        placed = _placed(body.prompt, len(body.images or ()))
-        return await answer(request, body, asked, begin, lambda n, at: f"images.{placed[at]}")
+        order = body.question.placed
+        return await answer(request, body, asked, begin, lambda n, at: f"images.{order[at]}")
 
     async def answer(
         request: Request, body: OllamaRequest, asked: ChatRequest, begin: float, place: Any
