@@ -71,6 +71,8 @@ SLOW = [
     "serve_fuzz",
     "serve_inspection",
     "serve_hostile",
+    "serve_llama_server",
+    "serve_ollama",
     "serve_openai",
     "serve_page",
     "serve_process",

@@ -80,3 +80,12 @@ def test_probabilities_of_tokens_that_become_no_text_are_told() -> None:
     active.take({**special, "finish": "length"})
     job._end("length", None)
     assert [(piece.text, [prob.id for prob in piece.probs]) for piece in job] == [("", [5])]
+
+
+def test_the_stop_string_that_came_is_told() -> None:
+    for stops, came in ((["b", "ab"], "ab"), (["zz", "b"], "b"), (["zz"], "")):
+        reader = PieceReader(stops)
+        reader.feed(b"xa")
+        reader.feed(b"b")
+        assert reader.stop_string == came
+        assert reader.stopped == bool(came)

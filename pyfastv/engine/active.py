@@ -27,6 +27,8 @@ class Active:
     image_decode_ms: float
     n_pictures: int
     details: bool = False
+    reports: bool = False
+    """Every piece has one."""
     keep_space: bool = False
     """Before the first word of the answer."""
     cancelled: bool = False
@@ -40,6 +42,7 @@ class Active:
     def __post_init__(self) -> None:
         self._reader = PieceReader(self.stop, keep_space=self.keep_space)
         self._probs: list[TokenProb] = []  # of tokens whose text is held back
+        self._report: Report | None = None
 
     @property
     def stopped(self) -> bool:
@@ -55,9 +58,10 @@ class Active:
         """It has a slot."""
         self.began = time.monotonic()
 
-    def take(self, event: dict[str, Any]) -> None:
+    def take(self, event: dict[str, Any], report: Report | None = None) -> None:
         """What a step did to it (:meth:`pyfastv._native.Engine.step`): text to the job."""
         self.reading = False
+        self._report = report
         if self.stopped or self.job.done:
             return
         if event["token"] is not None:
@@ -82,7 +86,7 @@ class Active:
         self._add(text, probs)
 
     def _add(self, text: str, probs: Sequence[TokenProb]) -> None:
-        self.job._add(Piece(text, tuple(probs)))
+        self.job._add(Piece(text, tuple(probs), self._report))
         self._probs = []
 
     def reason(self, event: dict[str, Any] | None) -> str | None:
@@ -93,6 +97,7 @@ class Active:
 
     def end(self, event: dict[str, Any] | None, report: Report | None, error: BaseException | None) -> None:
         """Tell the job."""
+        self.job.stop_string = self._reader.stop_string
         if event is not None and self.details:
             self.job.details = {
                 "grids": [[list(grid) for grid in slices] for slices in event["grids"]],

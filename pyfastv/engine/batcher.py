@@ -217,7 +217,7 @@ class Batcher:
             with self._changed:
                 self._admitting = None
                 taken = self._busy_slots()
-                item.slot = next(i for i in range(self._n_slots) if i not in taken)
+                item.slot = item.job.slot = next(i for i in range(self._n_slots) if i not in taken)
                 self._active[number] = item
                 if item.cancelled:
                     self._slots.cancel(number)
@@ -259,22 +259,26 @@ class Batcher:
             with self._changed:
                 del self._active[number]
         stopped_before = item.stopped
-        item.take(event)
+        report = None
+        if item.reports and event["error"] is None:
+            report = self._report(item, event["report"] or self._slots.report(number))
+        item.take(event, report)
         if item.stopped and not stopped_before:
             self._slots.cancel(number)
         if ended:
             self._end(item, event, event["error"])
 
+    def _report(self, item: Active, report: _native.RunReport) -> Report:
+        return Report.of(
+            report,
+            n_layer=self._n_layer,
+            image_decode_ms=item.image_decode_ms,
+            setting=item.setting,
+            queue_ms=item.queue_ms,
+        )
+
     def _end(self, item: Active, event: dict[str, Any] | None, error: BaseException | None) -> None:
-        report = None
-        if event is not None:
-            report = Report.of(
-                event["report"],
-                n_layer=self._n_layer,
-                image_decode_ms=item.image_decode_ms,
-                setting=item.setting,
-                queue_ms=item.queue_ms,
-            )
+        report = None if event is None else self._report(item, event["report"])
         with self._changed:
             if self._admitting is item:
                 self._admitting = None

@@ -37,6 +37,8 @@ class Piece:
     """Whole characters, nothing of a stop string."""
     probs: tuple[TokenProb, ...] = ()
     """Of the tokens that became this text, if they were asked for."""
+    report: Report | None = None
+    """What was done until this piece came, if it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ class Job:
         or an error."""
         self.report: Report | None = None
         """What was done, once finished; None for a job that was cancelled before it began."""
+        self.stop_string = ""
+        """That ended the answer; empty: none did."""
+        self.slot: int | None = None
+        """Where it is computed, 0 to ``n_slots - 1``; None: it waits."""
         self.open_thought = ""
         """The tag that ends the thought in which the answer begins, because the prompt has opened it; empty: in none."""
         self.calls: CallFormat | None = None
@@ -84,6 +90,11 @@ class Job:
     def done(self) -> bool:
         """Finished, cancelled or failed."""
         return self._ended
+
+    @property
+    def progress(self) -> Progress | None:
+        """Of its prompt, the last that is known; None: it waits."""
+        return self._progress
 
     def cancel(self) -> None:
         """End it, wherever it is: its slot is free within one token. A job that has ended stays as it is."""

@@ -11,6 +11,7 @@ from .._closing import Closing
 from ..constraints.tools import CallFormat, ToolUse
 from ..errors import OptionError, printable
 from ..inputs.chat import Prompt
+from ..inputs.images import Picture
 from ..inputs.thinking import open_thought
 from ..settings.presets import Recommended
 from ..settings.reduce import Reducer
@@ -84,6 +85,8 @@ class JobPool(Closing, InForce):
         self.queue = integer("queue", queue, 0)
         """Most requests that wait."""
         path, mmproj = model_files(model_path, mmproj_path)
+        self.path, self.mmproj = path, mmproj
+        """Files of the model, and of its vision encoder if it has one."""
         self.file = printable(path.name)
         """File name of the model."""
         self.name = self.file if name is None else utf8("name", name)
@@ -117,6 +120,7 @@ class JobPool(Closing, InForce):
         *,
         n_probs: int = 0,
         details: bool = False,
+        reports: bool = False,
         continues: bool = False,
         tools: ToolUse | None = None,
         variables: Mapping[str, Any] | None = None,
@@ -130,7 +134,8 @@ class JobPool(Closing, InForce):
         ``cells``, it runs beside them; else it waits until they have ended, those behind it wait for it, and what the
         slots hold is lost.
         ``turbo``, ``reduce``: a merging and a reducer for this request, which none waits for; None: none.
-        ``details``: fill :attr:`Job.details`. ``continues``: the answer goes on with the last message, of the assistant.
+        ``details``: fill :attr:`Job.details`; ``reports``: :attr:`Piece.report`. ``continues``: the answer goes on with
+        the last message, of the assistant.
 
         Raises OptionError, ImageError, ModelError (a picture without a vision encoder), ContextLengthError,
         PoolBusy, ClosedError.
@@ -140,29 +145,36 @@ class JobPool(Closing, InForce):
             lambda: self._model.render_for_calls(messages, tools, variables=variables, continues=continues),
             setting,
         )
-        return self._submit(setting, prepare, sampling, n_probs, details, keep_space=continues)
+        return self._submit(setting, prepare, sampling, n_probs, details, reports, keep_space=continues)
 
     def submit_text(
         self,
         prompt: str | Sequence[int],
         sampling: Sampling,
         *,
+        pictures: Sequence[Picture] = (),
+        mark: str = "",
         n_probs: int = 0,
         details: bool = False,
+        reports: bool = False,
         **options: Unpack[SettingOptions],
     ) -> Job:
         """Queue a text to go on from, or the tokens of one, as it is, without a chat template. The answer keeps the space
-        that it begins with. Otherwise as :meth:`submit`."""
+        that it begins with. ``pictures``: where ``mark`` is in the text, in this order. Otherwise as :meth:`submit`."""
         setting = self._model.fitted(self.setting.but(**options))
         if isinstance(prompt, str):
-            text = prompt
-            prepare = self._preparing(lambda: (Prompt(text, (), add_bos=True), None), setting)
+            text, shown = prompt, tuple(pictures)
+            if shown:
+                if (found := text.count(mark)) != len(shown):
+                    raise OptionError(f"the prompt has {mark} {found} times, for {len(shown)} pictures")
+                text = text.replace(mark, self._slots.media_marker)
+            prepare = self._preparing(lambda: (Prompt(text, shown, add_bos=True), None), setting)
         elif not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
             raise OptionError(f"prompt must be a string, or a list of tokens; got {prompt!r:.200}")
         else:
             tokens = [integer(f"prompt[{i}]: a token", token, 0) for i, token in enumerate(prompt)]
             prepare = self._preparing_tokens(tokens, setting)
-        return self._submit(setting, prepare, sampling, n_probs, details, keep_space=True)
+        return self._submit(setting, prepare, sampling, n_probs, details, reports, keep_space=True)
 
     @property
     def sees(self) -> bool:
@@ -242,6 +254,7 @@ class JobPool(Closing, InForce):
         sampling: Sampling,
         n_probs: int,
         details: bool,
+        reports: bool,
         keep_space: bool = False,
     ) -> Job:
         n_probs = integer("n_probs", n_probs, 0, _MAX_TOP)
@@ -260,6 +273,7 @@ class JobPool(Closing, InForce):
                 image_decode_ms=prepared.image_decode_ms,
                 n_pictures=prepared.n_pictures,
                 details=details,
+                reports=reports,
                 keep_space=keep_space,
             )
             self._batcher.add(item)

@@ -9,8 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 __all__ = ["Addresses", "address"]
 
 _UNDER_V1 = re.compile(r"/(models(/.+)?|chat/completions|completions)")
-# what orchestrators and LocalAI's clients ask
-_HEALTH = ("/v1/health", "/healthz", "/livez", "/readyz", "/ping")
+_HEALTH = ("/v1/health", "/healthz", "/livez", "/readyz", "/ready", "/live", "/ping", "/health/live", "/health/ready")
 _ALSO = {**dict.fromkeys(_HEALTH, "/health"), "/index.html": "/"}
 
 
@@ -20,6 +19,8 @@ def address(path: str) -> str:
     path = path.rstrip("/") or "/"
     # a base URL that ends in /v1, given to a client that adds it
     path = re.sub("^(/v1)+/", "/v1/", path)
+    # one that ends in /v1 or /api, given to a client of Ollama
+    path = re.sub("^(/v1)?(/api)+/", "/api/", path)
     if _UNDER_V1.fullmatch(path):
         return f"/v1{path}"
     return _ALSO.get(path, path)

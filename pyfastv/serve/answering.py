@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from fastapi import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -91,6 +91,9 @@ class Answering:
     ping_seconds: float | None = None
     """After which a comment is sent where there is nothing else to send; None: never."""
 
+    media_type: ClassVar[str] = "text/event-stream"
+    """Of a stream."""
+
     def __post_init__(self) -> None:
         self._unread = set(range(len(self.jobs)))
 
@@ -100,7 +103,7 @@ class Answering:
         if self.wanted.stream:
             state = request.scope.get("state", {})
             events = self._events(lambda nudge: state.__setitem__(NUDGE, nudge))
-            return _EventStream(events, self.end)
+            return _EventStream(events, self.end, self.media_type)
         try:
             return await while_connected(request, self._whole())
         finally:
@@ -122,7 +125,8 @@ class Answering:
         if not self._unread:
             await self.release()
 
-    async def _whole(self) -> Response:
+    async def _pieces(self) -> list[list[Piece]]:
+        """All of them, of each answer."""
         pieces: list[list[Piece]] = [[] for _ in self.jobs]
         async with aclosing(follow(self.jobs)) as items:
             async for item in items:
@@ -131,6 +135,10 @@ class Answering:
                 await self._read(index)
                 if isinstance(what, Piece):
                     pieces[index].append(what)
+        return pieces
+
+    async def _whole(self) -> Response:
+        pieces = await self._pieces()
         return JSONResponse(
             {
                 **self.form.head,
@@ -187,7 +195,8 @@ class Answering:
                     await self._read(index)
                     if isinstance(what, Piece):
                         texts[index] += what.text if self.wanted.failure else ""
-                        yield _event({**head, "choices": [self.form.piece(index, what)]})
+                        told = {} if what.report is None else {"timings": replies.timings([what.report])}
+                        yield _event({**head, "choices": [self.form.piece(index, what)], **told})
                     else:
                         reason = self._finish_reason(index, texts[index])
                         closings.append(self.form.closing(index, reason))
@@ -211,9 +220,11 @@ class Answering:
 class _EventStream(StreamingResponse):
     """Server-sent events. ``end``: called when the response ends, however that is, and if it never begins."""
 
-    def __init__(self, events: AsyncGenerator[str, None], end: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, events: AsyncGenerator[str, None], end: Callable[[], Awaitable[None]], media_type: str
+    ) -> None:
         # a proxy that collects a response before it sends it on (nginx) would hold back what is sent at once
-        super().__init__(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        super().__init__(events, media_type=media_type, headers={"X-Accel-Buffering": "no"})
         self._events, self._end = events, end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

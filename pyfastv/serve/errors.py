@@ -1,4 +1,5 @@
-"""Everything that goes wrong, in OpenAI's form: ``{"error": {"message", "type", "param", "code"}}``."""
+"""Everything that goes wrong, in OpenAI's form, ``{"error": {"message", "type", "param", "code"}}``, or for Ollama's
+addresses in Ollama's, ``{"error": "message"}``."""
 
 from __future__ import annotations
 
@@ -22,7 +23,16 @@ from ..errors import (
     OutOfMemoryError,
 )
 
-__all__ = ["ApiError", "add_handlers", "as_api_error", "error_body", "error_response", "invalid"]
+__all__ = [
+    "ApiError",
+    "add_handlers",
+    "as_api_error",
+    "error_body",
+    "error_response",
+    "error_text",
+    "invalid",
+    "validation_error",
+]
 
 logger = logging.getLogger("pyfastv.serve")
 
@@ -92,26 +102,32 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, "an internal error; the server's log has it", code="internal_error")
 
 
-def error_body(error: ApiError) -> dict[str, Any]:
-    """OpenAI's error object."""
+def error_text(error: ApiError) -> str:
+    """What a client is told."""
     message = str(error.detail)
     if len(message) > _LONGEST:
         message = f"{message[:_LONGEST]}..."
     # a lone surrogate of the request cannot be sent back
-    message = message.encode("utf-8", "replace").decode("utf-8")
+    return message.encode("utf-8", "replace").decode("utf-8")
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    """OpenAI's error object."""
+    message = error_text(error)
     kind = _TYPES.get(
         error.status_code, "server_error" if error.status_code >= 500 else "invalid_request_error"
     )
     return {"error": {"message": message, "type": kind, "param": error.param, "code": error.code}}
 
 
-def error_response(error: ApiError) -> JSONResponse:
-    """The error as a response."""
-    return JSONResponse(error_body(error), error.status_code, error.headers)
+def error_response(error: ApiError, path: str) -> JSONResponse:
+    """The error as a response, in the form of the address that was asked."""
+    body = {"error": error_text(error)} if path.startswith("/api/") else error_body(error)
+    return JSONResponse(body, error.status_code, error.headers)
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Makes every error of an application one of OpenAI's."""
+    """Makes every error of an application one that its client can read."""
 
     async def from_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -119,14 +135,14 @@ def add_handlers(app: FastAPI) -> None:
             where = f"{request.method} {request.url.path}"
             what = {404: f"no such address: {where}", 405: f"wrong method: {where}"}.get(error.status_code)
             error = ApiError(error.status_code, what or str(error.detail), headers=error.headers)
-        return error_response(error)
+        return error_response(error, request.scope["path"])
 
     async def from_validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(_from_validation(error.errors()))
+        return error_response(validation_error(error.errors()), request.scope["path"])
 
     async def from_any(request: Request, error: Exception) -> JSONResponse:
-        return error_response(as_api_error(error))
+        return error_response(as_api_error(error), request.scope["path"])
 
     app.add_exception_handler(HTTPException, from_http)
     app.add_exception_handler(RequestValidationError, from_validation)
@@ -134,7 +150,7 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, from_any)
 
 
-def _from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """One of pydantic's errors, told by its path; the others are counted."""
     first = errors[0]
     path = ".".join(str(step) for step in first["loc"] if step != "body") or "body"

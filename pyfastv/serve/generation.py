@@ -82,6 +82,8 @@ class Wanted:
     include_usage: bool
     progress: bool
     """Of the prompt, in events of a stream."""
+    timings: bool = False
+    """In every chunk of a stream."""
 
     def keywords(self, answer: int = 0) -> dict[str, Any]:
         """Of :meth:`pyfastv.engine.job_pool.JobPool.submit`, for one of several answers: each has another seed."""
@@ -92,6 +94,7 @@ class Wanted:
             "sampling": sampling,
             "n_probs": self.n_probs,
             "details": self.details,
+            "reports": self.timings,
             **self.setting.options(),
         }
 
@@ -132,6 +135,9 @@ class Generation(Constrained):
     stream_options: StreamOptions | None = None
     return_progress: bool | None = Field(
         default=None, description="Tell how far the prompt is read, in chunks with `prompt_progress`."
+    )
+    timings_per_token: bool | None = Field(
+        default=None, description="`timings` in every chunk of a stream, as llama-server has it."
     )
     fastv: str | Literal[False] | ScheduleFields | None = Field(
         default=None,
@@ -180,6 +186,7 @@ class Generation(Constrained):
             stream=bool(self.stream),
             include_usage=usage,
             progress=bool(self.return_progress),
+            timings=bool(self.timings_per_token and self.stream),
         )
 
     @property

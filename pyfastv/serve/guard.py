@@ -85,7 +85,7 @@ class Guard:
         except ApiError as error:
             if started:  # too late for another answer
                 raise
-            await error_response(error)(scope, receive, send_safely)
+            await error_response(error, scope["path"])(scope, receive, send_safely)
 
     def _check_host(self, headers: Headers) -> None:
         # browsers always name a host; checks of health by HTTP/1.0 name none

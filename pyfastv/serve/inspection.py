@@ -11,14 +11,17 @@ from pydantic import Field
 
 from .._about import __version__
 from ..engine.job_pool import JobPool
+from ..engine.sampling import Sampling
+from ..models.facts import ModelFacts
 from .chat import ChatMessage, ImagePart
 from .completions import Token
+from .errors import ApiError
 from .model import Model
+from .native import MARK, generation_settings
+from .ollama_replies import model_details
 from .settings import Settings
 
-__all__ = ["add_routes", "describe_model"]
-
-_PICTURE = "<__media__>"  # llama-server's own mark; that of the engine is nobody's to know
+__all__ = ["add_routes", "describe_model", "listed_model"]
 
 
 class TokenizeRequest(Model):
@@ -43,7 +46,7 @@ class TemplateRequest(Model):
     continue_final_message: bool | None = None
 
 
-def describe_model(pool: JobPool, created: int) -> dict[str, Any]:
+def describe_model(pool: JobPool, facts: ModelFacts, created: int) -> dict[str, Any]:
     """OpenAI's model object, and what clients look for beside it."""
     return {
         "id": pool.name,
@@ -51,7 +54,27 @@ def describe_model(pool: JobPool, created: int) -> dict[str, Any]:
         "created": created,
         "owned_by": "pyfastv",
         "architecture": {"input_modalities": _modalities(pool), "output_modalities": ["text"]},
-        "meta": {"n_ctx": pool.n_ctx, "slots": pool.n_slots, "file": pool.file, **pool.setting.specs()},
+        "meta": {
+            "n_ctx": pool.n_ctx,
+            "n_ctx_train": facts.n_ctx_train,
+            "n_embd": facts.n_embd,
+            "n_params": facts.n_params,
+            "size": facts.bytes,
+            "slots": pool.n_slots,
+            "file": pool.file,
+            **pool.setting.specs(),
+        },
+    }
+
+
+def listed_model(pool: JobPool, facts: ModelFacts) -> dict[str, Any]:
+    """As llama-server has it beside OpenAI's object: clients look there whether it takes pictures."""
+    return {
+        "name": pool.name,
+        "model": pool.name,
+        "type": "model",
+        "capabilities": ["completion", *(["multimodal"] if pool.sees else [])],
+        "details": model_details(facts, pool.sees),
     }
 
 
@@ -67,27 +90,33 @@ def add_routes(router: APIRouter, pool: JobPool, settings: Settings) -> None:
         """The model, its context and template, what requests get that are silent."""
         defaults = settings.sampling
         sampling = {name: getattr(defaults, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-        most = -1 if settings.max_tokens is None else settings.max_tokens
         return {
             "default_generation_settings": {
+                "id": 0,
                 "n_ctx": pool.n_ctx,
-                "params": {**sampling, "n_predict": most, "max_tokens": most, "seed": -1},
+                "speculative": False,
+                "is_processing": 0 in pool.busy_slots(),
+                "params": generation_settings(Sampling(max_tokens=settings.max_tokens, **sampling)),
             },
             "total_slots": pool.n_slots,
             "model_alias": pool.name,
             "model_path": pool.file,
             "modalities": {"vision": pool.sees, "audio": False},
+            "media_marker": MARK,
             "chat_template": pool.chat_template or "",
             "bos_token": pool.bos_token,
             "eos_token": pool.eos_token,
             "build_info": f"pyfastv {__version__}",
+            "is_sleeping": False,
             **pool.setting.specs(),
         }
 
     @router.get("/slots", tags=["llama-server"])
-    async def slots() -> list[dict[str, Any]]:
-        """Which are at work."""
+    async def slots(fail_on_no_slot: str | None = None) -> list[dict[str, Any]]:
+        """Which are at work; with ``fail_on_no_slot=1`` 503 if all are."""
         busy = pool.busy_slots()
+        if fail_on_no_slot not in (None, "", "0") and len(busy) == pool.n_slots:
+            raise ApiError(503, "no slot available", code="unavailable")
         return [
             {"id": i, "n_ctx": pool.n_ctx, "speculative": False, "is_processing": i in busy}
             for i in range(pool.n_slots)
@@ -119,7 +148,7 @@ def add_routes(router: APIRouter, pool: JobPool, settings: Settings) -> None:
         call = partial(
             pool.render,
             [_unread(message) for message in body.messages],
-            _PICTURE,
+            MARK,
             continues=bool(body.continue_final_message),
         )
         return {"prompt": await to_thread.run_sync(call)}

@@ -45,6 +45,8 @@ _PATHS = {
     "/tokenize",
     "/detokenize",
     "/apply-template",
+    "/completion",
+    *(f"/api/{name}" for name in ("chat", "generate", "tags", "show", "ps", "version")),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,27 @@ from anyio import to_thread
 from ..errors import ImageError
 from ..inputs.images import named, picture_size
 from ..inputs.uris import data_uri_bytes, is_data_uri
-from .chat import ChatMessage, ImagePart
+from .chat import ChatMessage, ImagePart, ImageUrl
 from .errors import ApiError, as_api_error
 from .fetch import fetch
 from .settings import Settings
 
-__all__ = ["PictureReader", "read_local_file"]
+__all__ = ["PictureReader", "bare_picture", "read_local_file"]
 
+_BARE = "data:image;base64,"
+_SCHEMES = ("data", "http", "https", "file")
 _AT_A_TIME = 4  # largest pictures that may be in work
+
+
+def bare_picture(data: str) -> ImagePart:
+    """One that is base64 alone, as llama-server and Ollama have it; URIs are those that they are elsewhere."""
+    begin = data[:16].lstrip().lower()
+    uri = begin.partition(":")[0] in _SCHEMES and ":" in begin
+    return ImagePart(type="image_url", image_url=ImageUrl(url=data if uri else _BARE + data))
+
+
+def _place(message: int, part: int) -> str:
+    return f"messages.{message}.content.{part}"
 
 
 class PictureReader:
@@ -33,10 +46,13 @@ class PictureReader:
         self._free_pixels = _AT_A_TIME * settings.max_pixels
 
     @asynccontextmanager
-    async def read(self, messages: Sequence[ChatMessage]) -> AsyncIterator[list[dict[str, Any]]]:
+    async def read(
+        self, messages: Sequence[ChatMessage], place: Callable[[int, int], str] = _place
+    ) -> AsyncIterator[list[dict[str, Any]]]:
         """The messages as :meth:`pyfastv.inputs.chat.ChatTemplate.render` takes them, pictures as bytes of their files.
 
-        What they weigh is held until the context ends. Raises ApiError.
+        What they weigh is held until the context ends. ``place``: where in the request a message's part is, for those
+        who have it elsewhere. Raises ApiError.
         """
         self._check_counts(messages)
         read: list[dict[str, Any]] = []
@@ -45,8 +61,7 @@ class PictureReader:
             parts: list[dict[str, Any]] = []
             for at, part in enumerate(message.content):
                 if isinstance(part, ImagePart):
-                    where = f"messages.{number}.content.{at}"
-                    data, size = await self._read_one(part.image_url.url, where)
+                    data, size = await self._read_one(part.image_url.url, place(number, at))
                     pixels += size
                     parts.append({"type": "image", "image": data})
                 else:

@@ -17,6 +17,7 @@ __all__ = [
     "chat_logprobs",
     "details",
     "head",
+    "native_probs",
     "progress",
     "text_logprobs",
     "timings",
@@ -121,6 +122,18 @@ def chat_logprobs(probs: Sequence[TokenProb], n_top: int) -> dict[str, Any]:
         {**_entry(prob), "top_logprobs": [_entry(other) for other in prob.top[:n_top]]} for prob in probs
     ]
     return {"content": content, "refusal": None}
+
+
+def native_probs(probs: Sequence[TokenProb], n_top: int) -> list[dict[str, Any]]:
+    """Of llama-server's own completions."""
+    return [
+        {
+            "id": prob.id,
+            **_entry(prob),
+            "top_logprobs": [{"id": other.id, **_entry(other)} for other in prob.top[:n_top]],
+        }
+        for prob in probs
+    ]
 
 
 def progress(read: Progress, seconds: float) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -15,14 +15,18 @@ from starlette.responses import JSONResponse, Response
 
 from .._about import __version__
 from ..engine.job_pool import Job, JobPool
-from .answering import Answering, ClientGone, Form, while_connected
+from ..models.facts import model_facts
+from . import native, ollama
+from .answerer import Answerer, Submit
+from .answering import Answering, ClientGone, while_connected
 from .body import BoundedJsonRoute
 from .chat import ChatForm, ChatRequest
 from .completions import CompletionRequest, TextForm
 from .errors import ApiError
 from .generation import Wanted
-from .inspection import add_routes, describe_model
+from .inspection import add_routes, describe_model, listed_model
 from .metrics import Metrics
+from .objects import ObjectForm
 from .pictures import PictureReader
 from .settings import Settings
 
@@ -64,12 +68,13 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
     router = APIRouter(route_class=BoundedJsonRoute, responses=_ERRORS)
     pictures = PictureReader(settings)
     preparing = CapacityLimiter(max(2, pool.n_slots))  # decoding pictures is work for the CPU
-    model = describe_model(pool, int(time.time()))
+    facts = model_facts(pool.path, pool.mmproj)
+    model = describe_model(pool, facts, int(time.time()))
 
     @router.get("/v1/models", tags=["models"])
     async def list_models() -> dict[str, Any]:
         """The one model."""
-        return {"object": "list", "data": [model]}
+        return {"object": "list", "data": [model], "models": [listed_model(pool, facts)]}
 
     @router.get("/v1/models/{name:path}", tags=["models"])
     async def get_model(name: str) -> dict[str, Any]:
@@ -103,21 +108,7 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
         begin = time.perf_counter()
         wanted = await to_thread.run_sync(body.wanted, pool, settings)
         form = ChatForm(pool.name, body.n_probs > 0, body.top_logprobs or 0, body.tells_thoughts_apart)
-        shown = {
-            "tools": body.tool_use,
-            "variables": body.template_variables(),
-            "continues": bool(body.continue_final_message),
-        }
-
-        async def submit(held: AsyncExitStack) -> list[Job]:
-            messages = await held.enter_async_context(pictures.read(body.messages))
-            jobs = await submit_all(
-                [partial(pool.submit, messages, **shown, **wanted.keywords(i)) for i in range(wanted.n)]
-            )
-            form.begin(jobs)
-            return jobs
-
-        return await respond(request, submit, form, wanted, begin)
+        return await respond(request, chat(body, form, wanted), form, wanted, begin)
 
     @router.post(
         "/v1/completions", tags=["completions"], response_class=JSONResponse, responses=_COMPLETION_OK
@@ -138,6 +129,24 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
             )
 
         return await respond(request, submit, form, wanted, begin)
+
+    def chat(body: ChatRequest, form: ChatForm | ObjectForm, wanted: Wanted, **where: Any) -> Submit:
+        """``where``: see :meth:`pyfastv.serve.pictures.PictureReader.read`."""
+        shown = {
+            "tools": body.tool_use,
+            "variables": body.template_variables(),
+            "continues": bool(body.continue_final_message),
+        }
+
+        async def submit(held: AsyncExitStack) -> list[Job]:
+            messages = await held.enter_async_context(pictures.read(body.messages, **where))
+            jobs = await submit_all(
+                [partial(pool.submit, messages, **shown, **wanted.keywords(i)) for i in range(wanted.n)]
+            )
+            form.begin(jobs)
+            return jobs
+
+        return submit
 
     async def submit_all(calls: Sequence[Callable[[], Job]]) -> list[Job]:
         """In their order; all or none."""
@@ -161,16 +170,17 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
 
     async def respond(
         request: Request,
-        submit: Callable[[AsyncExitStack], Awaitable[list[Job]]],
-        form: Form,
+        submit: Submit,
+        form: Any,
         wanted: Wanted,
         begin: float,
+        kind: type[Answering] = Answering,
     ) -> Response:
-        """``submit``: gets what holds the pictures until the prompts have been read."""
+        """``form``: as the answering wants it."""
         held = AsyncExitStack()
         try:
             jobs = await while_connected(request, submit(held))
-            answering = Answering(
+            answering = kind(
                 jobs, form, wanted, pool.n_layer, metrics, begin, held.aclose, settings.ping_seconds
             )
             return await answering.respond(request)
@@ -182,6 +192,9 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
             raise
 
     add_routes(router, pool, settings)
+    answerer = Answerer(pictures, chat, submit_all, respond)
+    native.add_routes(router, pool, settings, answerer)
+    router.include_router(ollama.make_router(pool, settings, answerer, facts))
     return router
 
 
