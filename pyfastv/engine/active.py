@@ -106,6 +106,7 @@ class Active:
                 "kept": [kept.tolist() for kept in event["kept"]],
                 "first_layers": list(event["report"].first_layers),
             }
+        self.job.stop_string = self._reader.stop_string
         self.job._end(None if error is not None else self.reason(event), report, error)
 
 

@@ -24,6 +24,8 @@ class PieceReader:
         self._begun = keep_space
         self.stopped = False
         """True once a stop string came; nothing more is given out then."""
+        self.stop_string: str | None = None
+        """The one that came."""
 
     def feed(self, data: bytes) -> str:
         """The text that is certain now; may be empty."""
@@ -40,10 +42,11 @@ class PieceReader:
             self._begun = True
             text = text.removeprefix(" ")
         text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        found = [(at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
+            end, self.stop_string = min(found, key=lambda one: one[0])
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[:end]
         certain = len(text) if final else len(text) - undecided(text, self._stop)
         self._held = text[certain:]
         return text[:certain]

@@ -1,9 +1,10 @@
-"""Everything that goes wrong, in OpenAI's form: ``{"error": {"message", "type", "param", "code"}}``."""
+"""Everything that goes wrong, in OpenAI's form: ``{"error": {"message", "type", "param", "code"}}``; where clients of
+another protocol ask, in theirs."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -21,8 +22,18 @@ from ..errors import (
     OptionError,
     OutOfMemoryError,
 )
+from .addresses import address
 
-__all__ = ["ApiError", "add_handlers", "as_api_error", "error_body", "error_response", "invalid"]
+__all__ = [
+    "FORMS",
+    "ApiError",
+    "add_handlers",
+    "as_api_error",
+    "error_body",
+    "error_message",
+    "error_response",
+    "invalid",
+]
 
 logger = logging.getLogger("pyfastv.serve")
 
@@ -92,22 +103,32 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, "an internal error; the server's log has it", code="internal_error")
 
 
-def error_body(error: ApiError) -> dict[str, Any]:
-    """OpenAI's error object."""
+FORMS: dict[str, Callable[[ApiError], dict[str, Any]]] = {}
+"""Of errors, by what an address begins with; any other has OpenAI's."""
+
+
+def error_message(error: ApiError) -> str:
+    """What it says, as it can be sent."""
     message = str(error.detail)
     if len(message) > _LONGEST:
         message = f"{message[:_LONGEST]}..."
     # a lone surrogate of the request cannot be sent back
-    message = message.encode("utf-8", "replace").decode("utf-8")
+    return message.encode("utf-8", "replace").decode("utf-8")
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    """OpenAI's error object."""
     kind = _TYPES.get(
         error.status_code, "server_error" if error.status_code >= 500 else "invalid_request_error"
     )
-    return {"error": {"message": message, "type": kind, "param": error.param, "code": error.code}}
+    told = {"message": error_message(error), "type": kind, "param": error.param, "code": error.code}
+    return {"error": told}
 
 
-def error_response(error: ApiError) -> JSONResponse:
-    """The error as a response."""
-    return JSONResponse(error_body(error), error.status_code, error.headers)
+def error_response(error: ApiError, path: str) -> JSONResponse:
+    """The error as a response, in the form that clients of an address expect."""
+    form = next((form for begin, form in FORMS.items() if address(path).startswith(begin)), error_body)
+    return JSONResponse(form(error), error.status_code, error.headers)
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -119,14 +140,14 @@ def add_handlers(app: FastAPI) -> None:
             where = f"{request.method} {request.url.path}"
             what = {404: f"no such address: {where}", 405: f"wrong method: {where}"}.get(error.status_code)
             error = ApiError(error.status_code, what or str(error.detail), headers=error.headers)
-        return error_response(error)
+        return error_response(error, request.url.path)
 
     async def from_validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(_from_validation(error.errors()))
+        return error_response(_from_validation(error.errors()), request.url.path)
 
     async def from_any(request: Request, error: Exception) -> JSONResponse:
-        return error_response(as_api_error(error))
+        return error_response(as_api_error(error), request.url.path)
 
     app.add_exception_handler(HTTPException, from_http)
     app.add_exception_handler(RequestValidationError, from_validation)

@@ -15,15 +15,18 @@ from starlette.responses import JSONResponse, Response
 
 from .._about import __version__
 from ..engine.job_pool import Job, JobPool
-from .answering import Answering, ClientGone, Form, while_connected
+from .answering import Answering, Chunks, ClientGone, Form, Telling, while_connected
 from .body import BoundedJsonRoute
 from .chat import ChatForm, ChatRequest
+from .chats import Chats
 from .completions import CompletionRequest, TextForm
 from .errors import ApiError
 from .generation import Wanted
 from .inspection import add_routes, describe_model
+from .messages import add_routes as add_messages
 from .metrics import Metrics
 from .pictures import PictureReader
+from .responses import add_routes as add_responses
 from .settings import Settings
 
 __all__ = ["make_router"]
@@ -99,25 +102,39 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
         "/v1/chat/completions", tags=["completions"], response_class=JSONResponse, responses=_COMPLETION_OK
     )
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        """OpenAI's chat completion; pictures in image_url parts."""
-        begin = time.perf_counter()
-        wanted = await to_thread.run_sync(body.wanted, pool, settings)
-        form = ChatForm(pool.name, body.n_probs > 0, body.top_logprobs or 0, body.tells_thoughts_apart)
-        shown = {
+        """OpenAI's chat completion; pictures in image_url parts, videos in video_url parts."""
+        return await answer_chat(body, request, Chunks())
+
+    def shown(body: ChatRequest) -> dict[str, Any]:
+        """Keywords of the pool's submit() and count_tokens()."""
+        return {
             "tools": body.tools,
             "variables": body.template_variables(),
             "continues": bool(body.continue_final_message),
         }
 
+    async def answer_chat(body: ChatRequest, request: Request, telling: Telling) -> Response:
+        """Chats of every protocol come here; ``telling``: how the answer is told."""
+        begin = time.perf_counter()
+        wanted = await to_thread.run_sync(body.wanted, pool, settings)
+        form = ChatForm(pool.name, body.n_probs > 0, body.top_logprobs or 0, body.tells_thoughts_apart)
+
         async def submit(held: AsyncExitStack) -> list[Job]:
             messages = await held.enter_async_context(pictures.read(body.messages))
             jobs = await submit_all(
-                [partial(pool.submit, messages, **shown, **wanted.keywords(i)) for i in range(wanted.n)]
+                [partial(pool.submit, messages, **shown(body), **wanted.keywords(i)) for i in range(wanted.n)]
             )
             form.begin(jobs)
             return jobs
 
-        return await respond(request, submit, form, wanted, begin)
+        return await respond(request, submit, form, wanted, begin, telling)
+
+    async def count_chat(body: ChatRequest) -> int:
+        """Tokens of its prompt."""
+        wanted = await to_thread.run_sync(body.wanted, pool, settings)
+        async with pictures.read(body.messages) as messages:
+            count = partial(pool.count_tokens, messages, **shown(body), **wanted.setting.options())
+            return await to_thread.run_sync(count, limiter=preparing)
 
     @router.post(
         "/v1/completions", tags=["completions"], response_class=JSONResponse, responses=_COMPLETION_OK
@@ -137,7 +154,7 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
                 ]
             )
 
-        return await respond(request, submit, form, wanted, begin)
+        return await respond(request, submit, form, wanted, begin, Chunks())
 
     async def submit_all(calls: Sequence[Callable[[], Job]]) -> list[Job]:
         """In their order; all or none."""
@@ -165,13 +182,14 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
         form: Form,
         wanted: Wanted,
         begin: float,
+        telling: Telling,
     ) -> Response:
         """``submit``: gets what holds the pictures until the prompts have been read."""
         held = AsyncExitStack()
         try:
             jobs = await while_connected(request, submit(held))
             answering = Answering(
-                jobs, form, wanted, pool.n_layer, metrics, begin, held.aclose, settings.ping_seconds
+                jobs, form, wanted, pool.n_layer, metrics, begin, held.aclose, settings.ping_seconds, telling
             )
             return await answering.respond(request)
         except ClientGone:
@@ -181,6 +199,9 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
             await held.aclose()
             raise
 
+    chats = Chats(answer_chat, count_chat, pool)
+    add_responses(router, chats)
+    add_messages(router, chats)
     add_routes(router, pool, settings)
     return router
 
