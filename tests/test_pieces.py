@@ -41,6 +41,10 @@ def test_a_stop_string_that_only_began_is_given_out() -> None:
 
 def test_the_first_of_several_stop_strings_counts() -> None:
     assert "".join(read([b"a b c d"], ("d", "b c", "c"))[0]) == "a "
+    reader = PieceReader(("d", "b c", "c"))
+    assert reader.stop_string is None
+    reader.feed(b"a b c d")
+    assert reader.stop_string == "b c"
 
 
 def test_a_stop_string_inside_a_longer_one_stops_at_once() -> None:
