@@ -368,9 +368,9 @@ def test_thoughts_and_calls_are_items() -> None:
     assert found[-1]["type"] == "response.completed"
     for response in (whole, found[-1]["response"]):
         thought, said, first, second = response["output"]
-        assert (thought["type"], thought["content"]) == (
+        assert (thought["type"], thought["summary"]) == (
             "reasoning",
-            [{"type": "reasoning_text", "text": "Well well."}],
+            [{"type": "summary_text", "text": "Well well."}],
         )
         assert said["content"][0]["text"] == "So."
         assert (first["type"], first["call_id"], first["name"]) == ("function_call", "call_1", "see")
@@ -379,6 +379,10 @@ def test_thoughts_and_calls_are_items() -> None:
         assert all(item["status"] == "completed" for item in response["output"])
         assert response["usage"]["output_tokens_details"] == {"reasoning_tokens": 2}
         assert response["usage"]["input_tokens_details"] == {"cached_tokens": 1}
+    assert [event["type"].removeprefix("response.") for event in found[2:9]] == [
+        *("output_item.added", "reasoning_summary_part.added", *["reasoning_summary_text.delta"] * 2),
+        *("reasoning_summary_text.done", "reasoning_summary_part.done", "output_item.done"),
+    ]
     deltas = [event for event in found if event["type"] == "response.function_call_arguments.delta"]
     assert [event["output_index"] for event in deltas] == [2, 2, 3]
     done = [event["item"] for event in found if event["type"] == "response.output_item.done"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from copy import deepcopy
+from typing import Any, NamedTuple
 
 from ..engine.job_pool import Job
 from .answering import event
@@ -14,13 +15,38 @@ from .errors import ApiError, error_message
 __all__ = ["ResponseTelling"]
 
 _PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
-_TEXTS = {"message": "output_text", "reasoning": "reasoning_text"}
 
 
-def _of_type(kind: str) -> dict[str, Any]:
-    """The one part that an item of text has."""
-    part = {"type": _TEXTS[kind], "text": ""}
-    return part if kind == "reasoning" else {**part, "annotations": [], "logprobs": []}
+class _Texts(NamedTuple):
+    """How an item of text is called: it has one part."""
+
+    parts: str
+    """Where it is."""
+    index: str
+    part_event: str
+    text_event: str
+    empty: dict[str, Any]
+    """The part without text."""
+
+
+# A thought is the summary of an item, as clients of OpenAI's own models know it; there are those that take the first
+# content of any item for the answer.
+_TEXTS = {
+    "message": _Texts(
+        "content",
+        "content_index",
+        "response.content_part",
+        "response.output_text",
+        {"type": "output_text", "text": "", "annotations": [], "logprobs": []},
+    ),
+    "reasoning": _Texts(
+        "summary",
+        "summary_index",
+        "response.reasoning_summary_part",
+        "response.reasoning_summary_text",
+        {"type": "summary_text", "text": ""},
+    ),
+}
 
 
 class ResponseTelling:
@@ -96,13 +122,14 @@ class ResponseTelling:
     def _said(self, kind: str, text: str, probs: list[dict[str, Any]]) -> Iterator[str]:
         if not self._open or self._output[-1]["type"] != kind:
             yield from self._item(kind)
-        part = self._output[-1]["content"][0]
+        names = _TEXTS[kind]
+        part = self._output[-1][names.parts][0]
         part["text"] += text
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {names.index: 0, "delta": text}
         if kind == "message":
             part["logprobs"] += probs
             more["logprobs"] = probs
-        yield self._at(f"response.{_TEXTS[kind]}.delta", content_index=0, delta=text, **more)
+        yield self._at(f"{names.text_event}.delta", **more)
 
     def _called(self, index: int, call: dict[str, Any]) -> Iterator[str]:
         function = call.get("function") or {}
@@ -126,29 +153,31 @@ class ResponseTelling:
             "type": kind,
             "status": "in_progress",
         }
+        names = _TEXTS.get(kind)
         if kind == "message":
-            item |= {"role": "assistant", "content": []}
-        elif kind == "reasoning":
-            item |= {"summary": [], "content": []}
+            item["role"] = "assistant"
+        if names is not None:
+            item[names.parts] = []
         item |= fields
         self._output.append(item)
         self._open, self._call = True, None
         yield self._event("response.output_item.added", output_index=len(self._output) - 1, item=item)
-        if kind in _TEXTS:
-            item["content"].append(_of_type(kind))
-            yield self._at("response.content_part.added", content_index=0, part=item["content"][0])
+        if names is not None:
+            part = deepcopy(names.empty)
+            item[names.parts].append(part)
+            yield self._at(f"{names.part_event}.added", **{names.index: 0}, part=part)
 
     def _closed(self) -> Iterator[str]:
         if not self._open:
             return
         self._open = False
         item = self._output[-1]
-        if item["type"] in _TEXTS:
-            part = item["content"][0]
-            more = {"logprobs": part["logprobs"]} if item["type"] == "message" else {}
-            name = f"response.{_TEXTS[item['type']]}.done"
-            yield self._at(name, content_index=0, text=part["text"], **more)
-            yield self._at("response.content_part.done", content_index=0, part=part)
+        names = _TEXTS.get(item["type"])
+        if names is not None:
+            [part] = item[names.parts]
+            told = {name: part[name] for name in ("text", "logprobs") if name in part}
+            yield self._at(f"{names.text_event}.done", **{names.index: 0}, **told)
+            yield self._at(f"{names.part_event}.done", **{names.index: 0}, part=part)
         else:
             told = {"name": item["name"], "arguments": item["arguments"]}
             yield self._at("response.function_call_arguments.done", **told)
@@ -163,7 +192,7 @@ class ResponseTelling:
 
     def _ended(self, answer: dict[str, Any]) -> dict[str, Any]:
         usage = dict(answer["usage"])
-        thoughts = [item["content"][0]["text"] for item in self._output if item["type"] == "reasoning"]
+        thoughts = [item["summary"][0]["text"] for item in self._output if item["type"] == "reasoning"]
         told = {
             "input_tokens": usage.pop("prompt_tokens"),
             "input_tokens_details": usage.pop("prompt_tokens_details"),

@@ -148,7 +148,7 @@ class TextConfig(Model):
 
 
 class Reasoning(Model):
-    """How much the model thinks; its thoughts come as they are, not as a summary."""
+    """How much the model thinks; what it thought comes whole, in the place of a summary, whatever kind is asked for."""
 
     effort: Effort | None = None
     summary: str | None = None
