@@ -49,7 +49,7 @@ class MessageTelling:
         events = [*self._started()]
         for choice in chunk["choices"]:
             events += self._told(choice["delta"])
-            if choice["finish_reason"] is not None:
+            if choice.get("finish_reason") is not None:
                 events += self._closed()
                 self._reason = self._stopped(choice["finish_reason"])
         if chunk.get("usage"):

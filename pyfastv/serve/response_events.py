@@ -113,7 +113,7 @@ class ResponseTelling:
             yield from self._said("message", text, probs)
         for number, call in enumerate(said.get("tool_calls") or []):
             yield from self._called(call.get("index", number), call)
-        if choice["finish_reason"] is not None:
+        if choice.get("finish_reason") is not None:
             self._reason = choice["finish_reason"]
             if all(item["type"] == "reasoning" for item in self._output):  # an empty answer
                 yield from self._item("message")
