@@ -30,8 +30,8 @@ __all__ = [
     "add_handlers",
     "as_api_error",
     "error_body",
-    "error_message",
     "error_response",
+    "error_text",
     "invalid",
 ]
 
@@ -107,8 +107,8 @@ FORMS: dict[str, Callable[[ApiError], dict[str, Any]]] = {}
 """Of errors, by what an address begins with; any other has OpenAI's."""
 
 
-def error_message(error: ApiError) -> str:
-    """What it says, as it can be sent."""
+def error_text(error: ApiError) -> str:
+    """What a client is told."""
     message = str(error.detail)
     if len(message) > _LONGEST:
         message = f"{message[:_LONGEST]}..."
@@ -118,11 +118,11 @@ def error_message(error: ApiError) -> str:
 
 def error_body(error: ApiError) -> dict[str, Any]:
     """OpenAI's error object."""
+    message = error_text(error)
     kind = _TYPES.get(
         error.status_code, "server_error" if error.status_code >= 500 else "invalid_request_error"
     )
-    told = {"message": error_message(error), "type": kind, "param": error.param, "code": error.code}
-    return {"error": told}
+    return {"error": {"message": message, "type": kind, "param": error.param, "code": error.code}}
 
 
 def error_response(error: ApiError, path: str) -> JSONResponse:
@@ -132,7 +132,7 @@ def error_response(error: ApiError, path: str) -> JSONResponse:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Makes every error of an application one of OpenAI's."""
+    """Makes every error of an application one that its client can read."""
 
     async def from_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -140,14 +140,14 @@ def add_handlers(app: FastAPI) -> None:
             where = f"{request.method} {request.url.path}"
             what = {404: f"no such address: {where}", 405: f"wrong method: {where}"}.get(error.status_code)
             error = ApiError(error.status_code, what or str(error.detail), headers=error.headers)
-        return error_response(error, request.url.path)
+        return error_response(error, request.scope["path"])
 
     async def from_validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(_from_validation(error.errors()), request.url.path)
+        return error_response(_from_validation(error.errors()), request.scope["path"])
 
     async def from_any(request: Request, error: Exception) -> JSONResponse:
-        return error_response(as_api_error(error), request.url.path)
+        return error_response(as_api_error(error), request.scope["path"])
 
     app.add_exception_handler(HTTPException, from_http)
     app.add_exception_handler(RequestValidationError, from_validation)

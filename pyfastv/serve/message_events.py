@@ -9,7 +9,7 @@ from typing import Any
 
 from ..engine.job_pool import Job
 from .answering import event
-from .errors import ApiError, error_message
+from .errors import ApiError, error_text
 
 __all__ = ["MessageTelling", "error_form"]
 
@@ -167,4 +167,4 @@ def error_form(error: ApiError) -> dict[str, Any]:
     """Anthropic's error object."""
     status = error.status_code
     kind = _ERROR_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": error_message(error)}}
+    return {"type": "error", "error": {"type": kind, "message": error_text(error)}}

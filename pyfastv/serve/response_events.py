@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ..engine.job_pool import Job
 from .answering import event
-from .errors import ApiError, error_message
+from .errors import ApiError, error_text
 
 __all__ = ["ResponseTelling"]
 
@@ -88,7 +88,7 @@ class ResponseTelling:
 
     def failed(self, error: ApiError) -> str:
         codes = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
-        told = {"code": codes.get(error.status_code, "server_error"), "message": error_message(error)}
+        told = {"code": codes.get(error.status_code, "server_error"), "message": error_text(error)}
         events = [*self._begun(), self._event("response.failed", response=self._response("failed", error=told))]
         return "".join(events)
 
