@@ -41,10 +41,6 @@ def test_a_stop_string_that_only_began_is_given_out() -> None:
 
 def test_the_first_of_several_stop_strings_counts() -> None:
     assert "".join(read([b"a b c d"], ("d", "b c", "c"))[0]) == "a "
-    reader = PieceReader(("d", "b c", "c"))
-    assert reader.stop_string is None
-    reader.feed(b"a b c d")
-    assert reader.stop_string == "b c"
 
 
 def test_a_stop_string_inside_a_longer_one_stops_at_once() -> None:
@@ -84,3 +80,12 @@ def test_probabilities_of_tokens_that_become_no_text_are_told() -> None:
     active.take({**special, "finish": "length"})
     job._end("length", None)
     assert [(piece.text, [prob.id for prob in piece.probs]) for piece in job] == [("", [5])]
+
+
+def test_the_stop_string_that_came_is_told() -> None:
+    for stops, came in ((["b", "ab"], "ab"), (["zz", "b"], "b"), (["zz"], "")):
+        reader = PieceReader(stops)
+        reader.feed(b"xa")
+        reader.feed(b"b")
+        assert reader.stop_string == came
+        assert reader.stopped == bool(came)

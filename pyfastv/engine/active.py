@@ -93,6 +93,7 @@ class Active:
 
     def end(self, event: dict[str, Any] | None, report: Report | None, error: BaseException | None) -> None:
         """Tell the job."""
+        self.job.stop_string = self._reader.stop_string
         if event is not None and self.details:
             self.job.details = {
                 "grids": [[list(grid) for grid in slices] for slices in event["grids"]],
@@ -106,7 +107,6 @@ class Active:
                 "kept": [kept.tolist() for kept in event["kept"]],
                 "first_layers": list(event["report"].first_layers),
             }
-        self.job.stop_string = self._reader.stop_string
         self.job._end(None if error is not None else self.reason(event), report, error)
 
 

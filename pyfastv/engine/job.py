@@ -68,12 +68,12 @@ class Job:
         self.finish_reason: str | None = None
         """"stop": the model ended, or a stop string; "length": ``max_tokens`` or the context; "cancelled". None: not yet,
         or an error."""
-        self.stop_string: str | None = None
-        """Once finished: the stop string that ended it; None: none did."""
         self.prompt_tokens = 0
         """Of its prompt, visual ones included."""
         self.report: Report | None = None
         """What was done, once finished; None for a job that was cancelled before it began."""
+        self.stop_string = ""
+        """That ended the answer; empty: none did."""
         self.open_thought = ""
         """The tag that ends the thought in which the answer begins, because the prompt has opened it; empty: in none."""
         self.details: dict[str, Any] | None = None

@@ -24,8 +24,8 @@ class PieceReader:
         self._begun = keep_space
         self.stopped = False
         """True once a stop string came; nothing more is given out then."""
-        self.stop_string: str | None = None
-        """The one that came."""
+        self.stop_string = ""
+        """That came; empty: none yet."""
 
     def feed(self, data: bytes) -> str:
         """The text that is certain now; may be empty."""
@@ -44,9 +44,9 @@ class PieceReader:
         text = self._held + text
         found = [(at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
-            end, self.stop_string = min(found, key=lambda one: one[0])
             self.stopped, self._held = True, ""
-            return text[:end]
+            at, self.stop_string = min(found)
+            return text[:at]
         certain = len(text) if final else len(text) - undecided(text, self._stop)
         self._held = text[certain:]
         return text[:certain]

@@ -33,6 +33,7 @@ __all__ = [
     "error_response",
     "error_text",
     "invalid",
+    "validation_error",
 ]
 
 logger = logging.getLogger("pyfastv.serve")
@@ -144,7 +145,7 @@ def add_handlers(app: FastAPI) -> None:
 
     async def from_validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(_from_validation(error.errors()), request.scope["path"])
+        return error_response(validation_error(error.errors()), request.scope["path"])
 
     async def from_any(request: Request, error: Exception) -> JSONResponse:
         return error_response(as_api_error(error), request.scope["path"])
@@ -155,7 +156,7 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, from_any)
 
 
-def _from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """One of pydantic's errors, told by its path; the others are counted."""
     first = errors[0]
     path = ".".join(str(step) for step in first["loc"] if step != "body") or "body"

@@ -121,9 +121,9 @@ class MessageTelling:
         yield self._event("content_block_stop", index=self._number)
 
     def _stopped(self, reason: str) -> dict[str, Any]:
-        string = self._jobs[0].stop_string if self._jobs and reason == "stop" else None
-        why = "end_turn" if string is None else "stop_sequence"
-        return {"stop_reason": _STOPPED.get(reason, why), "stop_sequence": string}
+        string = self._jobs[0].stop_string if self._jobs and reason == "stop" else ""
+        why = "stop_sequence" if string else "end_turn"
+        return {"stop_reason": _STOPPED.get(reason, why), "stop_sequence": string or None}
 
 
 def _arguments(text: str) -> Any:
