@@ -206,6 +206,10 @@ class RunReport:
 class EngineRequest:
     """What :meth:`Engine.prepare` gives to :meth:`Engine.start`, once."""
 
+    @property
+    def n_tokens(self) -> int:
+        """Of its prompt, visual ones included. Before it is started."""
+
 class Engine:
     """One model, its vision encoder and one context that ``n_slots`` requests share, each with a part of it.
 

@@ -82,12 +82,12 @@ class Server:
         return self.process.wait(timeout)
 
 
-def send(server: Server, body: dict[str, Any]) -> socket.socket:
-    """A request for a chat completion whose answer is left to the caller."""
+def send(server: Server, body: dict[str, Any], path: str = CHAT) -> socket.socket:
+    """A request, for a chat completion unless told otherwise, whose answer is left to the caller."""
     parts = urlsplit(server.url)
     data = json.dumps(body).encode()
     connection = socket.create_connection((parts.hostname, parts.port), timeout=30)
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
     return connection
 

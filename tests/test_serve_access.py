@@ -50,6 +50,19 @@ def test_the_right_key_is_taken(guarded: Server) -> None:
     assert guarded.request("POST", "/v1/completions", body, bearer(KEY))[0] == 200
 
 
+def test_a_key_in_anthropics_header_is_taken_and_errors_have_its_form(guarded: Server) -> None:
+    body = {"messages": [question("Hello")], "max_tokens": 1}
+    key = KEY.encode().decode("latin-1")
+    for path in ("/v1/messages", "/v1/completions"):
+        sent = body if "messages" in path else {"prompt": "Hello", "max_tokens": 1}
+        assert guarded.request("POST", path, sent, {"X-Api-Key": key})[0] == 200
+        assert guarded.request("POST", path, sent, {"X-Api-Key": f"{key}x"})[0] == 401
+        assert guarded.request("POST", path, sent, {"X-Api-Key": "", "Authorization": key})[0] == 401
+    data = guarded.request("POST", "/messages", body)[2]
+    assert json.loads(data)["type"] == "error"
+    assert json.loads(data)["error"]["type"] == "authentication_error"
+
+
 @pytest.mark.parametrize("path", ["/", "/health"])
 def test_the_page_and_health_need_no_key(guarded: Server, path: str) -> None:
     assert guarded.request("GET", path)[0] == 200

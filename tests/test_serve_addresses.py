@@ -38,6 +38,20 @@ def test_texts_go_on_at_every_spelling_of_the_address(server: Server, path: str)
     assert json.loads(data)["object"] == "text_completion"
 
 
+@pytest.mark.parametrize("before", ["", "/v1", "/v1/v1", "//v1/"])
+def test_other_protocols_are_answered_at_every_spelling_of_their_addresses(
+    server: Server, before: str
+) -> None:
+    for path, body, kind in (
+        ("/responses", {"input": "Hello", "max_output_tokens": 1}, '"object":"response"'),
+        ("/responses/input_tokens", {"input": "Hello"}, '"object":"response.input_tokens"'),
+        ("/messages", {"messages": [question("Hello")], "max_tokens": 1}, '"type":"message"'),
+        ("/messages/count_tokens", {"messages": [question("Hello")]}, '"input_tokens":'),
+    ):
+        status, _, data = server.request("POST", before + path, body)
+        assert (status, kind in data.decode()) == (200, True), data
+
+
 def test_the_model_is_listed_without_v1(server: Server) -> None:
     listed = json.loads(server.request("GET", "/v1/models")[2])
     for path in ("/models", "/models/", "//models", "/v1/models/", "/v1/v1/models"):

@@ -57,6 +57,26 @@ def test_headers_and_the_role_come_before_there_is_a_slot(pinging: Server, busy:
         assert health(pinging)["waiting"] == 1
 
 
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words", "ping"),
+    [
+        ("/v1/responses", {"input": "Hello"}, b"event: response.in_progress", b": ping\n\n"),
+        ("/v1/messages", {"messages": HELLO, "max_tokens": 5}, b"event: message_start", b"event: ping\n"),
+    ],
+)
+def test_streams_of_other_protocols_begin_and_ping_before_there_is_a_slot(
+    pinging: Server, busy: socket.socket, path: str, body: dict[str, Any], words: bytes, ping: bytes
+) -> None:
+    with send(pinging, {**body, "stream": True}, path) as connection:
+        data = read_until(connection, words)
+        assert data.startswith(b"HTTP/1.1 200")
+        assert health(pinging)["waiting"] == 1
+        read_until(connection, ping, 2)
+
+
 def test_comments_come_while_nothing_is_sent(pinging: Server, busy: socket.socket) -> None:
     begin = time.monotonic()
     body = {"messages": PICTURE, "stream": True, "return_progress": True, "temperature": 0}

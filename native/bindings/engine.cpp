@@ -317,7 +317,8 @@ py::list pixels(py_engine & self, const rgb_array & picture) {
 } // namespace
 
 void bind_engine(py::module_ & m) {
-    py::class_<py_request>(m, "EngineRequest");
+    py::class_<py_request>(m, "EngineRequest")
+        .def_property_readonly("n_tokens", [](const py_request & self) { return self.impl.wanted.n_tokens; });
 
     py::class_<py_engine>(m, "Engine")
         .def(py::init([](const py::object & progress, const py::kwargs & options) {

@@ -45,9 +45,14 @@ _NEEDED = {"fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic", "
     help="Read pictures by file:// from this folder.",
 )
 @click.option("--max-body-mb", type=click.IntRange(1, 4096), default=32, help="Largest request, in MiB.")
-@click.option("--max-images", type=click.IntRange(0, 1000), default=16, help="Most pictures in a request.")
 @click.option(
-    "--max-pixels", type=click.IntRange(1, 1_000_000_000), default=32_000_000, help="Of one picture."
+    "--max-images", type=click.IntRange(0, 1000), default=16, help="Most pictures and videos in a request."
+)
+@click.option(
+    "--max-frames", type=click.IntRange(0, 512), default=64, help="Most frames of a request's videos."
+)
+@click.option(
+    "--max-pixels", type=click.IntRange(1, 1_000_000_000), default=32_000_000, help="Of a picture or frame."
 )
 @click.option(
     "--max-tokens", type=click.IntRange(1), help="Most tokens in an answer.  [default: the context of a slot]"
@@ -160,6 +165,7 @@ def _settings(module: Any, address: str, options: dict[str, Any]) -> Any:
         allow_local_files=options["allow_local_files"],
         max_body_bytes=options["max_body_mb"] * 2**20,
         max_images=options["max_images"],
+        max_frames=options["max_frames"],
         max_pixels=options["max_pixels"],
         max_tokens=options["max_tokens"],
         ping_seconds=options["sse_ping_interval"] or None,

@@ -71,6 +71,8 @@ class Job:
         self.finish_reason: str | None = None
         """"stop": the model ended, or a stop string; "length": ``max_tokens`` or the context; "cancelled". None: not yet,
         or an error."""
+        self.prompt_tokens = 0
+        """Of its prompt, visual ones included."""
         self.report: Report | None = None
         """What was done, once finished; None for a job that was cancelled before it began."""
         self.stop_string = ""

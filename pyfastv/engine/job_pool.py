@@ -176,6 +176,26 @@ class JobPool(Closing, InForce):
             prepare = self._preparing_tokens(tokens, setting)
         return self._submit(setting, prepare, sampling, n_probs, details, reports, keep_space=True)
 
+    def count_tokens(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        continues: bool = False,
+        tools: ToolUse | None = None,
+        variables: Mapping[str, Any] | None = None,
+        **options: Unpack[SettingOptions],
+    ) -> int:
+        """Tokens of the prompt that :meth:`submit` makes of the same, visual ones included: those that enter the language
+        model, after Turbo and a reducer. Nothing is queued. Raises as :meth:`submit`."""
+        setting = self._model.fitted(self.setting.but(**options))
+        prepare = self._preparing(
+            lambda: self._model.render_for_calls(messages, tools, variables=variables, continues=continues),
+            setting,
+        )
+        with self._batcher.place():
+            prepared = prepare(**self._model.sampling_options(Sampling(max_tokens=0)), n_probs=0)
+        return prepared.request.n_tokens
+
     @property
     def sees(self) -> bool:
         """Has it a vision encoder?"""
@@ -265,6 +285,7 @@ class JobPool(Closing, InForce):
             job = Job(self._batcher.cancel)
             job.open_thought = prepared.open_thought
             job.calls = prepared.calls
+            job.prompt_tokens = prepared.request.n_tokens
             item = Active(
                 job=job,
                 request=prepared.request,

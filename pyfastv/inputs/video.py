@@ -7,9 +7,10 @@ import io
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,44 @@ from .images import MAX_PIXELS, Frame, Picture, load_image, named_by_place
 from .signatures import HEAD, video_format
 from .uris import local_path
 
-__all__ = ["MAX_FRAMES", "Video", "VideoSource", "is_still", "is_video", "load_frames"]
+__all__ = [
+    "DEFAULT_FRAMES",
+    "MAX_FRAMES",
+    "Video",
+    "VideoSize",
+    "VideoSource",
+    "is_still",
+    "is_video",
+    "load_frames",
+    "video_size",
+]
 
 MAX_FRAMES = 512
 """Most frames of one video: they are all held until the prompt is read."""
 
+DEFAULT_FRAMES = 8
+"""Of a video of which nobody says how many."""
+
 _SEEK_SECONDS = 4.0  # what is further away is sought, not decoded to
+
+# By their signatures. A demuxer that is found by a file's content can be one of playlists (HLS, DASH), which opens other
+# files and addresses: their marks may stand behind another container's signature.
+_DEMUXERS = {
+    "MP4 or QuickTime": "mov",
+    "QuickTime": "mov",
+    "Matroska or WebM": "matroska",
+    "AVI": "avi",
+    "Flash": "flv",
+    "MPEG": "mpeg",
+    "MPEG transport stream": "mpegts",
+    "Windows Media": "asf",
+    "Ogg": "ogg",
+    "YUV4MPEG2": "yuv4mpegpipe",
+    "IVF": "ivf",
+    "H.264": "h264",
+    "H.265": "hevc",
+}
+_MPEG_WITHOUT_CONTAINER = b"\x00\x00\x01\xb3"
 
 VideoSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Sequence[Picture]"
 """A path, a file's bytes, or the frames themselves, each as :func:`pyfastv.load_image` takes it."""
@@ -92,6 +125,28 @@ def load_frames(
     return [Frame(frame, digest.hexdigest(), number) for number, frame in enumerate(pixels)]
 
 
+class VideoSize(NamedTuple):
+    """What a video will be in memory."""
+
+    frames: int
+    """That are taken of it."""
+    width: int
+    height: int
+
+    @property
+    def pixels(self) -> int:
+        """Of all of them."""
+        return self.frames * self.width * self.height
+
+
+def video_size(video: Video) -> VideoSize:
+    """By the container of a path or of bytes, before a frame is taken; where it does not tell how long the video is, it is
+    decoded once. Raises as :func:`load_frames`."""
+    with _opened(video) as (name, container, stream):
+        context = stream.codec_context
+        return VideoSize(len(_times(video, name, container, stream)), context.width, context.height)
+
+
 def is_video(source: str | os.PathLike[str] | bytes) -> bool:
     """Has a file, or the bytes of one, the signature of a video? PyAV is not needed for that."""
     if isinstance(source, bytes):
@@ -107,7 +162,8 @@ def is_still(source: str | os.PathLike[str] | bytes) -> bool:
     """Has a video one frame alone? Raises OptionError without PyAV; what cannot be read is none."""
     av = _av()
     try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else _path(source)) as container:
+        file: Any = io.BytesIO(source) if isinstance(source, bytes) else _path(source)
+        with av.open(file, format=_demuxer(source)) as container:
             stream = container.streams.video[0]
             if stream.codec_context is None:
                 return False
@@ -147,6 +203,28 @@ def _pictures(frames: Sequence[Picture], max_pixels: int) -> Iterator[tuple[int,
 
 def _decode(video: Video, max_pixels: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """The number of frames, each time, and a frame."""
+    with _opened(video) as (name, container, stream):
+        context = stream.codec_context
+        _check_size(name, context.width, context.height, max_pixels)
+        stream.thread_type = "AUTO"
+        times = _times(video, name, container, stream)
+        for frame in _at_times(container, stream, times, name):
+            _check_size(name, frame.width, frame.height, max_pixels)  # it may change
+            yield len(times), _to_rgb(frame)
+
+
+def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name}: {width} x {height} is {width * height:,} pixels a frame, the limit is {max_pixels:,}: "
+            "make the video smaller, or raise max_pixels"
+        )
+
+
+@contextmanager
+def _opened(video: Video) -> Iterator[tuple[str, Any, Any]]:
+    """What it is called in messages, its container, and its stream of pictures. Raises ImageError, also for what PyAV
+    raises meanwhile; OptionError."""
     av = _av()
     source: Any = video.source
     file: Any
@@ -155,7 +233,7 @@ def _decode(video: Video, max_pixels: int) -> Iterator[tuple[int, NDArray[np.uin
     else:
         name = file = _path(source)
     try:
-        with av.open(file) as container:
+        with av.open(file, format=_demuxer(source)) as container:
             if not container.streams.video:
                 raise ImageError(f"{name}: has no moving pictures")
             stream = container.streams.video[0]
@@ -163,16 +241,7 @@ def _decode(video: Video, max_pixels: int) -> Iterator[tuple[int, NDArray[np.uin
                 raise ImageError(
                     f"{name}: this PyAV has no decoder for its pictures: convert it to MP4 (H.264) first"
                 )
-            width, height = stream.codec_context.width, stream.codec_context.height
-            if width * height > max_pixels:
-                raise ImageError(
-                    f"{name}: {width} x {height} is {width * height:,} pixels a frame, the limit is {max_pixels:,}: "
-                    "make the video smaller, or raise max_pixels"
-                )
-            stream.thread_type = "AUTO"
-            times = _times(video, name, container, stream)
-            for frame in _at_times(container, stream, times, name):
-                yield len(times), frame
+            yield name, container, stream
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except (ImageError, OptionError, MemoryError):
@@ -181,11 +250,26 @@ def _decode(video: Video, max_pixels: int) -> Iterator[tuple[int, NDArray[np.uin
         raise ImageError(f"{name}: cannot be read as a video: {error}") from error
 
 
+def _demuxer(source: Any) -> str | None:
+    """By the signature; None: FFmpeg finds one, or nothing can be read, which it says."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        head = bytes(source[:HEAD])
+    else:
+        try:
+            with open(_path(source), "rb") as file:
+                head = file.read(HEAD)
+        except (OSError, ValueError):
+            return None
+    if head.startswith(_MPEG_WITHOUT_CONTAINER):
+        return "mpegvideo"
+    return _DEMUXERS.get(video_format(head) or "")
+
+
 def _times(video: Video, name: str, container: Any, stream: Any) -> list[float]:
     """When to take frames, in seconds from the start."""
     seconds = _duration(container, stream)
     if video.fps is None:
-        count = 8 if video.frames is None else video.frames
+        count = DEFAULT_FRAMES if video.frames is None else video.frames
         return [seconds * (2 * i + 1) / (2 * count) for i in range(count)]
     count = max(1, math.ceil(seconds * video.fps - 1e-6))
     if count > MAX_FRAMES:
@@ -209,7 +293,7 @@ def _duration(container: Any, stream: Any) -> float:
     return last
 
 
-def _at_times(container: Any, stream: Any, times: Sequence[float], name: str) -> Iterator[NDArray[np.uint8]]:
+def _at_times(container: Any, stream: Any, times: Sequence[float], name: str) -> Iterator[Any]:
     """For each of the ascending times the frame that is on the screen then."""
     start = float(stream.start_time * stream.time_base) if stream.start_time else 0.0
     frames = _Ahead(container.decode(stream))
@@ -224,7 +308,7 @@ def _at_times(container: Any, stream: Any, times: Sequence[float], name: str) ->
             shown = frames.take()
         if shown is None:
             raise ImageError(f"{name}: the video has no frames")
-        yield _to_rgb(shown)
+        yield shown
 
 
 class _Ahead:

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from fastapi import Request
@@ -22,11 +22,9 @@ from .errors import ApiError, as_api_error, error_body
 from .generation import Wanted
 from .metrics import Metrics
 
-__all__ = ["Answering", "ClientGone", "Form", "while_connected"]
+__all__ = ["Answering", "Chunks", "ClientGone", "Form", "Telling", "event", "while_connected"]
 
 T = TypeVar("T")
-
-_PING = ": ping\n\n"  # a comment: clients pass over it
 
 
 class ClientGone(Exception):
@@ -53,6 +51,50 @@ class Form(Protocol):
 
     def closing(self, index: int, finish_reason: str) -> dict[str, Any]:
         """The choice of the last chunk."""
+
+
+class Telling(Protocol):
+    """How an answer that is in OpenAI's form of completions is told to clients of a protocol."""
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Before all else."""
+
+    def whole(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """The body of a response."""
+
+    def chunk(self, chunk: dict[str, Any]) -> str:
+        """Events of a stream; may be empty."""
+
+    def ping(self) -> str:
+        """An event that says nothing: clients pass over it."""
+
+    def failed(self, error: ApiError) -> str:
+        """The last event of a stream that went wrong."""
+
+    def end(self) -> str:
+        """The last event of one that did not."""
+
+
+class Chunks:
+    """As it is: what clients of OpenAI's completions expect."""
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        pass
+
+    def whole(self, answer: dict[str, Any]) -> dict[str, Any]:
+        return answer
+
+    def chunk(self, chunk: dict[str, Any]) -> str:
+        return event(chunk)
+
+    def ping(self) -> str:
+        return ": ping\n\n"  # a comment
+
+    def failed(self, error: ApiError) -> str:
+        return event(error_body(error))
+
+    def end(self) -> str:
+        return "data: [DONE]\n\n"
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
@@ -90,11 +132,13 @@ class Answering:
     """Called when the prompts have been read."""
     ping_seconds: float | None = None
     """After which a comment is sent where there is nothing else to send; None: never."""
+    telling: Telling = field(default_factory=Chunks)
 
     media_type: ClassVar[str] = "text/event-stream"
     """Of a stream."""
 
     def __post_init__(self) -> None:
+        self.telling.begin(self.jobs)
         self._unread = set(range(len(self.jobs)))
 
     async def respond(self, request: Request) -> Response:
@@ -138,14 +182,8 @@ class Answering:
         return pieces
 
     async def _whole(self) -> Response:
-        pieces = await self._pieces()
-        return JSONResponse(
-            {
-                **self.form.head,
-                "choices": [self._choice(index, of_one) for index, of_one in enumerate(pieces)],
-                **self._facts(),
-            }
-        )
+        choices = [self._choice(index, of_one) for index, of_one in enumerate(await self._pieces())]
+        return JSONResponse(self.telling.whole({**self.form.head, "choices": choices, **self._facts()}))
 
     def _choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         text = "".join(piece.text for piece in pieces)
@@ -174,43 +212,44 @@ class Answering:
         return facts
 
     async def _events(self, begun: Callable[[Callable[[], None]], object]) -> AsyncGenerator[str, None]:
+        tell = self.telling.chunk
         # OpenAI's chunks have a usage of null, where one is asked for, until the last
         head = {**self.form.chunk_head, "usage": None} if self.wanted.include_usage else self.form.chunk_head
         try:
             for index in range(len(self.jobs)):
                 if (opening := self.form.opening(index)) is not None:
-                    yield _event({**head, "choices": [opening]})
+                    yield tell({**head, "choices": [opening]})
             closings: list[dict[str, Any]] = []
             texts = [""] * len(self.jobs)
             items = follow(self.jobs, progress=self.wanted.progress, patience=self.ping_seconds, begun=begun)
             async with aclosing(items):
                 async for item in items:
                     if item is None:
-                        yield _PING
+                        yield self.telling.ping()
                         continue
                     index, what = item
                     if isinstance(what, Progress):
-                        yield _event(self._progress(head, index, what))
+                        yield tell(self._progress(head, index, what))
                         continue
                     await self._read(index)
                     if isinstance(what, Piece):
                         texts[index] += what.text if self.wanted.failure else ""
                         told = {} if what.report is None else {"timings": replies.timings([what.report])}
-                        yield _event({**head, "choices": [self.form.piece(index, what)], **told})
+                        yield tell({**head, "choices": [self.form.piece(index, what)], **told})
                     else:
                         reason = self._finish_reason(index, texts[index])
                         closings.append(self.form.closing(index, reason))
                         if len(closings) < len(self.jobs):
-                            yield _event({**head, "choices": [closings[-1]]})
+                            yield tell({**head, "choices": [closings[-1]]})
             closing = {**head, "choices": closings[-1:]}
             if self.wanted.include_usage:
-                yield _event(closing)
-                yield _event({**head, "choices": [], **self._facts()})
+                yield tell(closing)
+                yield tell({**head, "choices": [], **self._facts()})
             else:
-                yield _event({**closing, **self._facts(with_usage=False)})
-            yield "data: [DONE]\n\n"
+                yield tell({**closing, **self._facts(with_usage=False)})
+            yield self.telling.end()
         except Exception as error:
-            yield _event(error_body(as_api_error(error)))
+            yield self.telling.failed(as_api_error(error))
 
     def _progress(self, head: dict[str, Any], index: int, progress: Progress) -> dict[str, Any]:
         told = replies.progress(progress, time.perf_counter() - self.began)
@@ -235,5 +274,7 @@ class _EventStream(StreamingResponse):
             await self._end()
 
 
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+def event(value: dict[str, Any], name: str | None = None) -> str:
+    """One of server-sent events."""
+    head = "" if name is None else f"event: {name}\n"
+    return f"{head}data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"

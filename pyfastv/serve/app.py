@@ -18,6 +18,13 @@ from .settings import Settings
 
 __all__ = ["make_app"]
 
+# that its clients send from pages
+_ANTHROPIC_HEADERS = (
+    "X-Api-Key",
+    "Anthropic-Version",
+    "Anthropic-Beta",
+    "Anthropic-Dangerous-Direct-Browser-Access",
+)
 _SPARE = 16  # requests that are being read while all places of the pool are taken
 
 
@@ -42,7 +49,7 @@ def make_app(pool: JobPool, settings: Settings) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Requested-With"],
+            allow_headers=["Authorization", "Content-Type", "X-Requested-With", *_ANTHROPIC_HEADERS],
             max_age=600,
         )
     app.add_middleware(Measured, metrics=metrics)

@@ -6,19 +6,33 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PrivateAttr
 
 from ..constraints.tools import ToolUse
 from ..engine.job_pool import Job, Piece, TokenProb
 from ..engine.told import AnswerReader, as_delta, as_message
 from ..errors import OptionError
 from ..inputs.template_options import TEMPLATE_OPTIONS, template_variables
+from ..inputs.video import DEFAULT_FRAMES, MAX_FRAMES
 from . import replies
 from .errors import invalid
 from .generation import Generation
 from .model import Model
 
-__all__ = ["ChatForm", "ChatMessage", "ChatRequest", "ImagePart", "TextPart"]
+__all__ = [
+    "ChatForm",
+    "ChatMessage",
+    "ChatRequest",
+    "Effort",
+    "Fps",
+    "Frames",
+    "ImageAddress",
+    "ImagePart",
+    "Part",
+    "TextPart",
+    "VideoAddress",
+    "VideoPart",
+]
 
 
 class TextPart(Model):
@@ -38,14 +52,64 @@ def _as_image_url(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
 
-class ImagePart(Model):
+ImageAddress = Annotated[ImageUrl, BeforeValidator(_as_image_url, json_schema_input_type=ImageUrl | str)]
+
+
+class _Seen(Model):
+    """A part that is not text."""
+
+    _place: str | None = PrivateAttr(default=None)
+
+    @property
+    def place(self) -> str | None:
+        """Where it was in a request of another protocol; None: where it is here."""
+        return self._place
+
+    def at(self, place: str) -> Any:
+        """The same, with its place."""
+        self._place = place
+        return self
+
+
+class ImagePart(_Seen):
     """A picture of a message."""
 
     type: Literal["image_url"]
-    image_url: Annotated[ImageUrl, BeforeValidator(_as_image_url, json_schema_input_type=ImageUrl | str)]
+    image_url: ImageAddress
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+Frames = Annotated[int, Field(ge=1, le=MAX_FRAMES)]
+Fps = Annotated[float, Field(gt=0, le=1000)]
+
+
+class VideoUrl(ImageUrl):
+    """Where a video is, as for pictures, and which of its frames are seen; see :class:`pyfastv.Video`."""
+
+    frames: Frames | None = None
+    fps: Fps | None = None
+
+
+VideoAddress = Annotated[VideoUrl, BeforeValidator(_as_image_url, json_schema_input_type=VideoUrl | str)]
+
+
+class VideoPart(_Seen):
+    """A video of a message. ``frames`` and ``fps`` are taken beside ``video_url`` and in it."""
+
+    type: Literal["video_url"]
+    video_url: VideoAddress
+    frames: Frames | None = None
+    fps: Fps | None = None
+
+    @property
+    def sampled(self) -> dict[str, Any]:
+        """Keywords of :class:`pyfastv.Video`."""
+        inner = self.video_url
+        frames = inner.frames if self.frames is None else self.frames
+        fps = inner.fps if self.fps is None else self.fps
+        return {"frames": DEFAULT_FRAMES if frames is None and fps is None else frames, "fps": fps}
+
+
+Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
 
 
 def _as_parts(value: Any) -> Any:
@@ -87,6 +151,9 @@ class ChatMessage(Model):
         return self.model_dump(exclude={"role", "content"}, exclude_none=True)
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
+
 class ChatRequest(Generation):
     """``POST /v1/chat/completions``"""
 
@@ -102,7 +169,7 @@ class ChatRequest(Generation):
     chat_template_kwargs: dict[str, Any] | None = Field(
         default=None, description='Variables of the chat template, such as {"enable_thinking": false}.'
     )
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
     reasoning_format: Literal["none", "auto", "deepseek"] | None = Field(
         default=None, description="none: thoughts stay in the content; else they are reasoning_content."
     )

@@ -1,10 +1,10 @@
-"""Everything that goes wrong, in OpenAI's form, ``{"error": {"message", "type", "param", "code"}}``, or for Ollama's
-addresses in Ollama's, ``{"error": "message"}``."""
+"""Everything that goes wrong, in OpenAI's form: ``{"error": {"message", "type", "param", "code"}}``; where clients of
+another protocol ask, in theirs."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,8 +22,10 @@ from ..errors import (
     OptionError,
     OutOfMemoryError,
 )
+from .addresses import address
 
 __all__ = [
+    "FORMS",
     "ApiError",
     "add_handlers",
     "as_api_error",
@@ -102,6 +104,10 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, "an internal error; the server's log has it", code="internal_error")
 
 
+FORMS: dict[str, Callable[[ApiError], dict[str, Any]]] = {}
+"""Of errors, by what an address begins with; any other has OpenAI's."""
+
+
 def error_text(error: ApiError) -> str:
     """What a client is told."""
     message = str(error.detail)
@@ -121,9 +127,9 @@ def error_body(error: ApiError) -> dict[str, Any]:
 
 
 def error_response(error: ApiError, path: str) -> JSONResponse:
-    """The error as a response, in the form of the address that was asked."""
-    body = {"error": error_text(error)} if path.startswith("/api/") else error_body(error)
-    return JSONResponse(body, error.status_code, error.headers)
+    """The error as a response, in the form that clients of an address expect."""
+    form = next((form for begin, form in FORMS.items() if address(path).startswith(begin)), error_body)
+    return JSONResponse(form(error), error.status_code, error.headers)
 
 
 def add_handlers(app: FastAPI) -> None:

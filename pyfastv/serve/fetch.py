@@ -1,4 +1,4 @@
-"""Pictures from the web, for servers that were told to fetch them.
+"""Pictures and videos from the web, for servers that were told to fetch them.
 
 A client chooses the address, so it must not lead into the server's own network. Names are resolved here, every
 address is checked, and the connection goes to the address that was checked: a second lookup that answers otherwise
@@ -25,7 +25,7 @@ __all__ = ["fetch", "refuse_address"]
 
 _REDIRECTS = {301, 302, 303, 307, 308}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_HEADERS = {"User-Agent": "pyfastv", "Accept": "image/*", "Accept-Encoding": "identity"}
+_HEADERS = {"User-Agent": "pyfastv", "Accept": "image/*,video/*", "Accept-Encoding": "identity"}
 
 
 def refuse_address(address: str) -> str | None:

@@ -103,13 +103,15 @@ class Guard:
         key = self._settings.api_key
         if key is None or scope["path"] in _OPEN or scope["method"] == "OPTIONS":
             return
-        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+        headers = Headers(scope=scope)
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        # Anthropic's clients send their key in a header of its own
+        given = [headers.get("x-api-key", ""), bearer if scheme.lower() == "bearer" else ""]
         # headers are bytes; Starlette has read them as Latin-1
-        right = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
-        if scheme.lower() != "bearer" or not right:
+        if not any([hmac.compare_digest(one.strip().encode("latin-1"), key.encode()) for one in given]):
             raise ApiError(
                 401,
-                "wrong or no API key: send the header Authorization: Bearer <key>",
+                "wrong or no API key: send the header Authorization: Bearer <key>, or x-api-key: <key>",
                 headers={"WWW-Authenticate": "Bearer"},
             )
 

@@ -13,9 +13,9 @@ from .._about import __version__
 from ..engine.job_pool import JobPool
 from ..engine.sampling import Sampling
 from ..models.facts import ModelFacts
-from .chat import ChatMessage, ImagePart
+from .chat import ChatMessage, ImagePart, VideoPart
 from .completions import Token
-from .errors import ApiError
+from .errors import ApiError, invalid
 from .model import Model
 from .native import MARK, generation_settings
 from .ollama_replies import model_details
@@ -144,7 +144,7 @@ def add_routes(router: APIRouter, pool: JobPool, settings: Settings) -> None:
 
     @router.post("/apply-template", tags=["llama-server"])
     async def apply_template(body: TemplateRequest) -> dict[str, Any]:
-        """The prompt that messages become; pictures, which are not read, are ``<__media__>``."""
+        """The prompt that messages become; pictures and frames, which are not read, are ``<__media__>``."""
         call = partial(
             pool.render,
             [_unread(message) for message in body.messages],
@@ -163,11 +163,16 @@ def _piece(data: bytes) -> str | list[int]:
 
 
 def _unread(message: ChatMessage) -> dict[str, Any]:
-    parts = [
-        {"type": "image", "image": part.image_url.url}
-        if isinstance(part, ImagePart)
-        else {"type": "text", "text": part.text}
-        for part in message.content
-    ]
+    parts: list[dict[str, Any]] = []
+    for part in message.content:
+        if isinstance(part, VideoPart):
+            frames = part.sampled["frames"]
+            if frames is None:
+                raise invalid("fps: only the video, which is not read here, tells how many frames these are")
+            parts += [{"type": "image", "image": part.video_url.url}] * frames
+        elif isinstance(part, ImagePart):
+            parts.append({"type": "image", "image": part.image_url.url})
+        else:
+            parts.append({"type": "text", "text": part.text})
     role = "system" if message.role == "developer" else message.role
     return {**message.beside_content(), "role": role, "content": parts}

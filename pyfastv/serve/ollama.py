@@ -26,7 +26,7 @@ from .body import BoundedJsonRoute
 from .chat import ChatForm, ChatMessage, ChatRequest
 from .completions import CompletionRequest
 from .constraints import check_unknown
-from .errors import ApiError, invalid, validation_error
+from .errors import FORMS, ApiError, error_text, invalid, validation_error
 from .generation import Generation
 from .model import Model
 from .objects import LineAnswering
@@ -345,3 +345,6 @@ def make_router(pool: JobPool, settings: Settings, answerer: Answerer, facts: Mo
         refuse = missing(f"/api/{name}: {message}")
         router.add_api_route(f"/{name}", refuse, methods=[method], name=name, include_in_schema=False)
     return router
+
+
+FORMS["/api/"] = lambda error: {"error": error_text(error)}

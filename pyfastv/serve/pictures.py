@@ -1,21 +1,22 @@
-"""The pictures of a request: where they may come from, how many, and how large."""
+"""The pictures and videos of a request: where they may come from, how many, and how large."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
-from ..errors import ImageError
-from ..inputs.images import named, picture_size
+from ..errors import ImageError, OptionError
+from ..inputs.images import picture_size
 from ..inputs.uris import data_uri_bytes, is_data_uri
-from .chat import ChatMessage, ImagePart, ImageUrl
+from ..inputs.video import Video, VideoSize, is_video, load_frames, video_size
+from .chat import ChatMessage, ImagePart, ImageUrl, TextPart, VideoPart
 from .errors import ApiError, as_api_error
 from .fetch import fetch
 from .settings import Settings
@@ -25,6 +26,7 @@ __all__ = ["PictureReader", "bare_picture", "read_local_file"]
 _BARE = "data:image;base64,"
 _SCHEMES = ("data", "http", "https", "file")
 _AT_A_TIME = 4  # largest pictures that may be in work
+_VIDEOS_AT_A_TIME = 2  # decoded: each takes several threads
 
 
 def bare_picture(data: str) -> ImagePart:
@@ -44,67 +46,107 @@ class PictureReader:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._free_pixels = _AT_A_TIME * settings.max_pixels
+        self._decoding = CapacityLimiter(_VIDEOS_AT_A_TIME)
 
     @asynccontextmanager
     async def read(
         self, messages: Sequence[ChatMessage], place: Callable[[int, int], str] = _place
     ) -> AsyncIterator[list[dict[str, Any]]]:
-        """The messages as :meth:`pyfastv.inputs.chat.ChatTemplate.render` takes them, pictures as bytes of their files.
+        """The messages as :meth:`pyfastv.inputs.chat.ChatTemplate.render` takes them, pictures as bytes of their files,
+        videos as their frames.
 
         What they weigh is held until the context ends. ``place``: where in the request a message's part is, for those
         who have it elsewhere. Raises ApiError.
         """
         self._check_counts(messages)
         read: list[dict[str, Any]] = []
+        videos: list[tuple[list[dict[str, Any]], Video, VideoSize, str]] = []  # to be read into an empty part
         pixels = 0
         for number, message in enumerate(messages):
             parts: list[dict[str, Any]] = []
             for at, part in enumerate(message.content):
-                if isinstance(part, ImagePart):
-                    data, size = await self._read_one(part.image_url.url, place(number, at))
-                    pixels += size
-                    parts.append({"type": "image", "image": data})
-                else:
+                if isinstance(part, TextPart):
                     parts.append({"type": "text", "text": part.text})
+                    continue
+                where = part.place or place(number, at)
+                with _named(where):
+                    if isinstance(part, ImagePart):
+                        data = await self._bytes(part.image_url.url, "picture")
+                        pixels += await to_thread.run_sync(_check_size, data, self._settings.max_pixels)
+                        parts.append({"type": "image", "image": data})
+                    else:
+                        video, size = await self._measured(part)
+                        pixels += size.pixels
+                        videos.append((parts, video, size, where))
+                        parts.append({})
             # templates know of system, and developer is OpenAI's newer name for it
             role = "system" if message.role == "developer" else message.role
             read.append({**message.beside_content(), "role": role, "content": parts})
+        self._check_frames(sum(size.frames for _, _, size, _ in videos))
         self._take(pixels)
         try:
+            for parts, video, size, where in videos:
+                with _named(where):
+                    await self._read_frames(parts, video, size)
             yield read
         finally:
             self._free_pixels += pixels
 
     def _check_counts(self, messages: Sequence[ChatMessage]) -> None:
         settings = self._settings
-        images = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
+        parts = [part for message in messages for part in message.content]
+        images = sum(not isinstance(part, TextPart) for part in parts)
         if images > settings.max_images:
+            what = "pictures and videos" if any(isinstance(part, VideoPart) for part in parts) else "pictures"
             raise ApiError(
                 400,
-                f"{images} pictures in one request; the limit is {settings.max_images}: see --max-images",
+                f"{images} {what} in one request; the limit is {settings.max_images}: see --max-images",
                 param="messages",
                 code="too_many_images",
             )
+        # before a video is looked at
+        self._check_frames(sum(part.sampled["frames"] or 1 for part in parts if isinstance(part, VideoPart)))
 
-    async def _read_one(self, url: str, where: str) -> tuple[bytes, int]:
-        try:
-            with named(where):
-                data = await self._bytes(url)
-                pixels = await to_thread.run_sync(_check_size, data, self._settings.max_pixels)
-            return data, pixels
-        except ImageError as error:
-            failure = as_api_error(error)
-            failure.param = where
-            raise failure from None
+    def _check_frames(self, frames: int) -> None:
+        if frames > self._settings.max_frames:
+            raise ApiError(
+                400,
+                f"{frames} frames of videos in one request; the limit is {self._settings.max_frames}: ask for fewer by "
+                "frames or fps, or see --max-frames",
+                param="messages",
+                code="too_many_frames",
+            )
 
-    async def _bytes(self, url: str) -> bytes:
+    async def _measured(self, part: VideoPart) -> tuple[Video, VideoSize]:
+        data = await self._bytes(part.video_url.url, "video")
+        if not is_video(data):
+            raise ImageError(
+                "is not a video in a format that is read here: MP4, QuickTime, Matroska, WebM, AVI, MPEG, ..."
+            )
+        video = Video(data, **part.sampled)
+        size = await to_thread.run_sync(video_size, video, limiter=self._decoding)
+        _check_pixels(size.width, size.height, self._settings.max_pixels, "the video")
+        return video, size
+
+    async def _read_frames(self, parts: list[dict[str, Any]], video: Video, size: VideoSize) -> None:
+        """Into the place of the first empty part."""
+
+        def decode() -> list[dict[str, Any]]:
+            # one whose pictures grow on the way would be heavier than what was taken for it
+            frames = load_frames(video, max_pixels=size.width * size.height)
+            return [{"type": "image", "image": frame} for frame in frames]
+
+        at = parts.index({})
+        parts[at : at + 1] = await to_thread.run_sync(decode, limiter=self._decoding)
+
+    async def _bytes(self, url: str, what: str) -> bytes:
         if is_data_uri(url):
             return await to_thread.run_sync(data_uri_bytes, url)
         scheme = url.partition(":")[0].lower() if ":" in url[:20] else ""
         if scheme in ("http", "https"):
             if not self._settings.allow_remote_images:
                 raise ImageError(
-                    "this server does not fetch pictures: send a data URI (or start it with --allow-remote-images)"
+                    f"this server does not fetch {what}s: send a data URI (or start it with --allow-remote-images)"
                 )
             return await fetch(url, self._settings)
         if scheme == "file":
@@ -113,13 +155,15 @@ class PictureReader:
                     "this server reads no local files: send a data URI (or start it with --allow-local-files)"
                 )
             return await to_thread.run_sync(read_local_file, url, self._settings)
-        raise ImageError("a picture's url must be a data URI: data:image/png;base64,<data>")
+        kind = "video/mp4" if what == "video" else "image/png"
+        raise ImageError(f"a {what}'s url must be a data URI: data:{kind};base64,<data>")
 
     def _take(self, pixels: int) -> None:
         most = _AT_A_TIME * self._settings.max_pixels
         if pixels > most:
             raise ApiError(
-                413, f"the pictures of this request have {pixels:,} pixels; the limit is {most:,} together"
+                413,
+                f"the pictures and frames of this request have {pixels:,} pixels; the limit is {most:,} together",
             )
         if pixels > self._free_pixels:
             raise ApiError(
@@ -133,14 +177,28 @@ def _check_size(data: bytes, max_pixels: int) -> int:
     size = picture_size(data)
     if size is None:
         return 0
-    width, height = size
+    return _check_pixels(*size, max_pixels, "the picture")
+
+
+def _check_pixels(width: int, height: int, max_pixels: int, what: str) -> int:
     pixels = width * height
     if pixels > max_pixels:
         raise ImageError(
             f"{width} x {height} is {pixels:,} pixels, the limit is {max_pixels:,}: "
-            "make the picture smaller (see --max-pixels)"
+            f"make {what} smaller (see --max-pixels)"
         )
     return pixels
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """What is wrong with a picture or video says which one it is. Raises ApiError."""
+    try:
+        yield
+    except (ImageError, OptionError) as error:
+        failure = as_api_error(type(error)(f"{where}: {error}"))
+        failure.param = where
+        raise failure from None
 
 
 def read_local_file(url: str, settings: Settings) -> bytes:

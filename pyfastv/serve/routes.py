@@ -18,16 +18,19 @@ from ..engine.job_pool import Job, JobPool
 from ..models.facts import model_facts
 from . import native, ollama
 from .answerer import Answerer, Submit
-from .answering import Answering, ClientGone, while_connected
+from .answering import Answering, Chunks, ClientGone, Telling, while_connected
 from .body import BoundedJsonRoute
 from .chat import ChatForm, ChatRequest
+from .chats import Chats
 from .completions import CompletionRequest, TextForm
 from .errors import ApiError
 from .generation import Wanted
 from .inspection import add_routes, describe_model, listed_model
+from .messages import add_routes as add_messages
 from .metrics import Metrics
 from .objects import ObjectForm
 from .pictures import PictureReader
+from .responses import add_routes as add_responses
 from .settings import Settings
 
 __all__ = ["make_router"]
@@ -104,11 +107,30 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
         "/v1/chat/completions", tags=["completions"], response_class=JSONResponse, responses=_COMPLETION_OK
     )
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        """OpenAI's chat completion; pictures in image_url parts."""
+        """OpenAI's chat completion; pictures in image_url parts, videos in video_url parts."""
+        return await answer_chat(body, request, Chunks())
+
+    def shown(body: ChatRequest) -> dict[str, Any]:
+        """Keywords of the pool's submit() and count_tokens()."""
+        return {
+            "tools": body.tool_use,
+            "variables": body.template_variables(),
+            "continues": bool(body.continue_final_message),
+        }
+
+    async def answer_chat(body: ChatRequest, request: Request, telling: Telling) -> Response:
+        """Chats of every protocol come here; ``telling``: how the answer is told."""
         begin = time.perf_counter()
         wanted = await to_thread.run_sync(body.wanted, pool, settings)
         form = ChatForm(pool.name, body.n_probs > 0, body.top_logprobs or 0, body.tells_thoughts_apart)
-        return await respond(request, chat(body, form, wanted), form, wanted, begin)
+        return await respond(request, chat(body, form, wanted), form, wanted, begin, telling=telling)
+
+    async def count_chat(body: ChatRequest) -> int:
+        """Tokens of its prompt."""
+        wanted = await to_thread.run_sync(body.wanted, pool, settings)
+        async with pictures.read(body.messages) as messages:
+            count = partial(pool.count_tokens, messages, **shown(body), **wanted.setting.options())
+            return await to_thread.run_sync(count, limiter=preparing)
 
     @router.post(
         "/v1/completions", tags=["completions"], response_class=JSONResponse, responses=_COMPLETION_OK
@@ -132,16 +154,11 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
 
     def chat(body: ChatRequest, form: ChatForm | ObjectForm, wanted: Wanted, **where: Any) -> Submit:
         """``where``: see :meth:`pyfastv.serve.pictures.PictureReader.read`."""
-        shown = {
-            "tools": body.tool_use,
-            "variables": body.template_variables(),
-            "continues": bool(body.continue_final_message),
-        }
 
         async def submit(held: AsyncExitStack) -> list[Job]:
             messages = await held.enter_async_context(pictures.read(body.messages, **where))
             jobs = await submit_all(
-                [partial(pool.submit, messages, **shown, **wanted.keywords(i)) for i in range(wanted.n)]
+                [partial(pool.submit, messages, **shown(body), **wanted.keywords(i)) for i in range(wanted.n)]
             )
             form.begin(jobs)
             return jobs
@@ -175,13 +192,22 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
         wanted: Wanted,
         begin: float,
         kind: type[Answering] = Answering,
+        telling: Telling | None = None,
     ) -> Response:
         """``form``: as the answering wants it."""
         held = AsyncExitStack()
         try:
             jobs = await while_connected(request, submit(held))
             answering = kind(
-                jobs, form, wanted, pool.n_layer, metrics, begin, held.aclose, settings.ping_seconds
+                jobs,
+                form,
+                wanted,
+                pool.n_layer,
+                metrics,
+                begin,
+                held.aclose,
+                settings.ping_seconds,
+                telling or Chunks(),
             )
             return await answering.respond(request)
         except ClientGone:
@@ -191,6 +217,9 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
             await held.aclose()
             raise
 
+    chats = Chats(answer_chat, count_chat, pool)
+    add_responses(router, chats)
+    add_messages(router, chats)
     add_routes(router, pool, settings)
     answerer = Answerer(pictures, chat, submit_all, respond)
     native.add_routes(router, pool, settings, answerer)

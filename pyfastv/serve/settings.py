@@ -31,14 +31,16 @@ class Settings:
     """Names in a Host header that are taken, beside loopback ones; None: any."""
     allow_remote_images: bool = False
     allow_local_files: Path | None = None
-    """The folder whose pictures file:// may name."""
+    """The folder whose pictures and videos file:// may name."""
     max_body_bytes: int = 32 * 2**20
     max_depth: int = 32
     """Nested lists and objects in a body."""
     max_images: int = 16
-    """Pictures in a request, those of earlier turns included."""
+    """Pictures and videos in a request, those of earlier turns included."""
+    max_frames: int = 64
+    """Of the videos in a request, together."""
     max_pixels: int = 32_000_000
-    """Of one picture; four times this may be in work at a time."""
+    """Of one picture or frame; four times this may be in work at a time."""
     max_tokens: int | None = None
     """Most tokens that a request may ask for; None: the context of a slot."""
     ping_seconds: float | None = 10.0
@@ -49,7 +51,7 @@ class Settings:
     """In which a request's body has to arrive."""
     remote_bytes: int = 20 * 2**20
     remote_seconds: float = 15.0
-    """For one picture from the web, redirects included."""
+    """For one picture or video from the web, redirects included."""
     remote_redirects: int = 3
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
