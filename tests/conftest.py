@@ -40,6 +40,7 @@ SLOW = [
     "chat_apps",
     "check",
     "cli",
+    "compat",
     "docs",
     "encoder_type",
     "environment",
