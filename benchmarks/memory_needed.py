@@ -109,8 +109,9 @@ def fitting(n_ctx: int, memories: Sequence[float]) -> Iterator[list[str]]:
 def markdown(rows: Iterator[list[str]]) -> str:
     """A table."""
     head, *body = rows
-    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *body]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *body)]
+    lines.insert(1, f"|---{'|--:' * (len(head) - 1)}|")
+    return "\n".join(lines)
 
 
 def main() -> None:
