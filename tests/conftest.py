@@ -41,6 +41,7 @@ SLOW = [
     "check",
     "checkpoints",
     "cli",
+    "compat",
     "docs",
     "encoder_type",
     "environment",

@@ -180,8 +180,10 @@ def _add_projector(weights: Weights, family: Family) -> None:
     elif projector == "idefics3":
         weights.matrix("mm.model.fc", WIDTH, merged)
     elif projector == "resampler":
-        weights.matrix("resampler.pos_embed_k", 16, WIDTH, suffix="")
-        weights.matrix("resampler.query", 16, WIDTH, suffix="")
+        queries = family.extra["minicpmv_query_num"]
+        assert isinstance(queries, int)
+        weights.matrix("resampler.pos_embed_k", queries, WIDTH, suffix="")
+        weights.matrix("resampler.query", queries, WIDTH, suffix="")
         weights.matrix("resampler.kv", WIDTH, ENCODER)
         weights.matrix("resampler.proj", WIDTH, WIDTH)
         for name in ("q", "k", "v", "out"):

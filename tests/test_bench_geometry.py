@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,14 +12,15 @@ from gguf import GGMLQuantizationType as Type
 
 import pyfastv
 from pyfastv import _native
-from pyfastv.bench.geometry import files, sizes
+from pyfastv.bench.geometry import files
 from pyfastv.bench.geometry.files import TYPES, decoder_of, files_of, make_geometry
-from pyfastv.bench.geometry.shapes import Decoder, DeltaNet, Experts
 from pyfastv.bench.geometry.sizes import GEOMETRIES
 from pyfastv.bench.geometry.tensors import language_tensors, vision_tensors
 from pyfastv.bench.geometry.weights import RandomTensors
 from pyfastv.bench.picture import drawn_picture
 from pyfastv.models.header import read_model
+
+from narrow_geometry import write_narrow
 
 # Published sizes: the language model's parameters, all of it, in millions (from the model cards and configurations), and
 # the vision encoder's.
@@ -100,65 +99,12 @@ class Written(NamedTuple):
     mmproj: Path
 
 
-# of heads of 64
-NARROW: dict[str, sizes.Value] = {
-    "rope.dimension_sections": [8, 12, 12, 0],
-    "n_deepstack_layers": 1,
-    "vision.feature_layer": [2],
-}
-
-
-def narrowed(metadata: Mapping[str, sizes.Value]) -> dict[str, sizes.Value]:
-    return {key: NARROW.get(key, value) for key, value in metadata.items()}
-
-
-def narrow(d: Decoder) -> Decoder:
-    experts = None if d.gemma4 is None or d.gemma4.experts is None else Experts(4, 2, 64)
-    gemma4 = d.gemma4 and replace(
-        d.gemma4,
-        every=2,
-        window_head=32,
-        window_kv_heads=2,
-        with_cache=d.gemma4.with_cache and 4,  # a cut at 2 is in front of the two that are shared
-        per_layer=min(d.gemma4.per_layer, 32),
-        experts=experts,
-    )
-    return replace(
-        d,
-        layers=3 if gemma4 is None and d.attention_every == 1 else 6,
-        width=256,
-        # all heads together narrower than the model where the sizes are told one by one
-        heads=4 if d.arch == "lfm2" or not d.head_size else 2,
-        kv_heads=2,
-        head_size=64 if d.head_size else None,
-        ffn=256,
-        vocab=512,
-        delta_net=d.delta_net and DeltaNet(2, 4, size=32),
-        gemma4=gemma4,
-        metadata=narrowed(d.metadata),
-    )
-
-
 @pytest.fixture(scope="module", params=["tiny", *(name for name in PARAMETERS if "llava-1.5" not in name)])
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """A few narrow layers of each family: what is in the headers and in the picture's way is that of the whole."""
     name: str = request.param
-    geometry = GEOMETRIES[name]
-    d, e = geometry.decoder, geometry.encoder
-    decoder = narrow(d)
-    encoder = replace(
-        e,
-        layers=2,
-        width=64,
-        heads=2,
-        ffn=64,
-        deepstack=(0,) if e.deepstack else (),
-        metadata=narrowed(e.metadata),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sizes.GEOMETRIES, name, sizes.Geometry(decoder, encoder, geometry.visual_tokens))
-        paths = make_geometry(name, tmp_path_factory.mktemp("geometry"), "Q4_0")
-    return Written(name, geometry.visual_tokens, *paths)
+    paths = write_narrow(name, tmp_path_factory.mktemp("geometry"))
+    return Written(name, GEOMETRIES[name].visual_tokens, *paths)
 
 
 def test_a_picture_has_as_many_tokens_as_told_and_is_pruned(written: Written) -> None:

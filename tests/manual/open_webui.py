@@ -1,9 +1,10 @@
-"""Asks the bundled model about a picture through Open WebUI: its own process, its own HTTP API, our server behind it.
+"""Asks the bundled model about a picture through Open WebUI: its own process, its own HTTP API, our server behind it, by OpenAI's
+API and by Ollama's.
 
 Not part of the tests: Open WebUI is a gigabyte, in an environment of its own (Python 3.11 or 3.12).
 
     python3.11 -m venv open-webui && open-webui/bin/pip install open-webui
-    python tests/manual/open_webui.py open-webui/bin/open-webui
+    python tests/manual/open_webui.py open-webui/bin/open-webui [--api openai] [--api ollama]
 
 Exits with 0 if every answer was right. Nothing is asked of the network.
 """
@@ -27,6 +28,8 @@ from typing import Any
 
 from pyfastv.commands.demo import same_answer
 from pyfastv.models import bundled_examples
+
+from clients import serving
 
 PICTURE, QUESTION, ANSWER = bundled_examples()[0]
 START_S = 300.0
@@ -75,15 +78,21 @@ class OpenWebUI:
         return "".join(delta.get("content") or "" for delta in deltas)
 
 
-def settings(server: str, folder: str) -> dict[str, str]:
-    """No login, no network, our server as the only source of models."""
+APIS = ("openai", "ollama")
+
+
+def settings(server: str, folder: str, api: str) -> dict[str, str]:
+    """No login, no network, our server as the only source of models, by one API."""
+    by_ollama = api == "ollama"
     return {
         "DATA_DIR": folder,
         "WEBUI_SECRET_KEY": "none",
         "WEBUI_AUTH": "False",
         "OFFLINE_MODE": "True",
         "HF_HUB_OFFLINE": "1",
-        "ENABLE_OLLAMA_API": "False",
+        "ENABLE_OLLAMA_API": str(by_ollama),
+        "OLLAMA_BASE_URL": server,
+        "ENABLE_OPENAI_API": str(not by_ollama),
         "OPENAI_API_BASE_URL": f"{server}/v1",
         "OPENAI_API_KEY": "none",
         "RAG_EMBEDDING_ENGINE": "openai",  # the default one is downloaded
@@ -130,40 +139,37 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("open_webui", type=Path, help="its command")
-    command = parser.parse_args().open_webui.absolute()
+    parser.add_argument("--api", action="append", choices=APIS, help="can be repeated; without: each in turn")
+    arguments = parser.parse_args()
+    command = arguments.open_webui.absolute()
+    right = [ask_through(command, api) for api in arguments.api or APIS]
+    return 0 if all(right) else 1
 
-    serve = [sys.executable, "-m", "pyfastv", "serve", "--port", "0"]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server,
-    ):
+
+def ask_through(command: Path, api: str) -> bool:
+    """Whether every answer by this API was right."""
+    print(f"by {api}:")
+    with tempfile.TemporaryDirectory() as folder, serving() as address:
+        port = free_port()
+        log = Path(folder) / "log"
+        with log.open("wb") as file:
+            webui_process = subprocess.Popen(
+                [command, "serve", "--host", "127.0.0.1", "--port", str(port)],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env=os.environ | settings(address, folder, api),
+            )
         try:
-            assert server.stdout is not None
-            found = re.search(r"http://[^\s/]+", server.stdout.readline())
-            if found is None:
-                sys.exit("pyfastv serve did not start")
-            port = free_port()
-            log = Path(folder) / "log"
-            with log.open("wb") as file:
-                webui_process = subprocess.Popen(
-                    [command, "serve", "--host", "127.0.0.1", "--port", str(port)],
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    cwd=folder,
-                    env=os.environ | settings(found[0], folder),
-                )
-            try:
-                webui = OpenWebUI(f"http://127.0.0.1:{port}")
-                webui.wait(webui_process, log)
-                return 0 if check(webui) else 1
-            except urllib.error.HTTPError as error:
-                print(f"{error.url}: {error.code} {error.read().decode()[:2000]}\n{log.read_text()[-3000:]}")
-                return 1
-            finally:
-                webui_process.terminate()
-                webui_process.wait(60)
+            webui = OpenWebUI(f"http://127.0.0.1:{port}")
+            webui.wait(webui_process, log)
+            return check(webui)
+        except urllib.error.HTTPError as error:
+            print(f"{error.url}: {error.code} {error.read().decode()[:2000]}\n{log.read_text()[-3000:]}")
+            return False
         finally:
-            server.terminate()
+            webui_process.terminate()
+            webui_process.wait(60)
 
 
 if __name__ == "__main__":
