@@ -14,13 +14,14 @@ import pyfastv
 from pyfastv import _native
 from pyfastv.bench.geometry import files
 from pyfastv.bench.geometry.files import TYPES, decoder_of, files_of, make_geometry
+from pyfastv.bench.geometry.shapes import Decoder
 from pyfastv.bench.geometry.sizes import GEOMETRIES
 from pyfastv.bench.geometry.tensors import language_tensors, vision_tensors
 from pyfastv.bench.geometry.weights import RandomTensors
 from pyfastv.bench.picture import drawn_picture
 from pyfastv.models.header import read_model
 
-from narrow_geometry import write_narrow
+from narrow_geometry import narrow, write_narrow
 
 # Published sizes: the language model's parameters, all of it, in millions (from the model cards and configurations), and
 # the vision encoder's.
