@@ -100,7 +100,7 @@ def test_a_photo_has_as_many_tokens_by_the_published_sizes(
 def test_the_first_layers_are_those_of_the_table_of_language_models() -> None:
     first = {}
     for row in rows("Language models"):
-        number = re.search(r"\d+", row[-1])
+        number = re.search(r"\b\d+\b", row[-1])
         first |= {name: number and number[0] for name in code(row[0])}
     working = {name: row for name, row in TABLE.items() if row[-1].startswith("works")}
     assert len(working) > 10
