@@ -192,7 +192,9 @@ class SamplingOptions:
     presence_penalty: float
     seed: int  # 0..2**32-1; 2**32-1: random
     grammar: str | None  # GBNF
-    grammar_triggers: list[str]  # expressions: it holds from what one of them finds; empty: from the beginning
+    grammar_triggers: list[
+        str
+    ]  # expressions: it holds from what one of them finds; empty: from the beginning
     preserved: list[str]  # names of control tokens that are text of the answer
     logit_bias: list[tuple[int, float]]  # (token, what is added to its logit, from -1e9 to 1e9)
     ignore_eos: bool  # no token ends the answer

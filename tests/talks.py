@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from gemma_e import GemmaE
 
 import random_gguf
 from c_api import Context, Model, read
 from decoding import M_ROPE, NX, PICTURE, decode_part
-from gemma_e import GemmaE
 from hybrid import Cut, Hybrid, Rows
 from masked_reference import Part, picture, picture_2d, text
 

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gemma_e import GemmaE
 from gguf import GGMLQuantizationType as Type
+from llama4 import Llama4
 
 from pyfastv import _native
 
 import random_gguf
 from c_api import OK, UNSUPPORTED, Context, Model, fastv, llama
 from decoding import M_ROPE, NX, NY, PICTURE, decode, long_prompt_for, prompt_for, small_context
-from gemma_e import GemmaE
 from hybrid import Cut, Hybrid, Rows
 from hybrid import Result as HybridResult
-from llama4 import Llama4
 from masked_reference import Part, Reference, Result, relative_rms, text
 
 # Layers where a cut can be; the layer before it attends to everything.

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-import random_gguf
-
 from pyfastv import ContextLengthError, OptionError, Runner, _native
 from pyfastv.commands.main import main
 from pyfastv.engine.job_pool import JobPool
 from pyfastv.models import bundled_examples, bundled_model
+
+import random_gguf
 
 ENGINE: dict[str, Any] = {
     "model_path": str(bundled_model()),

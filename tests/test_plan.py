@@ -248,7 +248,9 @@ def test_recurrent_layers_are_measured_and_their_states_counted(
     (model,) = run(capsys, str(path), "--visual-tokens", "40", "--settings", "k=4,drop=0.5")["models"]
     off, pruned = model["settings"]
     assert 0 < pruned["prefill_ms"] < off["prefill_ms"]
-    cell = 2 * 2 * 32 * 2  # in each of three layers; each of the other nine has a convolution and a state in f32
+    cell = (
+        2 * 2 * 32 * 2
+    )  # in each of three layers; each of the other nine has a convolution and a state in f32
     states = 9 * 4 * (3 * (2 * 64 + 128) + 4 * 32 * 32)
     assert off["kv_bytes"] == 3 * 72 * cell + states
     assert pruned["kv_bytes"] == (72 + 2 * 52) * cell + states

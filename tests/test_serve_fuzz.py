@@ -54,7 +54,9 @@ def fuzz(strategy: Any, *, may_be_empty: bool) -> set[int]:
             if case.path.startswith("/api/"):
                 assert isinstance(error, str)
             else:
-                fields = {"message", "type"} if "/messages" in case.path else {"message", "type", "param", "code"}
+                fields = (
+                    {"message", "type"} if "/messages" in case.path else {"message", "type", "param", "code"}
+                )
                 assert set(error) == fields
         seen.add(response.status_code)
 

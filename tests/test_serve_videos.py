@@ -105,9 +105,7 @@ def test_a_template_has_a_mark_for_each_frame(server: Server) -> None:
         return json.loads(data)["prompt"].count("<__media__>")
 
     assert (marks(), marks(frames=3)) == (8, 3)
-    status, _, data = server.request(
-        "POST", "/apply-template", {"messages": asked(part("data:,", fps=1))}
-    )
+    status, _, data = server.request("POST", "/apply-template", {"messages": asked(part("data:,", fps=1))})
     assert (status, "fps" in json.loads(data)["error"]["message"]) == (400, True)
 
 

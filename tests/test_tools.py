@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import tool_templates as templates
 
 import pyfastv
 from pyfastv import _native
@@ -19,7 +20,6 @@ from pyfastv.errors import ModelError, OptionError
 from pyfastv.inputs.named_templates import NAMED
 from pyfastv.inputs.thinking import THOUGHT_TAGS
 
-import tool_templates as templates
 from gbnf_matcher import follows
 from serving import CHAT, CLOCK, Server, data_uri, question
 
@@ -34,11 +34,15 @@ WEATHER = function("weather", city={"type": "string"})
 TOOLS = [READ, WEATHER]
 
 # whose calls a model of any size can only write in a few tokens
-POINT = function("point", hand={"enum": ["hour", "minute"]}, at={"type": "integer", "minimum": 1, "maximum": 12})
+POINT = function(
+    "point", hand={"enum": ["hour", "minute"]}, at={"type": "integer", "minimum": 1, "maximum": 12}
+)
 RING = function("ring", times={"enum": [1, 2, 3]})
 
 
-def form_of(template: str | None, tools: Sequence[dict[str, Any]] = TOOLS, choice: object = None) -> CallFormat:
+def form_of(
+    template: str | None, tools: Sequence[dict[str, Any]] = TOOLS, choice: object = None
+) -> CallFormat:
     use = ToolUse.of(tools, choice, True)
     assert use is not None
     formats = CallFormats(template, "<s>", "</s>", tuple(THOUGHT_TAGS))
@@ -164,12 +168,16 @@ def test_pieces_of_calls_are_those_of_openai() -> None:
     assert [first[index]["function"]["arguments"] for index in (0, 1)] == ["", ""]
     later = [piece for piece in pieces if "id" not in piece]
     assert len(later) > 20
-    assert all(set(piece) == {"index", "function"} and set(piece["function"]) == {"arguments"} for piece in later)
+    assert all(
+        set(piece) == {"index", "function"} and set(piece["function"]) == {"arguments"} for piece in later
+    )
     assert [json.loads(call["function"]["arguments"]) for call in joined(pieces)] == [CALL[1], OTHER[1]]
 
 
 def test_half_a_call_is_told_as_far_as_it_came() -> None:
-    message = told(form_of(templates.HERMES), '<tool_call>\n{"name": "read_clock", "arguments": {"place": "the ha')
+    message = told(
+        form_of(templates.HERMES), '<tool_call>\n{"name": "read_clock", "arguments": {"place": "the ha'
+    )
     (call,) = message["tool_calls"]
     assert call["function"] == {"name": "read_clock", "arguments": '{"place": "the ha'}
 
@@ -233,7 +241,10 @@ def test_a_call_that_is_required_comes_behind_the_thought_that_is_open() -> None
     form = form_of(templates.THINKING, [RING], "required")
     options = form.sampling("</think>")
     assert options["grammar_triggers"] == ["</think>"]
-    assert follows(options["grammar"], '</think>\n\n<tool_call>\n{"name": "ring", "arguments": {"times": 2}}\n</tool_call>')
+    assert follows(
+        options["grammar"],
+        '</think>\n\n<tool_call>\n{"name": "ring", "arguments": {"times": 2}}\n</tool_call>',
+    )
     assert form.sampling("")["grammar_triggers"] == []
 
 
@@ -241,7 +252,9 @@ def test_a_call_that_is_required_comes_behind_the_thought_that_is_open() -> None
 
 
 def forced(runner: pyfastv.Runner, **options: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": [{"type": "image", "image": CLOCK.picture}, _text(CLOCK.question)]}]
+    messages = [
+        {"role": "user", "content": [{"type": "image", "image": CLOCK.picture}, _text(CLOCK.question)]}
+    ]
     return runner.create_chat_completion(messages, max_tokens=120, tools=[POINT, RING], **options)
 
 
@@ -304,7 +317,9 @@ def lazily(runner: pyfastv.Runner, monkeypatch: pytest.MonkeyPatch, grammar: str
         return runner.ask(CLOCK.picture, CLOCK.question, max_tokens=20).text
 
 
-def test_a_grammar_holds_from_what_triggers_it(runner: pyfastv.Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grammar_holds_from_what_triggers_it(
+    runner: pyfastv.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert lazily(runner, monkeypatch, 'root ::= "is noon"', "is") == "It is noon"
     assert lazily(runner, monkeypatch, 'root ::= "noon"', "<tool_call>") == "It is 9:10."
     # what triggers it does not follow it: the answer goes on as text
@@ -443,7 +458,10 @@ def test_hostile_templates_are_an_error() -> None:
         "        print(str(error).replace('\\n', ' '))\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps({**HOSTILE, **HARMLESS}), capture_output=True, text=True
+        [sys.executable, "-c", code],
+        input=json.dumps({**HOSTILE, **HARMLESS}),
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr
     said = dict(zip([*HOSTILE, *HARMLESS], result.stdout.splitlines(), strict=True))

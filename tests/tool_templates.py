@@ -183,4 +183,6 @@ GEMMA4 = """{#- OpenAI Chat Completions: -#}
 {%- endif %}
 """
 
-THINKING = HERMES.replace("'<|im_start|>assistant\\n' }}\n{%- endif %}\n", "'<|im_start|>assistant\\n<think>\\n' }}\n{%- endif %}\n")
+THINKING = HERMES.replace(
+    "'<|im_start|>assistant\\n' }}\n{%- endif %}\n", "'<|im_start|>assistant\\n<think>\\n' }}\n{%- endif %}\n"
+)

@@ -8,8 +8,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 __all__ = ["Addresses", "address"]
 
-_UNDER_V1 = re.compile(r"/(models(/.+)?|chat/completions|completions|responses(/input_tokens)?|messages(/count_tokens)?)")
-_HEALTH = ("/v1/health", "/healthz", "/livez", "/readyz", "/ready", "/live", "/ping", "/health/live", "/health/ready")
+_UNDER_V1 = re.compile(
+    r"/(models(/.+)?|chat/completions|completions|responses(/input_tokens)?|messages(/count_tokens)?)"
+)
+_HEALTH = (
+    "/v1/health",
+    "/healthz",
+    "/livez",
+    "/readyz",
+    "/ready",
+    "/live",
+    "/ping",
+    "/health/live",
+    "/health/ready",
+)
 _ALSO = {**dict.fromkeys(_HEALTH, "/health"), "/index.html": "/"}
 
 

@@ -12,7 +12,17 @@ from .. import _native
 from .._checks import integer, real
 from ..errors import OptionError
 
-__all__ = ["MAX_CUTS", "PICKS", "RECALL", "SCORES", "Cut", "LayerWarning", "Schedule", "fitted", "schedule_of"]
+__all__ = [
+    "MAX_CUTS",
+    "PICKS",
+    "RECALL",
+    "SCORES",
+    "Cut",
+    "LayerWarning",
+    "Schedule",
+    "fitted",
+    "schedule_of",
+]
 
 MAX_CUTS = _native.MAX_CUTS
 RECALL = _native.RECALL

@@ -31,9 +31,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT / "third_party"))
 
-import fetch  # noqa: E402
-
 import pyfastv  # noqa: E402
+
+import fetch  # noqa: E402
 
 EXPECTED = HERE / "architectures.json"
 BUILD = ROOT / "build" / "architectures"
@@ -72,7 +72,9 @@ def fixture(source: str) -> str:
     for pattern, replacement in changes:
         text, n = re.subn(pattern, replacement, text)
         if n == 0:
-            raise FixtureError(f"the pin's tests/test-llama-archs.cpp has no {pattern!r} any more: change CHANGES")
+            raise FixtureError(
+                f"the pin's tests/test-llama-archs.cpp has no {pattern!r} any more: change CHANGES"
+            )
     return text
 
 
@@ -168,7 +170,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sdist", type=Path, help="use this copy of the sdist instead of downloading it")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these architectures alone")
-    parser.add_argument("--update", action="store_true", help="what comes out is what is expected from now on")
+    parser.add_argument(
+        "--update", action="store_true", help="what comes out is what is expected from now on"
+    )
     parser.add_argument("-j", "--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
     args = parser.parse_args()
     try:
@@ -186,7 +190,9 @@ def main() -> int:
     for name, result in found.items():
         print(f"{name:<{width}}  {result}")
     n_exact = sum(bool(result.exact) and not result.wrong for result in outcomes)
-    print(f"\n{n_exact} of {len(found)} variants are stock to the bit at every cut that they can have, and drop")
+    print(
+        f"\n{n_exact} of {len(found)} variants are stock to the bit at every cut that they can have, and drop"
+    )
     return compare(found, update=args.update, whole=args.only is None)
 
 
@@ -204,7 +210,9 @@ def compare(found: dict[str, Outcome], *, update: bool, whole: bool) -> int:
     if expected and new:
         print("new: " + ", ".join(new))
     if update:
-        EXPECTED.write_text(json.dumps((expected if not whole else {}) | told, indent=1, sort_keys=True) + "\n")
+        EXPECTED.write_text(
+            json.dumps((expected if not whole else {}) | told, indent=1, sort_keys=True) + "\n"
+        )
         return 0
     worse = [name for name, was in expected.items() if name in told and told[name] != was]
     return int(bool(worse or missing or any(result.wrong for result in found.values())))

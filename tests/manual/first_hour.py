@@ -156,7 +156,13 @@ def main() -> int:
             for step in in_order((ROOT / page).read_text("utf-8")):
                 outcome = run(step, folder, checkout, arguments.seconds)
                 failed += outcome.status not in ("0", "not run")
-                cells = [page, f"`{step.title}`", f"{outcome.seconds:.1f}", outcome.status, outcome.said[:120]]
+                cells = [
+                    page,
+                    f"`{step.title}`",
+                    f"{outcome.seconds:.1f}",
+                    outcome.status,
+                    outcome.said[:120],
+                ]
                 print(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |", flush=True)
     print(f"failed: {failed}")
     return bool(failed)

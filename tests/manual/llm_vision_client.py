@@ -87,9 +87,7 @@ def openai(served: Served) -> None:
 def ollama(served: Served) -> None:
     providers = _providers()
     endpoint = {"ip_address": "127.0.0.1", "port": str(served.port), "https": False}
-    _check(
-        served, "ollama", providers, lambda hass: providers.Ollama(hass, "", "pyfastv", endpoint=endpoint)
-    )
+    _check(served, "ollama", providers, lambda hass: providers.Ollama(hass, "", "pyfastv", endpoint=endpoint))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ class GemmaE:
         of_layers = self._of_layers(x, tokens)
         n, here = len(x), np.arange(len(x))
         attention, without_rope = {}, {}
-        cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # by layer: keys and values of the rows that are there
+        cache: dict[
+            int, tuple[np.ndarray, np.ndarray]
+        ] = {}  # by layer: keys and values of the rows that are there
         for layer in range(self.n_layer):
             for cut in cuts:
                 if cut.layer == layer:

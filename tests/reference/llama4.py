@@ -95,9 +95,7 @@ class Llama4:
         return out
 
     def _gated(self, block: str, kind: str, x: np.ndarray, expert: int | None = None) -> np.ndarray:
-        gate, up, down = (
-            self._weights[f"{block}ffn_{name}{kind}.weight"] for name in ("gate", "up", "down")
-        )
+        gate, up, down = (self._weights[f"{block}ffn_{name}{kind}.weight"] for name in ("gate", "up", "down"))
         if expert is not None:
             gate, up, down = gate[expert], up[expert], down[expert]
         return (silu(x @ gate.T) * (x @ up.T)) @ down.T
