@@ -294,13 +294,20 @@ def test_another_slot_has_the_picture_too(files: dict[str, tuple[Path, Path]], a
 
 
 @pytest.mark.parametrize("fastv", [None, "drop=0.5"])
-def test_sessions_about_one_picture_take_turns(files: dict[str, tuple[Path, Path]], fastv: str | None) -> None:
+def test_sessions_about_one_picture_take_turns(
+    files: dict[str, tuple[Path, Path]], fastv: str | None
+) -> None:
     answers = []
     cached = []
     for checkpoint_mb in (0, 64):
         rule = None if fastv is None else spec("qwen35", fastv)
         with Runner(
-            *files["qwen35"], n_ctx=512, n_threads=1, fastv=rule, flash_attn=False, checkpoint_mb=checkpoint_mb
+            *files["qwen35"],
+            n_ctx=512,
+            n_threads=1,
+            fastv=rule,
+            flash_attn=False,
+            checkpoint_mb=checkpoint_mb,
         ) as runner:
             one, two = runner.session(), runner.session()
             said = [one.ask(PICTURE, FIRST, max_tokens=4), two.ask(PICTURE, SECOND, max_tokens=4)]

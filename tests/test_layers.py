@@ -179,7 +179,9 @@ def test_the_default_runs_at_the_next_layer_and_the_report_has_it(files: tuple[P
 def test_what_has_no_later_layer_is_refused(files: tuple[Path, Path]) -> None:
     with Runner(*files, **SMALL, fastv=None) as runner:
         for fastv in ("k=9,drop=0.5", PyramidDrop()):  # 3, 6 and 9 of 12
-            with pytest.raises(UnsupportedModelError, match="is not possible: the layer before it is recurrent"):
+            with pytest.raises(
+                UnsupportedModelError, match="is not possible: the layer before it is recurrent"
+            ):
                 runner.set_fastv(fastv)
         with pytest.raises(OptionError, match="k = 12 is out of range"):
             runner.ask(PICTURE, "what?", fastv="k=12,drop=0.5")
