@@ -99,8 +99,8 @@ class Plan:
 
 
 def default_settings(n_layer: int, cut_layers: Sequence[int] = ()) -> dict[str, Setting]:
-    """Off, K in 2, 3, 4 with drop 0.25 to 0.9, and the presets, as far as a model has so many layers. ``cut_layers``: where
-    it can be cut: the first three of these from 2 on."""
+    """Off, K in 2, 3, 4 with drop 0.25 to 0.9, and the presets, as far as a model has so many layers. ``cut_layers``:
+    where it can be cut: the first three of these from 2 on."""
     settings = {OFF: Setting()}
     for k in [layer for layer in cut_layers or (2, 3, 4) if layer >= 2][:3]:
         if k < n_layer:

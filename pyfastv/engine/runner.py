@@ -103,8 +103,8 @@ class Runner(Closing, InForce):
         ``progress``: called with 0..1 while loading; an exception in it ends the loading.
         ``max_pixels``: largest picture taken, in pixels. ``encoder_cache_mb``: memory for the vision encoder's
         outputs, so that a picture that comes again is not encoded again; 0: none. ``checkpoint_mb``: memory, of all slots
-        together, for states of recurrent layers (Qwen3.5, LFM2), which do not go back by themselves: another question about
-        a picture goes on from the one behind it; 0: none, and the prompt is computed anew.
+        together, for states of recurrent layers (Qwen3.5, LFM2), which do not go back by themselves: another question
+        about a picture goes on from the one behind it; 0: none, and the prompt is computed anew.
         ``encoder_type``: of the vision encoder's matrices, one of :data:`pyfastv.models.encoder_type.ENCODER_TYPES`.
         "auto" is q8_0 where this machine's products with it are faster than with f16, "stock" the file as it is. Where
         the file has to be quantized, that is done once, and kept in the user's cache.

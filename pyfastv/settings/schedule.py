@@ -45,8 +45,8 @@ class Cut:
     """From one layer on, a part of every picture's tokens is left out. Raises OptionError.
 
     Of a picture's n tokens round(n * (1 - drop)) stay (half to even; at least 1 unless drop is 1), in prompt
-    order and at their own positions. Whether the layer is within a model's is checked by the runner; at one where the model
-    cannot be cut (docs/models.md), the cut moves to the next where it can.
+    order and at their own positions. Whether the layer is within a model's is checked by the runner; from one where the
+    model cannot be cut (docs/models.md), the cut moves to the next where it can.
 
     ``score``, ``pick``, ``weigh`` and ``merge`` are its rule. Where none of them is given, it is that of
     :class:`pyfastv.Recommended`; where some are, the others are as FastV has them: "last", "top-k", False, False.
@@ -178,8 +178,8 @@ class Schedule:
 
 
 def fitted(schedule: Schedule, layers: Sequence[tuple[int, int]], model: str) -> Schedule:
-    """With its cuts where a model can be cut; the schedule itself if none moves. ``layers``: of each cut the layer that it
-    names, and where it has to be. Warns of what moves, where Python's filters are as they are once of each layer."""
+    """With its cuts where a model can be cut; the schedule itself if none moves. ``layers``: of each cut the layer that
+    it names, and where it has to be. Warns of what moves; Python's filters show it once, if nobody has changed them."""
     if all(asked == taken for asked, taken in layers):
         return schedule
     for asked, taken in layers:
