@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import tool_templates as templates
 
 import pyfastv
 from pyfastv import _native
@@ -20,7 +21,6 @@ from pyfastv.inputs.chat import ChatTemplate
 from pyfastv.inputs.named_templates import NAMED
 from pyfastv.inputs.thinking import THOUGHT_TAGS
 
-import tool_templates as templates
 from gbnf_matcher import follows
 from serving import CHAT, CLOCK, Server, question
 
@@ -35,11 +35,15 @@ WEATHER = function("weather", city={"type": "string"})
 TOOLS = [READ, WEATHER]
 
 # whose calls a model of any size can only write in a few tokens
-POINT = function("point", hand={"enum": ["hour", "minute"]}, at={"type": "integer", "minimum": 1, "maximum": 12})
+POINT = function(
+    "point", hand={"enum": ["hour", "minute"]}, at={"type": "integer", "minimum": 1, "maximum": 12}
+)
 RING = function("ring", times={"enum": [1, 2, 3]})
 
 
-def form_of(template: str | None, tools: Sequence[dict[str, Any]] = TOOLS, choice: object = None) -> CallFormat:
+def form_of(
+    template: str | None, tools: Sequence[dict[str, Any]] = TOOLS, choice: object = None
+) -> CallFormat:
     use = ToolUse.of(tools, choice, True)
     assert use is not None
     formats = CallFormats(template, "<s>", "</s>", tuple(THOUGHT_TAGS))
@@ -140,7 +144,8 @@ def test_calls_are_told_from_an_answer_in_the_form_of_its_template(name: str) ->
     assert (message["content"], calls_of(message)) == (content, calls)
     assert [call["type"] for call in message["tool_calls"]] == ["function"] * len(calls)
     ids = [call["id"] for call in message["tool_calls"]]
-    assert all(ids) and len(set(ids)) == len(ids)
+    assert all(ids)
+    assert len(set(ids)) == len(ids)
     for size in (1, 5):  # as it is streamed
         message = told(form, answer, size)
         assert (message["content"], calls_of(message)) == (content, calls)
@@ -165,12 +170,16 @@ def test_pieces_of_calls_are_those_of_openai() -> None:
     assert [first[index]["function"]["arguments"] for index in (0, 1)] == ["", ""]
     later = [piece for piece in pieces if "id" not in piece]
     assert len(later) > 20
-    assert all(set(piece) == {"index", "function"} and set(piece["function"]) == {"arguments"} for piece in later)
+    assert all(
+        set(piece) == {"index", "function"} and set(piece["function"]) == {"arguments"} for piece in later
+    )
     assert [json.loads(call["function"]["arguments"]) for call in joined(pieces)] == [CALL[1], OTHER[1]]
 
 
 def test_half_a_call_is_told_as_far_as_it_came() -> None:
-    message = told(form_of(templates.HERMES), '<tool_call>\n{"name": "read_clock", "arguments": {"place": "the ha')
+    message = told(
+        form_of(templates.HERMES), '<tool_call>\n{"name": "read_clock", "arguments": {"place": "the ha'
+    )
     (call,) = message["tool_calls"]
     assert call["function"] == {"name": "read_clock", "arguments": '{"place": "the ha'}
 
@@ -234,7 +243,10 @@ def test_a_call_that_is_required_comes_behind_the_thought_that_is_open() -> None
     form = form_of(templates.THINKING, [RING], "required")
     options = form.sampling("</think>")
     assert options["grammar_triggers"] == ["</think>"]
-    assert follows(options["grammar"], '</think>\n\n<tool_call>\n{"name": "ring", "arguments": {"times": 2}}\n</tool_call>')
+    assert follows(
+        options["grammar"],
+        '</think>\n\n<tool_call>\n{"name": "ring", "arguments": {"times": 2}}\n</tool_call>',
+    )
     assert form.sampling("")["grammar_triggers"] == []
 
 
@@ -243,7 +255,7 @@ def test_a_call_that_is_required_comes_behind_the_thought_that_is_open() -> None
 
 def forced(runner: pyfastv.Runner, **options: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": "Ring."}]
-    return runner.create_chat_completion(messages, max_tokens=60, tools=[POINT, RING], **options)
+    return runner.create_chat_completion(messages, max_tokens=120, tools=[POINT, RING], **options)
 
 
 def check_call(message: dict[str, Any], name: str | None = None) -> None:
@@ -251,9 +263,12 @@ def check_call(message: dict[str, Any], name: str | None = None) -> None:
     assert called == (name or called)
     if called == "point":
         assert set(arguments) == {"hand", "at"}
-        assert arguments["hand"] in ("hour", "minute") and 1 <= arguments["at"] <= 12
+        assert arguments["hand"] in ("hour", "minute")
+        assert 1 <= arguments["at"] <= 12
     else:
-        assert called == "ring" and arguments["times"] in (1, 2, 3) and len(arguments) == 1
+        assert called == "ring"
+        assert arguments["times"] in (1, 2, 3)
+        assert len(arguments) == 1
 
 
 def test_a_runner_calls_what_it_must(runner: pyfastv.Runner) -> None:
@@ -284,7 +299,7 @@ def test_a_template_s_own_form_is_forced(
     monkeypatch.setitem(runner._model.__dict__, "_call_formats", formats)
     answer = runner.create_chat_completion(
         [{"role": "user", "content": "Ring."}],
-        max_tokens=60,
+        max_tokens=120,
         tools=[RING],
         tool_choice="required",
         parallel_tool_calls=False,
@@ -292,7 +307,8 @@ def test_a_template_s_own_form_is_forced(
     (one,) = answer["choices"]
     assert one["finish_reason"] == "tool_calls"
     ((called, arguments),) = calls_of(one["message"])
-    assert called == "ring" and arguments["times"] in (1, 2, 3)
+    assert called == "ring"
+    assert arguments["times"] in (1, 2, 3)
 
 
 def lazily(runner: pyfastv.Runner, monkeypatch: pytest.MonkeyPatch, grammar: str, trigger: str) -> str:
@@ -306,7 +322,9 @@ def lazily(runner: pyfastv.Runner, monkeypatch: pytest.MonkeyPatch, grammar: str
         return runner.ask(CLOCK.picture, CLOCK.question, max_tokens=20).text
 
 
-def test_a_grammar_holds_from_what_triggers_it(runner: pyfastv.Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grammar_holds_from_what_triggers_it(
+    runner: pyfastv.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert lazily(runner, monkeypatch, 'root ::= "is noon"', "is") == "It is noon"
     assert lazily(runner, monkeypatch, 'root ::= "noon"', "<tool_call>") == "It is 9:10."
     # what triggers it does not follow it: the answer goes on as text
@@ -325,7 +343,7 @@ def test_openai_s_client_reads_calls(server: Server) -> None:
         "messages": [question("Ring.")],
         "tools": [POINT, RING],
         "temperature": 0,
-        "max_tokens": 60,
+        "max_tokens": 120,
     }
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         ring: Any = {"type": "function", "function": {"name": "ring"}}
@@ -341,7 +359,8 @@ def test_openai_s_client_reads_calls(server: Server) -> None:
             final = stream.get_final_completion().choices[0]
         assert final.finish_reason == "tool_calls"
         (call,) = final.message.tool_calls
-        assert call.function.name in ("point", "ring") and json.loads(call.function.arguments)
+        assert call.function.name in ("point", "ring")
+        assert json.loads(call.function.arguments)
         # the agent goes on
         options["messages"] += [
             answer.choices[0].message,
@@ -395,7 +414,7 @@ def test_tools_that_cannot_be_offered_are_refused_by_name(
 
 
 def test_schemas_of_parameters_are_bounded() -> None:
-    with pytest.raises(OptionError, match="tools: f: parameters: .* levels deep"):
+    with pytest.raises(OptionError, match=r"tools: f: parameters: .* levels deep"):
         ToolUse.of([function("f", x=deep(40))])
     many = {f"p{i}": {"type": "string"} for i in range(1000)}
     with pytest.raises(OptionError, match="schemas of all have more than"):
@@ -407,9 +426,10 @@ def test_schemas_of_parameters_are_bounded() -> None:
 HOSTILE = {
     "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{{ a * b }}{% endfor %}{% endfor %}",
     "a long text": "{{ 'ab' * 1000000000000 }}",
-    "a text that doubles": "{% set ns = namespace(s='ab') %}{% for i in range(70) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
-    "a list that doubles": "{% set ns = namespace(l=[1]) %}{% for i in range(70) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
-    "tuples that double": "{% set ns = namespace(t=(1, 2)) %}{% for i in range(70) %}{% set ns.t = (ns.t, ns.t) %}{% endfor %}"
+    "a text that doubles": "{% set n = namespace(s='ab') %}{% for i in range(70) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "a list that doubles": "{% set n = namespace(l=[1]) %}{% for i in range(70) %}{% set n.l = n.l + n.l %}{% endfor %}",
+    "tuples that double": "{% set ns = namespace(t=(1, 2)) %}"
+    "{% for i in range(70) %}{% set ns.t = (ns.t, ns.t) %}{% endfor %}"
     "{{ {ns.t: 1} }}",
     "a long range": "{{ range(100000000000) }}",
     "a macro in itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
@@ -452,7 +472,10 @@ def test_hostile_templates_are_an_error() -> None:
         "        print(str(error).replace('\\n', ' '))\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps({**HOSTILE, **HARMLESS}), capture_output=True, text=True
+        [sys.executable, "-c", code],
+        input=json.dumps({**HOSTILE, **HARMLESS}),
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr
     said = dict(zip([*HOSTILE, *HARMLESS], result.stdout.splitlines(), strict=True))
@@ -462,7 +485,7 @@ def test_hostile_templates_are_an_error() -> None:
 def test_a_template_that_the_library_cannot_read_has_the_general_form() -> None:
     assert form_of("{% nonsense %}").instructions
     assert form_of(HOSTILE["loops"]).instructions
-    with pytest.raises(ModelError, match="steps|half a second"):
+    with pytest.raises(ModelError, match=r"steps|half a second"):
         _native.ToolTemplate(HOSTILE["loops"]).format("[]", False, True, True, "{}", [])
 
 

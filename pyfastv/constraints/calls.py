@@ -23,9 +23,7 @@ class Told:
 
     def __add__(self, later: Told) -> Told:
         """One after the other."""
-        return Told(
-            self.content + later.content, self.thought + later.thought, [*self.calls, *later.calls]
-        )
+        return Told(self.content + later.content, self.thought + later.thought, [*self.calls, *later.calls])
 
 
 class CallReader:

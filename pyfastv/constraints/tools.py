@@ -38,7 +38,9 @@ class ToolUse:
     """May an answer have several calls? None: where the template takes several."""
 
     @classmethod
-    def of(cls, tools: object, tool_choice: object = None, parallel_tool_calls: object = None) -> ToolUse | None:
+    def of(
+        cls, tools: object, tool_choice: object = None, parallel_tool_calls: object = None
+    ) -> ToolUse | None:
         """``tools``, ``tool_choice``, ``parallel_tool_calls``: as in OpenAI's requests; None: no tools. Raises
         OptionError, which begins with the name of the one that is wrong."""
         if parallel_tool_calls is not None and not isinstance(parallel_tool_calls, bool):

@@ -26,7 +26,9 @@ def whole(answer: Answer, model: str, reader: AnswerReader | None = None) -> dic
                 "index": 0,
                 "message": as_message(told),
                 "logprobs": None,
-                "finish_reason": answer.finish_reason if reader is None else reader.reason(answer.finish_reason),
+                "finish_reason": answer.finish_reason
+                if reader is None
+                else reader.reason(answer.finish_reason),
             }
         ],
         "usage": {

@@ -125,7 +125,9 @@ class ChatRequest(Generation):
         use = self.tool_use
         if use is not None and use.offers:
             if self.is_constrained:
-                raise invalid("tools and a form of the answer (response_format, grammar) exclude each other", "tools")
+                raise invalid(
+                    "tools and a form of the answer (response_format, grammar) exclude each other", "tools"
+                )
             if self.continue_final_message:
                 raise invalid("tools and continue_final_message exclude each other", "continue_final_message")
         if self.modalities not in (None, ["text"]):
@@ -152,7 +154,9 @@ class ChatRequest(Generation):
         try:
             return ToolUse.of(self.tools, self.tool_choice, self.parallel_tool_calls)
         except OptionError as error:
-            raise invalid(str(error), "tool_choice" if str(error).startswith("tool_choice") else "tools") from None
+            raise invalid(
+                str(error), "tool_choice" if str(error).startswith("tool_choice") else "tools"
+            ) from None
 
     @property
     def n_probs(self) -> int:
