@@ -17,11 +17,12 @@ from pyfastv.constraints.calls import CallReader, joined
 from pyfastv.constraints.tools import CallFormat, CallFormats, ToolUse
 from pyfastv.engine.told import AnswerReader, as_message
 from pyfastv.errors import ModelError, OptionError
+from pyfastv.inputs.chat import ChatTemplate
 from pyfastv.inputs.named_templates import NAMED
 from pyfastv.inputs.thinking import THOUGHT_TAGS
 
 from gbnf_matcher import follows
-from serving import CHAT, CLOCK, Server, data_uri, question
+from serving import CHAT, CLOCK, Server, question
 
 
 def function(name: str, **properties: Any) -> dict[str, Any]:
@@ -143,7 +144,8 @@ def test_calls_are_told_from_an_answer_in_the_form_of_its_template(name: str) ->
     assert (message["content"], calls_of(message)) == (content, calls)
     assert [call["type"] for call in message["tool_calls"]] == ["function"] * len(calls)
     ids = [call["id"] for call in message["tool_calls"]]
-    assert all(ids) and len(set(ids)) == len(ids)
+    assert all(ids)
+    assert len(set(ids)) == len(ids)
     for size in (1, 5):  # as it is streamed
         message = told(form, answer, size)
         assert (message["content"], calls_of(message)) == (content, calls)
@@ -252,14 +254,8 @@ def test_a_call_that_is_required_comes_behind_the_thought_that_is_open() -> None
 
 
 def forced(runner: pyfastv.Runner, **options: Any) -> dict[str, Any]:
-    messages = [
-        {"role": "user", "content": [{"type": "image", "image": CLOCK.picture}, _text(CLOCK.question)]}
-    ]
+    messages = [{"role": "user", "content": "Ring."}]
     return runner.create_chat_completion(messages, max_tokens=120, tools=[POINT, RING], **options)
-
-
-def _text(text: str) -> dict[str, str]:
-    return {"type": "text", "text": text}
 
 
 def check_call(message: dict[str, Any], name: str | None = None) -> None:
@@ -267,9 +263,12 @@ def check_call(message: dict[str, Any], name: str | None = None) -> None:
     assert called == (name or called)
     if called == "point":
         assert set(arguments) == {"hand", "at"}
-        assert arguments["hand"] in ("hour", "minute") and 1 <= arguments["at"] <= 12
+        assert arguments["hand"] in ("hour", "minute")
+        assert 1 <= arguments["at"] <= 12
     else:
-        assert called == "ring" and arguments["times"] in (1, 2, 3) and len(arguments) == 1
+        assert called == "ring"
+        assert arguments["times"] in (1, 2, 3)
+        assert len(arguments) == 1
 
 
 def test_a_runner_calls_what_it_must(runner: pyfastv.Runner) -> None:
@@ -284,26 +283,32 @@ def test_a_runner_calls_what_it_must(runner: pyfastv.Runner) -> None:
     deltas = [chunk["choices"][0]["delta"] for chunk in [*chunks, last]]
     pieces = [piece for delta in deltas for piece in delta.get("tool_calls", [])]
     check_call({"tool_calls": joined(pieces)}, "ring")
-    answer = forced(runner, tool_choice="none")
-    assert answer["choices"][0]["message"] == {"role": "assistant", "content": "It is 9:10."}
+    answer = forced(runner, tool_choice="none", stop=["."])
+    assert set(answer["choices"][0]["message"]) == {"role", "content"}
     with pytest.raises(OptionError, match="grammar and tools"):
         forced(runner, grammar='root ::= "a"')
 
 
-@pytest.mark.parametrize("template", ["HERMES", "LLAMA3", "GEMMA4"])
-def test_a_template_s_own_form_is_forced(template: str) -> None:
-    with pyfastv.Runner(chat_template=getattr(templates, template)) as runner:
-        answer = runner.create_chat_completion(
-            [{"role": "user", "content": "Ring."}],
-            max_tokens=120,
-            tools=[RING],
-            tool_choice="required",
-            parallel_tool_calls=False,
-        )
+@pytest.mark.parametrize("template", ["HERMES", "LLAMA3", "MINISTRAL"])
+def test_a_template_s_own_form_is_forced(
+    runner: pyfastv.Runner, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    source = getattr(templates, template)
+    formats = CallFormats(source, "<s>", "</s>", tuple(THOUGHT_TAGS))
+    monkeypatch.setitem(runner._model.__dict__, "template", ChatTemplate(source, bos_token="<s>"))
+    monkeypatch.setitem(runner._model.__dict__, "_call_formats", formats)
+    answer = runner.create_chat_completion(
+        [{"role": "user", "content": "Ring."}],
+        max_tokens=120,
+        tools=[RING],
+        tool_choice="required",
+        parallel_tool_calls=False,
+    )
     (one,) = answer["choices"]
     assert one["finish_reason"] == "tool_calls"
     ((called, arguments),) = calls_of(one["message"])
-    assert called == "ring" and isinstance(arguments, dict)
+    assert called == "ring"
+    assert arguments["times"] in (1, 2, 3)
 
 
 def lazily(runner: pyfastv.Runner, monkeypatch: pytest.MonkeyPatch, grammar: str, trigger: str) -> str:
@@ -335,7 +340,7 @@ def test_openai_s_client_reads_calls(server: Server) -> None:
     openai = pytest.importorskip("openai")
     options: dict[str, Any] = {
         "model": "any",
-        "messages": [question(CLOCK.question, data_uri(CLOCK.picture))],
+        "messages": [question("Ring.")],
         "tools": [POINT, RING],
         "temperature": 0,
         "max_tokens": 120,
@@ -354,7 +359,8 @@ def test_openai_s_client_reads_calls(server: Server) -> None:
             final = stream.get_final_completion().choices[0]
         assert final.finish_reason == "tool_calls"
         (call,) = final.message.tool_calls
-        assert call.function.name in ("point", "ring") and json.loads(call.function.arguments)
+        assert call.function.name in ("point", "ring")
+        assert json.loads(call.function.arguments)
         # the agent goes on
         options["messages"] += [
             answer.choices[0].message,
@@ -386,7 +392,6 @@ def deep(levels: int) -> dict[str, Any]:
         ({"tools": [function("a_b"), function("a-b")]}, "tools", "rename"),
         ({"tools": [function(f"f{i}") for i in range(129)]}, "tools", "at most 128"),
         ({"tools": [function("f", x={"type": "text"})]}, "tools", "unrecognized type"),
-        ({"tools": [function("f", x=deep(40))]}, "tools", "levels deep"),
         ({"tools": [function("f", x={"enum": [*range(3000)]})]}, "tools", "parts"),
         ({"tools": [RING], "tool_choice": "any"}, "tool_choice", "must be 'none'"),
         ({"tool_choice": "required"}, "tool_choice", "needs tools"),
@@ -408,14 +413,23 @@ def test_tools_that_cannot_be_offered_are_refused_by_name(
     assert what in error["message"]
 
 
+def test_schemas_of_parameters_are_bounded() -> None:
+    with pytest.raises(OptionError, match=r"tools: f: parameters: .* levels deep"):
+        ToolUse.of([function("f", x=deep(40))])
+    many = {f"p{i}": {"type": "string"} for i in range(1000)}
+    with pytest.raises(OptionError, match="schemas of all have more than"):
+        ToolUse.of([function(f"f{i}", **many) for i in range(8)])
+
+
 # templates that are up to no good
 
 HOSTILE = {
     "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{{ a * b }}{% endfor %}{% endfor %}",
     "a long text": "{{ 'ab' * 1000000000000 }}",
-    "a text that doubles": "{% set ns = namespace(s='ab') %}{% for i in range(70) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
-    "a list that doubles": "{% set ns = namespace(l=[1]) %}{% for i in range(70) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
-    "tuples that double": "{% set ns = namespace(t=(1, 2)) %}{% for i in range(70) %}{% set ns.t = (ns.t, ns.t) %}{% endfor %}"
+    "a text that doubles": "{% set n = namespace(s='ab') %}{% for i in range(70) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "a list that doubles": "{% set n = namespace(l=[1]) %}{% for i in range(70) %}{% set n.l = n.l + n.l %}{% endfor %}",
+    "tuples that double": "{% set ns = namespace(t=(1, 2)) %}"
+    "{% for i in range(70) %}{% set ns.t = (ns.t, ns.t) %}{% endfor %}"
     "{{ {ns.t: 1} }}",
     "a long range": "{{ range(100000000000) }}",
     "a macro in itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
@@ -424,10 +438,10 @@ HOSTILE = {
     "a list in itself": "{% set l = [] %}{% set a = l.append(l) %}{{ l | string }}{{ l == l }}",
     "a long chain": "{% set ns = namespace(l=[]) %}{% for i in range(99999) %}{% set ns.l = [ns.l] %}{% endfor %}",
     "brackets": "{{ " + "(" * 100000 + "1" + ")" * 100000 + " }}",
-    "operators": "{{ " + " + ".join(["1"] * 100000) + " }}",
+    "operators": "{{ " + " + ".join(["1"] * 60000) + " }}",
     "signs": "{{ " + "- " * 100000 + "1 }}",
     "conditions": "{% if a %}" + "{% elif a %}" * 15000 + "{% endif %}",
-    "blocks": "{% if 1 %}" * 15000 + "{% endif %}" * 15000,
+    "blocks": "{% if 1 %}" * 10000 + "{% endif %}" * 10000,
     "many parts": "{% set s = 'a ' * 200000 %}{% for i in range(1000) %}{{ s.split(' ') | length }}{% endfor %}",
     "many replacements": "{% set s = 'a' * 200000 %}{{ s.replace('a', s) | length }}",
     "many marks": "{{ '<>' * 3000000 }}{% for m in messages %}{{ m.content }}{% endfor %}",
@@ -471,7 +485,7 @@ def test_hostile_templates_are_an_error() -> None:
 def test_a_template_that_the_library_cannot_read_has_the_general_form() -> None:
     assert form_of("{% nonsense %}").instructions
     assert form_of(HOSTILE["loops"]).instructions
-    with pytest.raises(ModelError, match="steps|half a second"):
+    with pytest.raises(ModelError, match=r"steps|half a second"):
         _native.ToolTemplate(HOSTILE["loops"]).format("[]", False, True, True, "{}", [])
 
 

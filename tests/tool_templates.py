@@ -13,7 +13,7 @@ HERMES = """{%- if tools %}
     {{- "\\n</tools>\\n\\nFor each call return JSON within <tool_call></tool_call> tags.<|im_end|>\\n" }}
 {%- endif %}
 {%- for message in messages %}
-    {%- if message.role == "user" or (message.role == "system" and not loop.first) or (message.role == "assistant" and not message.tool_calls) or (message.role == "system" and not tools) %}
+    {%- if message.role in ("user", "system") or (message.role == "assistant" and not message.tool_calls) %}
         {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
     {%- elif message.role == "assistant" %}
         {{- '<|im_start|>' + message.role }}
@@ -90,7 +90,8 @@ NEMO = """{%- for message in messages %}
     {%- elif message.role == 'assistant' %}
         {{- message.content + '</s>' }}
     {%- elif message.role == 'tool' %}
-        {{- '[TOOL_RESULTS]{"content": ' + message.content | tojson + ', "call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
+        {{- '[TOOL_RESULTS]{"content": ' + message.content | tojson }}
+        {{- ', "call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
     {%- endif %}
 {%- endfor %}
 """

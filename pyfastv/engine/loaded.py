@@ -179,8 +179,8 @@ class LoadedModel:
         variables: Mapping[str, Any] | None = None,
         continues: bool = False,
     ) -> tuple[Prompt, CallFormat | None]:
-        """As :meth:`render`, with tools; and how the answer has its calls, None: it may have none. A template that knows no
-        tools gets them in a system message."""
+        """As :meth:`render`, with tools; and how the answer has its calls, None: it may have none. A template that knows
+        no tools gets them in a system message."""
         if use is None or not use.offers:
             tools = None if use is None else use.tools
             return self.render(messages, tools=tools, variables=variables, continues=continues), None

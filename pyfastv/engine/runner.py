@@ -366,10 +366,10 @@ class Runner(Closing, InForce):
         """OpenAI's chat completion, in the shape of llama-cpp-python's method of this name.
 
         ``messages``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`; ``tools``, ``tool_choice``,
-        ``parallel_tool_calls``: functions that the answer may call, or must, in OpenAI's shape; calls are told apart in the
-        form of the model's chat template, or, where that knows no tools, as JSON that the model is asked for. ``options``:
-        as in :meth:`ask`. Returns the completion, or an iterator of its chunks. The completion and the last chunk have one key more than
-        OpenAI's: ``pyfastv``, the report. Raises as :meth:`ask` does.
+        ``parallel_tool_calls``: functions that the answer may call, or must, in OpenAI's shape; calls are told apart in
+        the form of the model's chat template, or, where that knows no tools, as JSON that the model is asked for.
+        ``options``: as in :meth:`ask`. Returns the completion, or an iterator of its chunks. The completion and the last
+        chunk have one key more than OpenAI's: ``pyfastv``, the report. Raises as :meth:`ask` does.
         """
         name = printable(self._model.path.name)
         use = ToolUse.of(tools, tool_choice, parallel_tool_calls)
