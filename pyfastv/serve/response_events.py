@@ -95,7 +95,7 @@ class ResponseTelling:
     def end(self) -> str:
         return ""
 
-    def _event(self, name: str, **fields: Any) -> str:
+    def _event(self, name: str, /, **fields: Any) -> str:
         number, self._number = self._number, self._number + 1
         return event({"type": name, "sequence_number": number, **fields}, name)
 
@@ -145,7 +145,7 @@ class ResponseTelling:
             self._output[-1]["arguments"] += arguments
             yield self._at("response.function_call_arguments.delta", delta=arguments)
 
-    def _item(self, kind: str, **fields: Any) -> Iterator[str]:
+    def _item(self, kind: str, /, **fields: Any) -> Iterator[str]:
         """Ends the one before, and begins one."""
         yield from self._closed()
         item: dict[str, Any] = {
@@ -184,7 +184,7 @@ class ResponseTelling:
         item["status"] = "incomplete" if self._reason == "length" else "completed"
         yield self._event("response.output_item.done", output_index=len(self._output) - 1, item=item)
 
-    def _at(self, name: str, **fields: Any) -> str:
+    def _at(self, name: str, /, **fields: Any) -> str:
         """An event of the last item."""
         return self._event(
             name, item_id=self._output[-1]["id"], output_index=len(self._output) - 1, **fields
