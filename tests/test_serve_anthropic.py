@@ -179,9 +179,7 @@ def test_an_answer_is_parsed_into_a_class(client: anthropic.Anthropic) -> None:
 
 def test_tokens_of_a_request_are_counted(client: anthropic.Anthropic) -> None:
     counted = client.messages.count_tokens(model=MODEL, messages=asked(), system="Be brief.")
-    usage = client.messages.create(
-        model=MODEL, max_tokens=1, messages=asked(), system="Be brief."
-    ).usage
+    usage = client.messages.create(model=MODEL, max_tokens=1, messages=asked(), system="Be brief.").usage
     assert counted.input_tokens == usage.input_tokens + usage.cache_read_input_tokens > 576
     reduced = client.messages.count_tokens(
         model=MODEL, messages=asked(), system="Be brief.", extra_body={"reduce": "pool,window=2"}
@@ -208,7 +206,10 @@ REFUSED = [
     ({"messages": asked(), "max_tokens": 1, "min_tokens": 2}, "min_tokens"),
     ({"messages": asked(), "max_tokens": 1, "top_p": 5}, "top_p"),
     ({"messages": asked(), "max_tokens": 1, "fastv": "k=99,drop=0.5"}, "99"),
-    ({"messages": asked(), "max_tokens": 1, "tools": [{"type": "bash_20250124", "name": "b"}]}, "bash_20250124"),
+    (
+        {"messages": asked(), "max_tokens": 1, "tools": [{"type": "bash_20250124", "name": "b"}]},
+        "bash_20250124",
+    ),
     (
         {"messages": [{"role": "user", "content": [picture("AAAA")]}], "max_tokens": 1},
         "messages.0.content.0: .*not a picture|picture 1|not a picture",
@@ -217,7 +218,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("body", "words"), REFUSED, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("body", "words"), REFUSED, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_what_is_refused_has_anthropics_form(server: Server, body: dict[str, Any], words: str) -> None:
     import re
 
@@ -419,10 +422,17 @@ def test_thoughts_and_calls_are_blocks() -> None:
         {"choices": [], "usage": USAGE},
     ]
     data = "".join(map(told.chunk, chunks)) + told.end()
-    events = [json.loads(block.split("\n")[1].removeprefix("data: ")) for block in data.split("\n\n") if block]
+    events = [
+        json.loads(block.split("\n")[1].removeprefix("data: ")) for block in data.split("\n\n") if block
+    ]
     starts = [event for event in events if event["type"] == "content_block_start"]
     assert [event["index"] for event in starts] == [0, 1, 2, 3]
-    assert [event["content_block"]["type"] for event in starts] == ["thinking", "text", "tool_use", "tool_use"]
+    assert [event["content_block"]["type"] for event in starts] == [
+        "thinking",
+        "text",
+        "tool_use",
+        "tool_use",
+    ]
     stops = [event["index"] for event in events if event["type"] == "content_block_stop"]
     assert stops == [0, 1, 2, 3]
     arguments = [

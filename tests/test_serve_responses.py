@@ -101,7 +101,12 @@ def test_the_packages_own_stream_reads_it(client: openai.OpenAI) -> None:
 
 
 def test_an_answer_that_was_cut_is_incomplete(client: openai.OpenAI) -> None:
-    options = {"model": MODEL, "input": asked("Describe the image."), "temperature": 0, "max_output_tokens": 2}
+    options = {
+        "model": MODEL,
+        "input": asked("Describe the image."),
+        "temperature": 0,
+        "max_output_tokens": 2,
+    }
     whole = client.responses.create(**options)
     with client.responses.create(**options, stream=True) as stream:
         event = list(stream)[-1]
@@ -270,7 +275,12 @@ def text(words: str) -> list[dict[str, Any]]:
 def test_items_of_an_agent_become_messages() -> None:
     items = [
         {"role": "user", "content": "Look."},
-        {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]},
+        {
+            "type": "reasoning",
+            "id": "rs_1",
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": "Hm."}],
+        },
         {
             "type": "message",
             "id": "msg_1",
@@ -307,7 +317,13 @@ def test_items_of_an_agent_become_messages() -> None:
 
 def test_functions_have_the_form_that_chats_have_for_them() -> None:
     parameters = {"type": "object", "properties": {}}
-    tool = {"type": "function", "name": "see", "description": "Look.", "parameters": parameters, "strict": True}
+    tool = {
+        "type": "function",
+        "name": "see",
+        "description": "Look.",
+        "parameters": parameters,
+        "strict": True,
+    }
     chat = ResponseRequest.model_validate(
         {"input": "x", "tools": [tool], "tool_choice": {"type": "function", "name": "see"}}
     ).chat()
@@ -358,7 +374,10 @@ def test_thoughts_and_calls_are_items() -> None:
         chunk({"reasoning_content": "well."}),
         chunk({"content": "So."}),
         chunk({"tool_calls": [begun]}),
-        *(chunk({"tool_calls": [{"index": 0, "function": {"arguments": part}}]}) for part in (head[:3], head[3:])),
+        *(
+            chunk({"tool_calls": [{"index": 0, "function": {"arguments": part}}]})
+            for part in (head[:3], head[3:])
+        ),
         chunk({"tool_calls": rest}),
         chunk({}, "tool_calls"),
         {"choices": [], "usage": USAGE},

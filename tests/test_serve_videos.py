@@ -106,9 +106,7 @@ def test_a_template_has_a_mark_for_each_frame(server: Server) -> None:
         return json.loads(data)["prompt"].count("<__media__>")
 
     assert (marks(), marks(frames=3)) == (8, 3)
-    status, _, data = server.request(
-        "POST", "/apply-template", {"messages": asked(part("data:,", fps=1))}
-    )
+    status, _, data = server.request("POST", "/apply-template", {"messages": asked(part("data:,", fps=1))})
     assert (status, "fps" in json.loads(data)["error"]["message"]) == (400, True)
 
 
@@ -117,9 +115,7 @@ def test_a_template_has_a_mark_for_each_frame(server: Server) -> None:
 
 def read(*videos: dict[str, Any], **settings: Any) -> list[list[Any]]:
     """The pictures and frames of each message, one for each part."""
-    request = ChatRequest.model_validate(
-        {"messages": [{"role": "user", "content": [one]} for one in videos]}
-    )
+    request = ChatRequest.model_validate({"messages": [{"role": "user", "content": [one]} for one in videos]})
 
     async def run() -> list[list[Any]]:
         reader = PictureReader(Settings(**settings))

@@ -8,7 +8,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 __all__ = ["Addresses", "address"]
 
-_UNDER_V1 = re.compile(r"/(models(/.+)?|chat/completions|completions|responses(/input_tokens)?|messages(/count_tokens)?)")
+_UNDER_V1 = re.compile(
+    r"/(models(/.+)?|chat/completions|completions|responses(/input_tokens)?|messages(/count_tokens)?)"
+)
 _ALSO = {"/v1/health": "/health", "/healthz": "/health", "/index.html": "/"}
 
 

@@ -146,7 +146,9 @@ class CountRequest(Foreign):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-    output_format: OutputFormat | None = Field(default=None, description="output_config.format, as it was called.")
+    output_format: OutputFormat | None = Field(
+        default=None, description="output_config.format, as it was called."
+    )
     container: Any = Field(default=None, description="Not supported.")
     mcp_servers: Any = Field(default=None, description="Not supported.")
 
@@ -161,7 +163,10 @@ class CountRequest(Foreign):
         choice = self.tool_choice
         effort = "xhigh" if config.effort == "max" else config.effort
         thinks = None if self.thinking is None else self.thinking.type
-        messages = [*self._system(), *(one for message in enumerate(self.messages) for one in _turns(*message))]
+        messages = [
+            *self._system(),
+            *(one for message in enumerate(self.messages) for one in _turns(*message)),
+        ]
         return {
             "messages": messages,
             "continue_final_message": True if _is_begun(messages[-1]) else None,
@@ -169,7 +174,9 @@ class CountRequest(Foreign):
             "tool_choice": None if choice is None else _tool_choice(choice),
             "parallel_tool_calls": False if choice is not None and choice.disable_parallel_tool_use else None,
             "reasoning_effort": "none" if thinks == "disabled" else effort,
-            "chat_template_kwargs": {"enable_thinking": True, "thinking": True} if thinks == "enabled" else None,
+            "chat_template_kwargs": {"enable_thinking": True, "thinking": True}
+            if thinks == "enabled"
+            else None,
             "response_format": None
             if form is None
             else {"type": "json_schema", "json_schema": {"schema": form.schema_}},

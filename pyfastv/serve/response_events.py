@@ -89,7 +89,10 @@ class ResponseTelling:
     def failed(self, error: ApiError) -> str:
         codes = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
         told = {"code": codes.get(error.status_code, "server_error"), "message": error_text(error)}
-        events = [*self._begun(), self._event("response.failed", response=self._response("failed", error=told))]
+        events = [
+            *self._begun(),
+            self._event("response.failed", response=self._response("failed", error=told)),
+        ]
         return "".join(events)
 
     def end(self) -> str:
@@ -186,9 +189,7 @@ class ResponseTelling:
 
     def _at(self, name: str, /, **fields: Any) -> str:
         """An event of the last item."""
-        return self._event(
-            name, item_id=self._output[-1]["id"], output_index=len(self._output) - 1, **fields
-        )
+        return self._event(name, item_id=self._output[-1]["id"], output_index=len(self._output) - 1, **fields)
 
     def _ended(self, answer: dict[str, Any]) -> dict[str, Any]:
         usage = dict(answer["usage"])
