@@ -81,7 +81,7 @@ class MessageTelling:
             "cache_read_input_tokens": 0,
             "output_tokens": 0,
         }
-        silent = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+        silent: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
         yield self._event("message_start", message={**self._head, **silent})
         yield self.ping()
 

@@ -22,7 +22,7 @@ class _Texts(NamedTuple):
 
     parts: str
     """Where it is."""
-    index: str
+    number: str
     part_event: str
     text_event: str
     empty: dict[str, Any]
@@ -128,7 +128,7 @@ class ResponseTelling:
         names = _TEXTS[kind]
         part = self._output[-1][names.parts][0]
         part["text"] += text
-        more: dict[str, Any] = {names.index: 0, "delta": text}
+        more: dict[str, Any] = {names.number: 0, "delta": text}
         if kind == "message":
             part["logprobs"] += probs
             more["logprobs"] = probs
@@ -168,7 +168,7 @@ class ResponseTelling:
         if names is not None:
             part = deepcopy(names.empty)
             item[names.parts].append(part)
-            yield self._at(f"{names.part_event}.added", **{names.index: 0}, part=part)
+            yield self._at(f"{names.part_event}.added", **{names.number: 0}, part=part)
 
     def _closed(self) -> Iterator[str]:
         if not self._open:
@@ -179,8 +179,8 @@ class ResponseTelling:
         if names is not None:
             [part] = item[names.parts]
             told = {name: part[name] for name in ("text", "logprobs") if name in part}
-            yield self._at(f"{names.text_event}.done", **{names.index: 0}, **told)
-            yield self._at(f"{names.part_event}.done", **{names.index: 0}, part=part)
+            yield self._at(f"{names.text_event}.done", **{names.number: 0}, **told)
+            yield self._at(f"{names.part_event}.done", **{names.number: 0}, part=part)
         else:
             told = {"name": item["name"], "arguments": item["arguments"]}
             yield self._at("response.function_call_arguments.done", **told)
