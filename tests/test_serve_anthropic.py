@@ -20,6 +20,7 @@ from test_serve_process import health, wait_for  # noqa: E402
 
 MODEL = "tiny-llava-Q4_K_M.gguf"
 PATH = "/v1/messages"
+COLD = {"temperature": 0}  # newer packages have no keyword for it
 PICTURE = base64.b64encode(CLOCK.picture.read_bytes()).decode()
 
 
@@ -39,7 +40,7 @@ def asked(text: str = CLOCK.question) -> list[dict[str, Any]]:
 
 
 def test_a_picture_is_seen(client: anthropic.Anthropic, server: Server) -> None:
-    message = client.messages.create(model="any", max_tokens=40, messages=asked(), temperature=0)
+    message = client.messages.create(model="any", max_tokens=40, messages=asked(), extra_body=COLD)
     [block] = message.content
     assert (block.type, block.text) == ("text", CLOCK.answer)
     assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
@@ -52,7 +53,7 @@ def test_a_picture_is_seen(client: anthropic.Anthropic, server: Server) -> None:
 
 
 def test_what_the_system_says_is_text_or_blocks(client: anthropic.Anthropic, server: Server) -> None:
-    options = {"model": MODEL, "max_tokens": 8, "temperature": 0}
+    options = {"model": MODEL, "max_tokens": 8, "extra_body": COLD}
     hello = [{"role": "user", "content": "Hello"}]
     text = client.messages.create(system="Be brief.", messages=hello, **options)
     blocks = client.messages.create(
@@ -69,13 +70,13 @@ def test_a_picture_of_the_servers_folder_by_its_address(client: anthropic.Anthro
     source = {"type": "url", "url": f"file://{server.folder}/clock.png"}
     content = [{"type": "image", "source": source}, {"type": "text", "text": CLOCK.question}]
     message = client.messages.create(
-        model=MODEL, max_tokens=40, messages=[{"role": "user", "content": content}], temperature=0
+        model=MODEL, max_tokens=40, messages=[{"role": "user", "content": content}], extra_body=COLD
     )
     assert message.content[0].text == CLOCK.answer
 
 
 def test_the_events_of_a_stream_and_their_order(client: anthropic.Anthropic) -> None:
-    options = {"model": MODEL, "max_tokens": 40, "messages": asked(), "temperature": 0}
+    options = {"model": MODEL, "max_tokens": 40, "messages": asked(), "extra_body": COLD}
     whole = client.messages.create(**options)
     with client.messages.create(**options, stream=True) as stream:
         events = list(stream)
@@ -95,7 +96,7 @@ def test_the_events_of_a_stream_and_their_order(client: anthropic.Anthropic) -> 
 
 
 def test_the_packages_own_stream_reads_it(client: anthropic.Anthropic) -> None:
-    with client.messages.stream(model=MODEL, max_tokens=40, messages=asked(), temperature=0) as stream:
+    with client.messages.stream(model=MODEL, max_tokens=40, messages=asked(), extra_body=COLD) as stream:
         said = "".join(stream.text_stream)
         final = stream.get_final_message()
     assert said == final.content[0].text == CLOCK.answer
@@ -116,7 +117,7 @@ def test_a_stream_pings_before_there_is_anything_to_say(server: Server) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_why_an_answer_ended(client: anthropic.Anthropic, stream: bool) -> None:
     def ask(**options: Any) -> Any:
-        options = {"model": MODEL, "max_tokens": 40, "messages": asked(), "temperature": 0, **options}
+        options = {"model": MODEL, "max_tokens": 40, "messages": asked(), "extra_body": COLD, **options}
         if not stream:
             return client.messages.create(**options)
         with client.messages.stream(**options) as told:
@@ -133,18 +134,18 @@ def test_why_an_answer_ended(client: anthropic.Anthropic, stream: bool) -> None:
 
 def test_an_answer_that_was_begun_goes_on(client: anthropic.Anthropic) -> None:
     begun = {"role": "assistant", "content": "It is 9"}
-    message = client.messages.create(model=MODEL, max_tokens=40, messages=[*asked(), begun], temperature=0)
+    message = client.messages.create(model=MODEL, max_tokens=40, messages=[*asked(), begun], extra_body=COLD)
     assert message.content[0].text == ":10."
 
 
 def test_later_turns_build_on_earlier_ones(client: anthropic.Anthropic) -> None:
-    first = client.messages.create(model=MODEL, max_tokens=40, messages=asked(), temperature=0)
+    first = client.messages.create(model=MODEL, max_tokens=40, messages=asked(), extra_body=COLD)
     messages = [
         *asked(),
         {"role": "assistant", "content": [block.to_dict() for block in first.content]},
         {"role": "user", "content": "Is the clock digital or analog?"},
     ]
-    second = client.messages.create(model=MODEL, max_tokens=40, messages=messages, temperature=0)
+    second = client.messages.create(model=MODEL, max_tokens=40, messages=messages, extra_body=COLD)
     assert "analog" in second.content[0].text.lower()
     assert second.usage.cache_read_input_tokens > 576
 
@@ -162,7 +163,7 @@ def test_an_answer_follows_a_schema(client: anthropic.Anthropic) -> None:
         {"output_format": {"type": "json_schema", "schema": schema}},
     ):
         message = client.messages.create(
-            model=MODEL, max_tokens=40, messages=asked(), temperature=0, extra_body=fields
+            model=MODEL, max_tokens=40, messages=asked(), extra_body={**COLD, **fields}
         )
         assert Clock.model_validate_json(message.content[0].text)
 
@@ -171,7 +172,7 @@ def test_an_answer_is_parsed_into_a_class(client: anthropic.Anthropic) -> None:
     if not hasattr(client.messages, "parse"):
         pytest.skip("an older anthropic package")
     parsed = client.messages.parse(
-        model=MODEL, max_tokens=40, messages=asked(), temperature=0, output_format=Clock
+        model=MODEL, max_tokens=40, messages=asked(), extra_body=COLD, output_format=Clock
     )
     assert isinstance(parsed.parsed_output, Clock)
 
@@ -188,7 +189,7 @@ def test_tokens_of_a_request_are_counted(client: anthropic.Anthropic) -> None:
 
 def test_fields_of_this_project_are_taken(client: anthropic.Anthropic) -> None:
     message = client.messages.create(
-        model=MODEL, max_tokens=40, messages=asked(), temperature=0, extra_body={"fastv": "k=2,drop=0.75"}
+        model=MODEL, max_tokens=40, messages=asked(), extra_body={**COLD, "fastv": "k=2,drop=0.75"}
     )
     assert message.usage.visual_tokens_kept == 144
     assert message.timings["predicted_n"] == message.usage.output_tokens
@@ -258,8 +259,7 @@ def test_what_goes_wrong_in_a_stream_is_its_last_event(client: anthropic.Anthrop
         "model": MODEL,
         "max_tokens": 40,
         "messages": [{"role": "user", "content": "Say it."}],
-        "temperature": 0,
-        "extra_body": form,
+        "extra_body": {**COLD, **form},
     }
     with (
         pytest.raises(anthropic.APIStatusError, match="schema"),

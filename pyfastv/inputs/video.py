@@ -140,7 +140,7 @@ class VideoSize(NamedTuple):
 
 
 def video_size(video: Video) -> VideoSize:
-    """By the container of a path or of bytes, before a frame is taken; where it does not tell how long the video is, it is
+    """By the container of a path or of bytes, before a frame is taken; a video that does not tell how long it is is
     decoded once. Raises as :func:`load_frames`."""
     with _opened(video) as (name, container, stream):
         context = stream.codec_context

@@ -67,7 +67,7 @@ class MessageTelling:
     def end(self) -> str:
         return ""
 
-    def _event(self, name: str, **fields: Any) -> str:
+    def _event(self, name: str, /, **fields: Any) -> str:
         return event({"type": name, **fields}, name)
 
     def _started(self) -> Iterator[str]:
@@ -81,7 +81,7 @@ class MessageTelling:
             "cache_read_input_tokens": 0,
             "output_tokens": 0,
         }
-        silent = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+        silent: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
         yield self._event("message_start", message={**self._head, **silent})
         yield self.ping()
 
@@ -109,7 +109,7 @@ class MessageTelling:
         block = {"type": kind, **fields}
         yield self._event("content_block_start", index=self._number, content_block=block)
 
-    def _delta(self, kind: str, **fields: Any) -> str:
+    def _delta(self, kind: str, /, **fields: Any) -> str:
         return self._event("content_block_delta", index=self._number, delta={"type": kind, **fields})
 
     def _closed(self) -> Iterator[str]:

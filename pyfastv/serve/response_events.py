@@ -22,7 +22,7 @@ class _Texts(NamedTuple):
 
     parts: str
     """Where it is."""
-    index: str
+    number: str
     part_event: str
     text_event: str
     empty: dict[str, Any]
@@ -98,7 +98,7 @@ class ResponseTelling:
     def end(self) -> str:
         return ""
 
-    def _event(self, name: str, **fields: Any) -> str:
+    def _event(self, name: str, /, **fields: Any) -> str:
         number, self._number = self._number, self._number + 1
         return event({"type": name, "sequence_number": number, **fields}, name)
 
@@ -128,7 +128,7 @@ class ResponseTelling:
         names = _TEXTS[kind]
         part = self._output[-1][names.parts][0]
         part["text"] += text
-        more: dict[str, Any] = {names.index: 0, "delta": text}
+        more: dict[str, Any] = {names.number: 0, "delta": text}
         if kind == "message":
             part["logprobs"] += probs
             more["logprobs"] = probs
@@ -148,7 +148,7 @@ class ResponseTelling:
             self._output[-1]["arguments"] += arguments
             yield self._at("response.function_call_arguments.delta", delta=arguments)
 
-    def _item(self, kind: str, **fields: Any) -> Iterator[str]:
+    def _item(self, kind: str, /, **fields: Any) -> Iterator[str]:
         """Ends the one before, and begins one."""
         yield from self._closed()
         item: dict[str, Any] = {
@@ -168,7 +168,7 @@ class ResponseTelling:
         if names is not None:
             part = deepcopy(names.empty)
             item[names.parts].append(part)
-            yield self._at(f"{names.part_event}.added", **{names.index: 0}, part=part)
+            yield self._at(f"{names.part_event}.added", **{names.number: 0}, part=part)
 
     def _closed(self) -> Iterator[str]:
         if not self._open:
@@ -179,15 +179,15 @@ class ResponseTelling:
         if names is not None:
             [part] = item[names.parts]
             told = {name: part[name] for name in ("text", "logprobs") if name in part}
-            yield self._at(f"{names.text_event}.done", **{names.index: 0}, **told)
-            yield self._at(f"{names.part_event}.done", **{names.index: 0}, part=part)
+            yield self._at(f"{names.text_event}.done", **{names.number: 0}, **told)
+            yield self._at(f"{names.part_event}.done", **{names.number: 0}, part=part)
         else:
             told = {"name": item["name"], "arguments": item["arguments"]}
             yield self._at("response.function_call_arguments.done", **told)
         item["status"] = "incomplete" if self._reason == "length" else "completed"
         yield self._event("response.output_item.done", output_index=len(self._output) - 1, item=item)
 
-    def _at(self, name: str, **fields: Any) -> str:
+    def _at(self, name: str, /, **fields: Any) -> str:
         """An event of the last item."""
         return self._event(name, item_id=self._output[-1]["id"], output_index=len(self._output) - 1, **fields)
 
