@@ -1,5 +1,5 @@
-"""docs/compat.md, row by row, against a server of the bundled model: what is honoured is answered, and refused by name where it
-makes no sense; what is taken is answered; what is refused is refused by name; what is coming is not there."""
+"""docs/compat.md, row by row, against a server of the bundled model: what is honoured is answered, and refused by name
+where it makes no sense; what is taken is answered; what is refused is refused by name; what is coming is not there."""
 
 from __future__ import annotations
 
@@ -190,9 +190,7 @@ EXAMPLES: dict[str, dict[str, Sent]] = {
         "model": Sent({"model": "any"}),
         "stream": Sent({"stream": True}),
         "format": Sent({"format": {"type": "boolean"}}),
-        "options: num_predict": Sent(
-            {"options": {"num_predict": 1}}, {"options": {"num_predict": NONSENSE}}
-        ),
+        "options: num_predict": Sent({"options": {"num_predict": 1}}, {"options": {"num_predict": NONSENSE}}),
         "options: temperature": Sent(
             {"options": {"num_predict": 1, "temperature": 0.5}}, {"options": {"temperature": NONSENSE}}
         ),
@@ -215,7 +213,10 @@ EXAMPLES: dict[str, dict[str, Sent]] = {
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": PICTURE}]}]},
             {
                 "input": [
-                    {"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,AA"}]}
+                    {
+                        "role": "user",
+                        "content": [{"type": "input_image", "image_url": "data:image/png;base64,AA"}],
+                    }
                 ]
             },
         ),
@@ -223,7 +224,9 @@ EXAMPLES: dict[str, dict[str, Sent]] = {
         "model": Sent({"model": "any"}),
         "max_output_tokens": Sent({"max_output_tokens": 16}),
         "temperature": Sent({"temperature": 0.5}),
-        "text": Sent({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "boolean"}}}}),
+        "text": Sent(
+            {"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "boolean"}}}}
+        ),
         "stream": Sent({"stream": True}),
     },
     "POST /v1/messages": {

@@ -32,7 +32,9 @@ CALL = {"type": "function", "function": {"name": "look"}}
 def loop(served: Served) -> None:
     import openai
 
-    messages: list[dict[str, Any]] = [{"role": "user", "content": "Look at five pictures, then read the clock."}]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "Look at five pictures, then read the clock."}
+    ]
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
         for turn, name in enumerate(PICTURES, 1):
             made = client.chat.completions.create(

@@ -1,6 +1,6 @@
 """docling's remote VLM option: a page that is a picture is converted by asking the server about it.
 
-    python tests/manual/docling_client.py
+python tests/manual/docling_client.py
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Frigate's providers for llama.cpp and Ollama, their request code as it is in its public sources: a description in a strict
-JSON schema, and how many tokens a picture is, which Frigate measures with a grey JPEG and one token of answer.
+"""Frigate's providers for llama.cpp and Ollama, their request code as it is in its public sources: a description in a
+strict JSON schema, and how many tokens a picture is, which Frigate measures with a grey JPEG and one token of answer.
 
     python tests/manual/frigate_client.py SOURCE_DIR [llamacpp] [ollama]
 
@@ -46,7 +46,8 @@ def _schema() -> dict[str, Any]:
     """What Frigate has filled in about a review item, by its own class."""
     path = source_folder().joinpath(*TYPES.split(".")).with_suffix(".py")
     spec = importlib.util.spec_from_file_location(TYPES, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     types = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(types)
     return dict(types.ReviewMetadata.model_json_schema())

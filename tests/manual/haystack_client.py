@@ -1,6 +1,6 @@
 """Haystack's OpenAIChatGenerator in a pipeline: a picture, whole and as a stream.
 
-    python tests/manual/haystack_client.py
+python tests/manual/haystack_client.py
 """
 
 from __future__ import annotations

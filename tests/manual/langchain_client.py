@@ -1,6 +1,6 @@
 """LangChain's ChatOpenAI: a picture, a stream, structured output, and tools.
 
-    python tests/manual/langchain_client.py [ask] [form] [tools]
+python tests/manual/langchain_client.py [ask] [form] [tools]
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def tools(served: Served) -> None:
     [call] = called.tool_calls
     result = ToolMessage(set_clock.invoke(call["args"]), tool_call_id=call["id"])
     last = model.bind_tools([set_clock], tool_choice="none").invoke([*asked, called, result])
-    served.check("behind the tool's result", last.response_metadata["finish_reason"], lambda why: why != "error")
+    served.check(
+        "behind the tool's result", last.response_metadata["finish_reason"], lambda why: why != "error"
+    )
 
 
 if __name__ == "__main__":

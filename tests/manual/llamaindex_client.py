@@ -1,6 +1,6 @@
 """LlamaIndex's OpenAILike: a picture, whole and as a stream.
 
-    python tests/manual/llamaindex_client.py
+python tests/manual/llamaindex_client.py
 """
 
 from __future__ import annotations

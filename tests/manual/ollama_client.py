@@ -1,6 +1,6 @@
 """The ollama package: what there is, chat and generate with pictures, whole and streamed, and a JSON schema.
 
-    python tests/manual/ollama_client.py [listed] [chat] [generate] [schema]
+python tests/manual/ollama_client.py [listed] [chat] [generate] [schema]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The openai package: chat, a stream, structured output by ``parse``, tools, and the Responses API.
 
-    python tests/manual/openai_client.py [chat] [stream] [parse] [tools] [responses]
+python tests/manual/openai_client.py [chat] [stream] [parse] [tools] [responses]
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Runs modules of a program's public sources without the program: what they import of its other parts, and of packages that
-are not installed, stands in as empty names. The modules themselves are executed as they are."""
+"""Runs modules of a program's public sources without the program: what they import of its other parts, and of packages
+that are not installed, stands in as empty names. The modules themselves are executed as they are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 
 class _Name(type):
@@ -24,7 +24,7 @@ class _Name(type):
 
 
 class _Stub(ModuleType):
-    __path__: list[str] = []
+    __path__: ClassVar[list[str]] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
