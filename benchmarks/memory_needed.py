@@ -3,10 +3,10 @@
     python benchmarks/memory_needed.py
     python benchmarks/memory_needed.py --n-ctx 8192 --memory 8 16 32 64
 
-Prints the tables of docs/memory.md as Markdown. Nothing is written or run: weights are counted tensor by tensor from the sizes
-of published models (pyfastv/bench/geometry/sizes.py), the KV cache as `pyfastv plan` counts it. A model fits where its files
-and the KV cache of one conversation take no more than three quarters of the memory: the rest is for buffers, pictures, the
-system and other programs.
+Prints the tables of docs/memory.md as Markdown. Nothing is written or run: weights are counted tensor by tensor from the
+sizes of published models (pyfastv/bench/geometry/sizes.py), the KV cache as `pyfastv plan` counts it. A model fits where
+its files and the KV cache of one conversation take no more than three quarters of the memory: the rest is for buffers,
+pictures, the system and other programs.
 """
 
 from __future__ import annotations

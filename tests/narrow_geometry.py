@@ -1,4 +1,4 @@
-"""Files of the geometries with a few narrow layers: what is in the headers, and in a picture's way, is that of the whole."""
+"""Files of the geometries with a few narrow layers: headers, and what is in a picture's way, are those of the whole."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""docs/compat.md, row by row, against a server of the bundled model: what is honoured is answered, and refused by name where it
-makes no sense; what is taken is answered; what is refused is refused by name; what is coming is not there."""
+"""docs/compat.md, row by row, against a server of the bundled model: what is honoured is answered, and refused by name
+where it makes no sense; what is taken is answered; what is refused is refused by name; what is coming is not there."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The table of families in docs/models.md: tokens of a photo as libmtmd counts them, layers and refusals as the tables below
-it and README have them."""
+"""The table of families in docs/models.md: tokens of a photo as libmtmd counts them, layers and refusals as the tables
+below it and README have them."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def main(
     """Runs a script: its ``parts``, or those that the command line names, against a server started with ``options``.
 
     ``packages`` are installed by name into an environment that is kept (build/clients/NAME), made by ``python``.
-    ``source``: what the folder of a public checkout is, which the command line then names first; ``source_folder`` has it.
+    ``source``: what the folder of a public checkout is, which the command line then names first; see source_folder().
     The exit status is 1 if anything was wrong.
     """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)

@@ -1,11 +1,11 @@
-"""A new user's first hour: each command and example of README.md and docs/start.md, in order, in an empty folder that has what
-the pages call photo.jpg, model.gguf, mmproj.gguf and questions.jsonl.
+"""A new user's first hour: each command and example of README.md and docs/start.md, in order, in an empty folder that has
+what the pages call photo.jpg, model.gguf, mmproj.gguf and questions.jsonl.
 
     python tests/manual/first_hour.py [--build] [--seconds 240] [PAGE ...]
 
-Prints a table: the command, its seconds, its status, and the last line that it wrote. What needs the network, a checkout or a
-model of gigabytes is listed as not run, with the reason; --build runs make's and pip's commands, too, in a clone of this
-repository (many minutes). The exit status is 1 if a command failed.
+Prints a table: the command, its seconds, its status, and the last line that it wrote. What needs the network, a checkout
+or a model of gigabytes is listed as not run, with the reason; --build runs make's and pip's commands, too, in a clone of
+this repository (many minutes). The exit status is 1 if a command failed.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Frigate's providers for llama.cpp and Ollama, their request code as it is in its public sources: a description in a strict
-JSON schema, and how many tokens a picture is, which Frigate measures with a grey JPEG and one token of answer.
+"""Frigate's providers for llama.cpp and Ollama, their request code as it is in its public sources: a description in a
+strict JSON schema, and how many tokens a picture is, which Frigate measures with a grey JPEG and one token of answer.
 
     python tests/manual/frigate_client.py SOURCE_DIR [llamacpp] [ollama]
 
@@ -26,7 +26,7 @@ TIMEOUT = 120
 def _provider(served: Served, name: str, module: str) -> Any:
     folder = source_folder() / "frigate"
     stubbed = ["playhouse", "peewee", "ruamel", "pytz"]
-    package_of(folder, "frigate", executed=["frigate.genai"], stubbed=stubbed)
+    package_of(folder, "frigate", executed=["frigate.genai", TYPES], stubbed=stubbed)
     genai = importlib.import_module("frigate.genai")
     for place in ("frigate.genai.plugins", "frigate.genai"):
         if importlib.util.find_spec(f"{place}.{module}") is not None:
@@ -42,14 +42,10 @@ def _provider(served: Served, name: str, module: str) -> Any:
     return client
 
 
-def _schema() -> dict[str, Any]:
-    """What Frigate has filled in about a review item, by its own class."""
-    path = source_folder().joinpath(*TYPES.split(".")).with_suffix(".py")
-    spec = importlib.util.spec_from_file_location(TYPES, path)
-    assert spec is not None and spec.loader is not None
-    types = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(types)
-    return dict(types.ReviewMetadata.model_json_schema())
+def _form() -> dict[str, Any]:
+    """What Frigate asks for about a review item, as it makes it."""
+    prompts = importlib.import_module("frigate.genai.prompts")
+    return dict(prompts.build_review_description_response_format([]))
 
 
 def _jpeg() -> bytes:
@@ -62,18 +58,14 @@ def _jpeg() -> bytes:
 
 def _describe(served: Served, name: str, client: Any) -> None:
     served.check(f"{name}: a description", client._send(QUESTION, [_jpeg()]), lambda text: "9:10" in text)
-    form = {
-        "type": "json_schema",
-        "json_schema": {"name": "review_metadata", "strict": True, "schema": _schema()},
-    }
-    made = client._send("Describe the image.", [_jpeg()], response_format=form)
+    made = client._send("Describe the image.", [_jpeg()], response_format=_form())
     served.check(f"{name}: by a strict schema", made, lambda text: "scene" in json.loads(text))
 
 
 def llamacpp(served: Served) -> None:
     client = _provider(served, "llamacpp", "llama_cpp")
     served.check("llamacpp: sees", client.supports_vision, "True")
-    served.check("llamacpp: context", client.get_context_size(), lambda text: int(text) == 2048)
+    served.check("llamacpp: context", client.get_context_size(), lambda text: int(text) == 4096)
     # LLaVA's squares: as many tokens at any size
     for size in ((640, 480), (1280, 720)):
         tokens = client.estimate_image_tokens(*size)
@@ -93,6 +85,6 @@ if __name__ == "__main__":
     main(
         {"llamacpp": llamacpp, "ollama": ollama},
         PACKAGES,
-        options=("--n-ctx", "2048"),
+        options=("--n-ctx", "4096", "--temp", "0"),
         source="a checkout of Frigate's sources",
     )

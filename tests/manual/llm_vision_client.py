@@ -1,5 +1,5 @@
-"""Home Assistant's LLM Vision, its providers as they are in their public sources: three JPEGs 1280 wide, each in a message of
-its own, the prompt last, 60 seconds; by Ollama's API and by OpenAI's.
+"""LLM Vision for Home Assistant, its providers as they are in their public sources: three JPEGs 1280 wide, in messages
+of their own, the prompt last, 60 seconds; by Ollama's API and by OpenAI's.
 
     python tests/manual/llm_vision_client.py SOURCE_DIR [openai] [ollama]
 

@@ -1,5 +1,5 @@
-"""Asks the bundled model about a picture through Open WebUI: its own process, its own HTTP API, our server behind it, by OpenAI's
-API and by Ollama's.
+"""Asks the bundled model about a picture through Open WebUI: its own process, its own HTTP API, our server behind it, by
+OpenAI's API and by Ollama's.
 
 Not part of the tests: Open WebUI is a gigabyte, in an environment of its own (Python 3.11 or 3.12).
 

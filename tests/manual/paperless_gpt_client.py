@@ -1,5 +1,5 @@
-"""paperless-gpt's reading of a page by a vision model, its provider as it is in its public sources: a page of 40 megapixels,
-the picture before the prompt; by OpenAI's API and by Ollama's.
+"""paperless-gpt's reading of a page by a vision model, its provider as it is in its public sources: a page of 40
+megapixels, the picture before the prompt; by OpenAI's API and by Ollama's.
 
     python tests/manual/paperless_gpt_client.py SOURCE_DIR [openai] [ollama]
 

@@ -1,10 +1,10 @@
-"""PhotoPrism's vision requests, its client as it is in its public sources: ``/api/generate`` with a picture of 720 pixels, and
-``/v1/responses``.
+"""PhotoPrism's vision requests, its client as it is in its public sources: ``/api/generate`` with a picture of 720
+pixels, and ``/v1/responses``.
 
     python tests/manual/photoprism_client.py SOURCE_DIR [ollama] [responses]
 
-SOURCE_DIR: a checkout of github.com/photoprism/photoprism. Nothing of it is copied here. Its Go modules are fetched; the package
-is linked with libtensorflow, so this runs where that is, as in PhotoPrism's development container.
+SOURCE_DIR: a checkout of github.com/photoprism/photoprism. Nothing of it is copied here. Its Go modules are fetched; the
+package is linked with libtensorflow, so this runs where that is, as in PhotoPrism's development container.
 """
 
 from __future__ import annotations

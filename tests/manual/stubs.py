@@ -1,5 +1,5 @@
-"""Runs modules of a program's public sources without the program: what they import of its other parts, and of packages that
-are not installed, stands in as empty names. The modules themselves are executed as they are."""
+"""Runs modules of a program's public sources without the program: what they import of its other parts, and of packages
+that are not installed, stands in as empty names. The modules themselves are executed as they are."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ class _Name(type):
 
 
 class _Stub(ModuleType):
-    __path__: list[str] = []
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -35,8 +33,8 @@ class _Stub(ModuleType):
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def __init__(self, stubbed: Sequence[str], executed: Sequence[str]) -> None:
-        self._stubbed, self._executed = stubbed, executed
+    def __init__(self, stubbed: Sequence[str], executed: Sequence[str], folder: Path) -> None:
+        self._stubbed, self._executed, self._folder = stubbed, executed, folder
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         if _within(name, self._executed) or not _within(name, self._stubbed):
@@ -44,6 +42,9 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
     def create_module(self, spec: Any) -> ModuleType:
+        if any(name.startswith(f"{spec.name}.") for name in self._executed):
+            # on the way to a module that is executed
+            spec.submodule_search_locations.append(str(self._folder.joinpath(*spec.name.split(".")[1:])))
         return _Stub(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
@@ -63,4 +64,4 @@ def package_of(folder: Path, name: str, *, executed: Sequence[str], stubbed: Seq
     package.__path__ = [str(folder)]
     sys.modules[name] = package
     missing = [one for one in stubbed if importlib.util.find_spec(one) is None]
-    sys.meta_path.insert(0, _Finder([name, *missing], executed))
+    sys.meta_path.insert(0, _Finder([name, *missing], executed, folder))
