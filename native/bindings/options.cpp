@@ -79,7 +79,8 @@ void bind_options(py::module_ & m) {
         .def_readwrite("seed",              &sampling_options::seed)
         .def_readwrite("grammar",           &sampling_options::grammar)
         .def_readwrite("logit_bias",        &sampling_options::logit_bias)
-        .def_readwrite("ignore_eos",        &sampling_options::ignore_eos);
+        .def_readwrite("ignore_eos",        &sampling_options::ignore_eos)
+        .def_readwrite("skip_special_tokens", &sampling_options::skip_special_tokens);
 
     py::class_<pyfastv::run_report> report(m, "RunReport");
     report.def(py::init<>());

@@ -29,6 +29,7 @@ struct slot_sampling {
     int32_t           n_excluding = 0; // samplers at the beginning that may leave no token: a grammar, biases
     int32_t           max_tokens  = -1;
     int32_t           n_probs     = 0;
+    bool              special     = false; // names of control tokens are text of the answer
 };
 
 struct slot_request {
