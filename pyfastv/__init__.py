@@ -3,11 +3,13 @@
 from . import _checkout, examples  # noqa: F401 - _checkout finds the native module
 from ._about import __version__, lib_path
 from .engine.answer import Answer, Report
+from .engine.pieces import TokenProb
 from .engine.runner import Runner
 from .engine.sampling import Sampling
 from .engine.session import Session
 from .engine.stream import Stream
 from .errors import (
+    AnswerError,
     ClosedError,
     ContextLengthError,
     DataError,
@@ -32,6 +34,7 @@ __all__ = [
     "EVS",
     "VTW",
     "Answer",
+    "AnswerError",
     "CDPruner",
     "ClosedError",
     "ContextLengthError",
@@ -61,6 +64,7 @@ __all__ = [
     "Session",
     "Stream",
     "Stride",
+    "TokenProb",
     "Turbo",
     "UnsupportedModelError",
     "VidCom2",

@@ -198,6 +198,7 @@ class SamplingOptions:
     preserved: list[str]  # names of control tokens that are text of the answer
     logit_bias: list[tuple[int, float]]  # (token, what is added to its logit, from -1e9 to 1e9)
     ignore_eos: bool  # no token ends the answer
+    skip_special_tokens: bool  # control tokens are no text; else they are spelt
 
 class RunReport:
     """native/runner/options.h; what :class:`pyfastv.Report` has of the same names."""
@@ -327,7 +328,13 @@ class Engine:
         """Give a prepared request an idle slot; its number. :meth:`step` computes. OptionError: none is idle; started
         already."""
     @overload
-    def start(self, request: int | None = None, **sampling: Any) -> None:  # of SamplingOptions
+    def start(
+        self,
+        request: int | None = None,
+        *,
+        n_probs: int = 0,  # as of prepare()
+        **sampling: Any,  # of SamplingOptions
+    ) -> None:
         """How a request of :meth:`prefill` goes on."""
     def step(self) -> list[dict[str, Any]]:
         """One token of every prepared request that generates, then a piece of a prompt: at most n_ubatch rows of text, or
@@ -366,6 +373,17 @@ class Engine:
         all slots are taken, the oldest request that no thread waits for is ended. ClosedError: it was cancelled."""
     def next(self, request: int | None = None) -> tuple[int, bytes] | None:
         """The next token and its bytes (a piece of UTF-8, possibly cut inside a character); None when finished."""
+    def next_with_probs(
+        self, request: int | None = None
+    ) -> tuple[int, bytes, float, list[tuple[int, bytes, float]]] | None:
+        """As :meth:`next`, then ``logprob`` and ``top`` as :meth:`step` tells them, if n_probs were asked for."""
+    def save(self, request: int) -> NDArray[np.uint8]:
+        """What the slot of a request of :meth:`prefill` holds: text, pictures, what was chosen; a request that nobody waits
+        for ends. ClosedError: its slot is another's."""
+    def restore(self, state: NDArray[np.uint8]) -> int:
+        """Puts it into an idle slot, from which requests go on that begin in the same way; a number for :meth:`save`. Where
+        all slots are taken, the oldest request that no thread waits for is ended. OptionError: it is no state, or of a context
+        of another kind (types, layers of the cuts, room)."""
     @property
     def finish_reason(self) -> str | None:
         """:meth:`reason` of the newest request."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 __all__ = [
+    "AnswerError",
     "ClosedError",
     "ContextLengthError",
     "DataError",
@@ -54,7 +55,8 @@ class ImageError(Error, ValueError):
 
 
 class DataError(Error, ValueError):
-    """A dataset, a file of answers or a profile that is not as it has to be, or an output that cannot be written."""
+    """A dataset, a file of answers, a profile or a saved conversation that is not as it has to be, or an output that
+    cannot be written."""
 
 
 class ContextLengthError(Error, ValueError):
@@ -76,6 +78,17 @@ class OutOfMemoryError(Error, MemoryError):
 
 class DecodeError(Error):
     """llama.cpp could not evaluate a batch."""
+
+
+class AnswerError(Error):
+    """An answer came to its end and does not follow its ``response_format`` in something that a grammar cannot say.
+
+    ``text``: the answer.
+    """
+
+    def __init__(self, message: str, text: str = "") -> None:
+        super().__init__(message)
+        self.text = text
 
 
 class ClosedError(Error):

@@ -15,7 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import pyfastv
 from pyfastv import _native
@@ -64,7 +66,9 @@ SLOW = [
     "quantize",
     "recall",
     "reduce_runner",
+    "response_format",
     "runner",
+    "saved_sessions",
     "scoring_memory",
     "serve_access",
     "serve_addresses",
@@ -268,6 +272,20 @@ class FakeEngine:
             self.finish_reason = "stop"
             return None
         return 7, self._left.pop(0)
+
+    def next_with_probs(
+        self, request: int | None = None
+    ) -> tuple[int, bytes, float, list[tuple[int, bytes, float]]] | None:
+        token = self.next(request)
+        return None if token is None else (*token, -0.5, [(*token, -0.5), (8, b"other", -1.5)])
+
+    def save(self, request: int) -> NDArray[np.uint8]:
+        self._call("save", request)
+        return np.frombuffer(b"the context", np.uint8)
+
+    def restore(self, state: NDArray[np.uint8]) -> int:
+        self._call("restore", bytes(state))
+        return 2
 
     def reset(self) -> None:
         self._call("reset")

@@ -343,6 +343,7 @@ def test_sampling_defaults() -> None:
         "grammar": None,
         "logit_bias": (),
         "ignore_eos": False,
+        "skip_special_tokens": True,
     }
     assert dataclasses.asdict(Sampling()) == expected
 
@@ -365,6 +366,7 @@ def test_sampling_defaults() -> None:
         ("grammar", ["", "  ", 5]),
         ("logit_bias", ["ab", 5]),
         ("ignore_eos", [1, None, "yes"]),
+        ("skip_special_tokens", [0, None, "no"]),
     ],
 )
 def test_sampling_refuses_values_outside_their_range(name: str, values: list[Any]) -> None:

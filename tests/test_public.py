@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PUBLIC = {
     "pyfastv": (
-        "EVS VTW Answer CDPruner ClosedError ContextLengthError Cut DataError DecodeError DivPrune Error FastV Feather "
-        "Frame ImageError Merge ModelError OptionError OutOfMemoryError PLLaVA Pool Profile PyramidDrop Recommended "
-        "Reducer Report Runner Sampling Schedule Session Stream Stride Turbo UnsupportedModelError VidCom2 Video ZipVL "
-        "__version__ examples from_hub lib_path load_frames load_image model_identity"
+        "EVS VTW Answer AnswerError CDPruner ClosedError ContextLengthError Cut DataError DecodeError DivPrune Error "
+        "FastV Feather Frame ImageError Merge ModelError OptionError OutOfMemoryError PLLaVA Pool Profile PyramidDrop "
+        "Recommended Reducer Report Runner Sampling Schedule Session Stream Stride TokenProb Turbo UnsupportedModelError "
+        "VidCom2 Video ZipVL __version__ examples from_hub lib_path load_frames load_image model_identity"
     ),
 }
 
@@ -40,7 +40,7 @@ def test_every_public_name_is_described() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["theory", "models", "eval", "show", "llama_cpp", "llm_plugin", "examples"]
+    "module", ["theory", "models", "eval", "show", "llama_cpp", "llm_plugin", "examples", "types"]
 )
 def test_a_public_module_imports_by_itself(module: str) -> None:
     """Without its siblings having been imported before."""

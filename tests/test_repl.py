@@ -15,7 +15,9 @@ import pytest
 from conftest import FakeEngine
 
 import pyfastv
+from pyfastv.commands.completion import completions
 from pyfastv.commands.main import main
+from pyfastv.commands.media import dropped_paths
 from pyfastv.models import bundled_examples
 
 CLOCK, ANALOG, *_ = bundled_examples()
@@ -298,23 +300,156 @@ def test_v_tells_a_line_of_every_answer(
     assert [line.split(",")[0] for line in told] == ["576 visual tokens"] * 2
 
 
-def test_lines_of_earlier_conversations_are_under_the_arrow_keys(tmp_path: Path) -> None:
+# the keys of a terminal
+
+
+def at_a_terminal(home: Path, typed: bytes) -> str:
+    """What is shown, until the conversation has ended."""
     pty = pytest.importorskip("pty", reason="this machine has no terminals of its own")
-    pytest.importorskip("readline", reason="this machine's Python has no readline")
-    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "HOME": str(tmp_path), "TERM": "xterm"}
+    env = {**os.environ, "XDG_STATE_HOME": str(home), "HOME": str(home), "TERM": "xterm"}
+    env["PROMPT_TOOLKIT_NO_CPR"] = "1"  # nobody answers where the cursor is
     command = [sys.executable, "-m", "pyfastv", "chat", "-c", "512", "-t", "1"]
-    for typed in (b"/exit\n", b"\x1b[A\n"):  # arrow up
-        ours, theirs = pty.openpty()
-        process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=env, cwd="/"
-        )
-        os.close(theirs)
-        seen = b""
-        while b"> " not in seen:
-            seen += os.read(ours, 1000)
-        os.write(ours, typed)
-        assert process.wait(60) == 0
-        os.close(ours)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=env, cwd="/"
+    )
+    os.close(theirs)
+    seen = b""
+    while b"> " not in seen:
+        seen += os.read(ours, 1000)
+    os.write(ours, typed)
+    assert process.wait(60) == 0
+    os.close(ours)
+    return seen.decode()
+
+
+def test_lines_of_earlier_conversations_are_under_the_arrow_keys(tmp_path: Path) -> None:
+    at_a_terminal(tmp_path, b"/exit\n")
+    at_a_terminal(tmp_path, b"\x1b[A\n")  # arrow up
     (kept,) = tmp_path.rglob("chat_history")
-    assert "/exit" in kept.read_text()
+    assert kept.read_text() == '"/exit"\n'  # the same line twice is kept once
     assert kept.stat().st_mode & 0o077 == 0
+
+
+def typed_at_a_prompt(keys: str, kept: bool = False) -> str:
+    """The text that they become."""
+    from prompt_toolkit.application import create_app_session
+    from prompt_toolkit.input import create_pipe_input
+    from prompt_toolkit.output import DummyOutput
+
+    from pyfastv.commands.terminal import prompt
+
+    def complete(line: str) -> list[Any]:
+        return completions(line, ["/image", "/clear"], {"seed": ["default"]})
+
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        pipe.send_text(keys)
+        return prompt(complete, kept)()
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ("One?\r", "One?"),
+        ("\x1b[200~first\nsecond\r\nthird\x1b[201~\r", "first\nsecond\nthird"),
+        ("first\x1b\rsecond\r", "first\nsecond"),
+        ("/im\t\r", "/image"),
+        ("/set se\t\r", "/set seed"),
+        ("/set seed d\t\r", "/set seed default"),
+    ],
+)
+def test_keys_at_a_terminal(keys: str, text: str) -> None:
+    assert typed_at_a_prompt(keys) == text
+
+
+def test_a_text_of_several_lines_is_kept_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = "first\nse\u2028cond"
+    typed_at_a_prompt(f"\x1b[200~{text}\x1b[201~\r", kept=True)
+    (kept,) = tmp_path.rglob("chat_history")
+    with kept.open("a") as file:
+        file.write("of another program\n")
+    assert typed_at_a_prompt("\x1b[A\r", kept=True) == "of another program"
+    assert typed_at_a_prompt("\x1b[A\x1b[A\r", kept=True) == text
+
+
+def test_a_long_history_loses_its_beginning(tmp_path: Path) -> None:
+    from pyfastv.commands.terminal import KeptHistory
+
+    file = tmp_path / "chat_history"
+    file.write_text("".join(f'"{i}"\n' for i in range(2001)))
+    lines = [*KeptHistory(file).load_history_strings()]
+    assert (lines[0], lines[-1], len(lines)) == ("2000", "1001", 1000)
+    assert len(file.read_text().splitlines()) == 1000
+    nowhere = KeptHistory(tmp_path / "chat_history" / "x")
+    nowhere.store_string("lost")
+    assert [*nowhere.load_history_strings()] == []
+
+
+# completion
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("clock.png", "my clock.png", 'Bob\'s "new" clock.png', ".hidden.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "old ones").mkdir()
+    (tmp_path / "old ones" / "1.png").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def completed(line: str) -> list[str]:
+    """Whole lines."""
+    found = completions(line, ["/image", "/set", "/why"], {"seed": ["default"], "stop": []})
+    return [line[: len(line) - one.length] + one.text for one in found]
+
+
+@pytest.mark.parametrize("begun", ["", "'", '"'])
+@pytest.mark.parametrize("folder", ["", "./", "~/", "{}/"])
+def test_a_completed_path_is_read_back(begun: str, folder: str, pictures: Path) -> None:
+    folder = folder.format(pictures)
+    lines = completed(f"/image {begun}{folder}")
+    assert len(lines) == 4
+    names = set()
+    for line in lines:
+        argument = line.removeprefix("/image ")
+        if argument.endswith("/"):
+            (argument,) = completed(line)
+            argument = argument.removeprefix("/image ")
+        (path,) = dropped_paths(argument)
+        assert os.path.isfile(path), line
+        names.add(os.path.basename(path))
+    assert names == {"clock.png", "my clock.png", 'Bob\'s "new" clock.png', "1.png"}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("/ima", ["/image"]),
+        ("/image clo", ["/image clock.png"]),
+        ("/image my cl", ["/image my\\ clock.png"]),  # nobody has quoted the blank
+        ("/image my\\ cl", ["/image my\\ clock.png"]),
+        ("/image 'my cl", ["/image 'my clock.png'"]),
+        ("/image clock.png 'my", ["/image clock.png 'my clock.png'"]),
+        ("/image .h", ["/image .hidden.png"]),
+        ("/image old", ["/image old\\ ones/"]),
+        ("/image none", []),
+        ("/image no folder/", []),
+        ("'./my", ["'./my clock.png'"]),
+        ("~/clo", ["~/clock.png"]),
+        ("/set s", ["/set seed", "/set stop"]),
+        ("/set seed ", ["/set seed default"]),
+        ("/set none ", []),
+        ("What is in clo", []),
+        ("", []),
+    ],
+)
+def test_what_tab_completes(line: str, expected: list[str], pictures: Path) -> None:
+    assert completed(line) == expected
+
+
+def test_a_folder_that_is_none_completes_nothing(tmp_path: Path) -> None:
+    assert completed(f"/image {tmp_path}/none/x") == completed("/image a\0b/") == []

@@ -138,6 +138,7 @@ def test_prompt_pictures_and_sampling(fake_runner: Runner) -> None:
         "seed": 7,
         "grammar": None,
         "ignore_eos": False,
+        "skip_special_tokens": True,
         "logit_bias": [],
     }
     assert answer.text == "It is 9:10"
@@ -188,7 +189,7 @@ def test_a_picture_without_a_vision_encoder(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_unknown_keywords_are_type_errors(fake_runner: Runner) -> None:
     messages = [{"role": "user", "content": "Q"}]
-    for keyword in ("functions", "response_format", "top_q"):
+    for keyword in ("function", "format", "top_q"):
         with pytest.raises(TypeError, match=keyword):
             fake_runner.create_chat_completion(messages, **{keyword: []})  # type: ignore[call-overload]
 

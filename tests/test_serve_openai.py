@@ -433,7 +433,11 @@ ASKING = {
         "use_beam_search": True,
         "length_penalty": 2,
     },
-    **{"skip_special_tokens": False, "include_stop_str_in_output": True, "prompt_logprobs": 1},
+    **{
+        "spaces_between_special_tokens": False,
+        "include_stop_str_in_output": True,
+        "prompt_logprobs": 1,
+    },
     **{"allowed_token_ids": [5], "chat_template": "{{ messages }}", "max_new_tokens": 5, "do_sample": False},
     **{"add_generation_prompt": False, "tfs_z": 0.5, "logits_processors": ["x"], "num_beams": 4},
 }
@@ -449,6 +453,13 @@ def test_fields_that_would_change_the_answer_are_refused_by_name(client: openai.
         say(client, **{field: ASKING[field]})
     assert caught.value.param == field
     assert caught.value.code == "unsupported"
+
+
+def test_special_tokens_are_text_on_request(client: openai.OpenAI) -> None:
+    """<s> is no text, and no end."""
+    fields = {"logit_bias": {"1": 100}, "max_tokens": 3}
+    assert say(client, **fields) == ""
+    assert say(client, **fields, skip_special_tokens=False) == "<s><s><s>"
 
 
 def test_an_answer_follows_one_thing(client: openai.OpenAI) -> None:

@@ -151,6 +151,7 @@ struct py_request {
     pyfastv::slot_request impl;
 };
 
+using byte_array = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
 using byte_spans = std::vector<std::pair<size_t, size_t>>;
 
 std::vector<pyfastv::span> to_spans(const byte_spans & spans) {
@@ -201,6 +202,14 @@ py::list to_list(const std::vector<std::vector<pyfastv::slot_event::seen_slice>>
     return res;
 }
 
+py::list to_list(const std::vector<pyfastv::token_prob> & probs) {
+    py::list res;
+    for (const auto & prob : probs) {
+        res.append(py::make_tuple(prob.token, py::bytes(prob.bytes), prob.logprob));
+    }
+    return res;
+}
+
 py::dict event_dict(const pyfastv::slot_event & event) {
     py::dict res("id"_a = event.id, "token"_a = py::none(), "bytes"_a = py::bytes(event.bytes), "logprob"_a = py::none(), "top"_a = py::list(),
             "finish"_a = event.finish, "error"_a = py::none(), "report"_a = py::none());
@@ -209,12 +218,8 @@ py::dict event_dict(const pyfastv::slot_event & event) {
         res["token"] = event.token;
     }
     if (!event.top.empty()) {
-        py::list top;
-        for (const auto & prob : event.top) {
-            top.append(py::make_tuple(prob.token, py::bytes(prob.bytes), prob.logprob));
-        }
         res["logprob"] = event.logprob;
-        res["top"]     = top;
+        res["top"]     = to_list(event.top);
     }
     if (event.failure) {
         res["error"] = to_exception(*event.failure);
@@ -285,7 +290,33 @@ py::object next(py_engine & self, const request_number & request) {
     if (!token) {
         return py::none();
     }
-    return py::make_tuple(token->first, py::bytes(token->second));
+    return py::make_tuple(token->token, py::bytes(token->bytes));
+}
+
+py::object next_with_probs(py_engine & self, const request_number & request) {
+    const auto token = run(self, request, [](engine & e, int64_t id) { return e.next(id); });
+    if (!token) {
+        return py::none();
+    }
+    return py::make_tuple(token->token, py::bytes(token->bytes), token->logprob, to_list(token->top));
+}
+
+// the bytes stay where they are, with the array as their owner
+py::array_t<uint8_t> save(py_engine & self, int64_t id) {
+    auto state = std::make_unique<std::vector<uint8_t>>(run(self, [&](engine & e) { return e.save(id); }));
+
+    const auto        n     = (py::ssize_t) state->size();
+    const auto *      bytes = state->data();
+    const py::capsule owner(state.release(), [](void * p) { delete static_cast<std::vector<uint8_t> *>(p); });
+
+    return py::array_t<uint8_t>({ n }, { (py::ssize_t) 1 }, bytes, owner);
+}
+
+int64_t restore(py_engine & self, const byte_array & state) {
+    const auto * data = state.data();
+    const auto   size = (size_t) state.size();
+
+    return run(self, [&](engine & e) { return e.restore(data, size); });
 }
 
 // [slice] F32 [n, d]
@@ -375,11 +406,14 @@ void bind_engine(py::module_ & m) {
         .def("prefill",     &prefill, "prompt"_a, "images"_a, "image_ids"_a, "progress"_a, "add_bos"_a, "reserve"_a,
              "frames"_a = std::vector<int32_t>(), "turbo"_a = py::none(), "reducer"_a = py::none(), "started"_a = py::none(),
              "fastv"_a = py::none(), "answers"_a = byte_spans(), "literal"_a = byte_spans())
-        .def("start",       [](py_engine & self, const request_number & request, const py::kwargs & sampling) {
+        .def("start",       [](py_engine & self, const request_number & request, int64_t n_probs, const py::kwargs & sampling) {
             const auto options = to_sampling_options(sampling);
-            run(self, request, [&](engine & e, int64_t id) { e.begin(id, options); });
-        }, "request"_a = py::none())
+            run(self, request, [&](engine & e, int64_t id) { e.begin(id, options, n_probs); });
+        }, "request"_a = py::none(), py::kw_only(), "n_probs"_a = 0)
         .def("next",        &next, "request"_a = py::none())
+        .def("next_with_probs", &next_with_probs, "request"_a = py::none())
+        .def("save",        &save, "request"_a)
+        .def("restore",     &restore, "state"_a)
         .def("feed",        [](py_engine & self, int32_t token, const request_number & request) {
             run(self, request, [&](engine & e, int64_t id) { e.feed(id, token); });
         }, "token"_a, "request"_a = py::none())

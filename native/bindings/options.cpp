@@ -82,7 +82,8 @@ void bind_options(py::module_ & m) {
         .def_readwrite("grammar_triggers",  &sampling_options::grammar_triggers)
         .def_readwrite("preserved",         &sampling_options::preserved)
         .def_readwrite("logit_bias",        &sampling_options::logit_bias)
-        .def_readwrite("ignore_eos",        &sampling_options::ignore_eos);
+        .def_readwrite("ignore_eos",        &sampling_options::ignore_eos)
+        .def_readwrite("skip_special_tokens", &sampling_options::skip_special_tokens);
 
     py::class_<pyfastv::run_report> report(m, "RunReport");
     report.def(py::init<>());

@@ -115,11 +115,12 @@ public:
 
     void read(int64_t id, const progress_fn & progress);
 
-    // How an opened request goes on.
-    void begin(int64_t id, const sampling_options & sampling);
+    // How an opened request goes on. n_probs: as in prepare().
+    void begin(int64_t id, const sampling_options & sampling, int64_t n_probs = 0);
 
-    // The next token and its bytes, none when finished; why_finished(): "stop", "length", "cancelled", or null.
-    std::optional<std::pair<llama_token, std::string>> next(int64_t id);
+    // The next token, its bytes and what was asked for of its probability, none when finished; why_finished(): "stop", "length",
+    // "cancelled", or null.
+    std::optional<slot_event> next(int64_t id);
     const char * why_finished(int64_t id) const;
 
     // Evaluate one token behind what an opened request holds.
@@ -131,6 +132,15 @@ public:
 
     // The request ends with the next step, its own computation at once. Unknown numbers are ignored.
     void cancel(int64_t id);
+
+    // What the slot of an opened request holds, which ends; for restore() by an engine with the same model, the same types and as
+    // many layers behind each cut. error(closed): its slot is another's.
+    std::vector<uint8_t> save(int64_t id);
+
+    // Gives it an idle slot, from which requests go on that begin in the same way, and returns a number for at() to find it by;
+    // fit() for it. Where no slot is idle, it ends the oldest opened request that nobody waits for. error(option): it is none, or of
+    // another kind of context; the slot is empty then.
+    int64_t restore(const uint8_t * state, size_t size);
 
     // Forget the context and every request.
     void reset();
@@ -265,7 +275,7 @@ private:
     void        sample(slot & s, const float * logits, events & out);
     llama_token pick  (slot & s, const float * logits) const; // none: no token is allowed
     bool        has_all(const slot & s) const;                // tokens that it can have
-    void        add_probs(slot_event & event, const float * logits, int32_t n) const;
+    void        add_probs(slot_event & event, const float * logits, const slot_sampling & how) const;
 
     slot_event event_of(const slot & s) const;
 

@@ -216,10 +216,10 @@ void engine::read(int64_t id, const progress_fn & progress) {
     }
 }
 
-void engine::begin(int64_t id, const sampling_options & sampling) {
+void engine::begin(int64_t id, const sampling_options & sampling, int64_t n_probs) {
     const log_scope log(options.verbose);
 
-    auto       how = make_sampling(sampling, 0);
+    auto       how = make_sampling(sampling, n_probs);
     const turn mine(*this);
     auto &     s = at(id);
 
@@ -235,7 +235,7 @@ void engine::begin(int64_t id, const sampling_options & sampling) {
     s.counts.generate_ms      = 0;
 }
 
-std::optional<std::pair<llama_token, std::string>> engine::next(int64_t id) {
+std::optional<slot_event> engine::next(int64_t id) {
     const log_scope log(options.verbose);
 
     std::optional<slot_event> event;
@@ -260,7 +260,7 @@ std::optional<std::pair<llama_token, std::string>> engine::next(int64_t id) {
     if (event->token == LLAMA_TOKEN_NULL) {
         return std::nullopt;
     }
-    return std::make_pair(event->token, std::move(event->bytes));
+    return event;
 }
 
 const char * engine::why_finished(int64_t id) const {

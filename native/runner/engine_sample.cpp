@@ -96,9 +96,9 @@ void engine::sample(slot & s, const float * logits, events & out) {
     s.counts.generated_tokens++;
 
     event.token = token;
-    event.bytes = piece_of(vocab, token, std::find(how.preserved.begin(), how.preserved.end(), token) != how.preserved.end());
+    event.bytes = piece_of(vocab, token, how.special || std::find(how.preserved.begin(), how.preserved.end(), token) != how.preserved.end());
     if (how.n_probs > 0) {
-        add_probs(event, logits, how.n_probs);
+        add_probs(event, logits, how);
     }
 
     // who waits for an opened request comes for its end
@@ -115,7 +115,9 @@ bool engine::has_all(const slot & s) const {
     return (max_tokens >= 0 && s.counts.generated_tokens >= max_tokens) || s.n_tokens >= n_ctx_slot;
 }
 
-void engine::add_probs(slot_event & event, const float * logits, int32_t n) const {
+void engine::add_probs(slot_event & event, const float * logits, const slot_sampling & how) const {
+    const int32_t n = how.n_probs;
+
     const float highest = *std::max_element(logits, logits + n_vocab());
 
     double sum = 0;
@@ -134,7 +136,7 @@ void engine::add_probs(slot_event & event, const float * logits, int32_t n) cons
 
     event.logprob = (float) (logits[event.token] - log_sum);
     for (int32_t i = 0; i < n; ++i) {
-        event.top.push_back({ order[i], piece_of(vocab, order[i]), (float) (logits[order[i]] - log_sum) });
+        event.top.push_back({ order[i], piece_of(vocab, order[i], how.special), (float) (logits[order[i]] - log_sum) });
     }
 }
 

@@ -57,6 +57,7 @@ struct sampling_options {
     std::vector<std::string>   preserved;                      // names of control tokens that are text of the answer
     std::vector<std::pair<int32_t, float>> logit_bias; // (token, what is added to its logit)
     bool                       ignore_eos        = false; // no token ends the answer
+    bool                       skip_special_tokens = true; // control tokens are no text; else they are spelt
 };
 
 // Throw error(option) with the value and its limits: native code takes what comes from outside, too.

@@ -33,6 +33,7 @@ struct slot_sampling {
     bool              is_lazy     = false; // the first of them waits for what triggers it
 
     std::vector<llama_token> preserved; // control tokens that are text of the answer
+    bool              special     = false; // names of control tokens are text of the answer
 };
 
 struct slot_request {

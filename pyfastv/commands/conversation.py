@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, cast
 
@@ -20,9 +20,11 @@ from ..engine.session import Session
 from ..errors import Error, OptionError
 from ..inputs.images import Picture
 from ..inputs.template_options import template_variables
+from ..settings.presets import PRESETS
 from ..settings.setting import SETTING_OPTIONS, Setting
 from .bars import bar
-from .history import line_history
+from .completion import Completion, completions
+from .lines import line_reader
 from .media import dropped_paths, is_local_file, read_media
 from .options import shows_progress
 from .streams import tell
@@ -31,7 +33,8 @@ from .told import tell_error, tell_report
 __all__ = ["Repl"]
 
 HELP = """\
-Ask a question and press Enter. Ctrl-C stops the answer, Ctrl-D ends the conversation.
+Ask a question and press Enter; Alt-Enter begins another line of it, Tab completes commands and paths.
+Ctrl-C stops the answer, Ctrl-D ends the conversation.
 /image PATH   a picture or a video for the next question; or drop the file on the terminal
 /set          the options of answers; /set NAME VALUE changes one, as in /set temperature 0.7
 /why          what was done for the last answer
@@ -74,12 +77,8 @@ class Repl:
 
     def run(self) -> int:
         """Until Ctrl-D or /exit. Returns 1 where stdin is no terminal and a line of it failed, else 0."""
-        keys: AbstractContextManager[None] = nullcontext()
-        if self._interactive:
-            keys = line_history(kept=not self._options["no_history"])
         try:
-            with keys:
-                return int(self._read_lines() and not self._interactive)
+            return int(self._read_lines() and not self._interactive)
         finally:
             self._chat.close()
 
@@ -88,15 +87,13 @@ class Repl:
         failed = False
         if self._interactive:
             tell(HELP)
+        read = line_reader(self._complete, kept=not self._options["no_history"])
         while True:
             try:
-                line = input("> " if self._interactive else "").strip()
+                line = read().strip()
             except EOFError:
-                if self._interactive:
-                    click.echo()
                 return failed
-            except KeyboardInterrupt:  # what was typed is left
-                click.echo()
+            except KeyboardInterrupt:
                 continue
             try:
                 if self._obey(line):
@@ -120,6 +117,11 @@ class Repl:
         elif line:
             self._answer(line)
         return None
+
+    def _complete(self, line: str) -> list[Completion]:
+        settings = {name: ["default"] for name in (*SamplingOptions.__annotations__, *SETTING_OPTIONS)}
+        settings["fastv"] += ["off", *PRESETS]
+        return completions(line, list(self._commands), settings)
 
     def _is_command(self, word: str, argument: str) -> bool:
         """Or rather a question that begins with a path?"""

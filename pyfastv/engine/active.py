@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .. import _native
 from ..settings.setting import Setting
 from .answer import Report
-from .job import Job, Piece, TokenProb
-from .pieces import PieceReader
+from .job import Job
+from .pieces import Piece, TokenReader, token_prob
 
 __all__ = ["Active"]
+
+_OF_TOKEN = ("token", "bytes", "logprob", "top")  # of an event
 
 
 @dataclass
@@ -40,8 +42,7 @@ class Active:
     """Its prompt is not all read yet."""
 
     def __post_init__(self) -> None:
-        self._reader = PieceReader(self.stop, keep_space=self.keep_space)
-        self._probs: list[TokenProb] = []  # of tokens whose text is held back
+        self._reader = TokenReader(self.stop, keep_space=self.keep_space)
         self._report: Report | None = None
 
     @property
@@ -65,29 +66,14 @@ class Active:
         if self.stopped or self.job.done:
             return
         if event["token"] is not None:
-            if event["top"]:
-                self._probs.append(_token_prob(event))
-            self._give(self._reader.feed(event["bytes"]))
+            known = token_prob(*(event[name] for name in _OF_TOKEN)) if event["top"] else None
+            self._give(self._reader.feed(event["bytes"], known))
         if event["finish"] is not None and not self.stopped:
             self._give(self._reader.finish())
-            if self._probs and not self.stopped:  # of tokens that became no text
-                self._add("", self._probs)
 
-    def _give(self, text: str) -> None:
-        if not text:
-            return
-        probs = self._probs
-        if self.stopped:  # tokens of the stop string became no text
-            probs, length = [], 0
-            for prob in self._probs:
-                if length < len(text):
-                    probs.append(prob)
-                length += len(prob.token)
-        self._add(text, probs)
-
-    def _add(self, text: str, probs: Sequence[TokenProb]) -> None:
-        self.job._add(Piece(text, tuple(probs), self._report))
-        self._probs = []
+    def _give(self, piece: Piece | None) -> None:
+        if piece is not None:
+            self.job._add(replace(piece, report=self._report))
 
     def reason(self, event: dict[str, Any] | None) -> str | None:
         """Why it ended."""
@@ -112,11 +98,3 @@ class Active:
                 "first_layers": list(event["report"].first_layers),
             }
         self.job._end(None if error is not None else self.reason(event), report, error)
-
-
-def _token_prob(event: dict[str, Any]) -> TokenProb:
-    def prob(token: int, data: bytes, logprob: float, top: tuple[TokenProb, ...] = ()) -> TokenProb:
-        return TokenProb(data.decode("utf-8", "replace"), token, data, logprob, top)
-
-    top = tuple(prob(*item) for item in event["top"])
-    return prob(event["token"], event["bytes"], event["logprob"], top)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..settings.setting import InForce, Setting
+from .pieces import TokenProb, chat_logprobs
 
 if TYPE_CHECKING:
     from .. import _native
@@ -187,13 +188,18 @@ class Answer:
     finish_reason: str
     """"stop": the model ended it, or a stop string, or :meth:`pyfastv.Stream.stop`; "length": ``max_tokens`` or the
     context ended it."""
+    logprobs: tuple[TokenProb, ...] | None = None
+    """Of its tokens, in order; None where they were not asked for (``logprobs=True``)."""
 
     def __str__(self) -> str:
         return self.text
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: ``text``, ``finish_reason``, and ``report`` as :meth:`Report.to_dict` has it."""
-        return {"text": self.text, "finish_reason": self.finish_reason, "report": self.report.to_dict()}
+        """For JSON: ``text``, ``finish_reason``, ``report`` as :meth:`Report.to_dict` has it, and ``logprobs``, if they
+        were asked for, as OpenAI's chat completions have their content."""
+        told = {} if self.logprobs is None else {"logprobs": chat_logprobs(self.logprobs)["content"]}
+        report = self.report.to_dict()
+        return {"text": self.text, "finish_reason": self.finish_reason, "report": report, **told}
 
 
 def _retained_share(first_layers: Sequence[int], in_stage: Sequence[int], n_layer: int) -> float | None:

@@ -10,35 +10,10 @@ from typing import Any
 
 from ..constraints.tools import CallFormat
 from .answer import Report
+from .pieces import Piece, TokenProb
 from .process_lock import ProcessLock
 
 __all__ = ["Job", "Piece", "Progress", "TokenProb", "follow"]
-
-
-@dataclass(frozen=True)
-class TokenProb:
-    """How likely a token was."""
-
-    token: str
-    """Its text; broken characters are U+FFFD."""
-    id: int
-    bytes: bytes
-    logprob: float
-    """Natural logarithm of its probability by the model's logits, before any sampler."""
-    top: tuple[TokenProb, ...] = ()
-    """The likeliest tokens at its place, most likely first; their own ``top`` is empty."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A piece of an answer."""
-
-    text: str
-    """Whole characters, nothing of a stop string."""
-    probs: tuple[TokenProb, ...] = ()
-    """Of the tokens that became this text, if they were asked for."""
-    report: Report | None = None
-    """What was done until this piece came, if it was asked for."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ..types import Messages
+
 __all__ = [
     "MAX_N_CTX",
     "MAX_THREADS",
@@ -143,7 +145,7 @@ class LoadedModel:
 
     def render(
         self,
-        messages: Sequence[dict[str, Any]],
+        messages: Messages,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from .. import _native
-from .._checks import integer
+from .._checks import integer, utf8
 from .._closing import Closing
 from ..constraints.tools import ToolUse
 from ..errors import ClosedError, OptionError, printable
@@ -26,14 +26,21 @@ from ..settings.turbo import Turbo
 from . import completion
 from .answer import Answer, Report
 from .desk import Desk, InThread, Place
+from .llama_cpp_options import CompletionOptions, as_ours
 from .loaded import LoadedModel, PathLike, model_files, setting_options
+from .pieces import TokenProb, token_prob
+from .reply import reply_of
 from .sampling import RequestOptions, of_request
 from .session import Session
 from .stream import Stream
 from .told import AnswerReader
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from typing_extensions import Unpack
+
+    from ..types import ChatCompletion, ChatCompletionChunk, Messages
 
 __all__ = ["Runner"]
 
@@ -232,14 +239,15 @@ class Runner(Closing, InForce):
         ``question``. A picture is what :func:`pyfastv.load_image` takes. ``video``: a path, bytes, a list of frames, or a
         :class:`pyfastv.Video`, which says what frames are taken; it comes behind the pictures. ``system``: a system
         message. ``progress``: called with (prompt tokens done, prompt tokens) during prefill, after every picture and
-        every frame. ``options``: see :class:`pyfastv.Sampling`; and ``fastv``, ``turbo`` and ``reduce``, a schedule, a
-        merging and a reducer for this request alone.
+        every frame. ``options``: see :class:`pyfastv.Sampling`; ``fastv``, ``turbo`` and ``reduce``, a schedule, a
+        merging and a reducer for this request alone; ``response_format``, which the answer follows, ``logprobs`` and
+        ``top_logprobs`` (:class:`pyfastv.engine.reply.ReplyOptions`).
 
         What the context or the encoder's cache still holds of an earlier request is not computed again. The visual
         tokens are chosen anew, as by a new runner; only rounding may differ.
 
         Raises ImageError, OptionError, ContextLengthError (the prompt does not fit), OutOfMemoryError,
-        DecodeError, ClosedError.
+        DecodeError, AnswerError (the answer does not follow the schema), ClosedError.
         """
         image, question = picture_and_question(asked, image, question)
         with self._desk.holding() as place:
@@ -320,68 +328,101 @@ class Runner(Closing, InForce):
             messages.insert(0, system_message(system))
         return self._start(messages, progress, options, image_decode_ms=image_decode_ms, place=place)
 
-    def session(self, *, system: str | None = None, **options: Unpack[RequestOptions]) -> Session:
+    def session(
+        self,
+        *,
+        system: str | None = None,
+        restore: PathLike | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Session:
         """A conversation: later questions may be about earlier pictures, and know the earlier answers.
 
         ``options``: of every question that brings none of its own. Several sessions may share a runner; each time
         that another one asks, the context is evaluated anew, save for what both have in common at the beginning.
+        ``restore``: a file of :meth:`pyfastv.Session.save`, with which the conversation goes on; ``options`` that are
+        given come in place of its own. Where its context does not fit this runner (another schedule, other types of the
+        KV cache, a smaller ``n_ctx``), a warning says so, and the next question reads the conversation anew.
+
+        Raises DataError: the file cannot be read, is damaged, or is of another model or a later version.
         """
         self._refuse_closed()
-        return Session(self, system, **options)
+        if restore is None:
+            return Session(self, system, **options)
+        if system is not None:
+            raise OptionError("system: a conversation that is restored has its own: leave it out")
+        return Session._restored(self, restore, options)
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        """The tokens of a text. ``add_special``: with those that begin a prompt; ``parse_special``: the spelling of a
+        special token is that token. Raises OptionError, ContextLengthError for a text far longer than the context."""
+        utf8("text", text)
+        with self._lock:
+            self._refuse_closed()
+            return self._engine.tokenize(text, bool(add_special), bool(parse_special))
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, special ones spelt; broken characters are U+FFFD. Raises OptionError: a number that is no
+        token."""
+        given = [integer(f"tokens[{i}]: a token", token, 0) for i, token in enumerate(tokens)]
+        with self._lock:
+            self._refuse_closed()
+            return self._engine.detokenize(given).decode("utf-8", "replace")
 
     @overload
     def create_chat_completion(
         self,
-        messages: Sequence[dict[str, Any]],
+        messages: Messages,
         *,
         tools: Sequence[dict[str, Any]] | None = None,
         tool_choice: str | dict[str, Any] | None = None,
         parallel_tool_calls: bool | None = None,
         stream: Literal[False] = False,
-        **options: Unpack[RequestOptions],
-    ) -> dict[str, Any]: ...
+        **options: Unpack[CompletionOptions],
+    ) -> ChatCompletion: ...
 
     @overload
     def create_chat_completion(
         self,
-        messages: Sequence[dict[str, Any]],
+        messages: Messages,
         *,
         tools: Sequence[dict[str, Any]] | None = None,
         tool_choice: str | dict[str, Any] | None = None,
         parallel_tool_calls: bool | None = None,
         stream: Literal[True],
-        **options: Unpack[RequestOptions],
-    ) -> Iterator[dict[str, Any]]: ...
+        **options: Unpack[CompletionOptions],
+    ) -> Iterator[ChatCompletionChunk]: ...
 
     def create_chat_completion(
         self,
-        messages: Sequence[dict[str, Any]],
+        messages: Messages,
         *,
         tools: Sequence[dict[str, Any]] | None = None,
         tool_choice: str | dict[str, Any] | None = None,
         parallel_tool_calls: bool | None = None,
         stream: bool = False,
-        **options: Unpack[RequestOptions],
-    ) -> dict[str, Any] | Iterator[dict[str, Any]]:
+        **options: Unpack[CompletionOptions],
+    ) -> ChatCompletion | Iterator[ChatCompletionChunk]:
         """OpenAI's chat completion, in the shape of llama-cpp-python's method of this name.
 
         ``messages``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`; ``tools``, ``tool_choice``,
         ``parallel_tool_calls``: functions that the answer may call, or must, in OpenAI's shape; calls are told apart in
         the form of the model's chat template, or, where that knows no tools, as JSON that the model is asked for.
-        ``options``: as in :meth:`ask`. Returns the completion, or an iterator of its chunks. The completion and the last
-        chunk have one key more than OpenAI's: ``pyfastv``, the report. Raises as :meth:`ask` does.
+        ``options``: as in :meth:`ask`, and all that llama-cpp-python's method takes, of which what cannot be had is
+        refused by its name (:class:`pyfastv.engine.llama_cpp_options.CompletionOptions`). Returns the completion, or an
+        iterator of its chunks (:mod:`pyfastv.types`). The completion and the last chunk have one key more than
+        OpenAI's: ``pyfastv``, the report. Raises as :meth:`ask` does.
         """
-        name = printable(self._model.path.name)
+        asked, name = as_ours(options, printable(self._model.path.name))
         use = ToolUse.of(tools, tool_choice, parallel_tool_calls)
         if stream:
-            return completion.chunks(self._start(messages, None, options, tools=use), name)
+            return completion.chunks(self._start(messages, None, asked, tools=use), name)
         with self._desk.holding() as place:
-            answering = self._start(messages, None, options, tools=use, place=place)
+            answering = self._start(messages, None, asked, tools=use, place=place)
             return completion.whole(answering.read(), name, answering.told_by)
 
     def _start(
         self,
-        messages: Sequence[dict[str, Any]],
+        messages: Messages,
         progress: Progress | None,
         options: RequestOptions,
         *,
@@ -392,6 +433,8 @@ class Runner(Closing, InForce):
         """Prefill, and a stream over the generation after it. ``tools``: that the answer may call.
         ``image_decode_ms``: spent on the pictures so far. ``place``: whose holder it is for; None: nobody's."""
         setting, sampling = of_request(options, self.setting)
+        reply = reply_of(options)
+        sampling = reply.constrained(sampling)
         variables = template_variables(options)
         self._refuse_closed()
         setting = self._model.fitted(setting)
@@ -414,14 +457,22 @@ class Runner(Closing, InForce):
                 started=lambda number: desk.begin(place, number),
             )
             form = {} if calls is None else calls.sampling(opened)
+            if reply.logprobs:
+                form["n_probs"] = reply.n_probs
             engine.start(place.number, **{**self._model.sampling_options(sampling), **form})
         desk.pause(place)
 
-        def next_bytes() -> bytes | None:
+        def next_token() -> tuple[bytes, TokenProb | None] | None:
             self._refuse_closed()
             with self._computing(place), desk.reading(place):
-                token = engine.next(place.number)
-                return None if token is None else token[1]
+                if not reply.logprobs:
+                    token = engine.next(place.number)
+                    return None if token is None else (token[1], None)
+                told = engine.next_with_probs(place.number)
+                if told is None:
+                    return None
+                number, data, logprob, top = told
+                return data, token_prob(number, data, logprob, top[: reply.n_top])
 
         def finish() -> tuple[Report, str]:
             self._refuse_closed()
@@ -438,9 +489,30 @@ class Runner(Closing, InForce):
             return cast("tuple[Report, str]", place.result)
 
         stops = (*(sampling.stop or ()), *(calls.stops if calls is not None else ()))
-        stream = Stream(next_bytes, finish, stops, lambda: desk.stop(place))
+        stream = Stream(next_token, finish, stops, lambda: desk.stop(place), reply)
         stream.told_by = None if calls is None else AnswerReader(opened, calls)
         return stream
+
+    def _save_context(self, number: int | None) -> NDArray[np.uint8] | None:
+        """What the context holds of a request that has ended; None: nothing, or others have had its slot since."""
+        with self._lock:
+            self._refuse_closed()
+            try:
+                return None if number is None else self._engine.save(number)
+            except (ClosedError, OptionError):  # OptionError: it was cleared
+                return None
+
+    def _restore_context(self, fastv: str, state: NDArray[np.uint8]) -> Place:
+        """Its place. Raises OptionError where it does not fit."""
+        place = Place()
+        place.fastv = fastv
+        self._refuse_closed()
+        self._desk.enter(place)
+        try:
+            place.number = self._engine.restore(state)
+        finally:
+            self._desk.leave(place)
+        return place
 
     def _load_frames(self, video: Video | VideoSource | None) -> list[Frame]:
         return [] if video is None else load_frames(video, max_pixels=self._max_pixels)

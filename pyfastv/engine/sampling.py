@@ -10,6 +10,7 @@ from .._checks import INT32_MAX, integer, real, shown, utf8, whole
 from ..errors import OptionError
 from ..inputs.template_options import TEMPLATE_OPTIONS, TemplateOptions
 from ..settings.setting import SETTING_OPTIONS, Setting, SettingOptions
+from .reply import REPLY_OPTIONS, ReplyOptions
 
 __all__ = ["RequestOptions", "Sampling", "SamplingOptions", "of_request"]
 
@@ -34,15 +35,17 @@ class SamplingOptions(TypedDict, total=False):
     grammar: str | None
     logit_bias: Mapping[int, float] | None
     ignore_eos: bool
+    skip_special_tokens: bool
 
 
-class RequestOptions(SamplingOptions, SettingOptions, TemplateOptions, total=False):
+class RequestOptions(SamplingOptions, SettingOptions, TemplateOptions, ReplyOptions, total=False):
     """The keywords of :meth:`pyfastv.Runner.ask` and its siblings: those of sampling, and
 
     ``fastv``: the schedule of this one request, in place of the runner's; with cuts at other layers, or other ``cells``,
     the context is allocated anew. ``turbo``, ``reduce``: the merging in the vision encoder and the reducer of this one
     request. Otherwise what the context holds stays. ``chat_template_kwargs``, ``reasoning_effort``: see
-    :class:`pyfastv.inputs.template_options.TemplateOptions`."""
+    :class:`pyfastv.inputs.template_options.TemplateOptions`; ``response_format``, ``logprobs``, ``top_logprobs``: see
+    :class:`pyfastv.engine.reply.ReplyOptions`."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Sampling:
     """What is added to the logits of tokens, from -1e9 to 1e9, by their numbers; kept as a tuple of pairs."""
     ignore_eos: bool = False
     """No token ends the answer: only ``max_tokens``, a stop string, the grammar or the context."""
+    skip_special_tokens: bool = True
+    """Control tokens are no text of an answer; False: they are there by their names, but for the one that ends it."""
 
     def __post_init__(self) -> None:
         checked: dict[str, object] = {
@@ -107,8 +112,9 @@ class Sampling:
             object.__setattr__(self, name, value)
         if self.grammar is not None and (not isinstance(self.grammar, str) or not self.grammar.strip()):
             raise OptionError(f"grammar must be GBNF text; leave it out for none; got {shown(self.grammar)}")
-        if not isinstance(self.ignore_eos, bool):
-            raise OptionError(f"ignore_eos must be True or False; got {shown(self.ignore_eos)}")
+        for name in ("ignore_eos", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name} must be True or False; got {shown(getattr(self, name))}")
         if "\0" in utf8("grammar", self.grammar or ""):
             raise OptionError("grammar has a NUL character: write it as \\x00")
 
@@ -150,7 +156,7 @@ class Sampling:
 def of_request(options: RequestOptions, default: Setting) -> tuple[Setting, Sampling]:
     """What the keywords of a request say; ``default`` is the setting where they are silent. Raises OptionError."""
     given = {name: value for name, value in options.items() if name in SETTING_OPTIONS}
-    others = (*SETTING_OPTIONS, *TEMPLATE_OPTIONS)
+    others = (*SETTING_OPTIONS, *TEMPLATE_OPTIONS, *REPLY_OPTIONS)
     rest = {name: value for name, value in options.items() if name not in others}
     return default.but(**cast(SettingOptions, given)), Sampling(**cast(SamplingOptions, rest))
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .._closing import Closing
-from ..errors import ClosedError
+from ..errors import ClosedError, OptionError
 from ..inputs.chat import assistant_message, system_message, user_message
 from ..inputs.images import Frame, Picture, Pictures, as_list
 from ..inputs.question import picture_and_question
 from ..inputs.video import Video, VideoSource
 from .answer import Answer
 from .desk import Place
+from .loaded import PathLike, setting_options
 from .process_lock import ProcessLock
-from .sampling import RequestOptions
+from .sampling import RequestOptions, of_request
+from .saved_session import SavedSession
 from .stream import Stream
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from .runner import Runner
 
@@ -44,7 +47,54 @@ class Session(Closing):
         self._options = options
         self._history: list[dict[str, Any]] = [] if system is None else [system_message(system)]
         self._answering: Stream | None = None  # to the last message of the history
+        self._place = Place()  # of the last question
         self._closed = False
+
+    @classmethod
+    def _restored(cls, runner: Runner, path: PathLike, options: RequestOptions) -> Self:
+        """See :meth:`pyfastv.Runner.session`."""
+        saved = SavedSession.load(path, runner._model, max_pixels=runner._max_pixels)
+        merged: RequestOptions = {**saved.options, **options}
+        session = cls(runner, None, **merged)
+        session._history = saved.messages
+        if saved.state is not None:
+            setting, _ = of_request(merged, runner.setting)
+            fastv = setting_options(setting)["fastv"]
+            try:
+                if fastv != saved.fastv:
+                    raise OptionError(
+                        f"it was made by the schedule {saved.fastv or 'off'!r}, not {fastv or 'off'!r}"
+                    )
+                session._place = runner._restore_context(fastv, saved.state)
+            except OptionError as error:
+                warnings.warn(
+                    f"{saved.name}: its context does not fit this runner, so the next question reads the conversation "
+                    f"anew: {error}",
+                    stacklevel=3,
+                )
+        return session
+
+    def save(self, path: PathLike) -> bool:
+        """Write the conversation to a file, for ``Runner.session(restore=path)``, in this process or another one: its
+        messages with their pictures, its options, and what the context holds of it, so that the next question costs its
+        own tokens alone. An answer that is being read ends, as by the next question.
+
+        Returns whether the context is in the file. It is not where another request has had the slot since: the next
+        question of a restored conversation evaluates it anew then.
+
+        The file has all that was said and shown, and is as large as the KV cache of the conversation. Raises DataError:
+        it cannot be written (what was there before is still there); OptionError: options that are no JSON; ClosedError.
+        """
+        with self._lock:
+            if self._closed:
+                raise ClosedError("this session is closed: make a new one")
+            if self._answering is not None:
+                self._answering.close()
+            runner = self._runner
+            state = runner._save_context(self._place.number)
+            saved = SavedSession(self.messages, self._options, self._place.fastv, state)
+            saved.save(path, runner._model)
+        return state is not None
 
     def close(self) -> None:
         """Ask no more; ``messages`` stay readable. The runner stays open. Can be called again."""
@@ -119,8 +169,9 @@ class Session(Closing):
         images += self._runner._load_frames(video)
         image_decode_ms = (time.perf_counter() - begin) * 1000.0
         messages = [*self.messages, user_message(question, images)]
+        place = place or Place()
         stream = self._runner._start(
             messages, progress, {**self._options, **options}, image_decode_ms=image_decode_ms, place=place
         )
-        self._history, self._answering = messages, stream
+        self._history, self._answering, self._place = messages, stream, place
         return stream

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
-from ..errors import ClosedError, Error
+from ..errors import AnswerError, ClosedError, Error
 from .answer import Answer, Report
-from .pieces import PieceReader
+from .pieces import TokenProb, TokenReader
+from .reply import Reply
 from .told import AnswerReader
 
 __all__ = ["Stream"]
@@ -22,35 +23,47 @@ class Stream(Iterator[str]):
 
     def __init__(
         self,
-        next_bytes: Callable[[], bytes | None],
+        next_token: Callable[[], tuple[bytes, TokenProb | None] | None],
         finish: Callable[[], tuple[Report, str]],
         stop: Sequence[str],
         cancel: Callable[[], None] = lambda: None,
+        reply: Reply = Reply(),  # noqa: B008 - frozen
     ) -> None:
-        """``next_bytes``: of the next token, None at the end. ``finish``: report and reason, then. ``cancel``: makes
-        ``next_bytes`` come to its end, in whichever thread."""
-        self._next_bytes = next_bytes
+        """``next_token``: its bytes, and how likely it was, None at the end. ``finish``: report and reason, then.
+        ``cancel``: makes ``next_token`` come to its end, in whichever thread. ``reply``: that was asked for."""
+        self._next_token = next_token
         self._finish = finish
         self._cancel = cancel
-        self._reader = PieceReader(stop)
+        self._reply = reply
+        self._reader = TokenReader(stop)
         self._text: list[str] = []
+        self._probs: list[TokenProb] = []
         self._answer: Answer | None = None
         self.told_by: AnswerReader | None = None
         """That tells its calls of tools from its text; None: it has none."""
+        self._failure: str | None = None
 
     def __next__(self) -> str:
         while self._answer is None:
-            data = self._next_bytes()
-            piece = self._reader.finish() if data is None else self._reader.feed(data)
-            if piece:
-                self._text.append(piece)
-            if data is None or self._reader.stopped:
+            token = self._next_token()
+            piece = self._reader.finish() if token is None else self._reader.feed(*token)
+            if piece is not None:
+                self._text.append(piece.text)
+                self._probs += piece.probs
+            if token is None or self._reader.stopped:
                 report, reason = self._finish()
-                reason = "stop" if self._reader.stopped or reason == "cancelled" else reason
-                self._answer = Answer(self.text, report, reason)
-            if piece:
-                return piece
+                if reason == "stop" or self._reader.stopped:
+                    self._failure = self._reply.failure(self.text)
+                self._end(report, "length" if reason == "length" and not self._reader.stopped else "stop")
+            if piece is not None and piece.text:
+                return piece.text
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise AnswerError(f"the answer does not follow the schema, {failure}: ask again", self.text)
         raise StopIteration
+
+    def _end(self, report: Report, reason: str) -> None:
+        self._answer = Answer(self.text, report, reason, self.logprobs)
 
     def read(self) -> Answer:
         """Read what is left, and give the whole answer."""
@@ -63,7 +76,7 @@ class Stream(Iterator[str]):
         if self._answer is None:
             self._cancel()
             report, _ = self._finish()
-            self._answer = Answer(self.text, report, "stop")
+            self._end(report, "stop")
         return self._answer
 
     def close(self) -> None:
@@ -75,6 +88,11 @@ class Stream(Iterator[str]):
     def text(self) -> str:
         """The answer as far as it has come."""
         return "".join(self._text)
+
+    @property
+    def logprobs(self) -> tuple[TokenProb, ...] | None:
+        """Of the tokens of the answer as far as it has come; None where they were not asked for."""
+        return tuple(self._probs) if self._reply.logprobs else None
 
     @property
     def answer(self) -> Answer:

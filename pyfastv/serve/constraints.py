@@ -61,7 +61,7 @@ _NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "top_a": (),
 }
 # of these false asks for something
-_TRUE_BY_DEFAULT = ("do_sample", "skip_special_tokens", "spaces_between_special_tokens")
+_TRUE_BY_DEFAULT = ("do_sample", "spaces_between_special_tokens")
 
 
 def check_unknown(fields: Mapping[str, Any]) -> None:

@@ -131,6 +131,10 @@ class Generation(Constrained):
         ),
     ] = Field(default=None, description="What is added to the logits of tokens, by their numbers.")
     ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = Field(
+        default=None,
+        description="False: control tokens are text of the answer, but for the one that ends it.",
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_progress: bool | None = Field(
@@ -219,6 +223,7 @@ class Generation(Constrained):
             stop=tuple(self.stop),
             grammar=grammar,
             ignore_eos=bool(self.ignore_eos),
+            skip_special_tokens=self.skip_special_tokens is not False,
             logit_bias=tuple((self.logit_bias or {}).items()),  # type: ignore[arg-type]
         )
 

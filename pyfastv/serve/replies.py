@@ -11,6 +11,7 @@ from typing import Any
 
 from ..engine.answer import Report
 from ..engine.job_pool import Progress, TokenProb
+from ..engine.pieces import chat_logprobs, finite, logprob_entry
 
 __all__ = [
     "TextOffsets",
@@ -116,21 +117,13 @@ def details(report: Report, found: Mapping[str, Any] | None, n_layer: int) -> di
     }
 
 
-def chat_logprobs(probs: Sequence[TokenProb], n_top: int) -> dict[str, Any]:
-    """Of a chat completion's choice."""
-    content = [
-        {**_entry(prob), "top_logprobs": [_entry(other) for other in prob.top[:n_top]]} for prob in probs
-    ]
-    return {"content": content, "refusal": None}
-
-
 def native_probs(probs: Sequence[TokenProb], n_top: int) -> list[dict[str, Any]]:
     """Of llama-server's own completions."""
     return [
         {
             "id": prob.id,
-            **_entry(prob),
-            "top_logprobs": [{"id": other.id, **_entry(other)} for other in prob.top[:n_top]],
+            **logprob_entry(prob),
+            "top_logprobs": [{"id": other.id, **logprob_entry(other)} for other in prob.top[:n_top]],
         }
         for prob in probs
     ]
@@ -164,21 +157,12 @@ def text_logprobs(probs: Sequence[TokenProb], n_top: int, offsets: TextOffsets) 
     """Of a text completion's choice; ``offsets``: of the answer that these tokens go on."""
     return {
         "tokens": [prob.token for prob in probs],
-        "token_logprobs": [_finite(prob.logprob) for prob in probs],
+        "token_logprobs": [finite(prob.logprob) for prob in probs],
         "top_logprobs": [
-            {other.token: _finite(other.logprob) for other in prob.top[:n_top]} for prob in probs
+            {other.token: finite(other.logprob) for other in prob.top[:n_top]} for prob in probs
         ],
         "text_offset": [offsets.next(prob.bytes) for prob in probs],
     }
-
-
-def _entry(prob: TokenProb) -> dict[str, Any]:
-    return {"token": prob.token, "logprob": _finite(prob.logprob), "bytes": list(prob.bytes)}
-
-
-def _finite(logprob: float) -> float:
-    # JSON has no infinity: a token that cannot be
-    return max(logprob, -9999.0)
 
 
 def _share(amount: float, of: float) -> float:
