@@ -132,6 +132,11 @@ class TokenReader:
         """A stop string came."""
         return self._reader.stopped
 
+    @property
+    def stop_string(self) -> str:
+        """That came; empty: none yet."""
+        return self._reader.stop_string
+
     def feed(self, data: bytes, prob: TokenProb | None = None) -> Piece | None:
         """What is certain now; None: nothing."""
         if prob is not None and not self.stopped:
