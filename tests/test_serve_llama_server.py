@@ -22,7 +22,10 @@ from test_serve_process import endless, health, wait_for
 PROMPT = "USER: What color is the sky? ASSISTANT:"
 GREEDY = {"temperature": 0}
 CLOCK_BASE64 = base64.b64encode(CLOCK.picture.read_bytes()).decode()
-SHOWN = {"prompt_string": f"USER: <__media__>\n{CLOCK.question} ASSISTANT:", "multimodal_data": [CLOCK_BASE64]}
+SHOWN = {
+    "prompt_string": f"USER: <__media__>\n{CLOCK.question} ASSISTANT:",
+    "multimodal_data": [CLOCK_BASE64],
+}
 TIMINGS = {"cache_n", "prompt_n", "prompt_ms", "prompt_per_second", "predicted_n", "predicted_ms"}
 
 
@@ -218,7 +221,10 @@ def test_what_is_wrong_is_told(server: Server, body: dict[str, Any], words: str)
 
 def test_fields_without_an_effect_are_taken(server: Server) -> None:
     fields = {"cache_prompt": False, "id_slot": 0, "n_keep": 5, "n_probs": 0, "samplers": [], "n_indent": 0}
-    assert complete(server, PROMPT, n_predict=5, **fields)["content"] == complete(server, PROMPT, n_predict=5)["content"]
+    assert (
+        complete(server, PROMPT, n_predict=5, **fields)["content"]
+        == complete(server, PROMPT, n_predict=5)["content"]
+    )
 
 
 def test_what_a_client_looks_for_before_it_sends_pictures(server: Server) -> None:

@@ -17,6 +17,9 @@ import pytest
 
 ollama = pytest.importorskip("ollama", reason="needs ollama")
 
+from test_thoughts import ANY, THINKING  # noqa: E402
+
+from pyfastv import model_identity  # noqa: E402
 from pyfastv.engine.job import Piece  # noqa: E402
 from pyfastv.models import bundled_mmproj, bundled_model  # noqa: E402
 from pyfastv.models.facts import ModelFacts  # noqa: E402
@@ -26,7 +29,6 @@ from pyfastv.serve.ollama_replies import LineForm  # noqa: E402
 
 from serving import CLOCK, Server, data_uri, question, serving  # noqa: E402
 from test_serve_process import health, wait_for  # noqa: E402
-from test_thoughts import ANY, THINKING  # noqa: E402
 
 MODEL = "tiny-llava-Q4_K_M.gguf:latest"
 GREEDY = {"temperature": 0}
@@ -68,7 +70,7 @@ def test_the_model_is_listed_and_shown(client: ollama.Client) -> None:
     assert listed.model == MODEL
     assert listed.size == sum(path.stat().st_size for path in (bundled_model(), bundled_mmproj()))
     assert (listed.details.format, listed.details.quantization_level) == ("gguf", "Q4_K_M")
-    assert listed.details.parameter_size == "45M"
+    assert listed.details.parameter_size == f"{model_identity()['n_params'] / 1e6:.0f}M"
     newest = max(path.stat().st_mtime for path in (bundled_model(), bundled_mmproj()))
     assert listed.modified_at.timestamp() == pytest.approx(newest, abs=1)
     shown = client.show(listed.model)
@@ -120,8 +122,12 @@ def test_questions_about_pictures_are_answered(server: Server, client: ollama.Cl
         assert one.load_duration == 0
 
 
-@pytest.mark.parametrize("picture", [CLOCK_BASE64, f"{CLOCK_BASE64[:76]}\n{CLOCK_BASE64[76:]}", data_uri(CLOCK.picture)])
-def test_pictures_are_base64_with_and_without_what_a_data_uri_begins_with(server: Server, picture: str) -> None:
+@pytest.mark.parametrize(
+    "picture", [CLOCK_BASE64, f"{CLOCK_BASE64[:76]}\n{CLOCK_BASE64[76:]}", data_uri(CLOCK.picture)]
+)
+def test_pictures_are_base64_with_and_without_what_a_data_uri_begins_with(
+    server: Server, picture: str
+) -> None:
     told = lines(server, "/api/generate", prompt=CLOCK.question, images=[picture], options=GREEDY)
     assert "".join(one["response"] for one in told) == CLOCK.answer
     assert told[-1]["visual_tokens"] == 576
@@ -255,7 +261,14 @@ def test_options_are_honoured(server: Server, client: ollama.Client) -> None:
 
 
 def test_what_only_tells_how_a_model_is_loaded_is_taken(client: ollama.Client) -> None:
-    options = {"num_ctx": 2048, "num_gpu": 99, "num_thread": 2, "num_batch": 512, "num_keep": 4, "use_mmap": True}
+    options = {
+        "num_ctx": 2048,
+        "num_gpu": 99,
+        "num_thread": 2,
+        "num_batch": 512,
+        "num_keep": 4,
+        "use_mmap": True,
+    }
     neutral = {"mirostat": 0, "mirostat_tau": 5.0, "tfs_z": 1.0, "penalize_newline": True}
     answer = client.chat("any", [asked()], options={**GREEDY, **options, **neutral}, keep_alive="10m")
     assert answer.message.content == CLOCK.answer
@@ -273,7 +286,10 @@ def test_probabilities_are_told(client: ollama.Client) -> None:
     answer = client.chat("any", [asked()], logprobs=True, top_logprobs=2, options=options)
     assert len(answer.logprobs) == answer.eval_count == 3
     for one in answer.logprobs:
-        assert [one.token, one.logprob] == [one.top_logprobs[0].token, pytest.approx(one.top_logprobs[0].logprob)]
+        assert [one.token, one.logprob] == [
+            one.top_logprobs[0].token,
+            pytest.approx(one.top_logprobs[0].logprob),
+        ]
         assert len(one.top_logprobs) == 2
     parts = list(client.generate("any", "Hello", logprobs=True, options=options, stream=True))
     assert sum(len(part.logprobs or ()) for part in parts) == 3
@@ -281,7 +297,15 @@ def test_probabilities_are_told(client: ollama.Client) -> None:
 
 @pytest.mark.parametrize(
     ("keep_alive", "reason"),
-    [(None, "load"), (0, "unload"), ("0", "unload"), ("0s", "unload"), (-1, "load"), ("1h30m", "load"), (300, "load")],
+    [
+        (None, "load"),
+        (0, "unload"),
+        ("0", "unload"),
+        ("0s", "unload"),
+        (-1, "load"),
+        ("1h30m", "load"),
+        (300, "load"),
+    ],
 )
 def test_a_request_without_a_question_loads_nothing(
     client: ollama.Client, keep_alive: float | str | None, reason: str
@@ -347,7 +371,10 @@ def test_calls_and_results_without_ids_belong_together() -> None:
     weather, noon, one = (call.id for call in told[1].tool_calls or ())
     assert [message.tool_call_id for message in told[2:]] == [noon, weather, one]
     assert len({weather, noon, one}) == 3
-    assert told[1].beside_content()["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Oslo"}}
+    assert told[1].beside_content()["tool_calls"][0]["function"] == {
+        "name": "weather",
+        "arguments": {"city": "Oslo"},
+    }
 
 
 def test_results_of_tools_are_part_of_the_prompt(client: ollama.Client) -> None:
@@ -424,7 +451,11 @@ BODIES = {
     "a context of no number": ("/api/chat", {**PLAIN, "options": {"num_ctx": "8k"}}, "options.num_ctx"),
     "mirostat": ("/api/chat", {**PLAIN, "options": {"mirostat": 2}}, "mirostat is not supported"),
     "tfs_z": ("/api/chat", {**PLAIN, "options": {"tfs_z": 0.5}}, "tfs_z is not supported"),
-    "a hot temperature": ("/api/chat", {**PLAIN, "options": {"temperature": "hot"}}, "options.temperature: .*hot"),
+    "a hot temperature": (
+        "/api/chat",
+        {**PLAIN, "options": {"temperature": "hot"}},
+        "options.temperature: .*hot",
+    ),
     "a num_predict of half": ("/api/chat", {**PLAIN, "options": {"num_predict": 1.5}}, "options.num_predict"),
     "an unknown schedule": ("/api/chat", {**PLAIN, "options": {"fastv": "k=banana"}}, "banana"),
     "an unknown format": ("/api/chat", {**PLAIN, "format": "yaml"}, 'expected "json" or a valid JSON Schema'),

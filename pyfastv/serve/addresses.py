@@ -9,7 +9,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 __all__ = ["Addresses", "address"]
 
 _UNDER_V1 = re.compile(r"/(models(/.+)?|chat/completions|completions)")
-_HEALTH = ("/v1/health", "/healthz", "/livez", "/readyz", "/ready", "/live", "/ping", "/health/live", "/health/ready")
+_HEALTH = (
+    "/v1/health",
+    "/healthz",
+    "/livez",
+    "/readyz",
+    "/ready",
+    "/live",
+    "/ping",
+    "/health/live",
+    "/health/ready",
+)
 _ALSO = {**dict.fromkeys(_HEALTH, "/health"), "/index.html": "/"}
 
 

@@ -85,7 +85,6 @@ class NativeRequest(Generation):
         told = self.return_tokens or self.stream
         return max(self.alternatives or 0, 1 if told else 0)
 
-
     def media(self) -> list[ChatMessage]:
         """The pictures of each prompt, as of a message."""
         return [
@@ -194,9 +193,7 @@ class NativeForm:
             "tokens_evaluated": 0 if read is None else read.total,
         }
 
-    def _last(
-        self, index: int, text: str, probs: Sequence[TokenProb], finish_reason: str
-    ) -> dict[str, Any]:
+    def _last(self, index: int, text: str, probs: Sequence[TokenProb], finish_reason: str) -> dict[str, Any]:
         job = self._jobs[index]
         report = job.report
         assert report is not None

@@ -62,7 +62,9 @@ _OK: dict[int | str, dict[str, Any]] = {
         "content": {"application/x-ndjson": {}, "application/json": {}},
     }
 }
-_MODELS = "this server has the one model that it was started with: see pyfastv serve --model, and pyfastv pull"
+_MODELS = (
+    "this server has the one model that it was started with: see pyfastv serve --model, and pyfastv pull"
+)
 _EMBEDDINGS = "this server makes no embeddings"
 _MISSING = {
     **dict.fromkeys(("pull", "push", "create", "copy"), ("POST", _MODELS)),
@@ -148,7 +150,9 @@ class OllamaRequest(Model):
             return {"chat_template_kwargs": {"enable_thinking": True, "thinking": True}}
         effort = _EFFORTS.get(self.think or "none")
         if effort is None:
-            raise invalid(f"think must be true, false or one of {', '.join(_EFFORTS)}; got {self.think!r:.100}")
+            raise invalid(
+                f"think must be true, false or one of {', '.join(_EFFORTS)}; got {self.think!r:.100}"
+            )
         return {"reasoning_effort": effort}
 
 
@@ -166,7 +170,8 @@ class GenerateBody(OllamaRequest):
     system: str | None = None
     images: list[str] | None = Field(default=None, description="In base64, or data URIs.")
     raw: bool | None = Field(
-        default=None, description="The prompt as it is, without a chat template; pictures where it has [img-0]."
+        default=None,
+        description="The prompt as it is, without a chat template; pictures where it has [img-0].",
     )
     suffix: str | None = Field(default=None, description="Not supported.")
     template: str | None = Field(default=None, description="Not supported.")
@@ -204,7 +209,9 @@ class GenerateBody(OllamaRequest):
         images, prompt = self.images or [], self.prompt or ""
         places = [prompt.find(_MARK.format(number)) for number in range(len(images))]
         if any(prompt.count(_MARK.format(number)) != 1 for number in range(len(images))):
-            raise invalid("images: with raw the prompt has [img-0] for the first, [img-1] for the second, once each")
+            raise invalid(
+                "images: with raw the prompt has [img-0] for the first, [img-1] for the second, once each"
+            )
         return [image for _, image in sorted(zip(places, images, strict=True))]
 
 

@@ -23,16 +23,13 @@ def _lower(value: Any) -> Any:
 class OllamaMessage(Model):
     """One message of a conversation."""
 
-    role: Annotated[
-        Literal["system", "developer", "user", "assistant", "tool"], BeforeValidator(_lower)
-    ]
+    role: Annotated[Literal["system", "developer", "user", "assistant", "tool"], BeforeValidator(_lower)]
     content: str | None = None
     images: list[str] | None = Field(default=None, description="In base64, or data URIs.")
     thinking: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     tool_name: str | None = None
-
 
     @property
     def placed(self) -> list[str | int]:

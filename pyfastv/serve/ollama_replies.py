@@ -144,7 +144,11 @@ class _Calls:
         return [
             {
                 "id": call["id"],
-                "function": {"index": index, "name": call["name"], "arguments": _arguments(call["arguments"])},
+                "function": {
+                    "index": index,
+                    "name": call["name"],
+                    "arguments": _arguments(call["arguments"]),
+                },
             }
             for index, call in sorted(self._parts.items())
         ]
@@ -204,7 +208,9 @@ class ModelLists:
             "template": template,
             "details": model_details(facts, self._pool.sees),
             "model_info": {
-                **{name: value for name, value in facts.metadata.items() if name != "tokenizer.chat_template"},
+                **{
+                    name: value for name, value in facts.metadata.items() if name != "tokenizer.chat_template"
+                },
                 "general.parameter_count": facts.n_params,
             },
             **vision,
