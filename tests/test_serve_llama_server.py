@@ -175,7 +175,7 @@ def test_the_progress_of_a_prompt_is_told(server: Server) -> None:
 @pytest.mark.parametrize("wanted", [True, False])
 def test_timings_are_in_every_chunk_on_request(server: Server, path: str, wanted: bool) -> None:
     asked = {"messages": [question("Hello")]} if path == CHAT else {"prompt": PROMPT}
-    body = {**asked, "n_predict": 6, "timings_per_token": wanted}
+    body = {**asked, "n_predict": 6, "ignore_eos": True, "timings_per_token": wanted}
     told = events(server, path, body)
     timings = [one["timings"] for one in told if "timings" in one]
     if not wanted:
