@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +14,9 @@ pytest.importorskip("fastapi", reason="needs the extra serve")
 
 from pyfastv import Runner
 from pyfastv.models import bundled_model
+from pyfastv.models.facts import model_facts
 from pyfastv.serve.addresses import address
+from pyfastv.serve.inspection import listed_model
 
 from serving import CHAT, CLOCK, Server, data_uri, question, send, serving
 from test_serve_process import endless, health, wait_for
@@ -50,16 +52,16 @@ def text_completion(server: Server, prompt: Any, **fields: Any) -> dict[str, Any
 
 
 def test_a_text_goes_on_as_openais_does(server: Server) -> None:
-    answer = complete(server, PROMPT, n_predict=5)
-    openai = text_completion(server, PROMPT, max_tokens=5)
+    answer = complete(server, PROMPT, n_predict=2)
+    openai = text_completion(server, PROMPT, max_tokens=2)
     assert answer["content"] == openai["choices"][0]["text"]
     assert answer["tokens_evaluated"] == openai["usage"]["prompt_tokens"]
-    assert (answer["tokens_predicted"], answer["stop"], answer["stop_type"]) == (5, True, "limit")
+    assert (answer["tokens_predicted"], answer["stop"], answer["stop_type"]) == (2, True, "limit")
     assert (answer["prompt"], answer["model"]) == (PROMPT, openai["model"])
     assert (answer["tokens"], answer["truncated"], answer["has_new_line"]) == ([], False, False)
     assert answer["id_slot"] in range(4)
     asked = answer["generation_settings"]
-    assert (asked["n_ctx"], asked["n_predict"], asked["temperature"], asked["top_k"]) == (2048, 5, 0, 40)
+    assert (asked["n_ctx"], asked["n_predict"], asked["temperature"], asked["top_k"]) == (2048, 2, 0, 40)
     assert set(answer["timings"]) >= TIMINGS
     assert answer["timings"]["cache_n"] == answer["tokens_cached"]
 
@@ -140,7 +142,7 @@ def test_a_stream_is_pieces_and_then_all_that_is_known(server: Server) -> None:
 
 
 def test_probabilities_and_tokens_are_told(server: Server, runner: Runner) -> None:
-    answer = complete(server, PROMPT, n_predict=4, n_probs=3)
+    answer = complete(server, PROMPT, n_predict=4, n_probs=3, ignore_eos=True)
     assert answer["tokens"] == []
     probs = answer["completion_probabilities"]
     assert len(probs) == 4
@@ -151,7 +153,7 @@ def test_probabilities_and_tokens_are_told(server: Server, runner: Runner) -> No
         assert len(one["top_logprobs"]) == 3
         assert one["top_logprobs"][0]["id"] == one["id"]
         assert one["top_logprobs"][0]["logprob"] == pytest.approx(one["logprob"], abs=1e-5)
-    told = events(server, "/completion", {"prompt": PROMPT, "n_predict": 4, "n_probs": 1})
+    told = events(server, "/completion", {"prompt": PROMPT, "n_predict": 4, "n_probs": 1, "ignore_eos": True})
     ids = [one["id"] for chunk in told for one in chunk.get("completion_probabilities", ())]
     assert ids == [one["id"] for one in probs]
 
@@ -175,7 +177,7 @@ def test_the_progress_of_a_prompt_is_told(server: Server) -> None:
 @pytest.mark.parametrize("wanted", [True, False])
 def test_timings_are_in_every_chunk_on_request(server: Server, path: str, wanted: bool) -> None:
     asked = {"messages": [question("Hello")]} if path == CHAT else {"prompt": PROMPT}
-    body = {**asked, "n_predict": 6, "timings_per_token": wanted}
+    body = {**asked, "n_predict": 6, "ignore_eos": True, "timings_per_token": wanted}
     told = events(server, path, body)
     timings = [one["timings"] for one in told if "timings" in one]
     if not wanted:
@@ -239,17 +241,17 @@ def test_what_a_client_looks_for_before_it_sends_pictures(server: Server) -> Non
     assert props["default_generation_settings"]["params"]["typical_p"] == 1.0
 
 
-def test_a_model_without_an_encoder_takes_no_pictures(tmp_path: Path) -> None:
-    """And has one small slot."""
-    model = tmp_path / "model.gguf"  # no encoder lies beside it
-    model.symlink_to(bundled_model())
-    with serving("--model", str(model), "--n-ctx", "256", "--slots", "1") as server:
-        (model,) = json.loads(server.request("GET", "/v1/models")[2])["models"]
-        assert model["capabilities"] == ["completion"]
-        (listed,) = json.loads(server.request("GET", "/api/tags")[2])["models"]
-        assert listed["capabilities"] == ["completion"]
-        status, _, data = server.request("POST", "/completion", {"prompt": SHOWN})
-        assert (status, b"vision encoder" in data) == (400, True)
+def test_a_model_without_an_encoder_takes_no_pictures() -> None:
+    facts = model_facts(bundled_model())
+    pool = SimpleNamespace(name="clock", sees=False)
+    model = listed_model(pool, facts)  # type: ignore[arg-type]
+    assert model["capabilities"] == ["completion"]
+    assert model["details"]["families"] == [facts.family]
+    assert facts.vision_metadata is None
+
+
+def test_a_context_that_is_full_and_slots_that_are_taken() -> None:
+    with serving("--n-ctx", "256", "--slots", "1") as server:
         full = complete(server, "a", ignore_eos=True, grammar='root ::= "a" root')
         assert (full["stop_type"], full["truncated"]) == ("limit", True)
         assert full["tokens_evaluated"] + full["tokens_predicted"] >= 256

@@ -19,6 +19,7 @@ ollama = pytest.importorskip("ollama", reason="needs ollama")
 
 from test_thoughts import ANY, THINKING  # noqa: E402
 
+from pyfastv import model_identity  # noqa: E402
 from pyfastv.engine.job import Piece  # noqa: E402
 from pyfastv.models import bundled_mmproj, bundled_model  # noqa: E402
 from pyfastv.models.facts import ModelFacts  # noqa: E402
@@ -69,7 +70,7 @@ def test_the_model_is_listed_and_shown(client: ollama.Client) -> None:
     assert listed.model == MODEL
     assert listed.size == sum(path.stat().st_size for path in (bundled_model(), bundled_mmproj()))
     assert (listed.details.format, listed.details.quantization_level) == ("gguf", "Q4_K_M")
-    assert listed.details.parameter_size == "45M"
+    assert listed.details.parameter_size == f"{model_identity()['n_params'] / 1e6:.0f}M"
     newest = max(path.stat().st_mtime for path in (bundled_model(), bundled_mmproj()))
     assert listed.modified_at.timestamp() == pytest.approx(newest, abs=1)
     shown = client.show(listed.model)
@@ -171,7 +172,7 @@ def test_a_file_is_read_as_far_as_it_is_allowed(server: Server) -> None:
 def test_a_stream_is_lines_and_says_what_a_whole_answer_says(server: Server, generates: bool) -> None:
     path = "/api/generate" if generates else "/api/chat"
     text = {"prompt": "Hello"} if generates else {"messages": [{"role": "user", "content": "Hello"}]}
-    body = {**text, "options": {**GREEDY, "num_predict": 9}}
+    body = {**text, "options": {**GREEDY, "num_predict": 3}}
     said = "response" if generates else "message"
     told = lines(server, path, **body)
     whole = json.loads(server.request("POST", path, {**body, "stream": False})[2])
@@ -179,11 +180,11 @@ def test_a_stream_is_lines_and_says_what_a_whole_answer_says(server: Server, gen
     assert "".join(texts) == (whole["response"] if generates else whole["message"]["content"])
     assert [one["done"] for one in told] == [False] * (len(told) - 1) + [True]
     assert texts[0] == texts[-1] == ""
-    assert len(texts) > 3
+    assert len(texts) > 2
     assert all(set(one) == {"model", "created_at", said, "done"} for one in told[:-1])
     assert set(told[-1]) == set(whole)
-    assert (whole["done_reason"], whole["eval_count"]) == ("length", 9)
-    assert told[-1]["eval_count"] == 9
+    assert (whole["done_reason"], whole["eval_count"]) == ("length", 3)
+    assert told[-1]["eval_count"] == 3
 
 
 def test_the_package_streams(client: ollama.Client) -> None:
@@ -333,12 +334,10 @@ def test_thoughts_come_apart_and_are_had_on_request(thinking: Server) -> None:
     client = ollama.Client(host=thinking.url)
     messages = [{"role": "user", "content": "Hello"}]
     apart = thinking.chat(messages, **ANY)["choices"][0]["message"]
-    for think in (None, True, "high"):
+    for think in (None, True):
         message = client.chat("any", messages, think=think, options=options).message
         assert message.content == ""
-        assert message.thinking
-        if think != "high":  # the level is in the prompt
-            assert message.thinking == apart["reasoning_content"]
+        assert message.thinking == apart["reasoning_content"]
     parts = list(client.generate("any", "Hello", think=True, options=options, stream=True))
     assert "".join(part.thinking or "" for part in parts) == apart["reasoning_content"]
     plain = client.generate("any", "Hello", think=False, options=options)
@@ -442,9 +441,9 @@ BODIES = {
         {"messages": [{"role": "user", "content": "?", "images": [CLOCK_BASE64, "@@@"]}]},
         "messages.0.images.1: .*base64",
     ),
-    "a picture of no picture": ("/api/generate", {"prompt": "?", "images": ["aGVsbG8="]}, "images.0: "),
-    "an empty picture": ("/api/generate", {"prompt": "?", "images": [""]}, "images.0: "),
-    "a path": ("/api/generate", {"prompt": "?", "images": ["/etc/passwd"]}, "images.0: "),
+    "a picture of no picture": ("/api/generate", {"prompt": "?", "images": ["aGVsbG8="]}, "picture"),
+    "an empty picture": ("/api/generate", {"prompt": "?", "images": [""]}, "empty"),
+    "a path": ("/api/generate", {"prompt": "?", "images": ["/etc/passwd"]}, "picture"),
     "three pictures": ("/api/generate", {"prompt": "?", "images": [CLOCK_BASE64] * 3}, "limit is 2"),
     "a larger context": ("/api/chat", {**PLAIN, "options": {"num_ctx": 8192}}, "num_ctx: 8192 .* 2048"),
     "a context of no number": ("/api/chat", {**PLAIN, "options": {"num_ctx": "8k"}}, "options.num_ctx"),
@@ -520,5 +519,7 @@ def test_a_client_that_leaves_a_stream_frees_its_slot(server: Server) -> None:
     with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         wait_for(lambda: health(server)["active"] == 1)
-        assert b'"done":false' in connection.recv(4096)
+        data = b""
+        while b'"done":false' not in data:
+            data += connection.recv(4096)
     wait_for(lambda: health(server)["active"] == 0, 5.0)
