@@ -188,6 +188,8 @@ class SamplingOptions:
     presence_penalty: float
     seed: int  # 0..2**32-1; 2**32-1: random
     grammar: str | None  # GBNF
+    grammar_triggers: list[str]  # expressions: it holds from what one of them finds; empty: from the beginning
+    preserved: list[str]  # names of control tokens that are text of the answer
     logit_bias: list[tuple[int, float]]  # (token, what is added to its logit, from -1e9 to 1e9)
     ignore_eos: bool  # no token ends the answer
 
@@ -392,3 +394,38 @@ def regex_split(text: str, expression: str) -> list[int] | None:
 
 def json_schema_to_gbnf(schema: str) -> str:
     """llama.cpp's grammar for a JSON schema (JSON text; depth and strings bounded by the caller). Raises OptionError."""
+
+class ToolFormat:
+    """How a model writes calls of a request's tools (native/grammar/tool_format.h)."""
+
+    @property
+    def grammar(self) -> str: ...  # of calls alone; empty: there is none
+    @property
+    def triggers(self) -> list[str]: ...  # expressions that find what begins a call
+    @property
+    def preserved(self) -> list[str]: ...  # tokens that are part of the form
+    @property
+    def stops(self) -> list[str]: ...  # texts that end an answer
+    def parse(self, text: str) -> tuple[str, str, list[tuple[str, str, str]]]:
+        """Of an answer, or its beginning: content, thought, and the calls (id, name, arguments in JSON). Raises
+        DecodeError: it is not as this form has it."""
+
+class ToolTemplate:
+    """A chat template, as llama.cpp's chat library reads it, within limits on time, memory and depth."""
+
+    def __init__(self, source: str, bos_token: str = "", eos_token: str = "") -> None: ...  # ModelError
+    @property
+    def parallel(self) -> bool: ...  # it takes several calls in one answer
+    def format(
+        self,
+        tools: str,  # JSON; depth and strings bounded by the caller
+        required: bool,  # the answer is one call, or several
+        parallel: bool,  # several
+        thinks: bool,
+        variables: str,  # JSON, of the template
+        thought_tags: Sequence[str],  # what begins a thought that the caller takes out of the answer
+    ) -> ToolFormat | None:
+        """None: the template knows no tools, or the library not its form. Raises ModelError."""
+
+def generic_tool_format(tools: str, required: bool, parallel: bool) -> ToolFormat:
+    """``{"tool_calls": [{"name": ..., "arguments": ...}]}``. Raises OptionError."""

@@ -22,6 +22,7 @@ void bind_kernels(pybind11::module_ & m);
 void bind_regex(pybind11::module_ & m);
 void bind_rewrite(pybind11::module_ & m);
 void bind_settings(pybind11::module_ & m);
+void bind_tools(pybind11::module_ & m);
 
 // Around all that llama.cpp and ggml do: no GIL, and ggml's aborts are errors.
 struct native_scope {

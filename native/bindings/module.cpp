@@ -75,4 +75,5 @@ PYBIND11_MODULE(_native, m) {
     bind_regex(m);
     bind_rewrite(m);
     bind_settings(m);
+    bind_tools(m);
 }

@@ -78,6 +78,8 @@ void bind_options(py::module_ & m) {
         .def_readwrite("presence_penalty",  &sampling_options::presence_penalty)
         .def_readwrite("seed",              &sampling_options::seed)
         .def_readwrite("grammar",           &sampling_options::grammar)
+        .def_readwrite("grammar_triggers",  &sampling_options::grammar_triggers)
+        .def_readwrite("preserved",         &sampling_options::preserved)
         .def_readwrite("logit_bias",        &sampling_options::logit_bias)
         .def_readwrite("ignore_eos",        &sampling_options::ignore_eos);
 

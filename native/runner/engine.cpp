@@ -175,7 +175,8 @@ slot_sampling engine::make_sampling(const sampling_options & sampling, int64_t n
 
     const int32_t n_excluding = (sampling.grammar ? 1 : 0) + (sampling.logit_bias.empty() && !sampling.ignore_eos ? 0 : 1);
 
-    return { make_sampler(vocab, sampling, n_ctx_slot), n_excluding, (int32_t) sampling.max_tokens, (int32_t) n_probs };
+    return { make_sampler(vocab, sampling, n_ctx_slot), n_excluding, (int32_t) sampling.max_tokens, (int32_t) n_probs,
+        sampling.grammar && !sampling.grammar_triggers.empty(), tokens_named(vocab, sampling.preserved) };
 }
 
 slot_request engine::prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,

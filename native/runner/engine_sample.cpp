@@ -28,7 +28,7 @@ void engine::answer(slot & s, const float * logits, events & out) {
 }
 
 llama_token engine::pick(slot & s, const float * logits) const {
-    const auto & how = s.request.sampling;
+    auto & how = s.request.sampling;
 
     std::vector<llama_token_data> candidates(n_vocab());
     for (llama_token token = 0; token < n_vocab(); ++token) {
@@ -48,7 +48,18 @@ llama_token engine::pick(slot & s, const float * logits) const {
         throw error(error_kind::decode, "the samplers left no token");
     }
     const llama_token token = array.data[array.selected].id;
-    llama_sampler_accept(how.sampler.get(), token);
+    try {
+        llama_sampler_accept(how.sampler.get(), token);
+    } catch (const std::exception &) {
+        if (!how.is_lazy) {
+            throw;
+        }
+        // the token has what triggers the grammar, and behind it what does not follow it: the answer goes on as text
+        llama_sampler_free(llama_sampler_chain_remove(how.sampler.get(), 0));
+        how.is_lazy = false;
+        how.n_excluding--;
+        llama_sampler_accept(how.sampler.get(), token);
+    }
 
     return token;
 }
@@ -85,7 +96,7 @@ void engine::sample(slot & s, const float * logits, events & out) {
     s.counts.generated_tokens++;
 
     event.token = token;
-    event.bytes = piece_of(vocab, token);
+    event.bytes = piece_of(vocab, token, std::find(how.preserved.begin(), how.preserved.end(), token) != how.preserved.end());
     if (how.n_probs > 0) {
         add_probs(event, logits, how.n_probs);
     }

@@ -52,6 +52,8 @@ struct sampling_options {
     float                      presence_penalty  = 0;
     int64_t                    seed              = UINT32_MAX; // UINT32_MAX: random
     std::optional<std::string> grammar;                        // GBNF
+    std::vector<std::string>   grammar_triggers;               // expressions: it holds from what one of them finds; empty: at once
+    std::vector<std::string>   preserved;                      // names of control tokens that are text of the answer
     std::vector<std::pair<int32_t, float>> logit_bias; // (token, what is added to its logit)
     bool                       ignore_eos        = false; // no token ends the answer
 };

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <regex>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,22 @@ std::vector<llama_logit_bias> biases_of(const llama_vocab * vocab, const samplin
     return res;
 }
 
+// null: it does not parse
+llama_sampler * init_grammar(const llama_vocab * vocab, const sampling_options & options) {
+    if (options.grammar_triggers.empty()) {
+        return llama_sampler_init_grammar(vocab, options.grammar->c_str(), "root");
+    }
+    std::vector<const char *> triggers;
+    for (const auto & trigger : options.grammar_triggers) {
+        triggers.push_back(trigger.c_str());
+    }
+    try {
+        return llama_sampler_init_grammar_lazy_patterns(vocab, options.grammar->c_str(), "root", triggers.data(), triggers.size(), nullptr, 0);
+    } catch (const std::regex_error & err) {
+        throw error(error_kind::option, std::string("grammar_triggers: not a regular expression: ") + err.what());
+    }
+}
+
 } // namespace
 
 llama_sampler_ptr make_sampler(const llama_vocab * vocab, const sampling_options & options, int32_t n_ctx) {
@@ -48,7 +65,7 @@ llama_sampler_ptr make_sampler(const llama_vocab * vocab, const sampling_options
     if (options.grammar) {
         const log_scope log(false);
 
-        llama_sampler * grammar = llama_sampler_init_grammar(vocab, options.grammar->c_str(), "root");
+        llama_sampler * grammar = init_grammar(vocab, options);
         if (!grammar) {
             throw error(error_kind::option, "the grammar is not valid GBNF: " + log.reason("it has no rule \"root\""));
         }

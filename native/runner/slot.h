@@ -29,6 +29,9 @@ struct slot_sampling {
     int32_t           n_excluding = 0; // samplers at the beginning that may leave no token: a grammar, biases
     int32_t           max_tokens  = -1;
     int32_t           n_probs     = 0;
+    bool              is_lazy     = false; // the first of them waits for what triggers it
+
+    std::vector<llama_token> preserved; // control tokens that are text of the answer
 };
 
 struct slot_request {

@@ -20,6 +20,17 @@ std::string piece_of(const llama_vocab * vocab, llama_token token, bool special)
     return piece;
 }
 
+std::vector<llama_token> tokens_named(const llama_vocab * vocab, const std::vector<std::string> & names) {
+    std::vector<llama_token> res;
+    for (const auto & name : names) {
+        llama_token tokens[2];
+        if (llama_tokenize(vocab, name.data(), (int32_t) name.size(), tokens, 2, /* add_special */ false, /* parse_special */ true) == 1) {
+            res.push_back(tokens[0]);
+        }
+    }
+    return res;
+}
+
 std::string bos_token(const llama_vocab * vocab) {
     return text_of(vocab, llama_vocab_bos(vocab));
 }

@@ -10,6 +10,9 @@ namespace pyfastv {
 // the bytes of a token: a piece of UTF-8; of special ones none, unless they are spelled
 std::string piece_of(const llama_vocab * vocab, llama_token token, bool special = false);
 
+// Those of these texts that are one token each.
+std::vector<llama_token> tokens_named(const llama_vocab * vocab, const std::vector<std::string> & names);
+
 // as the vocabulary spells them; empty if it has none
 std::string bos_token(const llama_vocab * vocab);
 std::string eos_token(const llama_vocab * vocab);
