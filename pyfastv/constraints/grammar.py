@@ -17,7 +17,15 @@ from .following import failures
 from .gbnf import literal
 from .schemas import Prepared
 
-__all__ = ["Grammar", "choice_grammar", "json_grammar", "of_schema", "pattern_grammar", "schema_grammar"]
+__all__ = [
+    "Grammar",
+    "choice_grammar",
+    "json_grammar",
+    "of_schema",
+    "pattern_grammar",
+    "schema_grammar",
+    "with_rules",
+]
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,7 @@ def of_schema(schema: Any) -> Grammar:
         raise OptionError("the JSON schema is too deep, or its parts lead back to each other") from None
     except (TypeError, ValueError) as error:
         raise OptionError(f"the JSON schema is not JSON: {error}") from None
-    for number, rule in enumerate(prepared.rules):
-        text = text.replace(f'"\\"" ("pyfastv{number}") "\\""', f"({rule})")
+    text = with_rules(text, prepared.rules)
 
     def failure(answer: str) -> str | None:
         try:
@@ -71,6 +78,13 @@ def of_schema(schema: Any) -> Grammar:
         return next(failures(schema, value, schema), None)
 
     return Grammar(text, failure if prepared.checked else None)
+
+
+def with_rules(grammar: str, rules: Sequence[str]) -> str:
+    """A grammar that was made of prepared schemas, with the rules of their strings."""
+    for number, rule in enumerate(rules):
+        grammar = grammar.replace(f'"\\"" ("pyfastv{number}") "\\""', f"({rule})")
+    return grammar
 
 
 def _convert(schema: str) -> str:

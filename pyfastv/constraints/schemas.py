@@ -16,7 +16,7 @@ from .._checks import shown, whole
 from ..errors import OptionError
 from . import gbnf, patterns
 
-__all__ = ["Prepared", "is_of_type", "resolved", "same_value"]
+__all__ = ["Prepared", "Unsayable", "is_of_type", "resolved", "same_value"]
 
 # the converter recurses into a schema, and its regular expressions over strings
 _MAX_DEPTH = 32
@@ -61,7 +61,7 @@ _FORMATS = {
 }
 
 
-class _Unsayable(OptionError):
+class Unsayable(OptionError):
     """A grammar cannot say it, or no value can follow it."""
 
 
@@ -76,8 +76,10 @@ class Prepared:
     the answer has to be looked at: a grammar cannot say all of it. Raises OptionError, with the place in the schema.
     """
 
-    def __init__(self, root: Mapping[str, Any]) -> None:
+    def __init__(self, root: Mapping[str, Any], first: int = 0) -> None:
+        """``first``: number of the first rule, where several schemas make one grammar."""
         self.rules: list[str] = []
+        self._first = first
         self.checked = False
         self._root = root
         self._nodes = 0
@@ -89,6 +91,11 @@ class Prepared:
             reference = self._waiting.pop()
             definitions[self._names[reference]] = self._node(self._target(reference, "#"), reference, 0)
         self.schema = {**schema, "$defs": definitions} if definitions else schema
+
+    @property
+    def size(self) -> int:
+        """Its parts."""
+        return self._nodes
 
     def _count(self, path: str, depth: int) -> None:
         self._nodes += 1
@@ -112,7 +119,7 @@ class Prepared:
 
     def _rule(self, rule: str) -> dict[str, Any]:
         self.rules.append(rule)
-        return {"type": "string", "pattern": f"^pyfastv{len(self.rules) - 1}$"}
+        return {"type": "string", "pattern": f"^pyfastv{self._first + len(self.rules) - 1}$"}
 
     def _node(self, schema: Any, path: str, depth: int) -> dict[str, Any]:
         self._count(path, depth)
@@ -134,9 +141,9 @@ class Prepared:
                 return self._any_of(keyword, schema, path, depth)
         for keyword in _NOT_SUPPORTED:
             if keyword in schema:
-                raise _Unsayable(f"JSON schema, {path:.200}: {keyword!r} is not supported")
+                raise Unsayable(f"JSON schema, {path:.200}: {keyword!r} is not supported")
         if schema.get("unevaluatedProperties", False) not in (True, False):
-            raise _Unsayable(f"JSON schema, {path:.200}: 'unevaluatedProperties' is not supported")
+            raise Unsayable(f"JSON schema, {path:.200}: 'unevaluatedProperties' is not supported")
         types = _types(schema, path)
         if "const" in schema or "enum" in schema:
             return self._enum(schema, types, path, depth)
@@ -202,13 +209,13 @@ class Prepared:
             raise OptionError(f"JSON schema, {path:.200}: {keyword!r} must be a list of schemas")
         rest = {key: value for key, value in schema.items() if key != keyword}
         found: list[dict[str, Any]] = []
-        failures: list[_Unsayable] = []
+        failures: list[Unsayable] = []
         for number, alternative in enumerate(alternatives):
             # what cannot be said is not among what may be answered
             try:
                 part = {"allOf": [rest, alternative]} if rest else alternative
                 found.append(self._node(part, f"{path}/{keyword}/{number}", depth + 1))
-            except _Unsayable as error:
+            except Unsayable as error:
                 failures.append(error)
         if not found:
             raise failures[0]
@@ -253,11 +260,11 @@ class Prepared:
                 found[name] = self._node(others, f"{path}/additionalProperties", depth + 1)
         least, most = _size(schema, "minProperties", path) or 0, _size(schema, "maxProperties", path)
         if least > len(required):
-            raise _Unsayable(
+            raise Unsayable(
                 f"JSON schema, {path:.200}: 'minProperties' is not supported above the number of required ones"
             )
         if most is not None and (additional is not False or len(found) > most):
-            raise _Unsayable(f"JSON schema, {path:.200}: 'maxProperties' is not supported")
+            raise Unsayable(f"JSON schema, {path:.200}: 'maxProperties' is not supported")
         res: dict[str, Any] = {"type": "object"}
         if found or additional is False:
             res |= {"properties": found, "required": required}
@@ -281,7 +288,7 @@ class Prepared:
             else None
         )
         if not isinstance(values, list) or properties:
-            raise _Unsayable(f"JSON schema, {path:.200}: 'propertyNames' is supported with 'enum' only")
+            raise Unsayable(f"JSON schema, {path:.200}: 'propertyNames' is supported with 'enum' only")
         return {name: additional for name in values if isinstance(name, str)}, False
 
     def _array(self, schema: Mapping[str, Any], path: str, depth: int) -> dict[str, Any]:
@@ -327,7 +334,7 @@ class Prepared:
         try:
             return self._rule(patterns.json_string(pattern))
         except patterns.Unsupported as error:
-            raise _Unsayable(
+            raise Unsayable(
                 f"JSON schema, {path:.200}: this 'pattern' is not supported ({error}); got {pattern!r:.100}"
             ) from None
 
@@ -384,8 +391,8 @@ def resolved(root: Mapping[str, Any], reference: Any, path: str) -> Any:
     return target
 
 
-def _never(path: str) -> _Unsayable:
-    return _Unsayable(f"JSON schema, {path:.200}: no value can follow it")
+def _never(path: str) -> Unsayable:
+    return Unsayable(f"JSON schema, {path:.200}: no value can follow it")
 
 
 def _types(schema: Mapping[str, Any], path: str) -> list[str]:
@@ -455,7 +462,7 @@ def _decimals(schema: Mapping[str, Any], kind: str, path: str) -> int | None:
         return None
     digits = -of.normalize().adjusted() if of > 0 and of.normalize().as_tuple().digits == (1,) else -1
     if kind == "integer" or not 0 <= digits <= 15:
-        raise _Unsayable(
+        raise Unsayable(
             f"JSON schema, {path:.200}: 'multipleOf' is supported for 1, 0.1, 0.01 and so on; got {of}"
         )
     return digits
@@ -504,7 +511,7 @@ def _merged(first: Mapping[str, Any], second: Any, path: str) -> dict[str, Any]:
         elif key == "type":
             res[key] = _common_types(other, value, path)
         else:
-            raise _Unsayable(f"JSON schema, {path:.200}: 'allOf' with two different {key!r} is not supported")
+            raise Unsayable(f"JSON schema, {path:.200}: 'allOf' with two different {key!r} is not supported")
     return res
 
 

@@ -8,6 +8,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from ..constraints.tools import CallFormat
 from .answer import Report
 from .process_lock import ProcessLock
 
@@ -72,6 +73,8 @@ class Job:
         """What was done, once finished; None for a job that was cancelled before it began."""
         self.open_thought = ""
         """The tag that ends the thought in which the answer begins, because the prompt has opened it; empty: in none."""
+        self.calls: CallFormat | None = None
+        """How the answer has its calls of tools; None: it may have none."""
         self.details: dict[str, Any] | None = None
         """Once finished, if asked for: ``kept``, for every cut the ascending indices, over all pictures of the prompt, of
         the visual tokens that the layers behind it see; ``grids``, [picture][slice] (nx, ny) in patches, none without

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from .. import _native
 from .._checks import integer, utf8
 from .._closing import Closing
+from ..constraints.tools import CallFormat, ToolUse
 from ..errors import OptionError, printable
 from ..inputs.chat import Prompt
 from ..inputs.thinking import open_thought
@@ -37,6 +38,7 @@ class _Prepared(NamedTuple):
     n_pictures: int = 0
     image_decode_ms: float = 0.0
     open_thought: str = ""
+    calls: CallFormat | None = None
 
 
 # its keywords are those of sampling
@@ -115,16 +117,17 @@ class JobPool(Closing, InForce):
         n_probs: int = 0,
         details: bool = False,
         continues: bool = False,
-        tools: Sequence[dict[str, Any]] | None = None,
+        tools: ToolUse | None = None,
         variables: Mapping[str, Any] | None = None,
         **options: Unpack[SettingOptions],
     ) -> Job:
         """Queue a chat. The calling thread renders the template, decodes the pictures and counts the tokens.
 
-        ``messages``, ``tools``, ``variables``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`. ``n_probs``: how many
-        of the likeliest tokens each piece names, 0 to 100. ``fastv``: a schedule for this request; None: none. With cuts
-        at the layers of those before it, and as many ``cells``, it runs beside them; else it waits until they have
-        ended, those behind it wait for it, and what the slots hold is lost.
+        ``messages``, ``variables``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`. ``tools``: that the answer may
+        call, in the form of :attr:`Job.calls`. ``n_probs``: how many of the likeliest tokens each piece names, 0 to 100.
+        ``fastv``: a schedule for this request; None: none. With cuts at the layers of those before it, and as many
+        ``cells``, it runs beside them; else it waits until they have ended, those behind it wait for it, and what the
+        slots hold is lost.
         ``turbo``, ``reduce``: a merging and a reducer for this request, which none waits for; None: none.
         ``details``: fill :attr:`Job.details`. ``continues``: the answer goes on with the last message, of the assistant.
 
@@ -133,7 +136,7 @@ class JobPool(Closing, InForce):
         """
         setting = self.setting.but(**options)
         prepare = self._preparing(
-            lambda: self._model.render(messages, tools=tools, variables=variables, continues=continues),
+            lambda: self._model.render_for_calls(messages, tools, variables=variables, continues=continues),
             setting,
         )
         return self._submit(setting, prepare, sampling, n_probs, details, keep_space=continues)
@@ -152,7 +155,7 @@ class JobPool(Closing, InForce):
         setting = self.setting.but(**options)
         if isinstance(prompt, str):
             text = prompt
-            prepare = self._preparing(lambda: Prompt(text, (), add_bos=True), setting)
+            prepare = self._preparing(lambda: (Prompt(text, (), add_bos=True), None), setting)
         elif not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
             raise OptionError(f"prompt must be a string, or a list of tokens; got {prompt!r:.200}")
         else:
@@ -213,12 +216,17 @@ class JobPool(Closing, InForce):
 
     # a request, in the caller's thread
 
-    def _preparing(self, render: Callable[[], Prompt], setting: Setting) -> _Prepare:
+    def _preparing(
+        self, render: Callable[[], tuple[Prompt, CallFormat | None]], setting: Setting
+    ) -> _Prepare:
         def prepare(**sampling: Any) -> _Prepared:
-            prompt = render()
+            prompt, form = render()
+            opened = open_thought(prompt.text)
+            if form is not None:
+                sampling |= form.sampling(opened)
             request, image_decode_ms = self._model.request(prompt, setting)
             prepared = self._slots.prepare(**request, **sampling)
-            return _Prepared(prepared, len(request["images"]), image_decode_ms, open_thought(prompt.text))
+            return _Prepared(prepared, len(request["images"]), image_decode_ms, opened, form)
 
         return prepare
 
@@ -242,11 +250,12 @@ class JobPool(Closing, InForce):
             prepared = prepare(**self._model.sampling_options(sampling), n_probs=n_probs)
             job = Job(self._batcher.cancel)
             job.open_thought = prepared.open_thought
+            job.calls = prepared.calls
             item = Active(
                 job=job,
                 request=prepared.request,
                 setting=setting,
-                stop=sampling.stop or (),
+                stop=(*(sampling.stop or ()), *(prepared.calls.stops if prepared.calls else ())),
                 image_decode_ms=prepared.image_decode_ms,
                 n_pictures=prepared.n_pictures,
                 details=details,

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from .. import _native
 from .._checks import integer, utf8
+from ..constraints.tools import CallFormat, CallFormats, ToolUse
 from ..errors import ContextLengthError, ModelError, OptionError
-from ..inputs.chat import ChatTemplate, Prompt
+from ..inputs.chat import ChatTemplate, Prompt, system_message
 from ..inputs.continued import render_continued
 from ..inputs.images import MAX_PIXELS, Frame, Picture, load_image, named_by_place
 from ..inputs.template import find_template
+from ..inputs.thinking import THOUGHT_TAGS
 from ..models import bundled_mmproj, bundled_model
 from ..models.encoder_type import Encoder, check_encoder_type, resolve
 from ..settings.setting import Setting
@@ -158,6 +160,34 @@ class LoadedModel:
         if continues:
             return render_continued(self.template, messages, self.engine.media_marker, **options)
         return self.template.render(messages, self.engine.media_marker, **options)
+
+    @cached_property
+    def _call_formats(self) -> CallFormats:
+        engine = self.engine
+        source = self._template_source or engine.chat_template
+        return CallFormats(source, engine.bos_token, engine.eos_token, tuple(THOUGHT_TAGS))
+
+    def render_for_calls(
+        self,
+        messages: Sequence[dict[str, Any]],
+        use: ToolUse | None,
+        *,
+        variables: Mapping[str, Any] | None = None,
+        continues: bool = False,
+    ) -> tuple[Prompt, CallFormat | None]:
+        """As :meth:`render`, with tools; and how the answer has its calls, None: it may have none. A template that knows
+        no tools gets them in a system message."""
+        if use is None or not use.offers:
+            tools = None if use is None else use.tools
+            return self.render(messages, tools=tools, variables=variables, continues=continues), None
+        form = self._call_formats.of_template(use, variables)
+        if form is not None:
+            prompt = self.render(messages, tools=use.tools, variables=variables, continues=continues)
+            if all(name in prompt.text for name in use.names):
+                return prompt, form
+        form = self._call_formats.generic(use)
+        told = [system_message(form.instructions), *messages]
+        return self.render(told, variables=variables, continues=continues), form
 
     def load_images(self, pictures: Sequence[Picture]) -> list[NDArray[np.uint8]]:
         """Raises ImageError; ModelError without a vision encoder."""

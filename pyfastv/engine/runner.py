@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 from .. import _native
 from .._checks import integer
 from .._closing import Closing
+from ..constraints.tools import ToolUse
 from ..errors import ClosedError, OptionError, printable
 from ..inputs.chat import system_message, user_message
 from ..inputs.images import MAX_PIXELS, Frame, Pictures, as_list
 from ..inputs.question import picture_and_question
 from ..inputs.template_options import template_variables
+from ..inputs.thinking import open_thought
 from ..inputs.video import Video, VideoSource, load_frames
 from ..settings.presets import Recommended
 from ..settings.reduce import Reducer
@@ -28,6 +30,7 @@ from .loaded import LoadedModel, PathLike, model_files, setting_options
 from .sampling import RequestOptions, of_request
 from .session import Session
 from .stream import Stream
+from .told import AnswerReader
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -327,6 +330,8 @@ class Runner(Closing, InForce):
         messages: Sequence[dict[str, Any]],
         *,
         tools: Sequence[dict[str, Any]] | None = None,
+        tool_choice: str | dict[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
         stream: Literal[False] = False,
         **options: Unpack[RequestOptions],
     ) -> dict[str, Any]: ...
@@ -337,6 +342,8 @@ class Runner(Closing, InForce):
         messages: Sequence[dict[str, Any]],
         *,
         tools: Sequence[dict[str, Any]] | None = None,
+        tool_choice: str | dict[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
         stream: Literal[True],
         **options: Unpack[RequestOptions],
     ) -> Iterator[dict[str, Any]]: ...
@@ -346,22 +353,26 @@ class Runner(Closing, InForce):
         messages: Sequence[dict[str, Any]],
         *,
         tools: Sequence[dict[str, Any]] | None = None,
+        tool_choice: str | dict[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
         stream: bool = False,
         **options: Unpack[RequestOptions],
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """OpenAI's chat completion, in the shape of llama-cpp-python's method of this name.
 
-        ``messages``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`; ``tools``: functions that the model's chat
-        template shows to it, in OpenAI's shape (a call is text of the answer); ``options``: as in :meth:`ask`. Returns
-        the completion, or an iterator of its chunks. The completion and the last chunk have one key more than
-        OpenAI's: ``pyfastv``, the report. Raises as :meth:`ask` does.
+        ``messages``: see :meth:`pyfastv.inputs.chat.ChatTemplate.render`; ``tools``, ``tool_choice``,
+        ``parallel_tool_calls``: functions that the answer may call, or must, in OpenAI's shape; calls are told apart in
+        the form of the model's chat template, or, where that knows no tools, as JSON that the model is asked for.
+        ``options``: as in :meth:`ask`. Returns the completion, or an iterator of its chunks. The completion and the last
+        chunk have one key more than OpenAI's: ``pyfastv``, the report. Raises as :meth:`ask` does.
         """
         name = printable(self._model.path.name)
+        use = ToolUse.of(tools, tool_choice, parallel_tool_calls)
         if stream:
-            return completion.chunks(self._start(messages, None, options, tools=tools), name)
+            return completion.chunks(self._start(messages, None, options, tools=use), name)
         with self._desk.holding() as place:
-            answering = self._start(messages, None, options, tools=tools, place=place)
-            return completion.whole(answering.read(), name)
+            answering = self._start(messages, None, options, tools=use, place=place)
+            return completion.whole(answering.read(), name, answering.told_by)
 
     def _start(
         self,
@@ -369,20 +380,19 @@ class Runner(Closing, InForce):
         progress: Progress | None,
         options: RequestOptions,
         *,
-        tools: Sequence[dict[str, Any]] | None = None,
+        tools: ToolUse | None = None,
         image_decode_ms: float = 0.0,
         place: Place | None = None,
     ) -> Stream:
-        """Prefill, and a stream over the generation after it. ``tools``: that the template may offer.
+        """Prefill, and a stream over the generation after it. ``tools``: that the answer may call.
         ``image_decode_ms``: spent on the pictures so far. ``place``: whose holder it is for; None: nobody's."""
         setting, sampling = of_request(options, self.setting)
         variables = template_variables(options)
         self._refuse_closed()
-        prompt = self._model.render(messages, tools=tools, variables=variables)
-        if not all(tool["function"]["name"] in prompt.text for tool in tools or ()):
-            raise OptionError(
-                "tools: the model's chat template does not show them to the model: leave them out"
-            )
+        prompt, calls = self._model.render_for_calls(messages, tools, variables=variables)
+        opened = open_thought(prompt.text)
+        if calls is not None and sampling.grammar is not None:
+            raise OptionError("grammar and tools: an answer can follow one of them")
         request, spent_ms = self._model.request(prompt, setting)
         image_decode_ms += spent_ms
 
@@ -397,7 +407,8 @@ class Runner(Closing, InForce):
                 reserve=1,
                 started=lambda number: desk.begin(place, number),
             )
-            engine.start(place.number, **self._model.sampling_options(sampling))
+            form = {} if calls is None else calls.sampling(opened)
+            engine.start(place.number, **{**self._model.sampling_options(sampling), **form})
         desk.pause(place)
 
         def next_bytes() -> bytes | None:
@@ -420,7 +431,10 @@ class Runner(Closing, InForce):
             desk.leave(place)
             return cast("tuple[Report, str]", place.result)
 
-        return Stream(next_bytes, finish, sampling.stop or (), lambda: desk.stop(place))
+        stops = (*(sampling.stop or ()), *(calls.stops if calls is not None else ()))
+        stream = Stream(next_bytes, finish, stops, lambda: desk.stop(place))
+        stream.told_by = None if calls is None else AnswerReader(opened, calls)
+        return stream
 
     def _load_frames(self, video: Video | VideoSource | None) -> list[Frame]:
         return [] if video is None else load_frames(video, max_pixels=self._max_pixels)

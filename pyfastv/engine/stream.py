@@ -8,6 +8,7 @@ from contextlib import suppress
 from ..errors import ClosedError, Error
 from .answer import Answer, Report
 from .pieces import PieceReader
+from .told import AnswerReader
 
 __all__ = ["Stream"]
 
@@ -34,6 +35,8 @@ class Stream(Iterator[str]):
         self._reader = PieceReader(stop)
         self._text: list[str] = []
         self._answer: Answer | None = None
+        self.told_by: AnswerReader | None = None
+        """That tells its calls of tools from its text; None: it has none."""
 
     def __next__(self) -> str:
         while self._answer is None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from ..constraints.tools import ToolUse
 from ..engine.job_pool import Job, Piece, TokenProb
-from ..engine.thoughts import ThoughtReader
+from ..engine.told import AnswerReader, as_delta, as_message
+from ..errors import OptionError
 from ..inputs.template_options import TEMPLATE_OPTIONS, template_variables
 from . import replies
 from .errors import invalid
@@ -103,21 +106,30 @@ class ChatRequest(Generation):
     reasoning_format: Literal["none", "auto", "deepseek"] | None = Field(
         default=None, description="none: thoughts stay in the content; else they are reasoning_content."
     )
-    tools: Any = Field(
-        default=None, description="Shown to the model with tool_choice none; else not supported."
+    tools: list[dict[str, Any]] | None = Field(
+        default=None, description="Functions that the answer may call, as far as tool_choice allows."
     )
-    functions: Any = Field(default=None, description="Not supported.")
-    tool_choice: Any = Field(default=None, description="Not supported, but for none and auto.")
+    tool_choice: str | dict[str, Any] | None = Field(
+        default=None, description="none, auto, required, or the function to call."
+    )
+    parallel_tool_calls: bool | None = Field(
+        default=None, description="Several calls in one answer; null: where the chat template takes them."
+    )
+    functions: Any = Field(default=None, description="Not supported: see tools.")
     modalities: Any = Field(default=None, description="Only text.")
     audio: Any = Field(default=None, description="Not supported.")
     web_search_options: Any = Field(default=None, description="Not supported.")
 
     def check_supported(self) -> None:
         super().check_supported()
-        if self.tool_choice not in (None, "none", "auto"):
-            raise invalid(
-                "tool_choice is not supported by this server: leave it out", "tool_choice", "unsupported"
-            )
+        use = self.tool_use
+        if use is not None and use.offers:
+            if self.is_constrained:
+                raise invalid(
+                    "tools and a form of the answer (response_format, grammar) exclude each other", "tools"
+                )
+            if self.continue_final_message:
+                raise invalid("tools and continue_final_message exclude each other", "continue_final_message")
         if self.modalities not in (None, ["text"]):
             raise invalid("modalities: this server answers in text only", "modalities", "unsupported")
         if self.continue_final_message and self.add_generation_prompt:
@@ -134,9 +146,17 @@ class ChatRequest(Generation):
             raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
 
     def _refused(self) -> tuple[str, ...]:
-        # an answer that calls one would be text
-        tools = () if self.tool_choice == "none" else ("tools",)
-        return (*super()._refused(), *tools, "functions", "audio", "web_search_options")
+        return (*super()._refused(), "functions", "audio", "web_search_options")
+
+    @cached_property
+    def tool_use(self) -> ToolUse | None:
+        """What it says of tools. Raises ApiError."""
+        try:
+            return ToolUse.of(self.tools, self.tool_choice, self.parallel_tool_calls)
+        except OptionError as error:
+            raise invalid(
+                str(error), "tool_choice" if str(error).startswith("tool_choice") else "tools"
+            ) from None
 
     @property
     def n_probs(self) -> int:
@@ -162,22 +182,20 @@ class ChatForm:
         self.chunk_head = {**self.head, "object": "chat.completion.chunk"}
         self._logprobs, self._n_top = logprobs, n_top
         self._apart = thoughts
-        self._thoughts: list[ThoughtReader] = []
+        self._readers: list[AnswerReader] = []
 
     def begin(self, jobs: Sequence[Job]) -> None:
         """Before the first piece."""
-        if self._apart:
-            self._thoughts = [ThoughtReader(job.open_thought) for job in jobs]
+        self._readers = [AnswerReader(job.open_thought if self._apart else None, job.calls) for job in jobs]
 
     def whole(self, index: int, text: str, probs: list[TokenProb], finish_reason: str) -> dict[str, Any]:
-        message = {"role": "assistant", **self._delta(index, text), "refusal": None}
-        for name, more in self._rest(index).items():
-            message[name] = message.get(name, "") + more
+        reader = self._readers[index]
+        message = as_message(reader.feed(text) + reader.finish())
         return {
             "index": index,
-            "message": message,
+            "message": {**message, "refusal": None},
             "logprobs": self._told(probs),
-            "finish_reason": finish_reason,
+            "finish_reason": reader.reason(finish_reason),
         }
 
     def opening(self, index: int) -> dict[str, Any] | None:
@@ -187,22 +205,15 @@ class ChatForm:
         return self._chunk(index, {})
 
     def piece(self, index: int, piece: Piece) -> dict[str, Any]:
-        return {**self._chunk(index, self._delta(index, piece.text)), "logprobs": self._told(piece.probs)}
+        delta = as_delta(self._readers[index].feed(piece.text))
+        return {**self._chunk(index, delta or {"content": ""}), "logprobs": self._told(piece.probs)}
 
     def closing(self, index: int, finish_reason: str) -> dict[str, Any]:
-        return {**self._chunk(index, self._rest(index)), "finish_reason": finish_reason}
+        reader = self._readers[index]
+        delta = as_delta(reader.finish())
+        return {**self._chunk(index, delta), "finish_reason": reader.reason(finish_reason)}
 
-    def _delta(self, index: int, text: str) -> dict[str, Any]:
-        thought, answer = self._thoughts[index].feed(text) if self._thoughts else ("", text)
-        return {"content": answer} if not thought else {"reasoning_content": thought, "content": answer}
-
-    def _rest(self, index: int) -> dict[str, str]:
-        """What was held back until the end."""
-        thought, answer = self._thoughts[index].finish() if self._thoughts else ("", "")
-        rest = {"reasoning_content": thought, "content": answer}
-        return {name: text for name, text in rest.items() if text}
-
-    def _chunk(self, index: int, delta: dict[str, str]) -> dict[str, Any]:
+    def _chunk(self, index: int, delta: dict[str, Any]) -> dict[str, Any]:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def _told(self, probs: Any) -> dict[str, Any] | None:

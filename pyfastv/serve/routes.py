@@ -103,8 +103,8 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
         begin = time.perf_counter()
         wanted = await to_thread.run_sync(body.wanted, pool, settings)
         form = ChatForm(pool.name, body.n_probs > 0, body.top_logprobs or 0, body.tells_thoughts_apart)
-        shown = {
-            "tools": body.tools,
+        shown: dict[str, Any] = {
+            "tools": body.tool_use,
             "variables": body.template_variables(),
             "continues": bool(body.continue_final_message),
         }
