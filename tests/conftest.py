@@ -79,6 +79,7 @@ SLOW = [
     "templates",
     "text_encoding",
     "thoughts",
+    "tools",
     "tune",
     "turbo",
     "turbo_options",

@@ -498,7 +498,6 @@ def test_ignored_fields_do_no_harm(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
         ("modalities", ["audio"]),
         ("audio", {"voice": "alloy", "format": "wav"}),

@@ -388,17 +388,21 @@ TOOLS = [
 ]
 
 
-def test_a_runner_shows_tools_to_the_model_or_says_that_it_cannot(fake_engine: list[Any]) -> None:
+def test_a_runner_shows_tools_to_the_model_by_its_template_or_in_a_system_message(
+    fake_engine: list[Any],
+) -> None:
     messages = [user("Q")]
     with Runner("model.gguf", fastv=None, chat_template=OBJECTS) as runner:
-        runner.create_chat_completion(messages, tools=TOOLS)
+        runner.create_chat_completion(messages, tools=TOOLS, tool_choice="none")
     (prompt,) = (call["prompt"] for name, call in fake_engine[0].calls if name == "prefill")
     assert prompt == "clock<user>Q<assistant>"
-    with (
-        Runner("model.gguf", fastv=None, chat_template="chatml") as runner,
-        pytest.raises(OptionError, match="does not show them"),
-    ):
+    with Runner("model.gguf", fastv=None, chat_template="chatml") as runner:
         runner.create_chat_completion(messages, tools=TOOLS)
+    (prompt,) = (call["prompt"] for name, call in fake_engine[1].calls if name == "prefill")
+    system, question, _ = prompt.split("<|im_end|>\n")
+    assert system.startswith("<|im_start|>system\n")
+    assert json.dumps(TOOLS[0]["function"]) in system
+    assert question == "<|im_start|>user\nQ"
 
 
 def test_the_server_takes_the_history_of_an_agent(server: Server) -> None:
@@ -413,9 +417,7 @@ def test_the_server_takes_the_history_of_an_agent(server: Server) -> None:
     ]
     assert told["prompt_tokens"] > server.chat(shorter, max_tokens=1)["usage"]["prompt_tokens"] + 10
     server.chat(messages, max_tokens=1, tools=TOOLS, tool_choice="none")
-    # what an answer would call could not be told
-    status, _, data = server.request("POST", CHAT, {"messages": messages, "tools": TOOLS})
-    assert (status, json.loads(data)["error"]["param"]) == (400, "tools")
+    server.chat(messages, max_tokens=1, tools=TOOLS)
     broken = [messages[0], {**CALL, "tool_calls": [{"function": {}}]}]
     status, _, data = server.request("POST", CHAT, {"messages": broken})
     assert (status, json.loads(data)["error"]["param"]) == (400, "messages.1.tool_calls.0.function.name")
