@@ -160,7 +160,9 @@ def test_rows_that_came_one_by_one_are_not_taken_back(talker: Talker, make: Make
     assert context.last_position() == chat.at - 1
 
 
-def test_rows_that_the_later_layers_had_in_several_batches_are_not_taken_back(talker: Talker, make: Make) -> None:
+def test_rows_that_the_later_layers_had_in_several_batches_are_not_taken_back(
+    talker: Talker, make: Make
+) -> None:
     """There the last of 33 that waited came alone. The picture is gone, and the question is text like any other."""
     context = make(talker.spec(), n_rs_seq=FEW, n_ubatch=8)
     chat = Chat(talker, context)
@@ -195,7 +197,8 @@ def test_a_copy_of_what_was_taken_back_is_without_it(talker: Talker, make: Make)
     context, alone = make(talker.spec(), n_rs_seq=FEW, n_seq_max=2), make(talker.spec(), n_rs_seq=FEW)
     chat, expected = drafted(talker, context), told(talker, alone)
     context.copy(0, 1)
-    assert context.save()  # llama.cpp would end the process at a state that is shared and taken back for one of them
+    # llama.cpp would end the process at a state that is shared and taken back for one of them
+    assert context.save()
     copy = chat.goes_on(context, 1)
     of_copy, of_expected = copy.say([30]), expected.say([30])
     assert relative_rms(of_copy, of_expected) <= EXACT
