@@ -38,11 +38,8 @@ def test_answers_follow_a_schema(runner: Runner) -> None:
 
 
 def test_json_is_an_object(runner: Runner) -> None:
-    assert (
-        runner.ask(None, "Hello", grammar=schema_grammar({"type": "object"}), max_tokens=30)
-        .text.lstrip()
-        .startswith("{")
-    )
+    grammar = schema_grammar({"type": "object"})
+    assert runner.ask(None, "Hello", grammar=grammar, max_tokens=30).text.lstrip().startswith("{")
 
 
 @pytest.mark.parametrize(

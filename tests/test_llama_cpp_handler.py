@@ -269,7 +269,9 @@ made["then"] = text(ask(llm, question))
     )
     for name, grammar in grammars.items():
         expected = runner.ask(CLOCK, "Read the clock.", grammar=grammar, max_tokens=48)
-        assert made["ends"][name] == [[expected.text, expected.finish_reason]] * 2
+        # bytes that begin a character are allowed, and llama-cpp-python keeps them to itself
+        whole = expected.text.rstrip("\ufffd")
+        assert made["ends"][name] == [[whole, expected.finish_reason]] * 2
     assert made["none"][0] == "OptionError"
     assert "the grammar is not valid GBNF" in made["none"][1]
     assert made["then"] == EXAMPLES[0].answer

@@ -131,15 +131,17 @@ def test_a_context_goes_back_to_its_windows(
 @pytest.mark.parametrize("partial", [False, True])
 def test_later_layers_that_had_seen_nothing_are_empty_again(make: Make, partial: bool) -> None:
     context, fresh = make(DROP_HALF), make(DROP_HALF)
+    rows = np.random.default_rng(0).normal(size=(N, random_gguf.WIDTH)).astype(np.float32)
     for c in (context, fresh):
-        see(c)
+        c.begin_picture("a", 8, 5)
+        assert c.picture(rows, 0) == 0
     state = context.save_sequence(0, partial=partial)
-    ask(context, OTHER, AT_QUESTION)
-    ask(context, words(30, seed=1), AT_QUESTION + len(OTHER))
+    ask(context, OTHER, N)
+    ask(context, words(30, seed=1), N + len(OTHER))
     assert context.report().kv_bytes_used[1] > 0
     assert context.load_sequence(state, 0, partial=partial) == len(state)
     assert context.report().kv_bytes_used[1] == 0
-    logits, of_fresh = (ask(c, QUESTION, AT_QUESTION) for c in (context, fresh))
+    logits, of_fresh = (ask(c, QUESTION, N) for c in (context, fresh))
     assert relative_rms(logits, of_fresh) < NOISE
 
 

@@ -1,5 +1,5 @@
-"""How llama-cpp-python's handler samples. Its own sampling ends the process where a grammar allows no token, or is none: it has
-a token accepted, whatever it is, and calls what it did not get."""
+"""How llama-cpp-python's handler samples. Its own sampling ends the process where a grammar allows no token, or is none: it
+has a token accepted, whatever it is, and calls what it did not get."""
 
 from __future__ import annotations
 
@@ -48,9 +48,8 @@ class _Sampling:
 
     def __init__(self, sampler: Any, llama_cpp: Any) -> None:
         self._sampler, self._llama_cpp = weakref.ref(sampler), llama_cpp
-        self._grammar = (
-            len(sampler.custom_samplers) + 1
-        )  # its place: behind a logits processor and the penalties
+        # its place: behind a logits processor and the penalties
+        self._grammar = len(sampler.custom_samplers) + 1
 
     def __call__(self, context: Any, index: int = -1) -> int:
         lib, chain = self._llama_cpp, self._sampler().sampler
@@ -63,9 +62,7 @@ class _Sampling:
         candidates["id"] = np.arange(n_vocab)
         candidates["logit"] = np.ctypeslib.as_array(logits, (n_vocab,))
         if np.isnan(candidates["logit"]).any():
-            raise DecodeError(
-                "the logits of the last token are no numbers: its later layers could not be computed"
-            )
+            raise DecodeError("the last token's logits are no numbers: its later layers could not be computed")
         array = lib.llama_token_data_array(
             data=candidates.ctypes.data_as(ctypes.POINTER(lib.llama_token_data)),
             size=n_vocab,
