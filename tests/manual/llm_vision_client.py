@@ -51,6 +51,7 @@ def _call(**more: Any) -> Any:
         memory=None,
         response_format="text",
         structure=None,
+        model_is_glimpse=lambda: False,
         **more,
     )
 
