@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -300,8 +301,8 @@ def test_v_tells_a_line_of_every_answer(
 # the keys of a terminal
 
 
-def at_a_terminal(home: Path, typed: bytes) -> str:
-    """What is shown, until the conversation has ended."""
+def at_a_terminal(home: Path, typed: bytes) -> None:
+    """A conversation that ends with what is typed, as soon as a line can be."""
     pty = pytest.importorskip("pty", reason="this machine has no terminals of its own")
     env = {**os.environ, "XDG_STATE_HOME": str(home), "HOME": str(home), "TERM": "xterm"}
     env["PROMPT_TOOLKIT_NO_CPR"] = "1"  # nobody answers where the cursor is
@@ -312,12 +313,12 @@ def at_a_terminal(home: Path, typed: bytes) -> str:
     )
     os.close(theirs)
     seen = b""
-    while b"> " not in seen:
+    while b"\x1b[?2004h" not in seen:  # pastes are told from typing: it reads
+        assert select.select([ours], [], [], 60)[0], seen
         seen += os.read(ours, 1000)
     os.write(ours, typed)
     assert process.wait(60) == 0
     os.close(ours)
-    return seen.decode()
 
 
 def test_lines_of_earlier_conversations_are_under_the_arrow_keys(tmp_path: Path) -> None:
