@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -338,6 +339,7 @@ def typed_at_a_prompt(keys: str, kept: bool = False) -> str:
     from pyfastv.commands.terminal import prompt
 
     def complete(line: str) -> list[Any]:
+        Timer(0.2, pipe.send_text, ["\r"]).start()  # once that is in the line
         return completions(line, ["/image", "/clear"], {"seed": ["default"]})
 
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
@@ -351,9 +353,9 @@ def typed_at_a_prompt(keys: str, kept: bool = False) -> str:
         ("One?\r", "One?"),
         ("\x1b[200~first\nsecond\r\nthird\x1b[201~\r", "first\nsecond\nthird"),
         ("first\x1b\rsecond\r", "first\nsecond"),
-        ("/im\t\r", "/image"),
-        ("/set se\t\r", "/set seed"),
-        ("/set seed d\t\r", "/set seed default"),
+        ("/im\t", "/image"),
+        ("/set se\t", "/set seed"),
+        ("/set seed d\t", "/set seed default"),
     ],
 )
 def test_keys_at_a_terminal(keys: str, text: str) -> None:
