@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -303,8 +305,8 @@ def test_v_tells_a_line_of_every_answer(
 # the keys of a terminal
 
 
-def at_a_terminal(home: Path, typed: bytes) -> str:
-    """What is shown, until the conversation has ended."""
+def at_a_terminal(home: Path, typed: bytes) -> None:
+    """A conversation that ends with what is typed, as soon as a line can be."""
     pty = pytest.importorskip("pty", reason="this machine has no terminals of its own")
     env = {**os.environ, "XDG_STATE_HOME": str(home), "HOME": str(home), "TERM": "xterm"}
     env["PROMPT_TOOLKIT_NO_CPR"] = "1"  # nobody answers where the cursor is
@@ -315,12 +317,12 @@ def at_a_terminal(home: Path, typed: bytes) -> str:
     )
     os.close(theirs)
     seen = b""
-    while b"> " not in seen:
+    while b"\x1b[?2004h" not in seen:  # pastes are told from typing: it reads
+        assert select.select([ours], [], [], 60)[0], seen
         seen += os.read(ours, 1000)
     os.write(ours, typed)
     assert process.wait(60) == 0
     os.close(ours)
-    return seen.decode()
 
 
 def test_lines_of_earlier_conversations_are_under_the_arrow_keys(tmp_path: Path) -> None:
@@ -340,6 +342,7 @@ def typed_at_a_prompt(keys: str, kept: bool = False) -> str:
     from pyfastv.commands.terminal import prompt
 
     def complete(line: str) -> list[Any]:
+        Timer(0.2, pipe.send_text, ["\r"]).start()  # once that is in the line
         return completions(line, ["/image", "/clear"], {"seed": ["default"]})
 
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
@@ -353,9 +356,9 @@ def typed_at_a_prompt(keys: str, kept: bool = False) -> str:
         ("One?\r", "One?"),
         ("\x1b[200~first\nsecond\r\nthird\x1b[201~\r", "first\nsecond\nthird"),
         ("first\x1b\rsecond\r", "first\nsecond"),
-        ("/im\t\r", "/image"),
-        ("/set se\t\r", "/set seed"),
-        ("/set seed d\t\r", "/set seed default"),
+        ("/im\t", "/image"),
+        ("/set se\t", "/set seed"),
+        ("/set seed d\t", "/set seed default"),
     ],
 )
 def test_keys_at_a_terminal(keys: str, text: str) -> None:

@@ -63,7 +63,7 @@ class SavedSession:
         blobs: list[bytes | memoryview] = []
         messages = [_packed(message, blobs) for message in self.messages]
         if self.state is not None:
-            blobs.append(memoryview(self.state))
+            blobs.append(self.state.data)
         values = {
             "pyfastv": __version__,
             "model": _identity(model),

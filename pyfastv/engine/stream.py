@@ -77,7 +77,7 @@ class Stream(Iterator[str]):
             self._cancel()
             report, _ = self._finish()
             self._end(report, "stop")
-        return self._answer
+        return self.answer
 
     def close(self) -> None:
         """Leave the answer where it is: nothing more is generated, and iterating ends. Can be called again."""
