@@ -378,12 +378,12 @@ class Engine:
     ) -> tuple[int, bytes, float, list[tuple[int, bytes, float]]] | None:
         """As :meth:`next`, then ``logprob`` and ``top`` as :meth:`step` tells them, if n_probs were asked for."""
     def save(self, request: int) -> NDArray[np.uint8]:
-        """What the slot of a request of :meth:`prefill` holds: text, pictures, what was chosen; a request that nobody waits
-        for ends. ClosedError: its slot is another's."""
+        """What the slot of a request of :meth:`prefill` holds: text, pictures, what was chosen; a request that nobody
+        waits for ends. ClosedError: its slot is another's."""
     def restore(self, state: NDArray[np.uint8]) -> int:
-        """Puts it into an idle slot, from which requests go on that begin in the same way; a number for :meth:`save`. Where
-        all slots are taken, the oldest request that no thread waits for is ended. OptionError: it is no state, or of a context
-        of another kind (types, layers of the cuts, room)."""
+        """Puts it into an idle slot, from which requests go on that begin in the same way; a number for :meth:`save`.
+        Where all slots are taken, the oldest request that no thread waits for is ended. OptionError: it is no state,
+        or of a context of another kind (types, layers of the cuts, room)."""
     @property
     def finish_reason(self) -> str | None:
         """:meth:`reason` of the newest request."""

@@ -9,8 +9,8 @@ layer of n rows: no grouped-query attention, two feed-forward matrices, every pa
 every weight matrix that the file has for it (three feed-forward matrices in llama, narrower keys and values with
 grouped-query attention, of a mixture of experts the active ones); attention visits the causal half of the pairs, because
 the flash attention kernel skips tiles that are masked as a whole; the last layer runs its feed-forward block, and the
-output matrix, for one row. Recurrent layers have matrices, and no pairs. Not counted: norms, activations, rotary positions,
-what a row does to a state, scoring and choosing.
+output matrix, for one row. Recurrent layers have matrices, and no pairs. Not counted: norms, activations, rotary
+positions, what a row does to a state, scoring and choosing.
 """
 
 from __future__ import annotations

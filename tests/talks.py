@@ -1,5 +1,5 @@
-"""Conversations about pictures with models whose references are given the rows that are there: those with recurrent layers
-beside attention, and those whose later layers read more of a row than the stream."""
+"""Conversations about pictures with models whose references are given the rows that are there: those with recurrent
+layers beside attention, and those whose later layers read more of a row than the stream."""
 
 from __future__ import annotations
 

@@ -63,11 +63,11 @@ HONOURED: dict[str, tuple[Any, Callable[[Any, Runner], bool]]] = {
         lambda made, runner: "root ::=" in started(runner)["grammar"],
     ),
     "logprobs": (True, lambda made, _: len(made["choices"][0]["logprobs"]["content"]) == 4),
+    "tools": ([TOOL], lambda made, runner: "look" in started(runner)["grammar"]),
 }
 REFUSED: dict[str, Any] = {
     "functions": [TOOL["function"]],
     "function_call": {"name": "look_up"},
-    "tools": [TOOL],  # by this template, which has no tools
     "tool_choice": {"type": "function", "function": {"name": "look_up"}},
     "tfs_z": 0.5,
     "mirostat_mode": 2,

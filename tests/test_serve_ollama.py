@@ -460,11 +460,7 @@ BODIES = {
     "a schema of soup": ("/api/chat", {**PLAIN, "format": {"type": "soup"}}, "soup"),
     "much thought": ("/api/chat", {**PLAIN, "think": "much"}, "think must be true, false or one of"),
     "an unknown duration": ("/api/chat", {**PLAIN, "keep_alive": "soon"}, "keep_alive.*soon"),
-    "tools": (
-        "/api/chat",
-        {**PLAIN, "tools": [{"type": "function", "function": {"name": "f"}}]},
-        "tools is not supported",
-    ),
+    "a tool without a name": ("/api/chat", {**PLAIN, "tools": [{"type": "function"}]}, r"tools\[0\]"),
     "suffix": ("/api/generate", {"prompt": "a", "suffix": "b"}, "suffix is not supported"),
     "template": ("/api/generate", {"prompt": "a", "template": "{{ .Prompt }}"}, "template is not supported"),
     "context": ("/api/generate", {"prompt": "a", "context": [1, 2]}, "context is not supported.*/api/chat"),

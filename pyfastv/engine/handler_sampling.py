@@ -1,5 +1,5 @@
-"""How llama-cpp-python's handler samples. Its own sampling ends the process where a grammar allows no token, or is none: it
-has a token accepted, whatever it is, and calls what it did not get."""
+"""How llama-cpp-python's handler samples. Its own sampling ends the process where a grammar allows no token, or is
+none: it has a token accepted, whatever it is, and calls what it did not get."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32
 
 
 def samples_safely(llama: Any, llama_cpp: Any) -> None:
-    """A Llama's answers end where its grammar allows no token, as the Runner's do; OptionError for a grammar that is none."""
+    """A Llama's answers end where its grammar allows no token, as the Runner's do; OptionError for a grammar that is
+    none."""
     alive = weakref.ref(llama)
     make_sampler = type(llama)._init_sampler
 
@@ -62,7 +63,9 @@ class _Sampling:
         candidates["id"] = np.arange(n_vocab)
         candidates["logit"] = np.ctypeslib.as_array(logits, (n_vocab,))
         if np.isnan(candidates["logit"]).any():
-            raise DecodeError("the last token's logits are no numbers: its later layers could not be computed")
+            raise DecodeError(
+                "the last token's logits are no numbers: its later layers could not be computed"
+            )
         array = lib.llama_token_data_array(
             data=candidates.ctypes.data_as(ctypes.POINTER(lib.llama_token_data)),
             size=n_vocab,

@@ -60,7 +60,8 @@ def token_prob(
 def chat_logprobs(probs: Sequence[TokenProb], n_top: int | None = None) -> dict[str, Any]:
     """Of a chat completion's choice, for JSON; ``n_top``: likeliest tokens that are told, None: all that are known."""
     content = [
-        {**logprob_entry(prob), "top_logprobs": [logprob_entry(other) for other in prob.top[:n_top]]} for prob in probs
+        {**logprob_entry(prob), "top_logprobs": [logprob_entry(other) for other in prob.top[:n_top]]}
+        for prob in probs
     ]
     return {"content": content, "refusal": None}
 

@@ -231,5 +231,10 @@ class ModelLists:
     def _capabilities(self) -> list[str]:
         template = self._pool.chat_template or ""
         thinks = any(word in template for word in _THINKING)
-        can = {"completion": True, "vision": self._pool.sees, "thinking": thinks}
+        can = {
+            "completion": True,
+            "vision": self._pool.sees,
+            "thinking": thinks,
+            "tools": "tools" in template,
+        }
         return [name for name, there in can.items() if there]

@@ -1,8 +1,9 @@
 """Every architecture of the pin in stages: random models by the fixture of llama.cpp's own tests, against stock.
 
-For each layer at which a cut can be: with drop=0 the logits must be stock's to the bit, with drop=0.5 half of a picture must
-stay. What comes of each variant is compared with architectures.json beside this file, so that a new pin tells what it breaks.
-Not part of the tests: it takes minutes. It needs the pin's source distribution (pip downloads it, or --sdist) and a compiler.
+For each layer at which a cut can be: with drop=0 the logits must be stock's to the bit, with drop=0.5 half of a picture
+must stay. What comes of each variant is compared with architectures.json beside this file, so that a new pin tells what
+it breaks. Not part of the tests: it takes minutes. It needs the pin's source distribution (pip downloads it, or --sdist)
+and a compiler.
 
     make test-architectures
     python tests/manual/architectures.py --only qwen35 gemma3
@@ -42,7 +43,8 @@ SECONDS = 120  # for one variant
 
 FUNCTIONS = ["get_gguf_ctx", "moe_mandatory", "moe_implemented", "arch_supported"]
 
-# Two layers are too few for cuts, and recurrent layers need one with attention behind some of them: (pattern, replacement).
+# (pattern, replacement). Two layers are too few for cuts, and recurrent layers need one with attention behind some of
+# them.
 CHANGES = [
     (r"uint32_t n_layer = 2;", "uint32_t n_layer = 8;"),
     (r"n_layer = 4; (// hparams.n_no_rope_layer_step)", r"n_layer = 8; \1"),

@@ -202,7 +202,8 @@ def _one_or_all(by_layer: list[int]) -> int | list[int]:
 
 
 def _kv_heads(d: Decoder) -> int | list[int]:
-    """llama.cpp tells layers of LFM2 that have no attention by their heads of keys, and those of Qwen3.5 by their number."""
+    """llama.cpp tells layers of LFM2 that have no attention by their heads of keys, and those of Qwen3.5 by their
+    number."""
     return (
         d.kv_heads if d.delta_net is not None else _one_or_all([d.kv_heads_in(il) for il in range(d.layers)])
     )

@@ -33,7 +33,8 @@ class Experts:
 
 @dataclass(frozen=True)
 class Gemma4:
-    """What Gemma 4's layers have. Sizes of heads, and their number for keys, are told in Decoder for layers that see all."""
+    """What Gemma 4's layers have. Sizes of heads, and their number for keys, are told in Decoder for layers that see
+    all."""
 
     every: int
     """Every so manieth layer sees all, the others a window."""
