@@ -1,6 +1,5 @@
 """Does a value follow a JSON schema? In the keywords that :mod:`pyfastv.constraints.schemas` takes, but for
-``pattern`` and
-``format``, which its grammars hold to."""
+``pattern`` and ``format``, which its grammars hold to."""
 
 from __future__ import annotations
 
