@@ -52,8 +52,8 @@ BY_ROWS = {"qwen35": Hybrid, "lfm2": Hybrid, "gemma4 e": GemmaE, "llama4": Llama
 NOT_TURNED = {**dict.fromkeys(M_ROPE, "M-RoPE"), "deepseek2": "latent attention"}  # back, for last-no-rope
 REFUSED = ["mamba", "cogvlm"]
 
-# ggml rounds the input and the output of GELU to float16.
-NOISE = {"gemma": 1e-3, "gemma2": 1e-3, "gemma3": 1e-3, "gemma4 dense": 1e-3, "gemma4 e": 2e-3}
+# ggml rounds the input and the output of GELU to float16; Gemma 4 E has two of them a layer, and is off by 1.5e-3 without stages.
+NOISE = {"gemma": 1e-3, "gemma2": 1e-3, "gemma3": 1e-3, "gemma4 dense": 1e-3, "gemma4 e": 4e-3}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ class Case:
     @property
     def score_noise(self) -> float:
         """Absolute, of a share of attention."""
-        return 5e-4 if self.arch in NOISE else 1e-4
+        return NOISE[self.arch] / 2 if self.arch in NOISE else 1e-4
 
     def assert_close(self, logits: np.ndarray, expected: np.ndarray) -> None:
         assert relative_rms(logits, expected) <= NOISE.get(self.arch, 1e-4)
