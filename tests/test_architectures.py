@@ -52,7 +52,8 @@ BY_ROWS = {"qwen35": Hybrid, "lfm2": Hybrid, "gemma4 e": GemmaE, "llama4": Llama
 NOT_TURNED = {**dict.fromkeys(M_ROPE, "M-RoPE"), "deepseek2": "latent attention"}  # back, for last-no-rope
 REFUSED = ["mamba", "cogvlm"]
 
-# ggml rounds the input and the output of GELU to float16; Gemma 4 E has two of them a layer, and is off by 1.5e-3 without stages.
+# ggml rounds the input and the output of GELU to float16; Gemma 4 E has two of them a layer, and is off by 1.5e-3 without
+# stages.
 NOISE = {"gemma": 1e-3, "gemma2": 1e-3, "gemma3": 1e-3, "gemma4 dense": 1e-3, "gemma4 e": 4e-3}
 
 

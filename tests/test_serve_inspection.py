@@ -39,6 +39,7 @@ def test_props_tell_the_context_the_template_and_what_it_sees(server: Server, ru
     assert props["modalities"] == {"vision": True, "audio": False}
     assert props["chat_template"] == (runner._engine.chat_template or "")
     assert (props["model_alias"], props["model_path"]) == (FILE, FILE)
+    assert props["chat_template_caps"]["supports_tools"]
     assert props["bos_token"] == runner._engine.bos_token
 
 

@@ -104,6 +104,8 @@ def add_routes(router: APIRouter, pool: JobPool, settings: Settings) -> None:
             "modalities": {"vision": pool.sees, "audio": False},
             "media_marker": MARK,
             "chat_template": pool.chat_template or "",
+            # of any template: one that knows no tools gets them in a system message
+            "chat_template_caps": {"supports_tools": True, "supports_tool_calls": True},
             "bos_token": pool.bos_token,
             "eos_token": pool.eos_token,
             "build_info": f"pyfastv {__version__}",
