@@ -353,8 +353,13 @@ def memory_mb() -> int:
 
 
 def try_all(
-    broken: Iterator[bytes], load: Callable[[bytes], int], context: Context, work: Callable[[Context], object]
+    broken: Iterator[bytes],
+    load: Callable[[bytes], int],
+    context: Context,
+    work: Callable[[Context], object],
+    noise: float = 1e-5,
 ) -> None:
+    """``noise``: of logits, where the cells are others."""
     before = memory_mb()
     expected = works(context)
     n_tried = n_refused = 0
@@ -368,8 +373,8 @@ def try_all(
             assert context.report().archive_bytes == 0
             assert context.last_position() == -1
         if n_tried % 200 == 0:
-            assert relative_rms(works(context), expected) < 1e-5
-    assert relative_rms(works(context), expected) < 1e-5
+            assert relative_rms(works(context), expected) < noise
+    assert relative_rms(works(context), expected) < noise
     print(n_tried, n_refused, memory_mb() - before)
 
 
@@ -472,4 +477,5 @@ def break_per_layer(paths: list[str]) -> None:
             yield from flipped(layout.state, every_bit([byte for at in rows for byte in range(at, at + 4)]))
             yield from flipped(layout.state, [(i, int(rng.integers(8))) for i in layout.structure[::4]])
 
-        try_all(broken(), lambda state: other.load_sequence(state, 2), other, use)
+        # GELU is rounded to float16, twice a layer
+        try_all(broken(), lambda state: other.load_sequence(state, 2), other, use, noise=1e-3)

@@ -151,8 +151,9 @@ def test_probabilities_and_tokens_are_told(server: Server, runner: Runner) -> No
     for one in probs:
         assert one["token"].encode() == bytes(one["bytes"])
         assert len(one["top_logprobs"]) == 3
-        assert one["top_logprobs"][0]["id"] == one["id"]
-        assert one["top_logprobs"][0]["logprob"] == pytest.approx(one["logprob"], abs=1e-5)
+        # the end may be likelier, which is ignored
+        (same,) = (top["logprob"] for top in one["top_logprobs"] if top["id"] == one["id"])
+        assert same == pytest.approx(one["logprob"], abs=1e-5)
     told = events(server, "/completion", {"prompt": PROMPT, "n_predict": 4, "n_probs": 1, "ignore_eos": True})
     ids = [one["id"] for chunk in told for one in chunk.get("completion_probabilities", ())]
     assert ids == [one["id"] for one in probs]

@@ -60,12 +60,15 @@ def measure(
 ) -> tuple[Speed, int | None]:
     """Run prompts of these lengths through the first layers of a model, and a picture through its encoder.
 
-    An excerpt of the model, three layers with the embeddings and the output matrix, is written to a temporary file.
+    An excerpt of the model, three layers (of a hybrid as many as reach one with attention) with the embeddings and the
+    output matrix, is written to a temporary file.
     Returns the speed and the number of visual tokens of ``picture`` (RGB, uint8 [height, width, 3]; None where there is
     no encoder). ``turbos``: the encoder is run with each of them, too. Raises ModelError if the excerpt cannot be
     written, OptionError where the encoder cannot merge, and what :class:`pyfastv.Runner` raises.
     """
-    n_layers = min(_LAYERS, files.decoder.n_layer)
+    decoder = files.decoder
+    with_attention = [il + 1 for il, width in enumerate(decoder.pair_width) if width > 0]
+    n_layers = min(max([_LAYERS, *with_attention[:1]]), decoder.n_layer)
     with tempfile.TemporaryDirectory(prefix="pyfastv-") as folder:
         excerpt = Path(folder) / "excerpt.gguf"
         _native.write_excerpt(files.paths, n_layers, str(excerpt))

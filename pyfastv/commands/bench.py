@@ -285,7 +285,7 @@ def _tell(plan: Plan, results: Results, rows: list[Row], options: dict[str, Any]
 
 def _first_layers(options: dict[str, Any]) -> str:
     """Where a geometry is not whole."""
-    if options["layers"] is None:
+    if options.get("layers") is None:
         return ""
     from ..bench.geometry.sizes import GEOMETRIES
 
