@@ -19,8 +19,9 @@ from masked_reference import relative_rms
 from talks import OTHER, QUESTION, SECOND, Chat, Talker, talker_of
 from test_cancel import flush_after_stops
 
-NOISE = 2e-3  # relative rms: ggml rounds the input and the output of GELU to float16
-EXACT = 1e-4  # the same computations, in other cells or by other numbers of rows
+# relative rms: ggml rounds the input and the output of GELU to float16, twice a layer; what a wrong row comes to is above 0.1
+NOISE = 8e-3
+EXACT = 1e-3  # the same computations, in other cells or by other numbers of rows
 ROW_BYTES = 4 * (random_gguf.WIDTH + random_gguf.PER_LAYER * random_gguf.n_layer("gemma4 e"))
 
 Make = Callable[..., Context]
@@ -165,7 +166,8 @@ def test_a_copy_goes_its_own_way(talker: Talker, make: Make) -> None:
 
 @pytest.mark.parametrize("talk", [seen, question_waits, asked, recalled])
 def test_a_saved_state_has_what_the_layers_add(talker: Talker, make: Make, talk: Talk) -> None:
-    spec = talker.spec(2, shared=",recall=0.2")
+    """Nothing is recalled: a state has the last windows alone, and what comes back would look further."""
+    spec = talker.spec(2, shared=",recall=0")
     context, whole, sequence = make(spec), make(spec), make(spec, n_seq_max=2)
     chat = talk(talker, context)
     state, of_sequence = context.save(), context.save_sequence(0)
