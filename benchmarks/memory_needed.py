@@ -81,8 +81,13 @@ def largest_that_fits(geometry: Geometry, n_ctx: int, memory: float) -> str:
 
 
 def published() -> dict[str, Geometry]:
-    """Those of published models."""
-    return {name: geometry for name, geometry in GEOMETRIES.items() if name != "tiny"}
+    """Published models whose layers all have a cache of one width: of the others `pyfastv plan` counts it."""
+
+    def is_plain(geometry: Geometry) -> bool:
+        d = geometry.decoder
+        return d.attention_every == 1 and not d.attention and d.gemma4 is None
+
+    return {name: one for name, one in GEOMETRIES.items() if name != "tiny" and is_plain(one)}
 
 
 def needed(n_ctx: int) -> Iterator[list[str]]:

@@ -184,7 +184,7 @@ EXAMPLES: dict[str, dict[str, Sent]] = {
     "POST /api/chat": {
         "messages": Sent({"messages": [{"role": "system", "content": "Be brief."}, HELLO]}),
         "messages: images": Sent(
-            in_message("Read the clock.", images=[BASE64]), in_message("Read the clock.", images=["AAAA"])
+            in_message("Read the clock.", images=[BASE64]), in_message("Read the clock.", images=["@@@"])
         ),
         "model": Sent({"model": "any"}),
         "stream": Sent({"stream": True}),
@@ -199,7 +199,7 @@ EXAMPLES: dict[str, dict[str, Sent]] = {
     },
     "POST /api/generate": {
         "prompt": Sent({"prompt": "A"}),
-        "images": Sent({"images": [BASE64]}, {"images": ["AAAA"]}),
+        "images": Sent({"images": [BASE64]}, {"images": ["@@@"]}),
         "system": Sent({"system": "Be brief."}),
         "format": Sent({"format": {"type": "boolean"}}),
         "model": Sent({"model": "any"}),
@@ -214,7 +214,7 @@ EXAMPLES: dict[str, dict[str, Sent]] = {
                 "input": [
                     {
                         "role": "user",
-                        "content": [{"type": "input_image", "image_url": "data:image/png;base64,AA"}],
+                        "content": [{"type": "input_image", "image_url": "data:image/png;base64,@@@"}],
                     }
                 ]
             },
@@ -235,7 +235,7 @@ EXAMPLES: dict[str, dict[str, Sent]] = {
                 [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BASE64}}]
             ),
             in_message(
-                [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}]
+                [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "@@@"}}]
             ),
         ),
         "system": Sent({"system": "Be brief."}),

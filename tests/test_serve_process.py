@@ -126,6 +126,12 @@ def test_openapi_names_every_address(server: Server) -> None:
         "/tokenize",
         "/detokenize",
         "/apply-template",
+        "/completion",
+        "/v1/responses",
+        "/v1/responses/input_tokens",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        *(f"/api/{name}" for name in ("chat", "generate", "tags", "show", "ps", "version")),
     }
 
 
