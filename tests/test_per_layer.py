@@ -19,7 +19,7 @@ from masked_reference import relative_rms
 from talks import OTHER, QUESTION, SECOND, Chat, Talker, talker_of
 from test_cancel import flush_after_stops
 
-# relative rms: ggml rounds the input and the output of GELU to float16, twice a layer; what a wrong row comes to is above 0.1
+# relative rms: ggml rounds the input and the output of GELU to float16, twice a layer; a wrong row comes to more than 0.1
 NOISE = 8e-3
 EXACT = 1e-3  # the same computations, in other cells or by other numbers of rows
 ROW_BYTES = 4 * (random_gguf.WIDTH + random_gguf.PER_LAYER * random_gguf.n_layer("gemma4 e"))

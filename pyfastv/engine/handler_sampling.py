@@ -53,7 +53,9 @@ class _Sampling:
         self._grammar = len(sampler.custom_samplers) + 1
 
     def __call__(self, context: Any, index: int = -1) -> int:
-        lib, chain = self._llama_cpp, self._sampler().sampler
+        sampler = self._sampler()
+        assert sampler is not None  # it calls this
+        lib, chain = self._llama_cpp, sampler.sampler
         vocab = lib.llama_model_get_vocab(lib.llama_get_model(context.ctx))
         n_vocab = lib.llama_vocab_n_tokens(vocab)
         logits = lib.llama_get_logits_ith(context.ctx, index)

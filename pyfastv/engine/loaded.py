@@ -175,7 +175,7 @@ class LoadedModel:
 
     def render_for_calls(
         self,
-        messages: Sequence[dict[str, Any]],
+        messages: Messages,
         use: ToolUse | None,
         *,
         variables: Mapping[str, Any] | None = None,

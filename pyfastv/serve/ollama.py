@@ -317,8 +317,8 @@ def make_router(pool: JobPool, settings: Settings, answerer: Answerer, facts: Mo
             prompt = body.prompt or ""
             for number in range(len(pictures)):
                 prompt = prompt.replace(_MARK.format(number), _MARK.format(""))
-            where = {"pictures": pictures, "mark": _MARK.format("")}
-            call = partial(pool.submit_text, prompt, **where, **wanted.keywords())
+            mark = _MARK.format("")
+            call = partial(pool.submit_text, prompt, pictures=pictures, mark=mark, **wanted.keywords())
             jobs = await answerer.submit([call])
             form.begin(jobs)
             return jobs
