@@ -134,12 +134,14 @@ void engine::hold(slot & s, size_t n) {
 void engine::copy(const slot & from, slot & to, size_t n) {
     clear(to);
 
-    to.n_past = end_of(from.evaluated, n);
-    llama_memory_seq_cp(llama_get_memory(ctx.get()), from.seq_id, to.seq_id, 0, to.n_past);
+    // a state is copied as a whole, and goes back
+    const size_t n_copied = recurrent ? from.evaluated.size() : n;
+    to.n_past = end_of(from.evaluated, n_copied);
+    llama_memory_seq_cp(llama_get_memory(ctx.get()), from.seq_id, to.seq_id, recurrent ? -1 : 0, recurrent ? -1 : to.n_past);
 
     to.schedule = from.schedule;
-    to.evaluated.assign(from.evaluated.begin(), from.evaluated.begin() + n);
-    to.n_tokens  = tokens_of(to.evaluated, n);
+    to.evaluated.assign(from.evaluated.begin(), from.evaluated.begin() + n_copied);
+    to.n_tokens  = tokens_of(to.evaluated, n_copied);
     to.questions = from.questions;
     drop_questions(to);
 
