@@ -129,10 +129,10 @@ def test_the_command_line_says_in_a_line_that_memory_is_short(arguments: list[st
 def test_the_pool_ends_a_request_whose_event_finds_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     take, fails = Active.take, iter([True])
 
-    def short_of_memory(self: Active, event: dict[str, Any]) -> None:
+    def short_of_memory(self: Active, event: dict[str, Any], report: Any) -> None:
         if next(fails, False):
             raise MemoryError
-        take(self, event)
+        take(self, event, report)
 
     monkeypatch.setattr(Active, "take", short_of_memory)
     message = [{"role": "user", "content": "a"}]

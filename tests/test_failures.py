@@ -70,10 +70,10 @@ def test_what_goes_wrong_with_an_answer_ends_it_and_no_other(
 ) -> None:
     take = Active.take
 
-    def failing(self: Active, event: dict[str, Any]) -> None:
+    def failing(self: Active, event: dict[str, Any], report: Any) -> None:
         if self.job is bad and len(self.job._pieces) > 2:
             raise ZeroDivisionError("a fault of ours")
-        take(self, event)
+        take(self, event, report)
 
     expected = ask(pool, n=40).read()
     monkeypatch.setattr(Active, "take", failing)
