@@ -141,10 +141,7 @@ class JobPool(Closing, InForce):
         PoolBusy, ClosedError.
         """
         setting = self._model.fitted(self.setting.but(**options))
-        prepare = self._preparing(
-            lambda: self._model.render_for_calls(messages, tools, variables=variables, continues=continues),
-            setting,
-        )
+        prepare = self._preparing_chat(setting, messages, tools, variables=variables, continues=continues)
         return self._submit(setting, prepare, sampling, n_probs, details, reports, keep_space=continues)
 
     def submit_text(
@@ -188,10 +185,7 @@ class JobPool(Closing, InForce):
         """Tokens of the prompt that :meth:`submit` makes of the same, visual ones included: those that enter the language
         model, after Turbo and a reducer. Nothing is queued. Raises as :meth:`submit`."""
         setting = self._model.fitted(self.setting.but(**options))
-        prepare = self._preparing(
-            lambda: self._model.render_for_calls(messages, tools, variables=variables, continues=continues),
-            setting,
-        )
+        prepare = self._preparing_chat(setting, messages, tools, variables=variables, continues=continues)
         with self._batcher.place():
             prepared = prepare(**self._model.sampling_options(Sampling(max_tokens=0)), n_probs=0)
         return prepared.request.n_tokens
@@ -248,6 +242,11 @@ class JobPool(Closing, InForce):
         self._batcher.close(timeout)
 
     # a request, in the caller's thread
+
+    def _preparing_chat(
+        self, setting: Setting, messages: Sequence[dict[str, Any]], tools: ToolUse | None, **shown: Any
+    ) -> _Prepare:
+        return self._preparing(lambda: self._model.render_for_calls(messages, tools, **shown), setting)
 
     def _preparing(
         self, render: Callable[[], tuple[Prompt, CallFormat | None]], setting: Setting

@@ -17,12 +17,13 @@ from ..engine.job_pool import Job, JobPool, Piece, TokenProb
 from ..engine.sampling import Sampling
 from . import replies
 from .answerer import Answerer
+from .answering import event
 from .chat import ChatMessage
 from .completions import PromptText, Token
 from .errors import ApiError, error_body
 from .generation import Generation, Wanted
 from .model import Model
-from .objects import EventAnswering, event
+from .objects import EventAnswering
 from .pictures import bare_picture
 from .settings import Settings
 

@@ -15,17 +15,12 @@ from . import replies
 from .answering import Answering
 from .errors import ApiError, as_api_error
 
-__all__ = ["EventAnswering", "LineAnswering", "ObjectForm", "event", "line"]
+__all__ = ["EventAnswering", "LineAnswering", "ObjectForm", "line"]
 
 
 def line(value: Any) -> str:
     """Of a stream of JSON texts, one a line (NDJSON)."""
     return f"{json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n"
-
-
-def event(value: Any) -> str:
-    """Server-sent."""
-    return f"data: {line(value)}\n"
 
 
 class ObjectForm(Protocol):
