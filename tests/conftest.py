@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
 # before the libraries are loaded: threads that spin where others compute make tests ten times as slow
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's products; these threads do nothing but spin
 # the tests know which model they ask
 os.environ.pop("PYFASTV_MODEL", None)
 
@@ -112,6 +114,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem.removeprefix("test_") in SLOW:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    # what thousands of collected tests are made of is not looked through by each collection of garbage
+    gc.collect()
+    gc.freeze()
 
 
 def _refuse_skip(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:
