@@ -1,14 +1,17 @@
 """What a vision encoder makes of a picture, through llama-cpp-python's low-level bindings on our libraries.
 
-python features.py MODEL MMPROJ PICTURE OUT.npy
+python features.py, and for every picture a line with the JSON of [model, mmproj, picture, out.npy]
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +19,47 @@ import numpy as np
 import pyfastv
 
 
-def features(model: Path, mmproj: Path, picture: Path, out: Path) -> np.ndarray:
-    """float32 [n, n_embd], in a process of its own: the libraries are loaded once in a process."""
+class Encoding:
+    """A process that encodes pictures: the libraries are loaded once in a process."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def features(self, model: Path, mmproj: Path, picture: Path, out: Path) -> np.ndarray:
+        """float32 [n, n_embd]"""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([str(path) for path in (model, mmproj, picture, out)]) + "\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == "done\n"
+        rows: np.ndarray = np.load(out)
+        return rows
+
+
+@contextmanager
+def encoding() -> Iterator[Encoding]:
     root = str(Path(pyfastv.__file__).parents[1])
     env = os.environ | {"PYTHONPATH": root}
     env |= dict.fromkeys(("LLAMA_CPP_LIB_PATH", "MTMD_CPP_LIB"), str(pyfastv.lib_path()))
-    command = [sys.executable, __file__, *map(str, (model, mmproj, picture, out))]
-    subprocess.run(command, check=True, env=env, capture_output=True)
-    rows: np.ndarray = np.load(out)
-    return rows
+    with subprocess.Popen(
+        [sys.executable, __file__],
+        env=env,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        yield Encoding(process)
+    assert process.returncode == 0
 
 
-def _main(model: str, mmproj: str, picture: str, out: str) -> None:
+def features(model: Path, mmproj: Path, picture: Path, out: Path) -> np.ndarray:
+    """float32 [n, n_embd], in a process of its own."""
+    with encoding() as process:
+        return process.features(model, mmproj, picture, out)
+
+
+def _encode(model: str, mmproj: str, picture: str, out: str) -> None:
     from llama_cpp import llama_cpp as llama
     from llama_cpp import mtmd_cpp as mtmd
 
@@ -51,7 +83,13 @@ def _main(model: str, mmproj: str, picture: str, out: str) -> None:
             shape = (mtmd.mtmd_input_chunk_get_n_tokens(chunk), llama.llama_model_n_embd_inp(pointer))
             rows.append(np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(vision), shape).copy())
     np.save(out, np.concatenate(rows))
+    mtmd.mtmd_input_chunks_free(chunks)
+    mtmd.mtmd_bitmap_free(bitmap)
+    mtmd.mtmd_free(vision)
+    llama.llama_model_free(pointer)
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    for line in sys.stdin:
+        _encode(*json.loads(line))
+        print("done", flush=True)

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from pyfastv.models.quantize_plan import make_plan
 
 import random_mmproj
 from compare import relative_rms
-from features import features
+from features import Encoding, encoding
 from gguf_parts import read, write
 
 CLOCK = str(bundled_examples()[0].picture)
@@ -317,15 +317,21 @@ def widened(mmproj: Path, type: str, multiple: int) -> Path:
     return target
 
 
+@pytest.fixture(scope="module")
+def process() -> Iterator[Encoding]:
+    with encoding() as process:
+        yield process
+
+
 @pytest.fixture
-def seen(tmp_path: Path) -> Callable[[Path, Path], np.ndarray]:
+def seen(tmp_path: Path, process: Encoding) -> Callable[[Path, Path], np.ndarray]:
     """What an encoder makes of a picture."""
     picture = tmp_path / "picture.png"
     pixels = np.random.default_rng(5).integers(0, 256, (168, 224, 3), dtype=np.uint8)
     from PIL import Image
 
     Image.fromarray(pixels).save(picture)
-    return lambda model, mmproj: features(model, mmproj, picture, tmp_path / "rows.npy")
+    return lambda model, mmproj: process.features(model, mmproj, picture, tmp_path / "rows.npy")
 
 
 @pytest.mark.parametrize("type", ["f32", "f16"])
