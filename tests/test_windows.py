@@ -58,7 +58,7 @@ def see(context: Context) -> None:
 
 def talk_long(context: Context) -> None:
     """Longer than the 256 cells of the layers with windows."""
-    ask(context, words(400), context.last_position() + 1)
+    ask(context, words(320), context.last_position() + 1)
 
 
 # Where a checkpoint is made; what is asked for then goes on behind it.
@@ -187,7 +187,7 @@ def test_what_would_look_into_a_forgotten_window_is_not_removed(make: Make) -> N
         of_text(c)
         talk_long(c)
     end = context.last_position() + 1
-    for begin in (1, 95, end - 350):
+    for begin in (1, 95, end - 300):
         assert not context.remove(begin, -1)
         assert not context.remove(begin, -1, seq=-1)
     assert context.last_position() == end - 1
