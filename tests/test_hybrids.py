@@ -72,9 +72,14 @@ def everything(context: Context, arch: str) -> np.ndarray:
 
 @pytest.mark.parametrize("n_ubatch", [512, 16])
 def test_without_drop_it_is_stock_to_the_bit_at_every_layer(arch: str, model: Model, n_ubatch: int) -> None:
-    """Behind recurrent layers by rules that read no attention; a stage may have layers of one kind alone."""
+    """Behind recurrent layers by rules that read no attention; a stage may have layers of one kind alone.
+
+    A picture in several ubatches: behind the first layer of each kind."""
     stock = everything(small_context(model, n_ubatch=n_ubatch), arch)
-    for layer in range(1, model.n_layer):
+    layers = {*range(1, model.n_layer)}
+    if n_ubatch < PICTURE:
+        layers = {min(at for at in layers if attends(arch, at - 1) is kind) for kind in (False, True)}
+    for layer in sorted(layers):
         staged = small_context(model, n_ubatch=n_ubatch)
         assert staged.attach(f"k={layer},drop=0,score={'last' if attends(arch, layer - 1) else 'none'}") == OK
         np.testing.assert_array_equal(everything(staged, arch), stock, err_msg=f"k={layer}")
@@ -121,10 +126,14 @@ def test_sliding_windows_beside_recurrent_layers_are_refused(folder: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "rule",
-    ["score=question-max,pick=cover", "score=question-mean,pick=window4", "score=all", "score=random3"],
+    ("rule", "n_cuts"),
+    [
+        ("score=question-max,pick=cover", 2),
+        ("score=question-mean,pick=window4", 1),
+        ("score=all", 2),
+        ("score=random3", 1),
+    ],
 )
-@pytest.mark.parametrize("n_cuts", [1, 2])
 def test_what_was_dropped_is_in_no_later_state(talker: Talker, make: Make, rule: str, n_cuts: int) -> None:
     context = make(talker.spec(n_cuts, rule))
     chat = Chat(talker, context)

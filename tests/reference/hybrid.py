@@ -148,13 +148,14 @@ class Hybrid:
         decay = np.exp(step * self._weights[f"{block}ssm_a"])
 
         out = np.empty(v.shape)
-        for head in range(n_heads):
-            state = np.zeros((size, size))
-            for row in range(len(x)):
-                key = k[row, head % n_keys]
-                state *= decay[row, head]
-                state += np.outer(key, share[row, head] * (v[row, head] - key @ state))
-                out[row, head] = q[row, head % n_keys] @ state
+        keys_of = np.arange(n_heads) % n_keys
+        state = np.zeros((n_heads, size, size))
+        for row in range(len(x)):
+            key = k[row, keys_of]
+            state *= decay[row, :, None, None]
+            known = (key[:, None] @ state)[:, 0]
+            state += key[:, :, None] * (share[row, :, None] * (v[row] - known))[:, None]
+            out[row] = (q[row, keys_of][:, None] @ state)[:, 0]
         gate = self._times(f"{block}attn_gate", x).reshape(v.shape)
         gated = self._norm(f"{block}ssm_norm", out) * silu(gate)
         return self._times(f"{block}ssm_out", gated.reshape(len(x), -1))
