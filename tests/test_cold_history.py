@@ -96,6 +96,8 @@ def test_answers_of_the_bundled_model_are_the_same(exact: Runner, rule: Schedule
     with exact.session() as chat:
         for turn, question in enumerate((CLOCK.question, "Is it analog?", "Background color?")):
             answer = chat.ask(question, CLOCK.picture if turn == 0 else None)
+            if turn == 0:  # both are the same computation
+                continue
             warm = state_of(exact)
             messages = chat.messages[:-1]
             assert asked_anew(exact, messages) == answer.text
