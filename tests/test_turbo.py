@@ -31,7 +31,7 @@ CASES = [
     (CLIP, "chart", "r=8,alpha=0,layers=0-6", 0.0, spread(56, 0, 6)),
     (CLIP, "chart", "r=40,alpha=0.05,layers=1-3", 0.05, spread(120, 1, 3)),
     (CLIP, "chart", "share=0.5,alpha=0.2,layers=0-3", 0.2, spread(288, 0, 3)),
-    (CLIP, "chart", "share=0.75,alpha=0.02,layers=2-3", 0.02, spread(432, 2, 3)),
+    (SIGLIP, "noise", "share=0.75,alpha=0.02,layers=1-2", 0.02, spread(48, 1, 2)),
     (CLIP, "dice", "share=0.66,alpha=0.1,once", 0.1, {6: 380}),
     (SIGLIP, "noise", "r=5,alpha=0", 0.0, spread(10, 0, 1)),
     (SIGLIP, "noise", "share=0.5,alpha=0.2,layers=0-2", 0.2, spread(32, 0, 2)),
@@ -281,7 +281,19 @@ def test_what_is_wrong_is_named_and_changes_nothing(
     assert encoder.attach("share=0.25") == OK
     assert encoder.attach(spec) == -1
     assert wrong in last_error()
-    assert encoder.encode(cases[CLIP].picture).n_tokens == 432
+    with encoder.tokenized("<>", [cases[CLIP].picture]) as chunks:
+        assert [counts_of(chunk) for chunk in chunks if is_picture(chunk)] == [(432, 576, 576)]
+
+
+def test_behind_what_was_wrong_the_encoder_merges_as_before(
+    cases: dict[str, Case], encoders: dict[str, Encoder]
+) -> None:
+    encoder = encoders[CLIP]
+    assert encoder.attach("share=0.25") == OK
+    before = encoder.encode(cases[CLIP].picture)
+    for spec in ("layers=3-2", "r=200,layers=0-2"):
+        assert encoder.attach(spec) == -1
+    np.testing.assert_array_equal(encoder.encode(cases[CLIP].picture).features, before.features)
 
 
 def test_the_runner_s_own_setting_is_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
