@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pyfastv import ClosedError, OptionError, _native, load_image
-from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
+from pyfastv import ClosedError, OptionError, _native
+from pyfastv.models import bundled_mmproj, bundled_model
 
-CLOCK = load_image(bundled_examples()[0].picture)
-CHART = load_image(bundled_examples()[3].picture)
+import random_mmproj
+
+# random weights: every other picture or question is another answer
+CLOCK, CHART = (np.random.default_rng(i).integers(0, 256, (112, 112, 3), dtype=np.uint8) for i in range(2))
+N_VISUAL = 64
 EXACT = {"flash_attn": "off", "type_k": "f32", "type_v": "f32"}
 GREEDY: dict[str, Any] = {
     "max_tokens": 6, "temperature": 0.0, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "typical_p": 1.0,
     "repeat_penalty": 1.0, "repeat_last_n": 64, "frequency_penalty": 0.0, "presence_penalty": 0.0, "seed": 1,
-    "grammar": None,
+    "grammar": "root ::= [a-z ] root",
 }  # fmt: skip
-ENDLESS = {**GREEDY, "max_tokens": -1, "grammar": "root ::= [a-z ] root"}
-FASTV = "k=2,drop=0.75,score=question-max,pick=cover,weigh;k=6,drop=0.875,score=question-max,recall=0.1"
+ENDLESS = {**GREEDY, "max_tokens": -1}
+FASTV = "k=1,drop=0.75,score=question-max,pick=cover,weigh;k=3,drop=0.875,score=question-max,recall=0.1"
+
+Files = tuple[Path, Path]
 
 
-def loaded(kind: type, **options: Any) -> Any:
-    return kind(
-        model_path=str(bundled_model()), mmproj_path=str(bundled_mmproj()), n_ctx=1024, n_batch=2048, n_ubatch=512,
-        n_threads=2, n_gpu_layers=0, encoder_cache_bytes=2**24, verbose=False, progress=None, **EXACT, **options
+def loaded(files: Files, **options: Any) -> _native.Engine:
+    return _native.Engine(
+        model_path=str(files[0]), mmproj_path=str(files[1]), n_ctx=1024, n_batch=2048, n_ubatch=512, n_threads=2,
+        n_gpu_layers=0, encoder_cache_bytes=2**24, verbose=False, progress=None, **EXACT, **options
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[_native.Engine]:
-    slots = loaded(_native.Engine, n_slots=3)
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return random_mmproj.write_pair(tmp_path_factory.mktemp("slots"), "LLaVA")
+
+
+@pytest.fixture(scope="module")
+def shared(files: Files) -> Iterator[_native.Engine]:
+    slots = loaded(files, n_slots=3)
     yield slots
     slots.close()
 
@@ -45,8 +56,8 @@ def slots(shared: _native.Engine) -> _native.Engine:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[_native.Engine]:
-    engine = loaded(_native.Engine)
+def engine(files: Files) -> Iterator[_native.Engine]:
+    engine = loaded(files)
     yield engine
     engine.close()
 
@@ -174,7 +185,7 @@ def test_a_copy_of_a_picture_that_was_asked_about_chooses_anew(
     engine.reset()
     _, kept, _ = alone(engine, "USER: *\nBackground color? ASSISTANT:", CLOCK)
     assert [a.tolist() for a in end["kept"]] == [b.tolist() for b in kept]
-    assert end["report"].cached_tokens > 576
+    assert end["report"].cached_tokens > N_VISUAL
     assert end["report"].pictures_encoded == end["report"].pictures_from_cache == 0
     slots.cancel(busy)
     assert [event["finish"] for event in slots.step()] == ["cancelled"]
@@ -221,19 +232,21 @@ def test_what_is_out_of_turn_is_refused(slots: _native.Engine, start: Start) -> 
     assert slots.step() == []
 
 
-def test_a_grammar_that_leaves_no_token_ends_its_answer(slots: _native.Engine, start: Start) -> None:
-    """No token of the vocabulary is allowed, or the grammar has come to its end."""
+def test_a_grammar_that_leaves_no_token_ends_its_answer() -> None:
+    """No token of the vocabulary is allowed, or the grammar has come to its end. A trained vocabulary."""
+    slots = loaded((bundled_model(), bundled_mmproj()), n_slots=3)
     numbers = [
-        start("Hello", sampling={**ENDLESS, "grammar": grammar})
+        slots.start(slots.prepare("Hello", [], [], True, n_probs=0, **{**ENDLESS, "grammar": grammar}))
         for grammar in ('root ::= "a"', 'root ::= [\U0001f600-\U0001f601] "b"', 'root ::= ""')
     ]
     ends = finish(slots)
+    slots.close()
     assert [ends[number]["finish"] for number in numbers] == ["stop"] * 3
     assert ends[numbers[0]]["text"].strip() == b"a"
 
 
-def test_closed_slots_say_so() -> None:
-    slots = loaded(_native.Engine, n_slots=1)
+def test_closed_slots_say_so(files: Files) -> None:
+    slots = loaded(files, n_slots=1)
     slots.close()
     slots.close()
     assert slots.closed
