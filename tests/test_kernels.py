@@ -62,7 +62,7 @@ CASES = [
         for rows in (2, 21)
     ),
     *(Case(kind, 48, 2304, rows, 2) for kind in TYPES for rows in (1, 30)),
-    *fuzz(3, 60),
+    *fuzz(3, 40),
 ]
 
 CHILD = """
@@ -140,19 +140,19 @@ def expected_product(
 
 
 @needs_kernels
-@pytest.mark.parametrize("kernels", HERE)
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_product_is_that_of_the_rounded_activations(
-    products: dict[str, dict[str, Array]], kernels: str, kind: str
+    products: dict[str, dict[str, Array]], kind: str
 ) -> None:
-    wrong = []
+    """By the first kernels; the others' are the same."""
+    wrong, found = [], products[HERE[0]]
     for i, case in enumerate(CASES):
         if case.outputs < PANEL:
-            assert f"{i} {OURS}" not in products[kernels]  # llama.cpp's
+            assert f"{i} {OURS}" not in found  # llama.cpp's
         elif case.type == kind:
             exact, size = expected_product(kind, case.weights()[1], case.inputs())
             for buffer in (OURS, "CPU"):
-                error = float((np.abs(products[kernels][f"{i} {buffer}"] - exact) / size).max())
+                error = float((np.abs(found[f"{i} {buffer}"] - exact) / size).max())
                 if not error < 1e-6:
                     wrong.append((case, buffer, error))
     assert wrong == []
@@ -161,6 +161,7 @@ def test_a_product_is_that_of_the_rounded_activations(
 @needs_kernels
 def test_all_kernels_give_the_same_bits(products: dict[str, dict[str, Array]]) -> None:
     first = products[HERE[0]]
+    assert all(products[kernels].keys() == first.keys() for kernels in HERE)
     different = [
         (kernels, CASES[int(name.split()[0])], name)
         for kernels in HERE[1:]
