@@ -87,10 +87,16 @@ def test_a_product_is_that_of_the_rounded_activations(kind: str, tokens: int) ->
         assert_exact(weights, x, ids, ggml_ops.experts(weights.number, weights.blocks, COLUMNS, x, ids, 2))
 
 
+# every pair of a type, a number of tokens, and packed or not
+ALIKE = [
+    (kind, tokens, (i + j) % 2 == 0)
+    for i, kind in enumerate(TYPES)
+    for j, tokens in enumerate((1, 7, 40, 300))
+]
+
+
 @needs_kernels
-@pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("tokens", [1, 7, 40, 300])
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("kind", "tokens", "packed"), ALIKE)
 def test_bits_are_those_of_ordinary_products(kind: str, tokens: int, packed: bool) -> None:
     weights, ids = make_weights(kind, 6, 40), make_ids(tokens, 4, 6)
     for n_rows in (1, 2, 4):
@@ -100,11 +106,16 @@ def test_bits_are_those_of_ordinary_products(kind: str, tokens: int, packed: boo
 
 
 # columns: less than a step, cut, more than a slice; outputs: one panel, cut, many; threads: more than there is work
+SIZES = [
+    (kind, size, 1 if (i + j) % 2 else 5, packed)
+    for i, kind in enumerate(("q4_0", "q8_0"))
+    for j, size in enumerate(((32, 16), (224, 17), (288, 200), (2080, 48)))
+    for packed in (False, True)
+]
+
+
 @needs_kernels
-@pytest.mark.parametrize("kind", ["q4_0", "q8_0"])
-@pytest.mark.parametrize("size", [(32, 16), (224, 17), (288, 200), (2080, 48)])
-@pytest.mark.parametrize("threads", [1, 5])
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("kind", "size", "threads", "packed"), SIZES)
 def test_sizes(kind: str, size: tuple[int, int], threads: int, packed: bool) -> None:
     columns, outputs = size
     weights = make_weights(kind, 9, outputs, columns)
