@@ -74,17 +74,17 @@ def test_conversations_with_a_slot_each_keep_what_they_hold(two: Runner) -> None
             assert report.pictures_encoded == report.pictures_from_cache == 0
 
 
-def test_each_of_eight_threads_gets_its_answer(two: Runner) -> None:
+def test_each_of_five_threads_gets_its_answer(two: Runner) -> None:
     """More than there are slots, some with a schedule of their own."""
-    asked = [
-        (example, None if i % 3 == 2 else "fastv,k=2,drop=0.5") for i, example in enumerate(EXAMPLES * 2)
-    ][:8]
+    asked = [(example, None if i % 3 == 2 else "fastv,k=2,drop=0.5") for i, example in enumerate(EXAMPLES)][
+        :5
+    ]
 
     def ask(case: Any) -> Any:
         example, fastv = case
         return two.ask(example.picture, example.question, fastv=fastv)
 
-    with ThreadPoolExecutor(8) as threads:
+    with ThreadPoolExecutor(5) as threads:
         answers = list(threads.map(ask, asked))
     for (example, fastv), answer in zip(asked, answers, strict=True):
         assert same_answer(answer.text, example.answer)
@@ -139,9 +139,9 @@ def test_a_stream_that_was_left_gives_its_cells_to_a_request_without_room() -> N
 
 def test_tasks_wait_in_order_and_get_their_answers(one: Runner) -> None:
     async def ask() -> list[Any]:
-        return await asyncio.gather(*(one.aask(each.picture, each.question) for each in EXAMPLES))
+        return await asyncio.gather(*(one.aask(each.picture, each.question) for each in EXAMPLES[::2]))
 
-    for example, answer in zip(EXAMPLES, asyncio.run(ask()), strict=True):
+    for example, answer in zip(EXAMPLES[::2], asyncio.run(ask()), strict=True):
         assert same_answer(answer.text, example.answer)
 
 

@@ -210,7 +210,7 @@ def test_another_question_about_a_picture_chooses_anew(exact: Runner, rule: Sche
     """As if the first had not been asked. In f32: rounding decides nothing."""
 
     def ask(question: str) -> tuple[Answer, list[list[int]]]:
-        answer = exact.ask(CLOCK.picture, question, fastv=rule)
+        answer = exact.ask(CLOCK.picture, question, fastv=rule, max_tokens=4)
         return answer, [engine_of(exact).kept(cut).tolist() for cut in range(len(rule.cuts))]
 
     exact.set_fastv(rule)  # clears
