@@ -221,10 +221,10 @@ def test_a_bias_makes_a_token_come(runner: Runner) -> None:
 
 
 def test_the_context_ends_the_answer() -> None:
-    with Runner(n_ctx=768) as runner:
+    with Runner(n_ctx=640) as runner:
         answer = runner.ask(CLOCK.picture, CLOCK.question, grammar=ENDLESS)
         assert answer.finish_reason == "length"
-        assert 768 - 2 <= answer.report.prompt_tokens + answer.report.generated_tokens <= 768 + 1
+        assert 640 - 2 <= answer.report.prompt_tokens + answer.report.generated_tokens <= 640 + 1
         assert still_answers(runner)
 
 
@@ -328,7 +328,7 @@ def test_other_threads_run_meanwhile(runner: Runner) -> None:
     assert ticks > seconds / 0.005 / 10
 
 
-@pytest.mark.parametrize("delay", [0.05, 0.4, 1.5])
+@pytest.mark.parametrize("delay", [0.05, 0.4, 0.8])
 def test_ctrl_c_ends_a_request_and_not_the_runner(runner: Runner, delay: float) -> None:
     def ask_on_and_on() -> None:
         for _ in range(100):
@@ -344,7 +344,7 @@ def test_ctrl_c_ends_a_request_and_not_the_runner(runner: Runner, delay: float) 
 
 def test_an_encoder_output_that_ctrl_c_cut_off_is_not_kept() -> None:
     with Runner() as runner:
-        for example, delay in zip(bundled_examples()[::2], (0.02, 0.06, 0.12, 0.25), strict=False):
+        for example, delay in zip(bundled_examples()[::2], (0.02, 0.06, 0.12), strict=False):
             timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
             timer.start()
             with pytest.raises(KeyboardInterrupt):
