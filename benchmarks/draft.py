@@ -54,9 +54,7 @@ def lengthen(path: Path, n_more: int) -> None:
     writer.close()
 
 
-def serving(
-    arguments: argparse.Namespace, model: Path, *options: str
-) -> AbstractContextManager[str]:
+def serving(arguments: argparse.Namespace, model: Path, *options: str) -> AbstractContextManager[str]:
     """The address of a llama-server, ended afterwards."""
     files = ("--model", model, "--mmproj", bundled_mmproj(), "--threads", arguments.threads, "--parallel", 1)
     return start_llama_server(

@@ -1,5 +1,5 @@
-"""What another question about the same picture costs, beside the first: llama-server of the pin, with the libraries that it
-was built with, and pyfastv, in turn; and whether pyfastv's logits are those of the question computed anew.
+"""What another question about the same picture costs, beside the first: llama-server of the pin, with its own libraries,
+and pyfastv, in turn; and whether pyfastv's logits are those of the question computed anew.
 
     make programs
     python benchmarks/second_question.py --geometry qwen3.5-0.8b --settings off k=4,drop=0.5 k=4,drop=0.75
@@ -17,7 +17,6 @@ import io
 import json
 import statistics
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -171,7 +170,12 @@ def main() -> None:
     with (
         started(arguments, files) as stock,
         pyfastv.Runner(
-            *files, n_ctx=N_CTX, n_threads=arguments.threads, fastv=None, encoder_cache_mb=0, encoder_type="stock"
+            *files,
+            n_ctx=N_CTX,
+            n_threads=arguments.threads,
+            fastv=None,
+            encoder_cache_mb=0,
+            encoder_type="stock",
         ) as runner,
     ):
         ours = Ours(runner)
@@ -179,7 +183,9 @@ def main() -> None:
         for number in range(arguments.rounds + 1):
             picture = another(drawn_picture(), number)
             for name in names:
-                print(f"\rround {number} of {arguments.rounds}: {name:40}", end="", file=sys.stderr, flush=True)
+                print(
+                    f"\rround {number} of {arguments.rounds}: {name:40}", end="", file=sys.stderr, flush=True
+                )
                 into = measured.setdefault(name, Measured()) if number else Measured()
                 if name == STOCK and stock is not None:
                     stock.measure(into, picture, questions)

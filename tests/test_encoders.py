@@ -78,7 +78,9 @@ def test_a_picture_that_an_encoder_has_no_positions_for_is_refused(tmp_path: Pat
     picture = np.random.default_rng(0).integers(0, 256, (2000, 10, 3), dtype=np.uint8)
     with pyfastv.Runner(*random_mmproj.write_pair(tmp_path, "Gemma 4"), n_threads=1, fastv=None) as runner:
         for thin in (picture, picture.swapaxes(0, 1)):
-            with pytest.raises(pyfastv.ImageError, match="its longer side is of 142 patches, .* positions for 66"):
+            with pytest.raises(
+                pyfastv.ImageError, match=r"its longer side is of 142 patches, .* positions for 66"
+            ):
                 runner.ask(thin, "What is it?", max_tokens=1)
         assert runner.ask(picture[:900], "What is it?", max_tokens=1).report.visual_tokens == 2 * 33
 
