@@ -65,6 +65,7 @@ SLOW = [
     "outputs",
     "plan",
     "pool",
+    "programs_models",
     "quantize",
     "recall",
     "reduce_runner",
