@@ -303,6 +303,7 @@ class Engine:
         literal: Sequence[
             tuple[int, int]
         ] = (),  # in such bytes: where names of control tokens and markers are text
+        contents: Sequence[str] = (),  # of each frame a hash of its own pixels and size, "" for pictures
         **sampling: Any,  # of SamplingOptions
     ) -> EngineRequest:
         """Tokens, prepared pictures and samplers of a request.
@@ -363,6 +364,7 @@ class Engine:
         fastv: str | None = None,  # as of prepare()
         answers: Sequence[tuple[int, int]] = (),
         literal: Sequence[tuple[int, int]] = (),
+        contents: Sequence[str] = (),
     ) -> int:
         """Tokenise, encode and decode; afterwards logits() and start() work. The request's number.
 

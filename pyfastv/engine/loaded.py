@@ -211,14 +211,16 @@ class LoadedModel:
         Raises as :meth:`load_images`."""
         begin = time.perf_counter()
         images = self.load_images(prompt.pictures)
-        ids, frames = [], []
+        ids, frames, contents = [], [], []
         for picture, image in zip(prompt.pictures, images, strict=True):
             if isinstance(picture, Frame):
                 ids.append(picture.video)
                 frames.append(picture.number)
+                contents.append(content_id(image))
             else:
                 ids.append(content_id(image))
                 frames.append(0)
+                contents.append("")
         image_decode_ms = (time.perf_counter() - begin) * 1000.0
         keywords: dict[str, Any] = {
             "prompt": prompt.text,
@@ -228,6 +230,7 @@ class LoadedModel:
             "frames": frames,
             "answers": prompt.answers,
             "literal": prompt.literal,
+            "contents": contents,
             **setting_options(setting),
         }
         return keywords, image_decode_ms
