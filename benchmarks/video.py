@@ -38,7 +38,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--geometry", default="qwen2.5-vl-3b", help="default: %(default)s")
-    parser.add_argument("--cache", type=Path, default=default_cache(), help="where its files are: %(default)s")
+    parser.add_argument(
+        "--cache", type=Path, default=default_cache(), help="where its files are: %(default)s"
+    )
     parser.add_argument("--model", type=Path, help="a language model's file, in place of a geometry")
     parser.add_argument("--mmproj", type=Path, help="its vision encoder")
     parser.add_argument("--frames", type=int, default=8, help="default: %(default)s")
@@ -70,7 +72,9 @@ def main() -> None:
                 found.append(answer.report)
 
     print(f"{args.frames} frames of {args.size}, medians of {args.rounds}, {runner.info['description']}\n")
-    print("| frames | visual tokens | prompt | encoder, s | prefill, s | first token, s |\n|---|--:|--:|--:|--:|--:|")
+    print(
+        "| frames | visual tokens | prompt | encoder, s | prefill, s | first token, s |\n|---|--:|--:|--:|--:|--:|"
+    )
     for way, found in reports.items():
         cells = [
             f"{statistics.median(getattr(report, name) for report in found[1:]) / 1000:.2f}"

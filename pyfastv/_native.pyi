@@ -173,6 +173,9 @@ class EngineOptions:
     type_k: str  # ggml type name: "f16", "f32", "q8_0", ...
     type_v: str
     encoder_cache_bytes: int  # of encoder outputs kept for pictures that come again; 0: none
+    encoder_cache_dir: _Path | None  # of such outputs in files; None: in memory alone
+    encoder_cache_made_by: str  # of the files: all that they depend on but the picture
+    encoder_cache_disk_bytes: int  # most of the folder
     checkpoint_bytes: int  # of states of recurrent layers that later prompts go back to; 0: none
     verbose: bool
 

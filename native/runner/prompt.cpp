@@ -169,7 +169,7 @@ std::vector<bool> pairs_of(const mtmd_context * vision, const std::vector<image>
     const auto follows = [&](size_t i) {
         const auto & a = images[i - 1];
         const auto & b = images[i];
-        return b.id == a.id && b.frame == a.frame + 1 && b.width == a.width && b.height == a.height;
+        return b.id == a.id && b.frame == (int64_t) a.frame + 1 && b.width == a.width && b.height == a.height;
     };
     // some templates write lines between pictures
     const auto only_space = [&](size_t begin, size_t end) {
