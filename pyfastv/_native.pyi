@@ -173,6 +173,9 @@ class EngineOptions:
     type_k: str  # ggml type name: "f16", "f32", "q8_0", ...
     type_v: str
     encoder_cache_bytes: int  # of encoder outputs kept for pictures that come again; 0: none
+    encoder_cache_dir: _Path | None  # of such outputs in files; None: in memory alone
+    encoder_cache_made_by: str  # of the files: all that they depend on but the picture
+    encoder_cache_disk_bytes: int  # most of the folder
     checkpoint_bytes: int  # of states of recurrent layers that later prompts go back to; 0: none
     verbose: bool
 
@@ -303,6 +306,7 @@ class Engine:
         literal: Sequence[
             tuple[int, int]
         ] = (),  # in such bytes: where names of control tokens and markers are text
+        contents: Sequence[str] = (),  # of each frame a hash of its own pixels and size, "" for pictures
         **sampling: Any,  # of SamplingOptions
     ) -> EngineRequest:
         """Tokens, prepared pictures and samplers of a request.
@@ -363,6 +367,7 @@ class Engine:
         fastv: str | None = None,  # as of prepare()
         answers: Sequence[tuple[int, int]] = (),
         literal: Sequence[tuple[int, int]] = (),
+        contents: Sequence[str] = (),
     ) -> int:
         """Tokenise, encode and decode; afterwards logits() and start() work. The request's number.
 

@@ -34,6 +34,8 @@ _lib.pyfastv_turbo_unsupported_reason.restype = ctypes.c_char_p
 _lib.pyfastv_turbo_set_places.argtypes = [ctypes.c_void_p, I32, ctypes.c_size_t]
 _lib.pyfastv_turbo_patches.argtypes = [ctypes.c_void_p]
 _lib.pyfastv_turbo_patches.restype = ctypes.c_int32
+_lib.mtmd_bitmap_set_mergeable.argtypes = [ctypes.c_void_p, ctypes.c_bool]
+_lib.mtmd_bitmap_set_mergeable.restype = None
 for _name in ("places", "sizes", "targets"):
     _function = getattr(_lib, f"pyfastv_turbo_{_name}")
     _function.argtypes, _function.restype = [ctypes.c_void_p, I32, ctypes.c_size_t], ctypes.c_size_t
@@ -191,9 +193,10 @@ class Encoder:
 
     @contextmanager
     def tokenized(
-        self, text: str, pictures: Sequence[np.ndarray], ids: Sequence[str] = ()
+        self, text: str, pictures: Sequence[np.ndarray], ids: Sequence[str] = (), *, mergeable: bool = False
     ) -> Iterator[list[ctypes.c_void_p]]:
-        """The chunks of a text in which "<>" stands for a picture; ids: of the pictures, as programs give them."""
+        """The chunks of a text in which "<>" stands for a picture; ids: of the pictures, as programs give them.
+        ``mergeable``: they are the frames of a video."""
         kept = [np.ascontiguousarray(picture) for picture in pictures]
         bitmaps = (ctypes.c_void_p * len(kept))()
         for i, picture in enumerate(kept):
@@ -201,6 +204,7 @@ class Encoder:
             bitmaps[i] = mtmd.mtmd_bitmap_init(
                 width, height, picture.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
             )
+            _lib.mtmd_bitmap_set_mergeable(bitmaps[i], mergeable)
             if ids:
                 mtmd.mtmd_bitmap_set_id(bitmaps[i], ids[i].encode())
         marked = text.encode().replace(b"<>", mtmd.mtmd_default_marker())

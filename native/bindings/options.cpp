@@ -62,6 +62,10 @@ void bind_options(py::module_ & m) {
         .def_readwrite("type_k",       &engine_options::type_k)
         .def_readwrite("type_v",       &engine_options::type_v)
         .def_readwrite("encoder_cache_bytes", &engine_options::encoder_cache_bytes)
+        .def_property("encoder_cache_dir", [](const engine_options & o) { return o.encoder_cache_dir ? some_path(*o.encoder_cache_dir) : std::nullopt; },
+                [](engine_options & o, const some_path & value) { o.encoder_cache_dir = value ? std::optional(value->string()) : std::nullopt; })
+        .def_readwrite("encoder_cache_made_by", &engine_options::encoder_cache_made_by)
+        .def_readwrite("encoder_cache_disk_bytes", &engine_options::encoder_cache_disk_bytes)
         .def_readwrite("checkpoint_bytes", &engine_options::checkpoint_bytes)
         .def_readwrite("verbose",      &engine_options::verbose);
 

@@ -51,7 +51,9 @@ std::vector<span> pieces_of(const std::vector<span> & bytes, const std::string &
             first_picture = std::min(first_picture, i);
             // frames of a video have a marker each, slices of a picture one for all
             if (piece.slice == 0 || text.find_first_not_of(space, at) == text.find(marker, at)) {
-                at = std::min(text.find(marker, at), text.size() - marker.size()) + marker.size();
+                for (int32_t frame = 0; frame < piece.n_frames; ++frame) {
+                    at = std::min(text.find(marker, at), text.size() - marker.size()) + marker.size();
+                }
             }
         }
         while (found.size() < edges.size() && at >= edges[found.size()]) {

@@ -57,6 +57,9 @@ engine::engine(const engine_options & options_in) :
                 " (llama.cpp's sequences, and no more than n_batch and n_ubatch)");
     }
 
+    if (options.mmproj_path && options.encoder_cache_dir) {
+        encoded_files = std::make_unique<encoder_files>(*options.encoder_cache_dir, options.encoder_cache_made_by, options.encoder_cache_disk_bytes);
+    }
     stop  = [this] { return stop_requested(); };
     model = load_model(options);
     vocab = llama_model_get_vocab(model.get());

@@ -2,6 +2,7 @@
 
 #include "runner/checkpoints.h"
 #include "runner/encoder_cache.h"
+#include "runner/encoder_files.h"
 #include "runner/options.h"
 #include "runner/pixels.h"
 #include "runner/prompt.h"
@@ -262,7 +263,7 @@ private:
     // Brings the picture that is next to its rows, by one run of the encoder at most; true: they are there.
     bool fetch(slot & s);
 
-    // From the cache, or from the encoder if it may run, once. Null: not there, or the request was cancelled. Valid until the
+    // From the caches, or from the encoder if it may run, once. Null: not there, or the request was cancelled. Valid until the
     // next call.
     const encoded_slice * encode(slot & s, const prompt_piece & piece, bool & may_run);
 
@@ -352,6 +353,7 @@ private:
     bool                lost_memory = false; // what stages take and give back could not be had again
 
     encoder_cache               encoded;
+    std::unique_ptr<encoder_files> encoded_files; // null: none
     checkpoint_store            checkpoints;
     bool                        recurrent = false; // it has layers whose states do not go back
     std::unique_ptr<turbo_gate> gate;    // of vision

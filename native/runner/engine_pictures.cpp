@@ -18,6 +18,14 @@
 
 namespace pyfastv {
 
+static int64_t n_patches_of(const prompt_piece & piece) {
+    int64_t res = 0;
+    for (const auto & grid : piece.patches) {
+        res += (int64_t) grid.nx*grid.ny;
+    }
+    return res;
+}
+
 bool engine::prefill_picture(events & out) {
     const auto starting = in(slot::state::starting);
 
@@ -98,9 +106,18 @@ bool engine::fetch(slot & s) {
 }
 
 const encoded_slice * engine::encode(slot & s, const prompt_piece & piece, bool & may_run) {
-    if (const auto * known = encoded.find(piece.encoder_key())) {
+    const auto key = piece.encoder_key();
+    if (const auto * known = encoded.find(key)) {
         s.counts.pictures_from_cache += piece.slice == 0;
         return known;
+    }
+    if (encoded_files) {
+        const auto n = (size_t) piece.n_encoded;
+        if (auto known = encoded_files->find(key, { n*n_embd_inp(), n, n_patches_of(piece) })) {
+            s.counts.pictures_from_cache += piece.slice == 0;
+            s.counts.pictures_from_disk  += piece.slice == 0;
+            return &encoded.put(key, std::move(*known));
+        }
     }
     if (!may_run) {
         return nullptr;
@@ -126,7 +143,10 @@ const encoded_slice * engine::encode(slot & s, const prompt_piece & piece, bool 
         auto slice = encoder_output(vision.get(), model.get(), piece);
         check_numbers(slice.values.data(), slice.values.size(), "the vision encoder", options);
 
-        res = &encoded.put(piece.encoder_key(), std::move(slice));
+        if (encoded_files) {
+            encoded_files->put(key, slice);
+        }
+        res = &encoded.put(key, std::move(slice));
     });
     return res;
 }

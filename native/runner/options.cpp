@@ -43,6 +43,7 @@ void check_options(const engine_options & options) {
     check_whole("n_threads_batch", options.n_threads_batch, 0, GGML_MAX_N_THREADS);
     check_whole("n_gpu_layers", options.n_gpu_layers, -1, INT32_MAX);
     check_whole("encoder_cache_bytes", options.encoder_cache_bytes, 0, INT64_MAX);
+    check_whole("encoder_cache_disk_bytes", options.encoder_cache_disk_bytes, 0, INT64_MAX);
     check_whole("checkpoint_bytes", options.checkpoint_bytes, 0, INT64_MAX);
 }
 

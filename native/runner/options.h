@@ -32,6 +32,9 @@ struct engine_options {
     std::string                type_k       = "f16";  // ggml type of the K cache
     std::string                type_v       = "f16";
     int64_t                    encoder_cache_bytes = 0;
+    std::optional<std::string> encoder_cache_dir;            // of files (runner/encoder_files.h); none: memory alone
+    std::string                encoder_cache_made_by;        // of the files: all that rows depend on but the picture
+    int64_t                    encoder_cache_disk_bytes = 0; // most of the folder
     int64_t                    checkpoint_bytes    = 0; // of states of recurrent layers that slots go back to; 0: none
     bool                       verbose      = false;
 
@@ -78,6 +81,7 @@ struct image {
     const uint8_t * rgb; // [height, width, 3]
     std::string     id;  // the same for the same pixels and size; one for all frames of a video
     int32_t         frame = 0; // its number in its video, whose frames are slices of one picture
+    std::string     content = {}; // the same for the same pixels and size, of a frame as of a picture; empty: the id and the number tell
 };
 
 // What makes the pictures of a request cheaper before the language model; empty: nothing.
@@ -96,6 +100,7 @@ struct picture_options {
     X(int64_t, recalled_tokens)     /* visual tokens that its question brought back to the later layers */           \
     X(int64_t, pictures_encoded)                                                                                     \
     X(int64_t, pictures_from_cache)                                                                                  \
+    X(int64_t, pictures_from_disk)  /* of those, the ones that were in no memory */                                  \
     X(int64_t, generated_tokens)                                                                                     \
     X(double,  encode_ms)           /* vision encoder and projector */                                               \
     X(double,  reduce_ms)           /* between encoder and language model */                                         \

@@ -18,6 +18,7 @@
 // libmtmd, native/vision/inside_mtmd.h
 MTMD_API void mtmd_image_tokens_set_slice(mtmd_image_tokens * image_tokens, int32_t slice);
 void mtmd_image_tokens_get_shape(const mtmd_context * ctx, const mtmd_image_tokens * image_tokens, int32_t * nx, int32_t * ny);
+MTMD_API int32_t mtmd_n_frames_at_once(const mtmd_context * ctx);
 
 namespace pyfastv {
 namespace {
@@ -159,10 +160,47 @@ prompt tokenize_text(const llama_vocab * vocab, const std::string & text, const 
     return res;
 }
 
-// libmtmd's, with a picture for each marker that is none's text
+// [picture] whether it is encoded as one with the next: frames of one video that follow each other, two by two, as models that
+// take two at once were trained. Never pictures, nor where there is text between them.
+std::vector<bool> pairs_of(const mtmd_context * vision, const std::vector<image> & images, const std::string & text,
+        const std::vector<stretch> & stretches, const std::vector<size_t> & markers, size_t marker_size) {
+    std::vector<bool> res(images.size(), false);
+
+    const auto follows = [&](size_t i) {
+        const auto & a = images[i - 1];
+        const auto & b = images[i];
+        return b.id == a.id && b.frame == (int64_t) a.frame + 1 && b.width == a.width && b.height == a.height;
+    };
+    // some templates write lines between pictures
+    const auto only_space = [&](size_t begin, size_t end) {
+        return text.find_first_not_of(" \t\r\n", begin) >= end && std::none_of(stretches.begin(), stretches.end(), [&](const stretch & s) {
+            return begin < s.begin && s.begin <= end;
+        });
+    };
+    const size_t n = mtmd_n_frames_at_once(vision) == 2 ? images.size() : 0;
+    for (size_t i = 1; i < n; ++i) {
+        if (i < 2 || !res[i - 2]) {
+            res[i - 1] = follows(i) && only_space(markers[i - 1] + marker_size, markers[i]);
+        }
+    }
+    return res;
+}
+
+// of so many frames that are encoded as one, from `first` on
+std::string content_of(const std::vector<image> & images, size_t first, int32_t n_frames) {
+    std::string res;
+    for (size_t i = first; i < first + n_frames; ++i) {
+        const auto & each = images[i];
+        const auto   known = each.frame == 0 ? each.id : each.id + "." + std::to_string(each.frame);
+        res += (i > first ? "+" : "") + (each.content.empty() ? known : each.content);
+    }
+    return res;
+}
+
+// libmtmd's, with a picture for each marker that is none's text; nothing between the frames of a pair
 int32_t tokenize_stretches(const mtmd_context * vision, mtmd_input_chunks * chunks, const std::string & text,
         const std::vector<stretch> & stretches, const std::vector<size_t> & markers, size_t marker_size, bool add_bos,
-        const std::vector<const mtmd_bitmap *> & bitmaps) {
+        const std::vector<const mtmd_bitmap *> & bitmaps, const std::vector<bool> & pairs) {
     std::vector<mtmd_input_text> texts;
     std::vector<mtmd_input_part> parts;
     texts.reserve(stretches.size() + markers.size()); // parts point into it
@@ -177,7 +215,9 @@ int32_t tokenize_stretches(const mtmd_context * vision, mtmd_input_chunks * chun
             }
         };
         for (; n_pictures < markers.size() && markers[n_pictures] < each.end; n_pictures++) {
-            add(markers[n_pictures]);
+            if (n_pictures == 0 || !pairs[n_pictures - 1]) {
+                add(markers[n_pictures]);
+            }
             parts.push_back({ nullptr, bitmaps[n_pictures] });
             at = markers[n_pictures] + marker_size;
         }
@@ -272,15 +312,14 @@ prompt tokenize(const llama_model * model, const mtmd_context * vision, const st
         throw error(error_kind::option, "the prompt has a picture, but the model was loaded without an mmproj file");
     }
 
-    size_t n_pictures = 0;
+    const auto pairs = pairs_of(vision, images, text, stretches, markers, marker.size());
 
     std::vector<std::unique_ptr<mtmd_bitmap, mtmd_deleter>> bitmaps;
     std::vector<const mtmd_bitmap *> pointers;
-    for (const auto & picture : images) {
-        bitmaps.emplace_back(mtmd_bitmap_init(picture.width, picture.height, picture.rgb));
-        // the number tells pictures of one prompt apart that are the same: the slices of one have one id
-        n_pictures += picture.frame == 0;
-        mtmd_bitmap_set_id(bitmaps.back().get(), (picture.id + "#" + std::to_string(n_pictures)).c_str());
+    for (size_t i = 0; i < images.size(); ++i) {
+        bitmaps.emplace_back(mtmd_bitmap_init(images[i].width, images[i].height, images[i].rgb));
+        mtmd_bitmap_set_id(bitmaps.back().get(), std::to_string(i).c_str()); // its chunks have it
+        mtmd_bitmap_set_mergeable(bitmaps.back().get(), pairs[i] || (i > 0 && pairs[i - 1]));
         pointers.push_back(bitmaps.back().get());
     }
 
@@ -290,14 +329,24 @@ prompt tokenize(const llama_model * model, const mtmd_context * vision, const st
     const log_scope       log(false);
     const mtmd_input_text input = { text.data(), text.size(), add_bos, /* parse_special */ true };
 
-    const int32_t status = spans.literal.empty() ?
+    const bool    as_it_is = spans.literal.empty() && std::count(pairs.begin(), pairs.end(), true) == 0;
+    const int32_t status   = as_it_is ?
         mtmd_tokenize(vision, res.chunks.get(), &input, pointers.data(), pointers.size()) :
-        tokenize_stretches(vision, res.chunks.get(), text, stretches, markers, marker.size(), add_bos, pointers);
+        tokenize_stretches(vision, res.chunks.get(), text, stretches, markers, marker.size(), add_bos, pointers, pairs);
     if (status != 0) {
         // std::out_of_range, by its text
         throw log.reason("").find("::at") != std::string::npos ? no_token() :
             log.failure(error_kind::image, "the picture cannot be prepared for the vision encoder");
     }
+
+    // the number tells pictures of one prompt apart that are the same: the slices of one have one id
+    std::vector<std::string> ids;
+    int32_t                  n_pictures = 0;
+    for (const auto & picture : images) {
+        n_pictures += picture.frame == 0;
+        ids.push_back(picture.id + "#" + std::to_string(n_pictures));
+    }
+    std::vector<int32_t> n_tiles(images.size(), 0);
 
     for (size_t i = 0; i < mtmd_input_chunks_size(res.chunks.get()); ++i) {
         const auto * chunk = mtmd_input_chunks_get(res.chunks.get(), i);
@@ -310,7 +359,10 @@ prompt tokenize(const llama_model * model, const mtmd_context * vision, const st
         }
 
         prompt_piece piece;
-        piece.image_id = mtmd_input_chunk_get_id(chunk);
+        const size_t picture = std::stoul(mtmd_input_chunk_get_id(chunk));
+        piece.image_id = ids[picture];
+        piece.n_frames = pairs[picture] ? 2 : 1;
+        piece.content  = content_of(images, picture, piece.n_frames) + "/" + std::to_string(n_tiles[picture]++);
         piece.slice    = std::count_if(res.pieces.begin(), res.pieces.end(), [&](const prompt_piece & p) { return p.image_id == piece.image_id; });
         // to libmtmd every frame of a video is a picture
         mtmd_image_tokens_set_slice(const_cast<mtmd_image_tokens *>(mtmd_input_chunk_get_tokens_image(chunk)), piece.slice);

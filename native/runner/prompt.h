@@ -25,6 +25,8 @@ struct prompt_piece {
     llama_token token    = LLAMA_TOKEN_NULL; // text
     std::string image_id;                    // picture: image::id and its number in the prompt, the same for all slices
     int32_t     slice    = 0;                // picture: number of the slice
+    std::string content;                     // picture: what of which pixels is encoded, image::content of one frame or of two
+    int32_t     n_frames  = 1;               // of a video that are encoded as one
     int32_t     n_encoded = 1;               // tokens that the encoder makes
     int32_t     n_tokens  = 1;               // tokens that enter the language model
     int32_t     n_pos     = 1;
@@ -42,11 +44,11 @@ struct prompt_piece {
 
     bool visual() const { return token == LLAMA_TOKEN_NULL; }
     bool same_as(const prompt_piece & other) const {
-        return token == other.token && image_id == other.image_id && slice == other.slice && n_encoded == other.n_encoded && turbo == other.turbo && reducer == other.reducer;
+        return token == other.token && image_id == other.image_id && slice == other.slice && content == other.content && n_encoded == other.n_encoded && turbo == other.turbo && reducer == other.reducer;
     }
-    // the same for the same picture anywhere
+    // the same for the same pixels anywhere
     std::string encoder_key() const {
-        return image_id.substr(0, image_id.rfind('#')) + "/" + std::to_string(slice) + "/" + std::to_string(n_encoded) + "/" + turbo;
+        return content + "/" + std::to_string(n_encoded) + "/" + turbo;
     }
 };
 

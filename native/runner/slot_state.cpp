@@ -11,7 +11,7 @@ namespace {
 
 constexpr int32_t most_positions = 1 << 30; // of a sequence
 
-constexpr char state_magic[8] = { 'p', 'y', 'f', 's', 'l', 'o', 't', '1' }; // the last is its version
+constexpr char state_magic[8] = { 'p', 'y', 'f', 's', 'l', 'o', 't', '2' }; // the last is its version
 
 class writer {
 public:
@@ -88,6 +88,7 @@ void put(writer & to, const prompt_piece & piece) {
     }
     to.put_all(piece.image_id);
     to.put(piece.slice);
+    to.put_all(piece.content);
     to.put(piece.n_encoded);
     to.put(piece.n_tokens);
     to.put(piece.n_pos);
@@ -107,6 +108,7 @@ prompt_piece get_piece(reader & from) {
     }
     res.image_id  = from.get_all<std::string>();
     res.slice     = from.get<int32_t>();
+    res.content   = from.get_all<std::string>();
     res.n_encoded = from.get<int32_t>();
     res.n_tokens  = from.get<int32_t>();
     res.n_pos     = from.get<int32_t>();

@@ -84,6 +84,11 @@ int32_t mtmd_image_tokens_get_n_patches(const mtmd_image_tokens * image_tokens) 
     return n_patches > 0 ? n_patches : image_tokens->n_tokens();
 }
 
+// how many frames of a video the encoder takes at once
+MTMD_API int32_t mtmd_n_frames_at_once(const mtmd_context * ctx) {
+    return ctx->ctx_v ? clip_model_n_temporal_merge(ctx->ctx_v) : 1;
+}
+
 int32_t mtmd_image_tokens_get_slice(const mtmd_image_tokens * image_tokens) {
     return image_tokens->pyfastv_part.slice;
 }

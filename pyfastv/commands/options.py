@@ -80,6 +80,19 @@ _MODEL = [
         help="Of the vision encoder's matrices; auto: q8_0 where that is faster, stock: the file as it is.",
     ),
     click.option(
+        "--encoder-cache-dir",
+        metavar="DIR",
+        envvar="PYFASTV_ENCODER_CACHE_DIR",
+        show_envvar=True,
+        help="Keep the vision encoder's outputs here, for pictures that come again, in other processes, too.",
+    ),
+    click.option(
+        "--encoder-cache-disk-mb",
+        type=click.IntRange(0),
+        default=1024,
+        help="Most of that folder, in MiB.",
+    ),
+    click.option(
         "--chat-template",
         metavar="FILE|NAME",
         help=f"In place of the model's: Jinja2 in a file, or one of {', '.join(NAMED)}.",
@@ -325,6 +338,8 @@ def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "n_gpu_layers": options["n_gpu_layers"],
         "flash_attn": options["flash_attn"],
         "encoder_type": options["encoder_type"],
+        "encoder_cache_dir": options["encoder_cache_dir"],
+        "encoder_cache_disk_mb": options["encoder_cache_disk_mb"],
         "n_batch": options["batch_size"],
         "n_ubatch": options["ubatch_size"],
         "type_k": options["cache_type_k"],

@@ -10,9 +10,9 @@ import click
 from click.core import ParameterSource
 
 from ..errors import OptionError
-from ..inputs.images import load_image, named_by_place
 from ..inputs.uris import is_data_uri, local_path
 from ..output import Output
+from .media import read_media
 from .options import SETTING_NAMES, load_runner, request_options, to_sampling, to_setting
 from .streams import tell
 
@@ -48,10 +48,7 @@ def show(images: tuple[str, ...], question: str, **options: Any) -> None:
     inline = options["output"] is None and can_show()
     output = None if inline else _check_output(options["output"], images[0])
     _check_matplotlib()
-    pictures = []
-    for number, source in enumerate(images, 1):
-        with named_by_place(number, len(images)):
-            pictures.append(load_image(source, max_pixels=options["max_pixels"]))
+    pictures = read_media(images, options)
     with load_runner(options, next(iter(rules.values()))) as runner:
         questions = [question, *options["follow_up"]]
         made = trace(runner, pictures, questions, rules, sampling, system=options["system"])

@@ -47,6 +47,8 @@ class Report(InForce):
     pictures_from_cache: int
     """Pictures whose encoder output was still there from an earlier request; those that were still in the context are
     neither encoded nor fetched."""
+    pictures_from_disk: int
+    """Of these, the ones that ``encoder_cache_dir`` had and the memory had not."""
     prompt_tokens: int
     """Prompt, visual tokens included."""
     cached_tokens: int
@@ -146,7 +148,8 @@ class Report(InForce):
             "visual tokens": self._describe_visual_tokens(),
             "prompt": f"{self.prompt_tokens} tokens, {self.cached_tokens} cached",
             "pictures": f"read in {self.image_decode_ms:.0f} ms; {self.pictures_encoded} encoded in "
-            f"{self.encode_ms:.0f} ms, {self.pictures_from_cache} from the cache",
+            f"{self.encode_ms:.0f} ms, {self.pictures_from_cache} from the cache"
+            + (f" ({self.pictures_from_disk} from disk)" if self.pictures_from_disk else ""),
             "prefill": self._describe_prefill(),
             "generation": f"{self.generated_tokens} tokens in {self.generate_ms:.0f} ms, "
             f"{self.tokens_per_second:.1f} tokens/s; first after {self.first_token_ms:.0f} ms",

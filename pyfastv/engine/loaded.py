@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from .. import _native
+from .._about import __version__, lib_path
 from .._checks import integer, utf8
 from ..constraints.tools import CallFormat, CallFormats, ToolUse
 from ..errors import ContextLengthError, ModelError, OptionError, printable
@@ -25,6 +27,7 @@ from ..models.encoder_type import Encoder, check_encoder_type, resolve
 from ..settings.schedule import fitted
 from ..settings.setting import Setting
 from .sampling import Sampling
+from .saved_session import fingerprint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,6 +70,8 @@ class LoadOptions(TypedDict, total=False):
     progress: Callable[[float], object] | None
     max_pixels: int
     encoder_cache_mb: int
+    encoder_cache_dir: PathLike | None
+    encoder_cache_disk_mb: int
     checkpoint_mb: int
     encoder_type: str
     chat_template: PathLike | None
@@ -95,6 +100,8 @@ class LoadedModel:
         progress: Callable[[float], object] | None = None,
         max_pixels: int = MAX_PIXELS,
         encoder_cache_mb: int = 256,
+        encoder_cache_dir: PathLike | None = None,
+        encoder_cache_disk_mb: int = 1024,
         checkpoint_mb: int = 512,
         encoder_type: str = "auto",
         chat_template: PathLike | None = None,
@@ -121,12 +128,20 @@ class LoadedModel:
             "checkpoint_bytes": integer("checkpoint_mb", checkpoint_mb, 0) * 2**20,
             "verbose": bool(verbose),
         }
+        disk_bytes = integer("encoder_cache_disk_mb", encoder_cache_disk_mb, 0) * 2**20
+        folder = None if encoder_cache_dir is None else _folder("encoder_cache_dir", encoder_cache_dir)
         check_encoder_type(encoder_type)
         self.encoder = None if mmproj is None else Encoder(mmproj, None)
         """The vision encoder's file that was loaded, and its type; None: there is none."""
         if mmproj is not None and path.is_file():  # it may take a minute
             self.encoder = resolve(mmproj, encoder_type, n_gpu_layers=n_gpu_layers)
         encoder_path = None if self.encoder is None else str(self.encoder.path)
+        if folder is not None and self.encoder is not None:
+            options |= {
+                "encoder_cache_dir": folder,
+                "encoder_cache_made_by": _made_by(self.encoder.path, options),
+                "encoder_cache_disk_bytes": disk_bytes,
+            }
         self.engine = _native.Engine(
             model_path=str(path), mmproj_path=encoder_path, **options, progress=progress
         )
@@ -211,14 +226,16 @@ class LoadedModel:
         Raises as :meth:`load_images`."""
         begin = time.perf_counter()
         images = self.load_images(prompt.pictures)
-        ids, frames = [], []
+        ids, frames, contents = [], [], []
         for picture, image in zip(prompt.pictures, images, strict=True):
             if isinstance(picture, Frame):
                 ids.append(picture.video)
                 frames.append(picture.number)
+                contents.append(content_id(image))
             else:
                 ids.append(content_id(image))
                 frames.append(0)
+                contents.append("")
         image_decode_ms = (time.perf_counter() - begin) * 1000.0
         keywords: dict[str, Any] = {
             "prompt": prompt.text,
@@ -228,6 +245,7 @@ class LoadedModel:
             "frames": frames,
             "answers": prompt.answers,
             "literal": prompt.literal,
+            "contents": contents,
             **setting_options(setting),
         }
         return keywords, image_decode_ms
@@ -266,6 +284,37 @@ def model_files(model: PathLike | None, mmproj: PathLike | None) -> tuple[Path, 
 def _threads(name: str, n: int | None) -> int:
     """0: as the native module has it where nobody says."""
     return 0 if n is None else integer(name, n, 1, MAX_THREADS)
+
+
+def _folder(name: str, path: PathLike) -> str:
+    """Absolute: a process may go to another folder later."""
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise OptionError(f"{name} must be a path; got {type(path).__name__}") from None
+    if not text or "\0" in text:
+        raise OptionError(f"{name}: {text!r} is no path of a folder")
+    return os.path.abspath(text)
+
+
+def _made_by(encoder: Path, options: Mapping[str, Any]) -> str:
+    """A hash of all that the encoder's rows depend on but the picture and Turbo: its file, the libraries, the machine's
+    kernels. What cannot be read is left to those who load it."""
+    libraries = [*lib_path().glob("libmtmd*"), *lib_path().glob("libggml*"), Path(str(_native.__file__))]
+    try:
+        files = [fingerprint(path) for path in (encoder, *sorted(libraries))]
+    except OSError:
+        return ""
+    facts = [
+        __version__,
+        files,
+        _native.build_info(),
+        _native.system_info(),
+        _native.backends(),
+        [os.environ.get("PYFASTV_KERNELS"), _native.kernels()["chosen"]],
+        [options[name] for name in ("n_gpu_layers", "flash_attn")],
+    ]
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
 
 def setting_options(setting: Setting) -> dict[str, str]:

@@ -84,6 +84,8 @@ class Runner(Closing, InForce):
         progress: Callable[[float], object] | None = None,
         max_pixels: int = MAX_PIXELS,
         encoder_cache_mb: int = 256,
+        encoder_cache_dir: PathLike | None = None,
+        encoder_cache_disk_mb: int = 1024,
         checkpoint_mb: int = 512,
         encoder_type: str = "auto",
         chat_template: PathLike | None = None,
@@ -109,9 +111,12 @@ class Runner(Closing, InForce):
         "divprune,keep=288"; None or "off": all.
         ``progress``: called with 0..1 while loading; an exception in it ends the loading.
         ``max_pixels``: largest picture taken, in pixels. ``encoder_cache_mb``: memory for the vision encoder's
-        outputs, so that a picture that comes again is not encoded again; 0: none. ``checkpoint_mb``: memory, of all slots
-        together, for states of recurrent layers (Qwen3.5, LFM2), which do not go back by themselves: another question
-        about a picture goes on from the one behind it; 0: none, and the prompt is computed anew.
+        outputs, so that a picture that comes again is not encoded again; 0: none. ``encoder_cache_dir``: a folder for
+        them, made if it is not there, which later processes and others read, too; None: in memory alone.
+        ``encoder_cache_disk_mb``: most of the folder; those that were not used for longest leave first.
+        ``checkpoint_mb``: memory, of all slots together, for states of recurrent layers (Qwen3.5, LFM2), which do not go
+        back by themselves: another question about a picture goes on from the one behind it; 0: none, and the prompt is
+        computed anew.
         ``encoder_type``: of the vision encoder's matrices, one of :data:`pyfastv.models.encoder_type.ENCODER_TYPES`.
         "auto" is q8_0 where this machine's products with it are faster than with f16, "stock" the file as it is. Where
         the file has to be quantized, that is done once, and kept in the user's cache.
@@ -140,6 +145,8 @@ class Runner(Closing, InForce):
             progress=progress,
             max_pixels=max_pixels,
             encoder_cache_mb=encoder_cache_mb,
+            encoder_cache_dir=encoder_cache_dir,
+            encoder_cache_disk_mb=encoder_cache_disk_mb,
             checkpoint_mb=checkpoint_mb,
             encoder_type=encoder_type,
             chat_template=chat_template,

@@ -57,7 +57,9 @@ def time_settings(
     shape = (rounds, len(questions))
     measured = {setting: {part: np.zeros(shape) for part in _PARTS} for setting in settings}
     # the encoder's output is not to come from a cache; text, pictures and setting as when the answers were made
-    with Runner(**{**asking.runner, "fastv": None, "encoder_cache_mb": 0}) as runner:
+    with Runner(
+        **{**asking.runner, "fastv": None, "encoder_cache_mb": 0, "encoder_cache_dir": None}
+    ) as runner:
 
         def ask(setting: str, question: Question) -> dict[str, float]:
             runner._use(Setting.parse(setting))  # clears the context

@@ -36,6 +36,7 @@ _SUMMED = (
     "later_ms",
     "pictures_encoded",
     "pictures_from_cache",
+    "pictures_from_disk",
     "recalled_tokens",
 )
 

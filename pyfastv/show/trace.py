@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .. import _native
 from ..errors import ImageError
-from ..inputs.images import Pictures, as_list
+from ..inputs.images import Frame, Picture, Pictures, as_list
 from ..settings.schedule import Cut, Schedule
 from ..settings.setting import InForce, Setting
 from .geometry import Canvas, lay_out
@@ -93,16 +93,20 @@ def trace(
     question.
 
     Raises OptionError, ImageError if there is no picture, and what :meth:`pyfastv.Session.ask` raises."""
-    images = runner._model.load_images(as_list(pictures))
+    given = as_list(pictures)
+    images = runner._model.load_images(given)
     if not images:
         raise ImageError("there is no picture to show: pass at least one")
+    asked: list[Picture] = [
+        picture if isinstance(picture, Frame) else image for picture, image in zip(given, images, strict=True)
+    ]
     settings = {name: to_setting(rule, runner.setting) for name, rule in rules.items()}
     traces, grids = [], []
     for name, setting in settings.items():
         turns: list[Turn] = []
         with runner.session(system=system, **(sampling or {})) as session:
             for number, question in enumerate(questions):
-                answer = session.ask(images if number == 0 else None, question, **setting.options())
+                answer = session.ask(asked if number == 0 else None, question, **setting.options())
                 with runner._engine_at_work() as engine:
                     before = turns[-1].stages if turns else None
                     turns.append(Turn(question, answer.text, _stages(engine, setting.fastv, before)))
@@ -110,8 +114,36 @@ def trace(
         grids = [[grid for patches, _ in slices for grid in patches] for slices in seen]
         traces.append(RuleTrace(name, setting, tuple(turns), _places(seen)))
     with runner._engine_at_work() as engine:
-        pixels = [engine.pixels(image) for image in images]
+        pixels = [
+            _pixels(engine, frames, len(slices))
+            for frames, slices in zip(_by_picture(given, images), grids, strict=True)
+        ]
     return Trace(lay_out(pixels, grids), tuple(traces))
+
+
+def _by_picture(
+    pictures: Sequence[Picture], images: Sequence[NDArray[np.uint8]]
+) -> list[list[NDArray[np.uint8]]]:
+    """Frames of one video together."""
+    found: list[list[NDArray[np.uint8]]] = []
+    video = None
+    for picture, image in zip(pictures, images, strict=True):
+        if isinstance(picture, Frame) and picture.number > 0 and picture.video == video:
+            found[-1].append(image)
+        else:
+            found.append([image])
+        video = picture.video if isinstance(picture, Frame) else None
+    return found
+
+
+def _pixels(
+    engine: _native.Engine, frames: Sequence[NDArray[np.uint8]], n_slices: int
+) -> list[NDArray[np.uint8]]:
+    """Of a picture's slices; where frames go in pairs, of the first of each."""
+    slices = [engine.pixels(frame) for frame in frames]
+    pairs = [of_frame[0] for of_frame in slices[::2]]
+    whole = [pixels for of_frame in slices for pixels in of_frame]
+    return pairs if len(whole) != n_slices == len(pairs) else whole
 
 
 def _places(
