@@ -121,13 +121,16 @@ class Layout:
         """per_layer: numbers that layers add of a row."""
         self.state = state
         self.fields: dict[str, list[int]] = {}  # offsets by name
+        self.ends: dict[str, list[range]] = {}  # bytes of the first and of the last by name
         self.payload: set[int] = set()  # numbers of hidden rows and scores
         n_known = {WIDTH: 0, per_layer: 0}
 
         def field(name: str, form: str) -> Any:
             self.fields.setdefault(name, []).append(self.at)
             (value, *_) = struct.unpack_from(form, state, self.at)
-            self.at += struct.calcsize(form)
+            end = self.at + struct.calcsize(form)
+            self.ends[name] = [*self.ends.get(name, [])[:1], range(self.at, end)]
+            self.at = end
             return value
 
         def score(name: str) -> None:
@@ -410,7 +413,11 @@ def break_a_sequence(paths: list[str]) -> None:
             yield from truncated(layout.state, 50)
             # what is before the numbers of the cells: the header, and what the cells are
             yield from flipped(layout.state, every_bit(list(range(120))))
-            yield from flipped(layout.state, every_bit(layout.structure))
+            # each field where it stands first and last; where it stands between, a bit of each byte
+            ends = sorted({byte for spans in layout.ends.values() for span in spans for byte in span})
+            yield from flipped(layout.state, every_bit(ends))
+            between = sorted(set(layout.structure) - set(ends))
+            yield from flipped(layout.state, [(i, int(rng.integers(8))) for i in between])
             yield from flipped(layout.state, some_bits(rng, 0, len(layout.state), 200))
 
         try_all(broken(), lambda state: other.load_sequence(state, 2), other, use)

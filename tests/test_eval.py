@@ -338,7 +338,8 @@ def test_the_plot_has_a_panel_for_each_cost(tmp_path: Path, times: dict[str, Tim
     plot(evaluate(QUESTIONS, ANSWERS, "exact", times), file)
     with Image.open(file) as picture:
         assert (picture.width > 1.5 * picture.height) == (times is not None)
-        colors = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)
+        colors = picture.convert("RGB").getcolors(2**24)
+    assert colors is not None
     assert len(colors) > 50, "something was drawn"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gguf
@@ -21,7 +21,7 @@ from pyfastv.models.quantize import TYPES, quantize_mmproj
 import random_mmproj
 from compare import relative_rms
 from dequantize import dequantize
-from features import features
+from features import Encoding, encoding
 from random_mmproj import FAMILIES
 
 CLOCK = bundled_examples()[0]
@@ -92,14 +92,23 @@ def test_sizes_shrink_with_the_bits(written: Written) -> None:
     assert sizes["q4_0"] < sizes["q4_1"] < sizes["q5_0"] < sizes["q5_1"] < sizes["q8_0"] < sizes["f16"]
 
 
+@pytest.fixture(scope="module")
+def encoder() -> Iterator[Encoding]:
+    with encoding() as encoder:
+        yield encoder
+
+
+@pytest.fixture(scope="module")
+def exact(encoder: Encoding, source: Path) -> np.ndarray:
+    """What the encoder in f32 makes of the clock."""
+    return encoder.features(bundled_model(), source, CLOCK.picture, source.with_name("exact.npy"))
+
+
 @pytest.mark.parametrize("kind", TYPES)
 def test_features_are_close_and_the_clock_is_read(
-    source: Path, written: Written, tmp_path: Path, kind: str
+    encoder: Encoding, exact: np.ndarray, written: Written, tmp_path: Path, kind: str
 ) -> None:
-    files = (source, written(kind))
-    exact, made = (
-        features(bundled_model(), file, CLOCK.picture, tmp_path / f"{i}.npy") for i, file in enumerate(files)
-    )
+    made = encoder.features(bundled_model(), written(kind), CLOCK.picture, tmp_path / "made.npy")
     assert made.shape == (576, 512)
     error = relative_rms(made, exact)
     print(f"{kind}: relative rms {error:.4f}")
@@ -109,7 +118,7 @@ def test_features_are_close_and_the_clock_is_read(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_encoders_of_other_families_still_run(tmp_path: Path, name: str) -> None:
+def test_encoders_of_other_families_still_run(encoder: Encoding, tmp_path: Path, name: str) -> None:
     """With random weights. What ggml cannot do with a quantized matrix would end the process."""
     model, mmproj = random_mmproj.write_pair(tmp_path, name)
     made = quantize_mmproj(mmproj, tmp_path / "q4_0.gguf", "q4_0")
@@ -118,7 +127,7 @@ def test_encoders_of_other_families_still_run(tmp_path: Path, name: str) -> None
     pixels = np.random.default_rng(5).integers(0, 256, (168, 224, 3), dtype=np.uint8)
     pyfastv.inputs.images.Image.fromarray(pixels).save(picture)
     exact, rows = (
-        features(model, file, picture, tmp_path / "rows.npy") for file in (mmproj, tmp_path / "q4_0.gguf")
+        encoder.features(model, file, picture, tmp_path / "rows.npy") for file in (mmproj, tmp_path / "q4_0.gguf")
     )
     assert rows.shape == exact.shape
     assert 0 < relative_rms(rows, exact) < 0.5

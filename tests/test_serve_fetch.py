@@ -79,7 +79,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         monkeypatch.setattr(
             fetching, "refuse_address", lambda address: None if address == "127.0.0.1" else refuse(address)
         )

@@ -16,7 +16,7 @@ hypothesis = pytest.importorskip("hypothesis")
 
 # answers are short: what is under test lies before them
 OPTIONS = ("--n-ctx", "512", "--max-tokens", "2", "--allow-remote-images", "--slots", "2")
-EXAMPLES = 40
+EXAMPLES = 15
 
 
 @pytest.fixture(scope="module")

@@ -173,9 +173,9 @@ def test_sigterm_ends_answers_within_seconds() -> None:
 
 def test_a_conversation_of_many_short_messages_is_answered() -> None:
     roles = ("user", "assistant")
-    messages = [{"role": roles[i % 2], "content": "ab"[i % 2]} for i in range(601)]
+    messages = [{"role": roles[i % 2], "content": "ab"[i % 2]} for i in range(521)]
     with serving("--n-ctx", "8192", "--slots", "1") as server:
-        assert server.chat(messages, max_tokens=1)["usage"]["prompt_tokens"] > 601
+        assert server.chat(messages, max_tokens=1)["usage"]["prompt_tokens"] > 521
 
 
 def test_a_port_in_use_is_told() -> None:
@@ -217,7 +217,7 @@ LOADS, IS_TOLD, LISTENS = (
 
 @pytest.mark.parametrize(
     ("sign", "at"),
-    [*((sign, at) for at in (IS_TOLD, LISTENS) for sign in ("SIGTERM", "SIGINT")), ("SIGTERM", LOADS)],
+    [("SIGTERM", LOADS), ("SIGINT", IS_TOLD), ("SIGTERM", LISTENS)],
 )
 def test_a_signal_before_the_first_request_ends_the_server_well(sign: str, at: str) -> None:
     command = [sys.executable, "-c", STOPPED_EARLY]

@@ -236,13 +236,13 @@ def test_progress_comes_after_every_frame(off: Runner, ramp: Path) -> None:
         seen: list[int] = []
         off._engine.reset()
         off.ask(
-            video=Video(ramp, frames=4),
+            video=Video(ramp, frames=3),
             question="Q?",
             max_tokens=1,
             reduce=reduce,
             progress=lambda done, _, seen=seen: seen.append(done),
         )
-        assert len(set(seen)) >= 4
+        assert len(set(seen)) >= 3
         assert seen == sorted(seen)
 
 
