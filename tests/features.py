@@ -53,12 +53,6 @@ def encoding() -> Iterator[Encoding]:
     assert process.returncode == 0
 
 
-def features(model: Path, mmproj: Path, picture: Path, out: Path) -> np.ndarray:
-    """float32 [n, n_embd], in a process of its own."""
-    with encoding() as process:
-        return process.features(model, mmproj, picture, out)
-
-
 def _encode(model: str, mmproj: str, picture: str, out: str) -> None:
     from llama_cpp import llama_cpp as llama
     from llama_cpp import mtmd_cpp as mtmd
