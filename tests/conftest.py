@@ -231,6 +231,9 @@ class FakeEngine:
     def set_reducer(self, spec: str) -> None:
         self._call("set_reducer", spec)
 
+    def picture_shape(self, width: int, height: int, enlarge: bool) -> tuple[int, int, int, int]:
+        return 576, 1, 336, 336
+
     def check(self, turbo: str, reducer: str) -> None:
         pass
 

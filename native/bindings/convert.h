@@ -30,14 +30,15 @@ inline void refuse_inherited(const pyfastv::inheritable & made, const std::strin
     }
 }
 
-// they share the arrays' memory; frames: of each its number in its video, empty: none is of a video
+// they share the arrays' memory; frames: of each its number in its video, empty: none is of a video; enlarge: of each, empty: all may be
 inline std::vector<pyfastv::image> to_images(const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids,
-        const std::vector<int32_t> & frames = {}) {
+        const std::vector<int32_t> & frames = {}, const std::vector<bool> & enlarge = {}) {
     using pyfastv::error;
     using pyfastv::error_kind;
 
-    if (ids.size() != arrays.size() || (!frames.empty() && frames.size() != arrays.size())) {
-        throw error(error_kind::option, "there must be one id and one frame number for each picture");
+    const auto fits = [&](size_t n) { return n == 0 || n == arrays.size(); };
+    if (ids.size() != arrays.size() || !fits(frames.size()) || !fits(enlarge.size())) {
+        throw error(error_kind::option, "there must be one id, one frame number and one enlarge for each picture");
     }
     std::vector<pyfastv::image> images;
     for (size_t i = 0; i < arrays.size(); ++i) {
@@ -46,7 +47,8 @@ inline std::vector<pyfastv::image> to_images(const std::vector<rgb_array> & arra
         if (array.ndim() != 3 || array.shape(2) != 3 || array.size() == 0) {
             throw error(error_kind::image, "a picture must be an array of uint8 [height, width, 3]");
         }
-        images.push_back({ (uint32_t) array.shape(1), (uint32_t) array.shape(0), array.data(), ids[i], frames.empty() ? 0 : frames[i] });
+        images.push_back({ (uint32_t) array.shape(1), (uint32_t) array.shape(0), array.data(), ids[i], frames.empty() ? 0 : frames[i],
+            enlarge.empty() || enlarge[i] });
     }
     return images;
 }

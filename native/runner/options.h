@@ -78,6 +78,7 @@ struct image {
     const uint8_t * rgb; // [height, width, 3]
     std::string     id;  // the same for the same pixels and size; one for all frames of a video
     int32_t         frame = 0; // its number in its video, whose frames are slices of one picture
+    bool            enlarge = true; // may preprocessors that scale every picture to one size enlarge it?
 };
 
 // What makes the pictures of a request cheaper before the language model; empty: nothing.

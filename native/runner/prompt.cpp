@@ -7,6 +7,7 @@
 #include "runner/text_length.h"
 
 #include "choose/grid.h"
+#include "vision/picture_shape.h"
 
 #include "pyfastv_turbo.h"
 
@@ -280,7 +281,9 @@ prompt tokenize(const llama_model * model, const mtmd_context * vision, const st
         bitmaps.emplace_back(mtmd_bitmap_init(picture.width, picture.height, picture.rgb));
         // the number tells pictures of one prompt apart that are the same: the slices of one have one id
         n_pictures += picture.frame == 0;
-        mtmd_bitmap_set_id(bitmaps.back().get(), (picture.id + "#" + std::to_string(n_pictures)).c_str());
+        const auto id = picture.id + (picture.enlarge ? "#" : "/not enlarged#") + std::to_string(n_pictures);
+        mtmd_bitmap_set_id(bitmaps.back().get(), id.c_str());
+        pyfastv_set_enlarge(bitmaps.back().get(), picture.enlarge);
         pointers.push_back(bitmaps.back().get());
     }
 

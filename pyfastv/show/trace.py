@@ -109,8 +109,10 @@ def trace(
                     seen = engine.pictures()
         grids = [[grid for patches, _ in slices for grid in patches] for slices in seen]
         traces.append(RuleTrace(name, setting, tuple(turns), _places(seen)))
+    model = runner._model
+    shown = [model.as_seen(image, model.budget)[0] for image in images]
     with runner._engine_at_work() as engine:
-        pixels = [engine.pixels(image) for image in images]
+        pixels = [engine.pixels(image, model.budget.enlarge) for image in shown]
     return Trace(lay_out(pixels, grids), tuple(traces))
 
 
