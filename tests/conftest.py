@@ -252,6 +252,7 @@ class FakeEngine:
         fastv: str | None = None,
         answers: Any = (),
         literal: Any = (),
+        enlarge: Any = (),
     ) -> int:
         arguments = {"images": images, "image_ids": image_ids, "add_bos": add_bos, "reserve": reserve}
         settings = {"turbo": turbo, "fastv": fastv, "answers": answers, "literal": literal}

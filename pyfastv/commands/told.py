@@ -48,7 +48,7 @@ def tell_report(report: Report, *, whole: bool) -> None:
     if whole:
         tell(str(report))
         return
-    shrunk = [str(picture) for picture in report.pictures if picture.was_scaled]
+    shrunk = dict.fromkeys(str(picture) for picture in report.pictures if picture.was_scaled)
     seen = f"{report.visual_tokens} visual tokens, {report.visual_tokens_kept} kept; "
     if shrunk:
         tell("; ".join(shrunk))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -161,7 +162,9 @@ class Report(InForce):
             f"{_mib(self.kv_bytes_used_stock)} of {_mib(self.kv_bytes_allocated_stock)}",
         }
         told = [f"{name:<14} {value}" for name, value in lines.items()]
-        told[1:1] = [f"{'picture':<14} {picture}" for picture in self.pictures]
+        # frames of a video are alike
+        counts = Counter(map(str, self.pictures))
+        told[1:1] = [f"{'picture' if n == 1 else f'{n} pictures':<14} {text}" for text, n in counts.items()]
         return "\n".join(told)
 
     def _describe_visual_tokens(self) -> str:
