@@ -7,6 +7,7 @@ set(PYFASTV_MTMD_SOURCES
     files/limits.cpp
     vision/mmproj.cpp
     files/numbers.cpp
+    vision/picture_shape.cpp
     vision/turbo/attach.cpp
     vision/turbo/plan.cpp
     vision/turbo/turbo.cpp

@@ -307,6 +307,9 @@ class Engine:
             tuple[int, int]
         ] = (),  # in such bytes: where names of control tokens and markers are text
         contents: Sequence[str] = (),  # of each frame a hash of its own pixels and size, "" for pictures
+        enlarge: Sequence[
+            bool
+        ] = (),  # of each image: may preprocessors that scale all to one size enlarge it?
         **sampling: Any,  # of SamplingOptions
     ) -> EngineRequest:
         """Tokens, prepared pictures and samplers of a request.
@@ -368,6 +371,7 @@ class Engine:
         answers: Sequence[tuple[int, int]] = (),
         literal: Sequence[tuple[int, int]] = (),
         contents: Sequence[str] = (),
+        enlarge: Sequence[bool] = (),
     ) -> int:
         """Tokenise, encode and decode; afterwards logits() and start() work. The request's number.
 
@@ -405,8 +409,12 @@ class Engine:
         """Forget the context and every request (not the model)."""
     def embed(self, image: NDArray[np.uint8], image_id: str) -> list[NDArray[np.float32]]:
         """What the encoder and the projector make of a picture: [n, d] for each slice. The context stays."""
-    def pixels(self, picture: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-        """What the vision encoder sees of a picture, slice by slice: each [height, width, 3]. Evaluates nothing."""
+    def pixels(self, picture: NDArray[np.uint8], enlarge: bool = True) -> list[NDArray[np.uint8]]:
+        """What the vision encoder sees of a picture, slice by slice: each [height, width, 3]. Evaluates nothing.
+        ``enlarge``: as of prepare()."""
+    def picture_shape(self, width: int, height: int, enlarge: bool) -> tuple[int, int, int, int]:
+        """What becomes of a picture of this size: its visual tokens, before Turbo and reducers; how many slices are
+        encoded; width and height of the first. Resizes nothing. Raises ImageError; OptionError without an encoder."""
     def places(self, request: int | None = None) -> NDArray[np.int32]:
         """Of every visual token in the slot the patch, counted in its slice, whose position it has."""
     def kept(self, cut: int, request: int | None = None) -> NDArray[np.int32]:

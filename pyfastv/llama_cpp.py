@@ -32,7 +32,8 @@ from .engine.handler_pictures import Mtmd
 from .engine.handler_sampling import samples_safely
 from .engine.loaded import content_id
 from .engine.process_lock import ProcessLock
-from .errors import Error, OptionError
+from .errors import Error, ImageError, OptionError
+from .inputs.budget import Budget, Fitted, SeenPicture, Shape, Sized, as_seen, fit
 from .inputs.chat import ChatTemplate, Prompt
 from .inputs.images import MAX_PIXELS, load_image, named_by_place
 from .inputs.template import find_template
@@ -103,6 +104,7 @@ _llama_cpp: Any = sys.modules["llama_cpp.llama_cpp"]
 _fastv = _llama_cpp._lib
 c_structures.declare(_fastv)
 _turbo = c_structures.declare_turbo(_mtmd_cpp._libmtmd)
+_shapes = c_structures.declare_shapes(_mtmd_cpp._libmtmd)
 _MTMDChatHandler: Any = _chat_format.MTMDChatHandler
 
 # libmtmd's log follows the Llama's verbose, as libllama's does
@@ -133,6 +135,8 @@ class HandlerReport(InForce):
     later_ms: float
     kv_bytes_used: tuple[int, ...]
     kv_bytes_used_stock: int
+    pictures: tuple[SeenPicture, ...] = ()
+    """Sizes, tiles and tokens of each, before Turbo and reducers."""
 
 
 class FastVChatHandler(_MTMDChatHandler):
@@ -161,10 +165,13 @@ class FastVChatHandler(_MTMDChatHandler):
         chat_template: str | os.PathLike[str] | None = None,
         max_pixels: int = MAX_PIXELS,
         encoder_type: str = "auto",
+        image_tokens: int | Sequence[int] | str | None = None,
+        enlarge: bool | None = None,
     ) -> None:
         """``clip_model_path``, ``verbose``, ``use_gpu``: as in llama_cpp.llama_chat_format.MTMDChatHandler.
 
-        ``fastv``, ``turbo``, ``reduce``, ``encoder_type``, ``chat_template``: as in :class:`pyfastv.Runner`.
+        ``fastv``, ``turbo``, ``reduce``, ``encoder_type``, ``chat_template``, ``image_tokens``, ``enlarge``: as in
+        :class:`pyfastv.Runner`.
         ``max_pixels``: largest picture taken.
 
         Raises ValueError (no such file), OptionError. A setting that the model cannot have is told by the first
@@ -174,6 +181,8 @@ class FastVChatHandler(_MTMDChatHandler):
         _check_turbo(self._setting.turbo)
         self._chat_template = find_template(chat_template)
         self._max_pixels = max_pixels
+        self._budget = Budget.of(image_tokens, enlarge)
+        self._seen: list[SeenPicture] = []
         mmproj = Path(os.fsdecode(clip_model_path))
         encoder = resolve(mmproj, encoder_type, n_gpu_layers=-1 if use_gpu else 0)
         super().__init__(str(encoder.path), verbose, use_gpu)
@@ -216,6 +225,7 @@ class FastVChatHandler(_MTMDChatHandler):
         _fastv.pyfastv_reset_report(llama.ctx)
         self._mtmd_cpp.reset()
         self._report = None
+        self._seen = []
         options |= {name: whole(options[name]) for name in _WHOLE if name in options}
         return super().__call__(llama=llama, messages=messages, **options)
 
@@ -264,6 +274,8 @@ class FastVChatHandler(_MTMDChatHandler):
 
     def load_image(self, image_url: Any) -> Any:
         """The bytes behind an http(s) address; everything else as it is."""
+        if isinstance(image_url, Sized):
+            return Sized(self.load_image(image_url.picture), image_url.detail)
         if isinstance(image_url, str) and image_url.lower().startswith(("http://", "https://")):
             return super().load_image(image_url)
         return image_url
@@ -271,16 +283,31 @@ class FastVChatHandler(_MTMDChatHandler):
     def _create_bitmap_from_bytes(self, image_bytes: Any) -> Any:
         number = self._mtmd_cpp.number()
         of = number if self._prompt is None else len(self._prompt.pictures)
+        given = image_bytes if isinstance(image_bytes, Sized) else Sized(image_bytes, "auto")
+        budget = self._budget.with_detail(given.detail)
         with named_by_place(number, of):
-            rgb = load_image(image_bytes, max_pixels=self._max_pixels)
+            rgb, told = as_seen(load_image(given.picture, max_pixels=self._max_pixels), budget, self._fit)
+        self._seen += [] if told is None else [told]
         height, width, _ = rgb.shape
         bitmap = _mtmd_cpp.mtmd_bitmap_init(width, height, rgb.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
         # slices of one picture are known by their common id
         name = f"{content_id(rgb)}#{number}"
         _mtmd_cpp.mtmd_bitmap_set_id(bitmap, name.encode())
+        _shapes.pyfastv_set_enlarge(bitmap, budget.enlarge)
         return bitmap
 
     # our own
+
+    def _fit(self, width: int, height: int, budget: Budget) -> Fitted:
+        def shape_of(width: int, height: int) -> Shape:
+            shape = c_structures.PictureShape()
+            if not _shapes.pyfastv_shape_of(
+                self.mtmd_ctx, width, height, budget.enlarge, ctypes.byref(shape)
+            ):
+                raise ImageError(f"a picture of {width} x {height} cannot be prepared for the vision encoder")
+            return Shape(shape.n_tokens, shape.n_slices, shape.width, shape.height)
+
+        return fit(width, height, budget, shape_of)
 
     def _serving(self) -> Any:
         """The open Llama that this handler is attached to, or None. Raises ClosedError in a child of a fork."""
@@ -368,6 +395,7 @@ class FastVChatHandler(_MTMDChatHandler):
             later_ms=native.t_later_ms,
             kv_bytes_used=tuple(native.kv_bytes_used[: native.n_stages]),
             kv_bytes_used_stock=native.kv_bytes_used_stock,
+            pictures=tuple(self._seen),
         )
 
 

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from .engine.runner import Runner
 from .engine.sampling import RequestOptions
 from .errors import DataError, Error
+from .inputs.budget import Budget
 from .inputs.images import Picture
 from .models.named import NamedModel, find_files, named_models, read_models, wanted
 from .settings.presets import Recommended
@@ -63,6 +64,12 @@ class PyfastvModel(llm.Model):
         reduce: str | None = Field(
             None, description="Fewer visual tokens before the language model: pool,window=2, ..., off"
         )
+        image_tokens: str | int | None = Field(
+            None, description="Most visual tokens of a picture, or the least and the most: 256, 64-256"
+        )
+        enlarge: bool | None = Field(
+            None, description="May a model that scales every picture to one size enlarge it?"
+        )
         model: str | None = Field(None, description="Path of another GGUF model, or its name")
         mmproj: str | None = Field(None, description="Path of its vision encoder")
         n_ctx: int | None = Field(
@@ -74,6 +81,12 @@ class PyfastvModel(llm.Model):
         @classmethod
         def _check(cls, value: str | None, info: ValidationInfo) -> str | None:
             Setting.of(**{str(info.field_name): value})
+            return value
+
+        @field_validator("image_tokens")
+        @classmethod
+        def _check_tokens(cls, value: str | int | None) -> str | int | None:
+            Budget.of(value)
             return value
 
     def __init__(self, model_id: str, entry: NamedModel | None = None) -> None:

@@ -45,7 +45,14 @@ class TextPart(TypedDict):
     text: str
 
 
-class ImageUrl(TypedDict):
+class ImageDetail(TypedDict, total=False):
+    """How large a picture is seen."""
+
+    detail: Literal["low", "high", "auto", "original"]
+    """"low": at most 256 visual tokens, or as few as the model can have."""
+
+
+class ImageUrl(ImageDetail):
     """Where a picture is."""
 
     url: str

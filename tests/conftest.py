@@ -243,6 +243,9 @@ class FakeEngine:
     def set_reducer(self, spec: str) -> None:
         self._call("set_reducer", spec)
 
+    def picture_shape(self, width: int, height: int, enlarge: bool) -> tuple[int, int, int, int]:
+        return 576, 1, 336, 336
+
     def check(self, turbo: str, reducer: str) -> None:
         pass
 
@@ -261,6 +264,7 @@ class FakeEngine:
         fastv: str | None = None,
         answers: Any = (),
         literal: Any = (),
+        enlarge: Any = (),
     ) -> int:
         arguments = {"images": images, "image_ids": image_ids, "add_bos": add_bos, "reserve": reserve}
         settings = {"turbo": turbo, "fastv": fastv, "answers": answers, "literal": literal}

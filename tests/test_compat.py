@@ -68,6 +68,11 @@ def in_message(content: Any, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content, **more}]}
 
 
+def shown_with(detail: str) -> dict[str, Any]:
+    part = {"type": "image_url", "image_url": {"url": PICTURE, "detail": detail}}
+    return {"role": "user", "content": [part, {"type": "text", "text": "Read the clock."}]}
+
+
 _CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
 _CALLED = {"role": "assistant", "content": None, "tool_calls": [_CALL]}
 _RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "a clock"}
@@ -77,6 +82,10 @@ CHAT = {
     "messages: image_url": Sent(
         {"messages": [question("Read the clock.", PICTURE)]},
         {"messages": [question("Read the clock.", "data:image/png;base64,AAAA")]},
+    ),
+    "messages: image_url.detail": Sent(
+        {"messages": [shown_with("low")]},
+        {"messages": [shown_with("tiny")]},
     ),
     "messages: role tool": Sent(
         {"messages": [HELLO, _CALLED, _RESULT]}, {"messages": [HELLO, {**_RESULT, "content": 5}]}
@@ -161,6 +170,10 @@ CHAT = {
     "fastv": Sent({"fastv": "k=2,drop=0.75"}),
     "turbo": Sent({"turbo": "share=0.5"}),
     "reduce": Sent({"reduce": "pool,window=2"}),
+    "image_tokens": Sent({"image_tokens": 600}),
+    "image_min_tokens": Sent({"image_min_tokens": 64}),
+    "image_max_tokens": Sent({"image_max_tokens": 600}),
+    "enlarge": Sent({"enlarge": False}),
     "fastv_details": Sent({"fastv_details": True}),
 }
 EXAMPLES: dict[str, dict[str, Sent]] = {

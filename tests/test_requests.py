@@ -89,6 +89,10 @@ def test_flash_attention_takes_booleans(monkeypatch: pytest.MonkeyPatch, given: 
         ("flash_attn", "maybe"),
         ("seed", -1),
         ("max_pixels", 0),
+        ("image_tokens", 0),
+        ("image_tokens", (2, 1)),
+        ("image_tokens", 5000),  # more than the context
+        ("enlarge", 1),
         ("encoder_cache_mb", -1),
         ("checkpoint_mb", -1),
         ("fastv", (2, 0.5)),

@@ -30,16 +30,17 @@ inline void refuse_inherited(const pyfastv::inheritable & made, const std::strin
     }
 }
 
-// they share the arrays' memory; frames: of each its number in its video, empty: none is of a video; contents: image::content of
-// each, empty: of none
+// they share the arrays' memory; of each, or empty: frames, its number in its video, 0 or empty where it is of none; contents:
+// image::content; enlarge: image::enlarge
 inline std::vector<pyfastv::image> to_images(const std::vector<rgb_array> & arrays, const std::vector<std::string> & ids,
-        const std::vector<int32_t> & frames = {}, const std::vector<std::string> & contents = {}) {
+        const std::vector<int32_t> & frames = {}, const std::vector<std::string> & contents = {}, const std::vector<bool> & enlarge = {}) {
     using pyfastv::error;
     using pyfastv::error_kind;
 
-    const size_t n = arrays.size();
-    if (ids.size() != n || (!frames.empty() && frames.size() != n) || (!contents.empty() && contents.size() != n)) {
-        throw error(error_kind::option, "there must be one id, one frame number and one content for each picture");
+    const size_t n    = arrays.size();
+    const auto   fits = [n](size_t given) { return given == 0 || given == n; };
+    if (ids.size() != n || !fits(frames.size()) || !fits(contents.size()) || !fits(enlarge.size())) {
+        throw error(error_kind::option, "there must be one id, one frame number, one content and one enlarge for each picture");
     }
     std::vector<pyfastv::image> images;
     for (size_t i = 0; i < n; ++i) {
@@ -48,8 +49,8 @@ inline std::vector<pyfastv::image> to_images(const std::vector<rgb_array> & arra
         if (array.ndim() != 3 || array.shape(2) != 3 || array.size() == 0) {
             throw error(error_kind::image, "a picture must be an array of uint8 [height, width, 3]");
         }
-        images.push_back({ (uint32_t) array.shape(1), (uint32_t) array.shape(0), array.data(), ids[i],
-            frames.empty() ? 0 : frames[i], contents.empty() ? "" : contents[i] });
+        images.push_back({ (uint32_t) array.shape(1), (uint32_t) array.shape(0), array.data(), ids[i], frames.empty() ? 0 : frames[i],
+            contents.empty() ? "" : contents[i], enlarge.empty() || enlarge[i] });
     }
     return images;
 }

@@ -165,8 +165,8 @@ std::vector<pyfastv::span> to_spans(const byte_spans & spans) {
 std::unique_ptr<py_request> prepare(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays,
         const std::vector<std::string> & ids, bool add_bos, const std::vector<int32_t> & frames, int64_t n_probs, std::string turbo,
         std::string reducer, const std::optional<std::string> & fastv, const byte_spans & answers, const byte_spans & literal,
-        const std::vector<std::string> & contents, const py::kwargs & sampling) {
-    const auto images  = to_images(arrays, ids, frames, contents);
+        const std::vector<std::string> & contents, const std::vector<bool> & enlarge, const py::kwargs & sampling) {
+    const auto images  = to_images(arrays, ids, frames, contents, enlarge);
     const auto options = to_sampling_options(sampling);
 
     const pyfastv::picture_options pictures = { std::move(turbo), std::move(reducer) };
@@ -261,8 +261,8 @@ int64_t prefill(py_engine & self, const std::string & prompt, const std::vector<
         const py::object & progress, bool add_bos, int64_t reserve, const std::vector<int32_t> & frames,
         const std::optional<std::string> & turbo, const std::optional<std::string> & reducer, const py::object & started,
         const std::optional<std::string> & fastv, const byte_spans & answers, const byte_spans & literal,
-        const std::vector<std::string> & contents) {
-    const auto images = to_images(arrays, ids, frames, contents);
+        const std::vector<std::string> & contents, const std::vector<bool> & enlarge) {
+    const auto images = to_images(arrays, ids, frames, contents, enlarge);
 
     std::optional<pyfastv::picture_options> pictures;
     if (turbo || reducer) {
@@ -335,9 +335,14 @@ py::list embed(py_engine & self, const rgb_array & array, const std::string & id
     return res;
 }
 
+py::tuple picture_shape(py_engine & self, uint32_t width, uint32_t height, bool enlarge) {
+    const auto shape = run(self, [&](engine & e) { return e.shape_of(width, height, enlarge); });
+    return py::make_tuple(shape.n_tokens, shape.n_slices, shape.width, shape.height);
+}
+
 // [slice] uint8 [height, width, 3]
-py::list pixels(py_engine & self, const rgb_array & picture) {
-    const auto images = to_images({ picture }, { "" }, {});
+py::list pixels(py_engine & self, const rgb_array & picture, bool enlarge) {
+    const auto images = to_images({ picture }, { "" }, {}, { enlarge });
 
     py::list res;
     for (const auto & slice : run(self, [&](engine & e) { return e.pixels(images[0]); })) {
@@ -391,7 +396,8 @@ void bind_engine(py::module_ & m) {
         }, "turbo"_a, "reducer"_a)
         .def("prepare",     &prepare, "prompt"_a, "images"_a, "image_ids"_a, "add_bos"_a, py::kw_only(),
              "frames"_a = std::vector<int32_t>(), "n_probs"_a = 0, "turbo"_a = "", "reducer"_a = "", "fastv"_a = py::none(),
-             "answers"_a = byte_spans(), "literal"_a = byte_spans(), "contents"_a = std::vector<std::string>())
+             "answers"_a = byte_spans(), "literal"_a = byte_spans(), "contents"_a = std::vector<std::string>(),
+             "enlarge"_a = std::vector<bool>())
         .def("prepare_tokens", &prepare_tokens, "tokens"_a, py::kw_only(), "n_probs"_a = 0, "fastv"_a = py::none())
         .def("tokenize",    [](py_engine & self, const std::string & text, bool add_special, bool parse_special) {
             return run(self, [&](engine & e) { return e.tokens_of_text(text, add_special, parse_special); });
@@ -407,7 +413,7 @@ void bind_engine(py::module_ & m) {
         .def("prefill",     &prefill, "prompt"_a, "images"_a, "image_ids"_a, "progress"_a, "add_bos"_a, "reserve"_a,
              "frames"_a = std::vector<int32_t>(), "turbo"_a = py::none(), "reducer"_a = py::none(), "started"_a = py::none(),
              "fastv"_a = py::none(), "answers"_a = byte_spans(), "literal"_a = byte_spans(),
-             "contents"_a = std::vector<std::string>())
+             "contents"_a = std::vector<std::string>(), "enlarge"_a = std::vector<bool>())
         .def("start",       [](py_engine & self, const request_number & request, int64_t n_probs, const py::kwargs & sampling) {
             const auto options = to_sampling_options(sampling);
             run(self, request, [&](engine & e, int64_t id) { e.begin(id, options, n_probs); });
@@ -444,7 +450,8 @@ void bind_engine(py::module_ & m) {
             return to_list(run(self, request, [](engine & e, int64_t id) { return e.pictures(id); }));
         }, "request"_a = py::none())
         .def("embed",       &embed, "image"_a, "image_id"_a)
-        .def("pixels",      &pixels, "picture"_a)
+        .def("pixels",      &pixels, "picture"_a, "enlarge"_a = true)
+        .def("picture_shape", &picture_shape, "width"_a, "height"_a, "enlarge"_a)
         .def("cancel",      [](py_engine & self, int64_t id) { self.get().cancel(id); }, "id"_a)
         .def("reset",       [](py_engine & self) { run(self, [](engine & e) { e.reset(); }); });
 }

@@ -10,6 +10,8 @@
 #include "runner/turbo.h"
 #include "runner/vocab.h"
 
+#include "vision/picture_shape.h"
+
 #include "ggml-cpp.h"
 #include "llama-cpp.h"
 #include "pyfastv.h"
@@ -145,6 +147,9 @@ public:
 
     // Forget the context and every request.
     void reset();
+
+    // What becomes of a picture of this size; enlarge: as of image. error(option): there is no encoder; error(image).
+    pyfastv_picture_shape shape_of(uint32_t width, uint32_t height, bool enlarge) const;
 
     // what the vision encoder sees of a picture, slice by slice; evaluates nothing
     std::vector<slice_pixels> pixels(const image & image) const;

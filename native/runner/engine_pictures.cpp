@@ -197,6 +197,22 @@ int32_t engine::decode_visual(slot & s, const prompt_piece & piece) {
 // for who asks for them
 //
 
+pyfastv_picture_shape engine::shape_of(uint32_t width, uint32_t height, bool enlarge) const {
+    if (!vision) {
+        throw error(error_kind::option, "the model was loaded without an mmproj file: it has no pictures");
+    }
+    const log_scope log(false);
+
+    pyfastv_picture_shape res = {};
+    gate->as_it_is([&] {
+        if (!pyfastv_shape_of(vision.get(), width, height, enlarge, &res)) {
+            throw log.failure(error_kind::image, "a picture of " + std::to_string(width) + " x " + std::to_string(height) +
+                    " cannot be prepared for the vision encoder");
+        }
+    });
+    return res;
+}
+
 std::vector<slice_pixels> engine::pixels(const image & image) const {
     const log_scope log(options.verbose);
 

@@ -82,6 +82,7 @@ struct image {
     std::string     id;  // the same for the same pixels and size; one for all frames of a video
     int32_t         frame = 0; // its number in its video, whose frames are slices of one picture
     std::string     content = {}; // the same for the same pixels and size, of a frame as of a picture; empty: the id and the number tell
+    bool            enlarge = true; // may preprocessors that scale every picture to one size enlarge it?
 };
 
 // What makes the pictures of a request cheaper before the language model; empty: nothing.

@@ -7,6 +7,7 @@
 #include "runner/text_length.h"
 
 #include "choose/grid.h"
+#include "vision/picture_shape.h"
 
 #include "pyfastv_turbo.h"
 
@@ -186,6 +187,8 @@ std::vector<bool> pairs_of(const mtmd_context * vision, const std::vector<image>
     return res;
 }
 
+const std::string NOT_ENLARGED = "/not enlarged"; // in what tells pictures apart
+
 // of so many frames that are encoded as one, from `first` on
 std::string content_of(const std::vector<image> & images, size_t first, int32_t n_frames) {
     std::string res;
@@ -194,7 +197,7 @@ std::string content_of(const std::vector<image> & images, size_t first, int32_t 
         const auto   known = each.frame == 0 ? each.id : each.id + "." + std::to_string(each.frame);
         res += (i > first ? "+" : "") + (each.content.empty() ? known : each.content);
     }
-    return res;
+    return res + (images[first].enlarge ? "" : NOT_ENLARGED);
 }
 
 // libmtmd's, with a picture for each marker that is none's text; nothing between the frames of a pair
@@ -320,6 +323,7 @@ prompt tokenize(const llama_model * model, const mtmd_context * vision, const st
         bitmaps.emplace_back(mtmd_bitmap_init(images[i].width, images[i].height, images[i].rgb));
         mtmd_bitmap_set_id(bitmaps.back().get(), std::to_string(i).c_str()); // its chunks have it
         mtmd_bitmap_set_mergeable(bitmaps.back().get(), pairs[i] || (i > 0 && pairs[i - 1]));
+        pyfastv_set_enlarge(bitmaps.back().get(), images[i].enlarge);
         pointers.push_back(bitmaps.back().get());
     }
 
@@ -344,7 +348,7 @@ prompt tokenize(const llama_model * model, const mtmd_context * vision, const st
     int32_t                  n_pictures = 0;
     for (const auto & picture : images) {
         n_pictures += picture.frame == 0;
-        ids.push_back(picture.id + "#" + std::to_string(n_pictures));
+        ids.push_back(picture.id + (picture.enlarge ? "#" : NOT_ENLARGED + "#") + std::to_string(n_pictures));
     }
     std::vector<int32_t> n_tiles(images.size(), 0);
 

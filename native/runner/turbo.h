@@ -36,6 +36,17 @@ public:
         f();
     }
 
+    // f() with whatever is in force, which stays so meanwhile
+    template <typename F> void as_it_is(F && f) {
+        {
+            const std::lock_guard<std::mutex> my_turn(turn);
+            const std::lock_guard<std::mutex> lock(mutex);
+            n_inside++;
+        }
+        const leaver leaves = { *this };
+        f();
+    }
+
 private:
     struct leaver {
         turbo_gate & gate;

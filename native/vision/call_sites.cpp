@@ -5,6 +5,8 @@
 #include "clip.h"
 #include "clip-impl.h"
 
+#include <algorithm>
+
 namespace pyfastv {
 
 std::unique_ptr<turbo_graph> begin_graph(encoder_state & state, ggml_context * ctx0, ggml_cgraph * gf, int32_t n_patches) {
@@ -40,6 +42,28 @@ ggml_status compute(encoder_state & state, ggml_backend_sched_t sched, ggml_cgra
         state.turbo->read_outputs();
     }
     return GGML_STATUS_SUCCESS;
+}
+
+namespace {
+
+thread_local bool may_enlarge = true;
+
+} // namespace
+
+enlarging::enlarging(bool may) : before(may_enlarge) {
+    may_enlarge = may;
+}
+
+enlarging::~enlarging() {
+    may_enlarge = before;
+}
+
+int longest_edge(int edge, int width, int height) {
+    return may_enlarge ? edge : std::min(edge, std::max(width, height));
+}
+
+int rows_of_tiles(int nx, int ny) {
+    return !may_enlarge && nx == 1 && ny == 1 ? 0 : ny;
 }
 
 int32_t encode_failure(clip_ctx * ctx) {

@@ -53,8 +53,30 @@ int32_t count_tokens(const encoder_state & state, int32_t n);
 ggml_status compute(encoder_state & state, ggml_backend_sched_t sched, ggml_cgraph * gf);
 
 //
+// mtmd-image.cpp
+//
+
+// In preprocessors that scale every picture's longest edge to one number of pixels: to how many, of a picture of width x height
+int longest_edge(int edge, int width, int height);
+
+// In those that encode tiles beside an overview: in how many rows of them, of nx x ny. The tile of a picture that is one tile is the
+// overview once more, which llama.cpp encodes twice: it is not where pictures are not enlarged.
+int rows_of_tiles(int nx, int ny);
+
+//
 // mtmd.cpp
 //
+
+// While it lives, on this thread: may these preprocessors enlarge a picture? Where nobody says they may.
+class enlarging {
+public:
+    explicit enlarging(bool may);
+    ~enlarging();
+    enlarging(const enlarging &) = delete;
+
+private:
+    const bool before;
+};
 
 // of an mtmd_image_tokens, with which it is copied and saved
 struct image_part {
@@ -102,5 +124,6 @@ inline std::unique_ptr<pyfastv::turbo> & clip_get_turbo(const clip_ctx * ctx) { 
 // vision/inside_mtmd.h
 clip_ctx * mtmd_get_vision(const mtmd_context * ctx);
 int32_t    mtmd_image_tokens_get_n_patches(const mtmd_image_tokens * image_tokens);
+void       mtmd_image_tokens_get_size(const mtmd_image_tokens * image_tokens, int32_t * nx, int32_t * ny);
 int32_t    mtmd_image_tokens_get_slice(const mtmd_image_tokens * image_tokens);
 void       mtmd_image_tokens_get_shape(const mtmd_context * ctx, const mtmd_image_tokens * image_tokens, int32_t * nx, int32_t * ny);

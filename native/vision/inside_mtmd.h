@@ -1,6 +1,8 @@
 // At the end of mtmd.cpp, which includes this: functions that need what mtmd.cpp keeps to itself, mtmd_context,
 // mtmd_image_tokens and mtmd_serialization.
 
+#include "vision/picture_shape.h"
+
 static void pyfastv_set_merged(const clip_ctx * ctx, mtmd_image_tokens & image) {
     if (const auto & turbo = clip_get_turbo(ctx)) {
         const auto & img        = image.batch_f32.entries.at(0);
@@ -107,6 +109,17 @@ void mtmd_image_tokens_get_shape(const mtmd_context * ctx, const mtmd_image_toke
 
     *nx = counted ? image_tokens->nx : entries[0].nx();
     *ny = counted ? image_tokens->ny : entries[0].ny();
+}
+
+void pyfastv_set_enlarge(mtmd_bitmap * bitmap, bool enlarge) {
+    bitmap->pyfastv_enlarge = enlarge;
+}
+
+// width and height, in pixels, of the picture or slice that the encoder sees, also of one without pixels
+void mtmd_image_tokens_get_size(const mtmd_image_tokens * image_tokens, int32_t * nx, int32_t * ny) {
+    const auto & entries = image_tokens->batch_f32.entries;
+    *nx = entries.empty() ? 0 : entries[0].nx();
+    *ny = entries.empty() ? 0 : entries[0].ny();
 }
 
 // what the encoder sees of entry i, F32 [ny, nx, 3], which is (value/255 - mean)/std; null: no such entry

@@ -18,6 +18,7 @@ from ..engine.answer import Report
 from ..engine.sampling import RequestOptions, SamplingOptions, of_request
 from ..engine.session import Session
 from ..errors import Error, OptionError
+from ..inputs.budget import Budget
 from ..inputs.images import Picture
 from ..inputs.template_options import template_variables
 from ..settings.presets import PRESETS
@@ -163,6 +164,7 @@ class Repl:
         # told now, not by the next question
         of_request(cast(RequestOptions, request), Setting())
         template_variables(request)
+        Budget.of_options(request, Budget())
         self._request = request
 
     def _answer(self, question: str) -> None:

@@ -9,7 +9,7 @@ from .options import SETTING_NAMES
 __all__ = ["GROUPS", "GroupedCommand"]
 
 GROUPS = {
-    "Pictures and videos": ("each", "frames", "fps", "max_pixels"),
+    "Pictures and videos": ("each", "frames", "fps", "max_pixels", "image_tokens", "enlarge"),
     "Answer": (
         *("as_json", "report", "brief", "max_tokens", "system"),
         *("temp", "top_k", "top_p", "min_p", "seed", "no_history"),

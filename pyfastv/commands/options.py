@@ -13,9 +13,11 @@ from click.core import ParameterSource
 from huggingface_hub.utils import disable_progress_bars
 
 from .. import _native
+from .._checks import INT32_MAX
 from ..engine.runner import Runner
 from ..engine.sampling import Sampling, SamplingOptions
 from ..errors import OptionError
+from ..inputs.budget import Budget
 from ..inputs.images import MAX_PIXELS
 from ..inputs.named_templates import NAMED
 from ..models.encoder_type import ENCODER_TYPES, resolve
@@ -151,6 +153,21 @@ class _ReducerType(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+class _TokensType(click.ParamType):
+    """A wrong one is told before a model is loaded."""
+
+    name = "N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        try:
+            budget = Budget.of(value)
+        except OptionError as error:
+            self.fail(str(error), param, ctx)
+        return budget.least, budget.most or INT32_MAX
+
+
 _SCHEDULE = [
     click.option(
         "--schedule",
@@ -192,6 +209,19 @@ _MEDIA = [
     ),
 ]
 
+_BUDGET = [
+    click.option(
+        "--image-tokens",
+        type=_TokensType(),
+        help="Most visual tokens of a picture, or LEAST-MOST: it is scaled for that.",
+    ),
+    click.option(
+        "--enlarge/--no-enlarge",
+        default=None,
+        help="May a model that scales every picture to one size enlarge it?  [default: unless --image-tokens]",
+    ),
+]
+
 _SAMPLING = [
     click.option("-s", "--seed", type=int, help="Seed of the sampler."),
     click.option("--temp", type=float, default=Sampling.temperature, help="Temperature; 0: likeliest token."),
@@ -214,17 +244,17 @@ def model_options(command: Command) -> Command:
 
 def schedule_options(command: Command) -> Command:
     """Adds the options of the model and the schedule to a command."""
-    return _with(command, *_MODEL, *_VERBOSE, *_CUT, *_SCHEDULE)
+    return _with(command, *_MODEL, *_VERBOSE, *_CUT, *_SCHEDULE, *_BUDGET)
 
 
 def request_options(command: Command) -> Command:
     """Adds the options of the model, the schedule, the media and the sampling to a command."""
-    return _with(command, *_MODEL, *_VERBOSE, *_CUT, *_SCHEDULE, *_MEDIA, *_SAMPLING)
+    return _with(command, *_MODEL, *_VERBOSE, *_CUT, *_SCHEDULE, *_MEDIA, *_BUDGET, *_SAMPLING)
 
 
 def answer_options(command: Command) -> Command:
     """As :func:`request_options`, for commands that print answers: -v tells what was done for them."""
-    return _with(command, *_MODEL, *_VERBOSE_OF_ANSWERS, *_CUT, *_SCHEDULE, *_MEDIA, *_SAMPLING)
+    return _with(command, *_MODEL, *_VERBOSE_OF_ANSWERS, *_CUT, *_SCHEDULE, *_MEDIA, *_BUDGET, *_SAMPLING)
 
 
 def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
@@ -345,6 +375,8 @@ def runner_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "type_k": options["cache_type_k"],
         "type_v": options["cache_type_v"],
         "chat_template": options["chat_template"],
+        "image_tokens": options.get("image_tokens"),
+        "enlarge": options.get("enlarge"),
         "verbose": options["verbose"],
     }
 

@@ -52,7 +52,10 @@ _NEEDED = {"fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic", "
     "--max-frames", type=click.IntRange(0, 512), default=64, help="Most frames of a request's videos."
 )
 @click.option(
-    "--max-pixels", type=click.IntRange(1, 1_000_000_000), default=32_000_000, help="Of a picture or frame."
+    "--max-pixels",
+    type=click.IntRange(1, 1_000_000_000),
+    default=32_000_000,
+    help="Of a picture or frame; pictures with up to four times as many (89 million at most) are scaled down to it.",
 )
 @click.option(
     "--max-tokens", type=click.IntRange(1), help="Most tokens in an answer.  [default: the context of a slot]"
@@ -99,7 +102,8 @@ def _serve(options: dict[str, Any]) -> None:
                 queue=options["queue"],
                 name=options["alias"] or None,
                 **setting.options(),
-                max_pixels=options["max_pixels"],
+                max_pixels=settings.hard_pixels(options["max_pixels"]),
+                shrink_pixels=options["max_pixels"],
                 progress=loading,
             )
         try:

@@ -26,6 +26,8 @@ _OPTIONS = {
     "mmproj_path": "--mmproj",
     "encoder_type": "--encoder-type",
     "chat_template": "--chat-template",
+    "image_tokens": "--image-tokens",
+    "enlarge": "--enlarge",
 }
 _NAMES = re.compile(r"(?<![\w-])(" + "|".join(_OPTIONS) + r")(?!\w)")
 
@@ -46,7 +48,10 @@ def tell_report(report: Report, *, whole: bool) -> None:
     if whole:
         tell(str(report))
         return
+    shrunk = dict.fromkeys(str(picture) for picture in report.pictures if picture.was_scaled)
     seen = f"{report.visual_tokens} visual tokens, {report.visual_tokens_kept} kept; "
+    if shrunk:
+        tell("; ".join(shrunk))
     tell(
         f"{seen if report.visual_tokens else ''}first token after {report.first_token_ms / 1000:.2f} s, "
         f"{report.generated_tokens} tokens at {report.tokens_per_second:.1f}/s"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .. import _native
+from ..inputs.budget import SeenPicture
 from ..settings.setting import Setting
 from .answer import Report
 from .job import Job
@@ -28,6 +29,7 @@ class Active:
     stop: Sequence[str]
     image_decode_ms: float
     n_pictures: int
+    pictures: Sequence[SeenPicture] = ()
     details: bool = False
     reports: bool = False
     """Every piece has one."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..inputs.budget import SeenPicture
 from ..settings.setting import InForce, Setting
 from .pieces import TokenProb, chat_logprobs
 
@@ -95,6 +97,8 @@ class Report(InForce):
     """Batches that could use the graph of the batch before."""
     queue_ms: float = 0.0
     """Waiting for a slot of a pool; a runner has no queue."""
+    pictures: tuple[SeenPicture, ...] = ()
+    """The prompt's pictures and frames, in order: their sizes, tiles and tokens, before Turbo and reducers."""
 
     @classmethod
     def of(
@@ -105,6 +109,7 @@ class Report(InForce):
         image_decode_ms: float,
         setting: Setting,
         queue_ms: float = 0.0,
+        pictures: Sequence[SeenPicture] = (),
     ) -> Report:
         """From the native engine's report."""
         names = [field.name for field in fields(cls) if hasattr(engine, field.name)]
@@ -117,6 +122,7 @@ class Report(InForce):
             retained_share=_retained_share(values["first_layers"], in_stage, n_layer),
             image_decode_ms=_finite(image_decode_ms),
             queue_ms=queue_ms,
+            pictures=tuple(pictures),
             tokens_per_second=_per_second(values["generated_tokens"], values["generate_ms"]),
             prefill_tokens_per_second=_per_second(
                 values["prompt_tokens"] - values["cached_tokens"], prefill_ms
@@ -138,9 +144,11 @@ class Report(InForce):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: numbers, lists of numbers, ``fastv``, ``turbo`` and ``reduce`` as text (``spec()``) or None."""
+        """For JSON: numbers, lists of numbers, ``fastv``, ``turbo`` and ``reduce`` as text (``spec()``) or None,
+        ``pictures`` as objects."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "setting"}
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        values["pictures"] = [picture.to_dict() for picture in self.pictures]
         return {**self.setting.specs(), **values, "kv_bytes_saved": self.kv_bytes_saved._asdict()}
 
     def __str__(self) -> str:
@@ -156,7 +164,11 @@ class Report(InForce):
             "KV cache": f"{_mib(*self.kv_bytes_used)} of {_mib(*self.kv_bytes_allocated)} MiB used; stock: "
             f"{_mib(self.kv_bytes_used_stock)} of {_mib(self.kv_bytes_allocated_stock)}",
         }
-        return "\n".join(f"{name:<14} {value}" for name, value in lines.items())
+        told = [f"{name:<14} {value}" for name, value in lines.items()]
+        # frames of a video are alike
+        counts = Counter(map(str, self.pictures))
+        told[1:1] = [f"{'picture' if n == 1 else f'{n} pictures':<14} {text}" for text, n in counts.items()]
+        return "\n".join(told)
 
     def _describe_visual_tokens(self) -> str:
         rule = "off" if self.fastv is None else str(self.fastv)

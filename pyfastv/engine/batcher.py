@@ -275,6 +275,7 @@ class Batcher:
             image_decode_ms=item.image_decode_ms,
             setting=item.setting,
             queue_ms=item.queue_ms,
+            pictures=item.pictures,
         )
 
     def _end(self, item: Active, event: dict[str, Any] | None, error: BaseException | None) -> None:

@@ -13,8 +13,10 @@ from ..errors import DecodeError, Error, OptionError, OutOfMemoryError, Unsuppor
 __all__ = [
     "FastvParams",
     "FastvReport",
+    "PictureShape",
     "TurboParams",
     "declare",
+    "declare_shapes",
     "declare_turbo",
     "raise_error",
     "report_of",
@@ -42,6 +44,29 @@ class TurboParams(Sized):
         ("once", ctypes.c_bool),
         ("renumber", ctypes.c_bool),
     ]
+
+
+class PictureShape(ctypes.Structure):
+    """struct pyfastv_picture_shape (native/vision/picture_shape.h)."""
+
+    _fields_: ClassVar[Any] = [
+        ("n_tokens", ctypes.c_int32),
+        ("n_slices", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+    ]
+
+
+def declare_shapes(libmtmd: Any) -> Any:
+    """libmtmd with the types of picture_shape.h's functions."""
+    libmtmd.pyfastv_shape_of.argtypes = [
+        *(ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_bool),
+        ctypes.POINTER(PictureShape),
+    ]
+    libmtmd.pyfastv_shape_of.restype = ctypes.c_bool
+    libmtmd.pyfastv_set_enlarge.argtypes = [ctypes.c_void_p, ctypes.c_bool]
+    libmtmd.pyfastv_set_enlarge.restype = None
+    return libmtmd
 
 
 def declare_turbo(libmtmd: Any) -> Any:

@@ -10,6 +10,7 @@ from .._checks import integer, utf8
 from .._closing import Closing
 from ..constraints.tools import CallFormat, ToolUse
 from ..errors import OptionError, printable
+from ..inputs.budget import Budget, SeenPicture
 from ..inputs.chat import Prompt
 from ..inputs.images import Picture
 from ..inputs.thinking import open_thought
@@ -36,6 +37,7 @@ class _Prepared(NamedTuple):
     """What the engine takes, and what is known of it."""
 
     request: _native.EngineRequest
+    pictures: tuple[SeenPicture, ...] = ()
     n_pictures: int = 0
     image_decode_ms: float = 0.0
     open_thought: str = ""
@@ -124,6 +126,7 @@ class JobPool(Closing, InForce):
         continues: bool = False,
         tools: ToolUse | None = None,
         variables: Mapping[str, Any] | None = None,
+        budget: Budget | None = None,
         **options: Unpack[SettingOptions],
     ) -> Job:
         """Queue a chat. The calling thread renders the template, decodes the pictures and counts the tokens.
@@ -134,6 +137,7 @@ class JobPool(Closing, InForce):
         ``cells``, it runs beside them; else it waits until they have ended, those behind it wait for it, and what the
         slots hold is lost.
         ``turbo``, ``reduce``: a merging and a reducer for this request, which none waits for; None: none.
+        ``budget``: visual tokens of each picture; None: that of the pool.
         ``details``: fill :attr:`Job.details`; ``reports``: :attr:`Piece.report`. ``continues``: the answer goes on with
         the last message, of the assistant.
 
@@ -141,7 +145,9 @@ class JobPool(Closing, InForce):
         PoolBusy, ClosedError.
         """
         setting = self._model.fitted(self.setting.but(**options))
-        prepare = self._preparing_chat(setting, messages, tools, variables=variables, continues=continues)
+        prepare = self._preparing_chat(
+            setting, budget, messages, tools, variables=variables, continues=continues
+        )
         return self._submit(setting, prepare, sampling, n_probs, details, reports, keep_space=continues)
 
     def submit_text(
@@ -154,6 +160,7 @@ class JobPool(Closing, InForce):
         n_probs: int = 0,
         details: bool = False,
         reports: bool = False,
+        budget: Budget | None = None,
         **options: Unpack[SettingOptions],
     ) -> Job:
         """Queue a text to go on from, or the tokens of one, as it is, without a chat template. The answer keeps the space
@@ -165,7 +172,7 @@ class JobPool(Closing, InForce):
                 if (found := text.count(mark)) != len(shown):
                     raise OptionError(f"the prompt has {mark} {found} times, for {len(shown)} pictures")
                 text = text.replace(mark, self._slots.media_marker)
-            prepare = self._preparing(lambda: (Prompt(text, shown, add_bos=True), None), setting)
+            prepare = self._preparing(lambda: (Prompt(text, shown, add_bos=True), None), setting, budget)
         elif not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
             raise OptionError(f"prompt must be a string, or a list of tokens; got {prompt!r:.200}")
         else:
@@ -180,15 +187,23 @@ class JobPool(Closing, InForce):
         continues: bool = False,
         tools: ToolUse | None = None,
         variables: Mapping[str, Any] | None = None,
+        budget: Budget | None = None,
         **options: Unpack[SettingOptions],
     ) -> int:
         """Tokens of the prompt that :meth:`submit` makes of the same, visual ones included: those that enter the language
         model, after Turbo and a reducer. Nothing is queued. Raises as :meth:`submit`."""
         setting = self._model.fitted(self.setting.but(**options))
-        prepare = self._preparing_chat(setting, messages, tools, variables=variables, continues=continues)
+        prepare = self._preparing_chat(
+            setting, budget, messages, tools, variables=variables, continues=continues
+        )
         with self._batcher.place():
             prepared = prepare(**self._model.sampling_options(Sampling(max_tokens=0)), n_probs=0)
         return prepared.request.n_tokens
+
+    @property
+    def budget(self) -> Budget:
+        """Visual tokens of the pictures of requests that say nothing of them."""
+        return self._model.budget
 
     @property
     def sees(self) -> bool:
@@ -244,21 +259,31 @@ class JobPool(Closing, InForce):
     # a request, in the caller's thread
 
     def _preparing_chat(
-        self, setting: Setting, messages: Sequence[dict[str, Any]], tools: ToolUse | None, **shown: Any
+        self,
+        setting: Setting,
+        budget: Budget | None,
+        messages: Sequence[dict[str, Any]],
+        tools: ToolUse | None,
+        **shown: Any,
     ) -> _Prepare:
-        return self._preparing(lambda: self._model.render_for_calls(messages, tools, **shown), setting)
+        return self._preparing(
+            lambda: self._model.render_for_calls(messages, tools, **shown), setting, budget
+        )
 
     def _preparing(
-        self, render: Callable[[], tuple[Prompt, CallFormat | None]], setting: Setting
+        self,
+        render: Callable[[], tuple[Prompt, CallFormat | None]],
+        setting: Setting,
+        budget: Budget | None,
     ) -> _Prepare:
         def prepare(**sampling: Any) -> _Prepared:
             prompt, form = render()
             opened = open_thought(prompt.text)
             if form is not None:
                 sampling |= form.sampling(opened)
-            request, image_decode_ms = self._model.request(prompt, setting)
+            request, image_decode_ms, seen = self._model.request(prompt, setting, budget)
             prepared = self._slots.prepare(**request, **sampling)
-            return _Prepared(prepared, len(request["images"]), image_decode_ms, opened, form)
+            return _Prepared(prepared, seen, len(request["images"]), image_decode_ms, opened, form)
 
         return prepare
 
@@ -292,6 +317,7 @@ class JobPool(Closing, InForce):
                 stop=(*(sampling.stop or ()), *(prepared.calls.stops if prepared.calls else ())),
                 image_decode_ms=prepared.image_decode_ms,
                 n_pictures=prepared.n_pictures,
+                pictures=prepared.pictures,
                 details=details,
                 reports=reports,
                 keep_space=keep_space,

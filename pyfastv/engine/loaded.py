@@ -8,18 +8,19 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 from .. import _native
 from .._about import __version__, lib_path
-from .._checks import integer, utf8
+from .._checks import INT32_MAX, integer, utf8
 from ..constraints.tools import CallFormat, CallFormats, ToolUse
 from ..errors import ContextLengthError, ModelError, OptionError, printable
+from ..inputs.budget import Budget, Fitted, SeenPicture, Shape, Sized, as_seen, fit
 from ..inputs.chat import ChatTemplate, Prompt, system_message
 from ..inputs.continued import render_continued
-from ..inputs.images import MAX_PIXELS, Frame, Picture, load_image, named_by_place
+from ..inputs.images import MAX_PIXELS, Frame, Limits, Picture, load_within, named_by_place
 from ..inputs.template import find_template
 from ..inputs.thinking import THOUGHT_TAGS
 from ..models import bundled_mmproj, bundled_model
@@ -41,6 +42,7 @@ __all__ = [
     "LoadOptions",
     "LoadedModel",
     "PathLike",
+    "Request",
     "content_id",
     "model_files",
     "setting_options",
@@ -69,12 +71,28 @@ class LoadOptions(TypedDict, total=False):
     verbose: bool
     progress: Callable[[float], object] | None
     max_pixels: int
+    shrink_pixels: int | None
     encoder_cache_mb: int
     encoder_cache_dir: PathLike | None
     encoder_cache_disk_mb: int
     checkpoint_mb: int
     encoder_type: str
     chat_template: PathLike | None
+    image_tokens: int | Sequence[int] | str | None
+    enlarge: bool | None
+
+
+_SIZES_KEPT = 1024  # whose shapes are known
+
+
+class Request(NamedTuple):
+    """What a prompt is to the native engine."""
+
+    keywords: dict[str, Any]
+    """Of its prefill() and prepare()."""
+    image_decode_ms: float
+    """That reading and scaling the pictures took."""
+    pictures: tuple[SeenPicture, ...]
 
 
 class LoadedModel:
@@ -99,17 +117,26 @@ class LoadedModel:
         verbose: bool = False,
         progress: Callable[[float], object] | None = None,
         max_pixels: int = MAX_PIXELS,
+        shrink_pixels: int | None = None,
         encoder_cache_mb: int = 256,
         encoder_cache_dir: PathLike | None = None,
         encoder_cache_disk_mb: int = 1024,
         checkpoint_mb: int = 512,
         encoder_type: str = "auto",
         chat_template: PathLike | None = None,
+        image_tokens: int | Sequence[int] | str | None = None,
+        enlarge: bool | None = None,
     ) -> None:
-        """See :class:`pyfastv.Runner`. ``n_slots`` is checked."""
+        """See :class:`pyfastv.Runner`. ``n_slots`` is checked. ``shrink_pixels``: a picture with more is scaled down to
+        so many; None: none is."""
+        self.budget = Budget.of(image_tokens, enlarge)
+        """Of requests that bring none of their own."""
         self.path, self.mmproj = path, mmproj
         self._seed = None if seed is None else integer("seed", seed, 0, 2**32 - 1)
         self._max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
+        self._shrink_pixels = (
+            None if shrink_pixels is None else integer("shrink_pixels", shrink_pixels, 1, 2**62)
+        )
         self._template_source = find_template(chat_template)
         if flash_attn not in _FLASH_ATTENTION:
             raise OptionError(f"flash_attn must be 'auto', True or False; got {flash_attn!r}")
@@ -145,6 +172,13 @@ class LoadedModel:
         self.engine = _native.Engine(
             model_path=str(path), mmproj_path=encoder_path, **options, progress=progress
         )
+        self._fitted = lru_cache(_SIZES_KEPT)(self._fit)
+        self._shape = lru_cache(_SIZES_KEPT)(self._ask_shape)
+        try:
+            self._check_budget(self.budget)
+        except OptionError:
+            self.engine.close()
+            raise
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -212,30 +246,67 @@ class LoadedModel:
 
     def load_images(self, pictures: Sequence[Picture]) -> list[NDArray[np.uint8]]:
         """Raises ImageError; ModelError without a vision encoder."""
+        return [pixels for pixels, _ in self._load(pictures)]
+
+    def _load(self, pictures: Sequence[Picture]) -> list[tuple[NDArray[np.uint8], tuple[int, int]]]:
+        """And their sizes before they were shrunk to ``shrink_pixels``."""
         if pictures and self.mmproj is None:
             raise ModelError(f"{self.path.name} was loaded without a vision encoder: pass its mmproj_path")
         images = []
         for number, picture in enumerate(pictures, 1):
             with named_by_place(number, len(pictures)):
-                images.append(load_image(picture, max_pixels=self._max_pixels))
+                limits = Limits(self._max_pixels, self._shrink_pixels)
+                images.append((load_within(picture, limits), limits.size))
         return images
 
-    def request(self, prompt: Prompt, setting: Setting) -> tuple[dict[str, Any], float]:
-        """Keywords of the native prefill() and prepare(), and the milliseconds that reading the pictures took.
+    def shape_of(self, width: int, height: int, enlarge: bool = True) -> Shape:
+        """What the model's preprocessor makes of a picture of so many pixels; see
+        :meth:`pyfastv._native.Engine.picture_shape`."""
+        return self._shape(width, height, enlarge)
 
-        Raises as :meth:`load_images`."""
+    def _ask_shape(self, width: int, height: int, enlarge: bool) -> Shape:
+        return Shape(*self.engine.picture_shape(width, height, enlarge))
+
+    def _check_budget(self, budget: Budget) -> None:
+        n_ctx = self.engine.n_ctx
+        tokens = budget.least if budget.most == INT32_MAX else budget.most or budget.least
+        if tokens > n_ctx:
+            raise OptionError(
+                f"image_tokens: {tokens} tokens of a picture do not fit, n_ctx is {n_ctx}: ask for fewer, or use a "
+                "larger n_ctx"
+            )
+
+    def _fit(self, width: int, height: int, budget: Budget) -> Fitted:
+        return fit(width, height, budget, lambda w, h: self._shape(w, h, budget.enlarge))
+
+    def request(self, prompt: Prompt, setting: Setting, budget: Budget | None = None) -> Request:
+        """``budget``: of each picture; None: the model's own.
+
+        Raises as :meth:`load_images`; OptionError: a picture cannot have as many tokens as the budget says."""
         begin = time.perf_counter()
-        images = self.load_images(prompt.pictures)
-        ids, frames, contents = [], [], []
-        for picture, image in zip(prompt.pictures, images, strict=True):
+        of_all = self.budget if budget is None else budget
+        self._check_budget(of_all)
+        given = [
+            picture if isinstance(picture, Sized) else Sized(picture, "auto") for picture in prompt.pictures
+        ]
+        loaded = self._load([picture for picture, _ in given])
+        images, ids, frames, contents, enlarge, seen = [], [], [], [], [], []
+        for (picture, detail), (image, size) in zip(given, loaded, strict=True):
+            wanted = of_all.with_detail(detail)
+            image, told = self.as_seen(image, wanted, size)
             if isinstance(picture, Frame):
-                ids.append(picture.video)
+                ids.append(
+                    picture.video if told is None or not told.was_scaled else f"{picture.video} {told.scaled}"
+                )
                 frames.append(picture.number)
                 contents.append(content_id(image))
             else:
                 ids.append(content_id(image))
                 frames.append(0)
                 contents.append("")
+            images.append(image)
+            enlarge.append(wanted.enlarge)
+            seen += [] if told is None else [told]
         image_decode_ms = (time.perf_counter() - begin) * 1000.0
         keywords: dict[str, Any] = {
             "prompt": prompt.text,
@@ -246,9 +317,16 @@ class LoadedModel:
             "answers": prompt.answers,
             "literal": prompt.literal,
             "contents": contents,
+            "enlarge": enlarge,
             **setting_options(setting),
         }
-        return keywords, image_decode_ms
+        return Request(keywords, image_decode_ms, tuple(seen))
+
+    def as_seen(
+        self, image: NDArray[np.uint8], budget: Budget, size: tuple[int, int] | None = None
+    ) -> tuple[NDArray[np.uint8], SeenPicture | None]:
+        """See :func:`pyfastv.inputs.budget.as_seen`."""
+        return as_seen(image, budget, self._fitted, size)
 
     def fitted(self, setting: Setting) -> Setting:
         """With every cut at a layer where the model can be cut: its own, or the next, of which a LayerWarning tells.

@@ -12,6 +12,7 @@ from .._checks import integer, utf8
 from .._closing import Closing
 from ..constraints.tools import ToolUse
 from ..errors import ClosedError, OptionError, printable
+from ..inputs.budget import Budget
 from ..inputs.chat import system_message, user_message
 from ..inputs.images import MAX_PIXELS, Frame, Pictures, as_list
 from ..inputs.question import picture_and_question
@@ -89,6 +90,8 @@ class Runner(Closing, InForce):
         checkpoint_mb: int = 512,
         encoder_type: str = "auto",
         chat_template: PathLike | None = None,
+        image_tokens: int | Sequence[int] | str | None = None,
+        enlarge: bool | None = None,
     ) -> None:
         """Load a model.
 
@@ -122,6 +125,9 @@ class Runner(Closing, InForce):
         the file has to be quantized, that is done once, and kept in the user's cache.
         ``chat_template``: in place of the model's: Jinja2 text, a file with it, or the name of one of
         :data:`pyfastv.inputs.named_templates.NAMED`.
+        ``image_tokens``: most visual tokens of a picture, or of a frame, or the least and the most (a pair): each is
+        scaled for that, its aspect kept; a request may say otherwise. ``enlarge``: may a model that scales every picture
+        to one size (SmolVLM and its like: 2048 pixels) enlarge it; None: unless ``image_tokens`` are given.
 
         Raises ModelError, UnsupportedModelError (with ``fastv=None`` such a model runs), OptionError,
         OutOfMemoryError.
@@ -150,6 +156,8 @@ class Runner(Closing, InForce):
             checkpoint_mb=checkpoint_mb,
             encoder_type=encoder_type,
             chat_template=chat_template,
+            image_tokens=image_tokens,
+            enlarge=enlarge,
         )
         self._engine = self._model.engine
         self._desk = Desk(n_slots, self._engine.cancel, self._engine.fits, self._engine.fit)
@@ -247,8 +255,9 @@ class Runner(Closing, InForce):
         :class:`pyfastv.Video`, which says what frames are taken; it comes behind the pictures. ``system``: a system
         message. ``progress``: called with (prompt tokens done, prompt tokens) during prefill, after every picture and
         every frame. ``options``: see :class:`pyfastv.Sampling`; ``fastv``, ``turbo`` and ``reduce``, a schedule, a
-        merging and a reducer for this request alone; ``response_format``, which the answer follows, ``logprobs`` and
-        ``top_logprobs`` (:class:`pyfastv.engine.reply.ReplyOptions`).
+        merging and a reducer for this request alone; ``image_tokens`` and ``enlarge``, how large its pictures, those of
+        earlier turns included, are seen (:class:`pyfastv.inputs.budget.PictureOptions`); ``response_format``, which the
+        answer follows, ``logprobs`` and ``top_logprobs`` (:class:`pyfastv.engine.reply.ReplyOptions`).
 
         What the context or the encoder's cache still holds of an earlier request is not computed again. The visual
         tokens are chosen anew, as by a new runner; only rounding may differ.
@@ -440,6 +449,7 @@ class Runner(Closing, InForce):
         """Prefill, and a stream over the generation after it. ``tools``: that the answer may call.
         ``image_decode_ms``: spent on the pictures so far. ``place``: whose holder it is for; None: nobody's."""
         setting, sampling = of_request(options, self.setting)
+        budget = Budget.of_options(options, self._model.budget)
         reply = reply_of(options)
         sampling = reply.constrained(sampling)
         variables = template_variables(options)
@@ -449,7 +459,7 @@ class Runner(Closing, InForce):
         opened = open_thought(prompt.text)
         if calls is not None and sampling.grammar is not None:
             raise OptionError("grammar and tools: an answer can follow one of them")
-        request, spent_ms = self._model.request(prompt, setting)
+        request, spent_ms, seen = self._model.request(prompt, setting, budget)
         image_decode_ms += spent_ms
 
         desk, engine = self._desk, self._engine
@@ -490,6 +500,7 @@ class Runner(Closing, InForce):
                         n_layer=engine.n_layer,
                         image_decode_ms=image_decode_ms,
                         setting=setting,
+                        pictures=seen,
                     )
                     place.result = report, engine.reason(place.number) or "stop"
             desk.leave(place)

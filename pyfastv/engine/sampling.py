@@ -8,6 +8,7 @@ from typing import TypedDict, cast
 
 from .._checks import INT32_MAX, integer, real, shown, utf8, whole
 from ..errors import OptionError
+from ..inputs.budget import PICTURE_OPTIONS, PictureOptions
 from ..inputs.template_options import TEMPLATE_OPTIONS, TemplateOptions
 from ..settings.setting import SETTING_OPTIONS, Setting, SettingOptions
 from .reply import REPLY_OPTIONS, ReplyOptions
@@ -38,12 +39,15 @@ class SamplingOptions(TypedDict, total=False):
     skip_special_tokens: bool
 
 
-class RequestOptions(SamplingOptions, SettingOptions, TemplateOptions, ReplyOptions, total=False):
+class RequestOptions(
+    SamplingOptions, SettingOptions, PictureOptions, TemplateOptions, ReplyOptions, total=False
+):
     """The keywords of :meth:`pyfastv.Runner.ask` and its siblings: those of sampling, and
 
     ``fastv``: the schedule of this one request, in place of the runner's; with cuts at other layers, or other ``cells``,
     the context is allocated anew. ``turbo``, ``reduce``: the merging in the vision encoder and the reducer of this one
-    request. Otherwise what the context holds stays. ``chat_template_kwargs``, ``reasoning_effort``: see
+    request. Otherwise what the context holds stays. ``image_tokens``, ``enlarge``: how large its pictures are seen, see
+    :class:`pyfastv.inputs.budget.PictureOptions`. ``chat_template_kwargs``, ``reasoning_effort``: see
     :class:`pyfastv.inputs.template_options.TemplateOptions`; ``response_format``, ``logprobs``, ``top_logprobs``: see
     :class:`pyfastv.engine.reply.ReplyOptions`."""
 
@@ -156,7 +160,7 @@ class Sampling:
 def of_request(options: RequestOptions, default: Setting) -> tuple[Setting, Sampling]:
     """What the keywords of a request say; ``default`` is the setting where they are silent. Raises OptionError."""
     given = {name: value for name, value in options.items() if name in SETTING_OPTIONS}
-    others = (*SETTING_OPTIONS, *TEMPLATE_OPTIONS, *REPLY_OPTIONS)
+    others = (*SETTING_OPTIONS, *PICTURE_OPTIONS, *TEMPLATE_OPTIONS, *REPLY_OPTIONS)
     rest = {name: value for name, value in options.items() if name not in others}
     return default.but(**cast(SettingOptions, given)), Sampling(**cast(SamplingOptions, rest))
 

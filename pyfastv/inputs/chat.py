@@ -95,12 +95,13 @@ class ChatTemplate:
         """The prompt for ``messages`` (OpenAI's shape), with ``marker`` in the place of each picture.
 
         Content is a string, or a list of ``{"type": "text", "text": str}``, ``{"type": "image_url",
-        "image_url": str | {"url": str}}`` and ``{"type": "image", "image": picture}``, where a picture is
-        what :func:`pyfastv.load_image` takes. Answers may have ``tool_calls``, which messages of the role ``tool``
-        answer. What a template does not know is written in a form that it knows: a system message at the beginning of
-        the user's text, say. ``tools``: functions that it may offer to the model, in OpenAI's shape. ``variables``: of
-        the template, such as ``enable_thinking``. Raises OptionError for messages of another shape and for those that
-        the template refuses, ModelError where the template itself fails.
+        "image_url": str | {"url": str, "detail": str}}`` and ``{"type": "image", "image": picture}``, where a picture
+        is what :func:`pyfastv.load_image` takes (``detail``: see :meth:`pyfastv.inputs.budget.Budget.with_detail`).
+        Answers may have ``tool_calls``, which messages of the role ``tool`` answer. What a template does not know is
+        written in a form that it knows: a system message at the beginning of the user's text, say. ``tools``: functions
+        that it may offer to the model, in OpenAI's shape. ``variables``: of the template, such as ``enable_thinking``.
+        Raises OptionError for messages of another shape and for those that the template refuses, ModelError where the
+        template itself fails.
         """
         given = dict(variables or {})
         if tools:

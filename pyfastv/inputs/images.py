@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -24,10 +25,12 @@ from .uris import data_uri_bytes, is_data_uri, local_path, uri_name
 __all__ = [
     "MAX_PIXELS",
     "Frame",
+    "Limits",
     "Picture",
     "Pictures",
     "as_list",
     "load_image",
+    "load_within",
     "named",
     "named_by_place",
     "picture_size",
@@ -52,6 +55,8 @@ FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG"),
     *("JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP"),
 )
+
+_SCALED = ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr")  # modes that Pillow resamples as they are
 
 _DEPTHS = (8, 10, 12, 14, 16)  # bits that integers of pictures have
 _HIGH_BYTE_OF_14_BITS = 64  # is less
@@ -108,22 +113,42 @@ def load_image(source: Picture, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.u
 
     Raises ImageError for whatever is not a picture, is damaged or too large. Safe to call from any thread.
     """
-    max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
+    return load_within(source, Limits(max_pixels))
+
+
+@dataclass
+class Limits:
+    """Of pictures that are read."""
+
+    max_pixels: int
+    """Width times height of the largest that is taken."""
+    shrink_above: int | None = None
+    """One with more is scaled down to so many; None: none is."""
+    size: tuple[int, int] = (0, 0)
+    """Width and height of the last one, before that."""
+
+    def __post_init__(self) -> None:
+        self.max_pixels = integer("max_pixels", self.max_pixels, 1, 2**62)
+
+
+def load_within(source: Picture, limits: Limits) -> NDArray[np.uint8]:
+    """:func:`load_image`, which tells ``limits`` the size."""
     if isinstance(source, Frame):
+        limits.size = source.pixels.shape[1], source.pixels.shape[0]
         return source.pixels
     if isinstance(source, np.ndarray):
-        return _flatten(_from_array(source, max_pixels))
+        return _flatten(_shrunk(_from_array(source, limits), limits))
     if isinstance(source, Image.Image):
-        return _from_pillow(source, max_pixels)
+        return _from_pillow(source, limits)
     if isinstance(source, str) and is_data_uri(source):
-        return _open(io.BytesIO(data_uri_bytes(source)), uri_name(source), max_pixels)
+        return _open(io.BytesIO(data_uri_bytes(source)), uri_name(source), limits)
     if isinstance(source, (bytes, bytearray, memoryview)):
         file = io.BytesIO(source)
-        return _open(file, f"the picture of {file.getbuffer().nbytes} bytes", max_pixels)
+        return _open(file, f"the picture of {file.getbuffer().nbytes} bytes", limits)
     if isinstance(source, str):
-        return _open_path(local_path(source), max_pixels)
+        return _open_path(local_path(source), limits)
     if isinstance(source, os.PathLike):
-        return _open_path(os.fsdecode(source), max_pixels)
+        return _open_path(os.fsdecode(source), limits)
     raise ImageError(
         f"cannot read a picture from {type(source).__name__}: "
         "pass a path, bytes, a data URI, a Pillow image or a numpy array"
@@ -142,14 +167,14 @@ def picture_size(data: bytes) -> tuple[int, int] | None:
         return None
 
 
-def _open_path(path: str, max_pixels: int) -> NDArray[np.uint8]:
+def _open_path(path: str, limits: Limits) -> NDArray[np.uint8]:
     name = path if len(path) <= 200 else f"{path[:200]}..."
     if path.lower().startswith(("http://", "https://")):
         raise ImageError(f"{name}: pictures are not fetched from the web: download it and pass its path")
     try:
         with open(path, "rb") as file:
             # a pipe is read to its end first: decoders seek
-            return _open(file if file.seekable() else io.BytesIO(file.read()), name, max_pixels)
+            return _open(file if file.seekable() else io.BytesIO(file.read()), name, limits)
     except ImageError:
         raise
     except FileNotFoundError:
@@ -162,12 +187,12 @@ def _open_path(path: str, max_pixels: int) -> NDArray[np.uint8]:
         raise ImageError(f"{name!r}: cannot be read: {getattr(error, 'strerror', error)}") from error
 
 
-def _open(file: BinaryIO, name: str, max_pixels: int) -> NDArray[np.uint8]:
+def _open(file: BinaryIO, name: str, limits: Limits) -> NDArray[np.uint8]:
     head = file.read(HEAD)
     if not head:
         raise ImageError(f"{name}: is empty (0 bytes)")
     try:
-        return _read(file, head, name, max_pixels)
+        return _read(file, head, name, limits)
     except _Damaged as error:
         whole = None
         if head.startswith(MENDABLE):
@@ -175,11 +200,11 @@ def _open(file: BinaryIO, name: str, max_pixels: int) -> NDArray[np.uint8]:
             whole = mended(file.read())
         if whole is not None:
             with suppress(_Damaged):
-                return _read(io.BytesIO(whole), head, name, max_pixels)
+                return _read(io.BytesIO(whole), head, name, limits)
         raise ImageError(str(error)) from error.__cause__
 
 
-def _read(file: BinaryIO, head: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
+def _read(file: BinaryIO, head: bytes, name: str, limits: Limits) -> NDArray[np.uint8]:
     try:
         image = _opened(file, head)
     except UnidentifiedImageError:
@@ -195,14 +220,17 @@ def _read(file: BinaryIO, head: bytes, name: str, max_pixels: int) -> NDArray[np
         raise _Damaged(f"{name}: damaged picture: {error}; copy, download or save it again") from error
     name = f"{name} ({image.format})"
     with image:
-        is_deep = has_low_bytes(image)
-        pixels = _decode(image, name, max_pixels)
-    if not is_deep or pixels.max() >= _HIGH_BYTE_OF_14_BITS:
-        return pixels
-    with _opened(file, head) as image:
-        take_low_bytes(image)
-        low = _decode(image, name, max_pixels)
-    return _to_8_bits(pixels.astype(np.uint16) * 256 + low)
+        if not has_low_bytes(image):
+            return _decode(image, name, limits)
+        whole = Limits(limits.max_pixels)  # halves of a number are not scaled
+        pixels = _decode(image, name, whole)
+    if pixels.max() < _HIGH_BYTE_OF_14_BITS:
+        with _opened(file, head) as image:
+            take_low_bytes(image)
+            low = _decode(image, name, whole)
+        pixels = _to_8_bits(pixels.astype(np.uint16) * 256 + low)
+    limits.size = whole.size
+    return pixels if _within(limits) is None else _flatten(_shrunk(Image.fromarray(pixels), limits))
 
 
 def _opened(file: BinaryIO, head: bytes) -> ImageFile.ImageFile:
@@ -221,10 +249,10 @@ def _register_heif() -> None:
     cast(Any, pillow_heif).register_heif_opener()
 
 
-def _from_pillow(image: Image.Image, max_pixels: int) -> NDArray[np.uint8]:
+def _from_pillow(image: Image.Image, limits: Limits) -> NDArray[np.uint8]:
     name = f"the Pillow image ({image.mode})"
     try:
-        return _decode(image, name, max_pixels)
+        return _decode(image, name, limits)
     except _Damaged as error:
         unread = getattr(image, "tile", None) and getattr(image, "fp", None) is None
         if unread or "closed" in str(error.__cause__):
@@ -234,11 +262,16 @@ def _from_pillow(image: Image.Image, max_pixels: int) -> NDArray[np.uint8]:
         raise ImageError(str(error)) from error.__cause__
 
 
-def _decode(image: Image.Image, name: str, max_pixels: int) -> NDArray[np.uint8]:
-    _check_size(name, image.width, image.height, max_pixels)
+def _decode(image: Image.Image, name: str, limits: Limits) -> NDArray[np.uint8]:
+    _check_size(name, image.width, image.height, limits)
     try:
+        if (size := _within(limits)) is not None:
+            image.draft(None, size)  # JPEG's decoder can halve
         image.load()
-        return _flatten(_upright(image))
+        upright = _upright(image)
+        if upright.size != image.size:
+            limits.size = limits.size[::-1]
+        return _flatten(_shrunk(upright, limits))
     except (MemoryError, ImageError):
         raise
     except Exception as error:  # decoders raise anything on damaged data
@@ -248,14 +281,36 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> NDArray[np.uint8]
         ) from error
 
 
-def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+def _check_size(name: str, width: int, height: int, limits: Limits) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{name}: has no pixels ({width} x {height})")
-    if width * height > max_pixels:
+    if width * height > limits.max_pixels:
         raise ImageError(
-            f"{name}: {width} x {height} is {width * height:,} pixels, the limit is {max_pixels:,}: "
+            f"{name}: {width} x {height} is {width * height:,} pixels, the limit is {limits.max_pixels:,}: "
             "make the picture smaller, or raise max_pixels"
         )
+    limits.size = width, height
+
+
+def _within(limits: Limits) -> tuple[int, int] | None:
+    """The size that the picture is scaled down to; None: it stays."""
+    width, height = limits.size
+    if limits.shrink_above is None or width * height <= limits.shrink_above:
+        return None
+    share = math.sqrt(limits.shrink_above / (width * height))
+    return max(1, int(width * share)), max(1, int(height * share))
+
+
+def _shrunk(image: Image.Image, limits: Limits) -> Image.Image:
+    """Before it is RGB, where it is of a kind that can be scaled: what is large is held once."""
+    size = _within(limits)
+    if size is None:
+        return image
+    if image.mode == "1":
+        image = image.convert("L")
+    elif image.mode not in _SCALED or (image.has_transparency_data and "A" not in image.mode):
+        image = Image.fromarray(_flatten(image))
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -291,11 +346,11 @@ def _to_8_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     return np.rint((wide - low) * (255.0 / (top - low))).astype(np.uint8)
 
 
-def _from_array(array: NDArray[np.generic], max_pixels: int) -> Image.Image:
+def _from_array(array: NDArray[np.generic], limits: Limits) -> Image.Image:
     name = f"the array of shape {array.shape} and type {array.dtype}"
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(f"{name}: a picture is [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], channels last")
-    _check_size(name, array.shape[1], array.shape[0], max_pixels)
+    _check_size(name, array.shape[1], array.shape[0], limits)
     if array.dtype == np.uint8:
         values = cast("NDArray[np.uint8]", array)
     elif array.dtype.kind == "u" and array.dtype.itemsize == 2:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from .._checks import shown, utf8
 from ..errors import OptionError
+from .budget import Budget, Sized
 from .images import Picture, Pictures, as_list
 
 __all__ = [
@@ -101,10 +102,13 @@ def _parse_part(where: str, part: object, pictures: list[Picture]) -> Message:
         return text_part(utf8(f"{where}: the text", part["text"]))
     if isinstance(part, Mapping) and kind in ("image_url", "image"):
         picture = next((part[key] for key in ("image", "image_url", "url", "path") if key in part), None)
+        detail = part.get("detail")
         if isinstance(picture, Mapping):
+            detail = picture.get("detail", detail)
             picture = picture.get("url")
         if picture is not None:
-            pictures.append(picture)
+            limited = Budget().with_detail(detail) != Budget()
+            pictures.append(cast(Picture, Sized(picture, str(detail))) if limited else picture)
             return {"type": "image", "index": len(pictures) - 1}
     raise OptionError(
         f"{where}: a content part must be {{'type': 'text', 'text': ...}}, "

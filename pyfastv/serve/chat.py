@@ -12,6 +12,7 @@ from ..constraints.tools import ToolUse
 from ..engine.job_pool import Job, Piece, TokenProb
 from ..engine.told import AnswerReader, as_delta, as_message
 from ..errors import OptionError
+from ..inputs.budget import LOW_DETAIL_TOKENS
 from ..inputs.template_options import TEMPLATE_OPTIONS, template_variables
 from ..inputs.video import DEFAULT_FRAMES, MAX_FRAMES
 from . import replies
@@ -23,11 +24,13 @@ __all__ = [
     "ChatForm",
     "ChatMessage",
     "ChatRequest",
+    "Detail",
     "Effort",
     "Fps",
     "Frames",
     "ImageAddress",
     "ImagePart",
+    "ImageUrl",
     "Part",
     "TextPart",
     "VideoAddress",
@@ -42,10 +45,17 @@ class TextPart(Model):
     text: str
 
 
+Detail = Annotated[
+    Literal["low", "high", "auto", "original"],
+    Field(description=f"low: at most {LOW_DETAIL_TOKENS} visual tokens, or as few as the model can have."),
+]
+
+
 class ImageUrl(Model):
     """Where a picture is: ``data:image/png;base64,...``; http(s) and file URLs if the server allows them."""
 
     url: str = Field(min_length=1)
+    detail: Detail | None = None
 
 
 def _as_image_url(value: Any) -> Any:

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
 
-from .._checks import INT32_MAX
+from .._checks import INT32_MAX, integer
 from ..engine.job_pool import JobPool
 from ..engine.sampling import Sampling
+from ..inputs.budget import Budget
 from ..settings.schedule import Cut, Schedule
 from ..settings.setting import SETTING_OPTIONS, Setting, SettingOptions
 from .constraints import Constrained, check_unknown
@@ -74,6 +75,8 @@ class Wanted:
     failure: Callable[[str], str | None] | None
     """Of a finished answer: what it does not follow; see :class:`pyfastv.constraints.grammar.Grammar`."""
     setting: Setting
+    budget: Budget
+    """Of each picture."""
     n: int
     """Answers to each prompt."""
     n_probs: int
@@ -95,6 +98,7 @@ class Wanted:
             "n_probs": self.n_probs,
             "details": self.details,
             "reports": self.timings,
+            "budget": self.budget,
             **self.setting.options(),
         }
 
@@ -156,6 +160,16 @@ class Generation(Constrained):
         default=None,
         description='Fewer visual tokens before the language model, such as "pool,window=2" or "off", for this request.',
     )
+    image_tokens: int | list[int] | None = Field(
+        default=None,
+        description="Most visual tokens of a picture, or the least and the most: it is scaled for that.",
+    )
+    image_min_tokens: int | None = Field(default=None, description="The least, as llama.cpp has it.")
+    image_max_tokens: int | None = Field(default=None, description="The most, as llama.cpp has it.")
+    enlarge: bool | None = Field(
+        default=None,
+        description="May a model that scales every picture to one size enlarge it? Left out: unless there is a budget.",
+    )
     fastv_details: bool | None = Field(default=None, description="Report which visual tokens were kept.")
     n: int | None = Field(default=None, ge=1, le=128, description="Answers to each prompt.")
 
@@ -184,6 +198,7 @@ class Generation(Constrained):
             sampling=self._sampling(pool.n_ctx, settings, None if grammar is None else grammar.text),
             failure=None if grammar is None else grammar.failure,
             setting=pool.setting.but(**self._setting_options()),
+            budget=Budget.of(self._image_tokens(), self.enlarge, pool.budget),
             n=self.n or 1,
             n_probs=self.n_probs,
             details=bool(self.fastv_details),
@@ -232,6 +247,21 @@ class Generation(Constrained):
         limit = n_ctx if settings.max_tokens is None else settings.max_tokens
         wanted = self.most_tokens
         return settings.max_tokens if wanted is None or wanted < 0 else min(wanted, limit)
+
+    def _image_tokens(self) -> int | list[int] | None:
+        """By our name or by llama.cpp's. Raises ApiError, OptionError."""
+        theirs = {
+            name: value
+            for name in ("image_min_tokens", "image_max_tokens")
+            if (value := getattr(self, name)) is not None
+        }
+        for name, value in theirs.items():
+            if self.image_tokens is not None:
+                raise invalid(f"image_tokens and {name} say the same: leave one out", name)
+            integer(name, value, 1)
+        if not theirs:
+            return self.image_tokens
+        return [theirs.get("image_min_tokens", 1), theirs.get("image_max_tokens", INT32_MAX)]
 
     def _setting_options(self) -> SettingOptions:
         """What it says of the setting; false is off."""

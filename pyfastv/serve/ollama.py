@@ -46,7 +46,7 @@ _OPTIONS = {
     **{name: name for name in ("repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty")},
     "num_predict": "n_predict",
 }
-_OURS = (*SETTING_OPTIONS, "fastv_details")
+_OURS = (*SETTING_OPTIONS, "image_tokens", "image_min_tokens", "image_max_tokens", "enlarge", "fastv_details")
 _EFFORTS = {"none": "none", "low": "low", "medium": "medium", "high": "high", "max": "xhigh"}
 _DURATION = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h))+|[+-]?\d+(\.\d*)?")
 _MARK = "[img-{}]"

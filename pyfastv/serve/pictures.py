@@ -60,7 +60,8 @@ class PictureReader:
         """
         self._check_counts(messages)
         read: list[dict[str, Any]] = []
-        videos: list[tuple[list[dict[str, Any]], Video, VideoSize, str]] = []  # to be read into an empty part
+        # to be read into an empty part
+        videos: list[tuple[list[dict[str, Any]], Video, VideoSize, str | None, str]] = []
         pixels = 0
         for number, message in enumerate(messages):
             parts: list[dict[str, Any]] = []
@@ -72,22 +73,22 @@ class PictureReader:
                 with _named(where):
                     if isinstance(part, ImagePart):
                         data = await self._bytes(part.image_url.url, "picture")
-                        pixels += await to_thread.run_sync(_check_size, data, self._settings.max_pixels)
-                        parts.append({"type": "image", "image": data})
+                        pixels += await to_thread.run_sync(_check_size, data, self._settings.hard_pixels)
+                        parts.append({"type": "image", "image": data, "detail": part.image_url.detail})
                     else:
                         video, size = await self._measured(part)
                         pixels += size.pixels
-                        videos.append((parts, video, size, where))
+                        videos.append((parts, video, size, part.video_url.detail, where))
                         parts.append({})
             # templates know of system, and developer is OpenAI's newer name for it
             role = "system" if message.role == "developer" else message.role
             read.append({**message.beside_content(), "role": role, "content": parts})
-        self._check_frames(sum(size.frames for _, _, size, _ in videos))
+        self._check_frames(sum(size.frames for _, _, size, _, _ in videos))
         self._take(pixels)
         try:
-            for parts, video, size, where in videos:
+            for parts, video, size, detail, where in videos:
                 with _named(where):
-                    await self._read_frames(parts, video, size)
+                    await self._read_frames(parts, video, size, detail)
             yield read
         finally:
             self._free_pixels += pixels
@@ -128,13 +129,15 @@ class PictureReader:
         _check_pixels(size.width, size.height, self._settings.max_pixels, "the video")
         return video, size
 
-    async def _read_frames(self, parts: list[dict[str, Any]], video: Video, size: VideoSize) -> None:
+    async def _read_frames(
+        self, parts: list[dict[str, Any]], video: Video, size: VideoSize, detail: str | None
+    ) -> None:
         """Into the place of the first empty part."""
 
         def decode() -> list[dict[str, Any]]:
             # one whose pictures grow on the way would be heavier than what was taken for it
             frames = load_frames(video, max_pixels=size.width * size.height)
-            return [{"type": "image", "image": frame} for frame in frames]
+            return [{"type": "image", "image": frame, "detail": detail} for frame in frames]
 
         at = parts.index({})
         parts[at : at + 1] = await to_thread.run_sync(decode, limiter=self._decoding)

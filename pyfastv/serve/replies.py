@@ -55,9 +55,11 @@ def head(kind: str, prefix: str, model: str) -> dict[str, Any]:
 def usage(reports: Sequence[Report], n: int = 1) -> dict[str, Any]:
     """Tokens of all answers, ``n`` to each prompt, and of the prompts; beside OpenAI's keys ``visual_patches`` (of the
     pictures before Turbo and reducers), ``visual_tokens`` (those that enter the language model) and
-    ``visual_tokens_kept`` (those that its last layers see)."""
+    ``visual_tokens_kept`` (those that its last layers see); and ``visual_pictures``, if there are any: the size of each,
+    as it was given, scaled and encoded."""
     of_prompts = partial(_sum, reports[::n])
     prompt_tokens, generated = of_prompts("prompt_tokens"), _sum(reports, "generated_tokens")
+    seen = [picture.to_dict() for report in reports[::n] for picture in report.pictures]
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": generated,
@@ -66,6 +68,7 @@ def usage(reports: Sequence[Report], n: int = 1) -> dict[str, Any]:
         "visual_patches": of_prompts("patches"),
         "visual_tokens": of_prompts("visual_tokens"),
         "visual_tokens_kept": of_prompts("visual_tokens_kept"),
+        **({"visual_pictures": seen} if seen else {}),
     }
 
 

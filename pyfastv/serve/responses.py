@@ -12,11 +12,13 @@ from starlette.responses import JSONResponse, Response
 
 from .chat import (
     ChatRequest,
+    Detail,
     Effort,
     Fps,
     Frames,
     ImageAddress,
     ImagePart,
+    ImageUrl,
     Part,
     TextPart,
     VideoAddress,
@@ -51,6 +53,7 @@ class InputImage(Model):
 
     type: Literal["input_image"]
     image_url: ImageAddress | None = None
+    detail: Detail | None = None
     file_id: Any = Field(default=None, description="Not supported.")
 
 
@@ -300,7 +303,8 @@ def _part(content: Content, where: str) -> Part:
                 where,
                 "unsupported" if content.file_id is not None else None,
             )
-        part = ImagePart(type="image_url", image_url=content.image_url)
+        detail = content.image_url.detail or content.detail
+        part = ImagePart(type="image_url", image_url=ImageUrl(url=content.image_url.url, detail=detail))
     part.at(where)
     return part
 

@@ -129,7 +129,9 @@ def make_router(pool: JobPool, settings: Settings, metrics: Metrics) -> APIRoute
         """Tokens of its prompt."""
         wanted = await to_thread.run_sync(body.wanted, pool, settings)
         async with pictures.read(body.messages) as messages:
-            count = partial(pool.count_tokens, messages, **shown(body), **wanted.setting.options())
+            count = partial(
+                pool.count_tokens, messages, budget=wanted.budget, **shown(body), **wanted.setting.options()
+            )
             return await to_thread.run_sync(count, limiter=preparing)
 
     @router.post(

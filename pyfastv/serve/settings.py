@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["SamplingDefaults", "Settings"]
+__all__ = ["SamplingDefaults", "Settings", "hard_pixels"]
+
+
+_UNSUSPECTED = (
+    89_000_000  # above this Pillow warns of decompression bombs; an A3 page at 600 dpi has 70 million
+)
+
+
+def hard_pixels(max_pixels: int) -> int:
+    """The largest picture that a server reads, with this limit to those that it works with."""
+    return max(max_pixels, min(4 * max_pixels, _UNSUSPECTED))
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,8 @@ class Settings:
     max_frames: int = 64
     """Of the videos in a request, together."""
     max_pixels: int = 32_000_000
-    """Of one picture or frame; four times this may be in work at a time."""
+    """Of one picture or frame; four times this may be in work at a time. A larger picture is scaled down to it, up to
+    :attr:`hard_pixels`."""
     max_tokens: int | None = None
     """Most tokens that a request may ask for; None: the context of a slot."""
     ping_seconds: float | None = 10.0
@@ -54,6 +65,11 @@ class Settings:
     """For one picture or video from the web, redirects included."""
     remote_redirects: int = 3
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+
+    @property
+    def hard_pixels(self) -> int:
+        """Of a picture that is read at all, however small it is made: what it weighs decoded."""
+        return hard_pixels(self.max_pixels)
 
     @property
     def max_nodes(self) -> int:

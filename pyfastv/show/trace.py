@@ -113,10 +113,12 @@ def trace(
                     seen = engine.pictures()
         grids = [[grid for patches, _ in slices for grid in patches] for slices in seen]
         traces.append(RuleTrace(name, setting, tuple(turns), _places(seen)))
+    model = runner._model
+    shown = [model.as_seen(image, model.budget)[0] for image in images]
     with runner._engine_at_work() as engine:
         pixels = [
-            _pixels(engine, frames, len(slices))
-            for frames, slices in zip(_by_picture(given, images), grids, strict=True)
+            _pixels(engine, frames, len(slices), model.budget.enlarge)
+            for frames, slices in zip(_by_picture(given, shown), grids, strict=True)
         ]
     return Trace(lay_out(pixels, grids), tuple(traces))
 
@@ -137,10 +139,10 @@ def _by_picture(
 
 
 def _pixels(
-    engine: _native.Engine, frames: Sequence[NDArray[np.uint8]], n_slices: int
+    engine: _native.Engine, frames: Sequence[NDArray[np.uint8]], n_slices: int, enlarge: bool
 ) -> list[NDArray[np.uint8]]:
     """Of a picture's slices; where frames go in pairs, of the first of each."""
-    slices = [engine.pixels(frame) for frame in frames]
+    slices = [engine.pixels(frame, enlarge) for frame in frames]
     pairs = [of_frame[0] for of_frame in slices[::2]]
     whole = [pixels for of_frame in slices for pixels in of_frame]
     return pairs if len(whole) != n_slices == len(pairs) else whole
