@@ -149,9 +149,9 @@ def test_an_encoder_that_needs_its_grid_cannot_leave_it_out(case: Case) -> None:
     assert (made.n_tokens, len(made.places)) == (case.off.n_tokens, len(made.targets) * 3 // 4)
 
 
-def test_a_runner_counts_chooses_and_saves_as_without(case: Case, tmp_path: Path) -> None:
-    """The same tokens and grids, and answers of other rows; a slot's state goes on."""
-    layer = 2 if case.name not in ("Gemma 3", "Qwen3-VL") else 6 if case.name == "Gemma 3" else 3
+def test_a_runner_counts_and_chooses_as_without(case: Case) -> None:
+    """The same tokens and grids, of other rows."""
+    layer = pyfastv._native.model_info(str(case.paths[0]))["cut_layers"][0]
     reports, logits, grids = [], [], []
     with case.runner() as runner:
         for turbo in (None, "share=0.75"):
@@ -211,7 +211,7 @@ def test_asked_for_every_patch_has_the_row_of_its_token(plain: Case, spec: str) 
     assert merged.targets.tolist() == restored.targets.tolist()
     expected = merged.features[merged.targets]
     # products of more rows may be summed in another order
-    assert relative(restored.features - expected, expected) < 1e-6
+    assert relative(restored.features - expected, expected) < 1e-5
     assert plain.encode(f"{spec},restore=off").n_tokens == merged.n_tokens
 
 
