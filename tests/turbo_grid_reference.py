@@ -1,5 +1,5 @@
-"""Turbo with rows that are given back, written again in NumPy for encoders behind whose blocks patches lie side by side: pixel
-shuffle (idefics3, internvl), pooling (gemma3), mergers (pixtral, and Qwen's three, with windows and deepstack)."""
+"""Turbo with rows that are given back, written again in NumPy for encoders behind whose blocks patches lie side by side:
+pixel shuffle (idefics3, internvl), pooling (gemma3), mergers (pixtral, and Qwen's three, with windows and deepstack)."""
 
 from __future__ import annotations
 
@@ -160,8 +160,8 @@ def _raster(ny: int, nx: int) -> tuple[list[Place], list[int]]:
 
 
 def _rows(ny: int, nx: int, side: int) -> tuple[list[Place], list[int]]:
-    """Of Qwen's encoders, in the order of their rows: patches in units of 2 x 2, these in windows of side x side patches (0:
-    in none). Their places, and the numbers of their windows."""
+    """Of Qwen's encoders, in the order of their rows: patches in units of 2 x 2, these in windows of side x side patches
+    (0: in none). Their places, and the numbers of their windows."""
     side = side or max(ny, nx)
     places, window = [], []
     for number, (top, left) in enumerate((y, x) for y in range(0, ny, side) for x in range(0, nx, side)):

@@ -60,8 +60,8 @@ def why_no_turbo(runner: Runner) -> str | None:
     runner.set_turbo(before)
     if _native.vision_info(str(runner._model.mmproj))["needs_grid"]:
         return (
-            "this encoder gives every patch a token again, so that it alone gets faster, and what is compared here is the "
-            "number of the language model's rows"
+            "this encoder gives every patch a token again, so that it alone gets faster, and what is compared here is "
+            "the number of the language model's rows"
         )
     return None
 
