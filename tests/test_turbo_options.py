@@ -52,7 +52,10 @@ def test_text_and_values_are_the_same(turbo: Turbo, spec: str) -> None:
         ({"layers": (1, 2), "once": True}, "excludes layers"),
         ({"renumber": 1}, "renumber must be True or False"),
         ({"restore": 1}, "restore must be True, False or None; got 1"),
-        ({"restore": True, "renumber": True}, "restore gives every patch its token back, and excludes renumber"),
+        (
+            {"restore": True, "renumber": True},
+            "restore gives every patch its token back, and excludes renumber",
+        ),
     ],
 )
 def test_wrong_values_are_named(values: dict[str, Any], wrong: str) -> None:

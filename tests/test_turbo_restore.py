@@ -207,7 +207,9 @@ def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     made.close()
 
 
-@pytest.mark.parametrize("spec", ["share=0.5", "share=0.8,alpha=0,layers=0-0", "r=7,layers=0-1", "share=0.3,once"])
+@pytest.mark.parametrize(
+    "spec", ["share=0.5", "share=0.8,alpha=0,layers=0-0", "r=7,layers=0-1", "share=0.3,once"]
+)
 def test_asked_for_every_patch_has_the_row_of_its_token(plain: Case, spec: str) -> None:
     merged, restored = plain.encode(spec), plain.encode(f"{spec},restore")
     assert merged.n_tokens < restored.n_tokens == plain.off.n_tokens

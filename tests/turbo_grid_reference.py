@@ -188,4 +188,6 @@ def _through_table(x: np.ndarray) -> np.ndarray:
     """GELU of a gate, which ggml's CPU looks up in F16 with any kernels."""
     x = x.astype(np.float16).astype(F32)
     root = F32(np.sqrt(2 / np.pi))
-    return (F32(0.5) * x * (1 + np.tanh(root * x * (1 + F32(0.044715) * x * x)))).astype(np.float16).astype(F32)
+    return (
+        (F32(0.5) * x * (1 + np.tanh(root * x * (1 + F32(0.044715) * x * x)))).astype(np.float16).astype(F32)
+    )
