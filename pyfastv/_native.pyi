@@ -152,7 +152,8 @@ def fit_layers(model_path: _Path, specs: list[str]) -> list[list[tuple[int, int]
 
 def vision_info(mmproj_path: _Path) -> dict[str, Any]:
     """An mmproj's header: ``projector``, ``image_size`` (pixels), ``patch_size``, ``n_layer``, ``visual_tokens`` (None
-    where their number depends on the picture)."""
+    where their number depends on the picture), ``merges`` (Turbo can merge in it), ``needs_grid`` (and then gives every
+    patch a token again)."""
 
 DEFAULT_N_CTX: int
 

@@ -98,6 +98,12 @@ class Encoder:
     """Patches that become one visual token."""
     cls: bool
     """One row more than patches."""
+    needs_grid: bool = False
+    """Patches are put side by side behind the blocks: where Turbo has merged, each has a row again."""
+
+    def restores(self, turbo: Turbo) -> bool:
+        """Does every patch have a row again behind the blocks, so that there are as many tokens as without?"""
+        return self.needs_grid or bool(turbo.restore)
 
     def flops(self, n_visual: int, n_slices: int = 1, turbo: Turbo | None = None) -> int:
         """Multiply-adds for one picture of ``n_visual`` tokens in equal slices, each of which attends to itself.
@@ -112,6 +118,8 @@ class Encoder:
             # not causal: all pairs, Q.K and P.V
             of_slice += (n + self.cls) * of_attention + 2 * (n + self.cls) ** 2 * self.width
             of_slice += (after + self.cls) * (weights - of_attention)
+        if turbo is None or self.restores(turbo):
+            return n_slices * of_slice + n_visual * self.projector_weights
         return n_slices * of_slice + n_visual * left[-1] // patches * self.projector_weights
 
 
@@ -138,15 +146,17 @@ def entering_tokens(setting: Setting, encoder: Encoder | None, n_visual: int) ->
     """Of a picture's ``n_visual`` tokens those that Turbo and the reducer leave for the language model.
 
     Where shapes count (pool), a square number of tokens is a square, any other one row. Raises OptionError."""
-    left = n_visual
+    left, merged = n_visual, False
     if setting.turbo is not None:
         if encoder is None:
             raise OptionError("turbo merges in a vision encoder, and there is none: pass an mmproj")
-        left = patches_by_block(setting.turbo, len(encoder.layer_weights), n_visual)[-1]
+        after = patches_by_block(setting.turbo, len(encoder.layer_weights), n_visual)[-1]
+        merged = not encoder.restores(setting.turbo)
+        left = after if merged else n_visual
     if setting.reduce is None:
         return left
     side = isqrt(left)
-    grid = (side, side) if setting.turbo is None and side * side == left else (left, 1)
+    grid = (side, side) if not merged and side * side == left else (left, 1)
     return _native.count_reduced(setting.reduce.spec(), [grid])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,11 @@ def test_turbo_of_an_encoder_by_hand() -> None:
     attention = 13 * 16 + 2 * 13 * 13 * 2 + 10 * 16 + 2 * 10 * 10 * 2
     behind = 10 * 32 * 2
     assert encoder.flops(12, turbo=turbo) == 12 * 3 + attention + behind + 9 * 5
+    # given back, they all run through the projector
+    asked_for = pyfastv.Turbo(share=0.25, restore=True)
+    assert encoder.flops(12, turbo=asked_for) == 12 * 3 + attention + behind + 12 * 5
+    needed = replace(encoder, merged=4, needs_grid=True)
+    assert needed.flops(3, turbo=turbo) == 12 * 3 + attention + behind + 3 * 5
 
 
 def test_more_pictures_cost_more(capsys: pytest.CaptureFixture[str]) -> None:

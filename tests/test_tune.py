@@ -200,8 +200,11 @@ def test_turbo_is_tried_alone_and_with_the_recommended_rule() -> None:
 def test_an_encoder_that_cannot_merge_says_why(plain: Runner, tmp_path: Path) -> None:
     assert why_no_turbo(plain) is None
     assert plain.turbo is None
+    with Runner(*random_mmproj.write_pair(tmp_path, "MiniCPM-V"), fastv=None) as runner:
+        assert "the projector resampler is none of those" in str(why_no_turbo(runner))
     with Runner(*random_mmproj.write_pair(tmp_path, "Qwen2-VL"), fastv=None) as runner:
-        assert "the projector qwen2vl_merger needs the encoder's whole grid" in str(why_no_turbo(runner))
+        assert "this encoder gives every patch a token again" in str(why_no_turbo(runner))
+        assert runner.turbo is None
     with Runner(bundled_model(), n_ctx=256, fastv=None) as runner:
         assert why_no_turbo(runner) == "there is no vision encoder"
 
@@ -395,16 +398,16 @@ def test_reducers_are_tried_where_they_are_named(data: Path, tmp_path: Path) -> 
     assert Profile.load(data.parent / "p.json").reduce == DivPrune(60)
 
 
-def test_turbo_is_left_out_where_the_encoder_cannot_merge(
+def test_turbo_is_left_out_where_it_leaves_as_many_rows(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Told in one line, and kept in the profile."""
     model, mmproj = map(str, random_mmproj.write_pair(tmp_path, "Gemma 3"))
     assert tune(data, "-m", model, "--mmproj", mmproj, "--time", "0", "--positions", "2", "--kl", "1000") == 0
-    told = "Turbo was not tried: this encoder's tokens cannot be merged: the projector gemma3 needs"
+    told = "Turbo was not tried: this encoder gives every patch a token again"
     assert [line[: len(told)] for line in capfd.readouterr().out.splitlines()].count(told) == 1
     measured = Profile.load(data.parent / "p.json").measured
-    assert "gemma3" in measured["turbo_not_tried"]
+    assert "number of the language model's rows" in measured["turbo_not_tried"]
     assert not [tried["setting"] for tried in measured["tried"] if "turbo" in tried["setting"]]
 
 

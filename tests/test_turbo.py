@@ -237,11 +237,8 @@ def test_embeddings_that_were_kept_bring_their_places(
         assert encoder.decode_kept(case.picture, kept.features, make(), 0) != 0
 
 
-REFUSED = ["Qwen2-VL", "Gemma 3", "Pixtral", "SmolVLM", "InternVL", "MiniCPM-V"]
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_other_projectors_are_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_other_projectors_are_refused_by_name(tmp_path: Path) -> None:
+    name = "MiniCPM-V"
     model_path, path = random_mmproj.write_pair(tmp_path, name)
     model = Model(model_path)
     encoder = Encoder(model, path)

@@ -26,6 +26,8 @@ from test_environment import COMPARED, EXAMPLE, answer
         (Turbo(share=0.25, alpha=0), "share=0.25,alpha=0"),
         (Turbo(r=16, alpha=0.3, layers=(2, 20)), "r=16,alpha=0.3,layers=2-20"),
         (Turbo(0.66, once=True, renumber=True), "share=0.66,alpha=0.05,once,renumber"),
+        (Turbo(r=2, restore=True), "r=2,alpha=0.05,restore"),
+        (Turbo(renumber=True, restore=False), "share=0.5,alpha=0.05,renumber,restore=off"),
     ],
 )
 def test_text_and_values_are_the_same(turbo: Turbo, spec: str) -> None:
@@ -49,6 +51,11 @@ def test_text_and_values_are_the_same(turbo: Turbo, spec: str) -> None:
         ({"layers": "2-3"}, "layers must be"),
         ({"layers": (1, 2), "once": True}, "excludes layers"),
         ({"renumber": 1}, "renumber must be True or False"),
+        ({"restore": 1}, "restore must be True, False or None; got 1"),
+        (
+            {"restore": True, "renumber": True},
+            "restore gives every patch its token back, and excludes renumber",
+        ),
     ],
 )
 def test_wrong_values_are_named(values: dict[str, Any], wrong: str) -> None:
@@ -69,6 +76,8 @@ def test_wrong_values_are_named(values: dict[str, Any], wrong: str) -> None:
         ("r=١٦", "is not understood; a number"),
         ("layers=2", 'layers = "2" is not understood; the first and the last block'),
         ("once,once", "given twice"),
+        ("restore=1", 'restore = "1" is not understood; restore, or restore=off'),
+        ("restore,restore=off", "given twice"),
     ],
 )
 def test_wrong_text_is_named(text: str, wrong: str) -> None:

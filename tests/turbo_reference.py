@@ -41,7 +41,7 @@ class Result:
 class Reference:
     def __init__(self, path: Path) -> None:
         reader = gguf.GGUFReader(path)
-        value = {name: entry.contents() for name, entry in reader.fields.items()}
+        self.value = value = {name: entry.contents() for name, entry in reader.fields.items()}
         self.w = {
             t.name: np.array(t.data, F32).reshape(tuple(reversed(t.shape.tolist()))) for t in reader.tensors
         }
@@ -64,27 +64,38 @@ class Reference:
         margins = [np.inf]
         for il in range(self.n_blocks):
             tokens = self._block(tokens, il, counts.get(il, 0), alpha, margins)
+            self._behind(tokens, il)
         x = self._norm(tokens.x, "v.post_ln") if "v.post_ln.weight" in self.w else tokens.x
         first = int(self.cls)
         members = tokens.members[first:]
         owner = {patch: token for token, patches in enumerate(members) for patch in patches}
         return Result(
-            self._project(x[first:]),
+            self._project(self._spread(x[first:], owner)),
             tokens.place[first:],
             [len(patches) for patches in members],
             [owner[patch] for patch in range(len(owner))],
             min(margins),
         )
 
-    def _embed(self, picture: np.ndarray) -> Tokens:
+    def _behind(self, tokens: Tokens, il: int) -> None:
+        """What else is made of a block's rows."""
+
+    def _spread(self, x: np.ndarray, owner: dict[int, int]) -> np.ndarray:
+        """The rows that enter the projector, of the tokens' [n, d]; ``owner``: of each patch."""
+        return x
+
+    def _patches(self, picture: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+        """[patches, d] in raster order, without a bias"""
         p = self.patch
         pixels = (picture.astype(F32) / F32(255) - self.mean) / self.std
         ny, nx = picture.shape[0] // p, picture.shape[1] // p
         patches = pixels.reshape(ny, p, nx, p, 3).transpose(0, 2, 4, 1, 3).reshape(ny * nx, 3 * p * p)
-        kernel = self.w["v.patch_embd.weight"]
         # ggml's convolution has both in F16
         patches, kernel = (values.astype(np.float16).astype(F32) for values in (patches, kernel))
-        x = patches @ kernel.reshape(len(kernel), -1).T + self.w.get("v.patch_embd.bias", F32(0))
+        return patches @ kernel.reshape(len(kernel), -1).T
+
+    def _embed(self, picture: np.ndarray) -> Tokens:
+        x = self._patches(picture, self.w["v.patch_embd.weight"]) + self.w.get("v.patch_embd.bias", F32(0))
         members, place = [[i] for i in range(len(x))], list(range(len(x)))
         if self.cls:
             x = np.concatenate([self.w["v.class_embd"].reshape(1, -1), x])
@@ -97,8 +108,10 @@ class Reference:
     def _block(self, tokens: Tokens, il: int, r: int, alpha: float, margins: list[float]) -> Tokens:
         name = f"v.blk.{il}"
         h = self._norm(tokens.x, f"{name}.ln1")
-        q, k, v = (self._heads(self._linear(h, f"{name}.attn_{which}")) for which in "qkv")
+        q, k, v = (self._heads(rows) for rows in self._attention_rows(h, name))
+        q, k = self._turn(q, tokens), self._turn(k, tokens)
         logits = np.einsum("hqd,hkd->hqk", q, k) / np.sqrt(F32(q.shape[-1])) + np.log(tokens.size)
+        logits = logits + self._hidden(tokens, il)
         weights = np.exp(logits - logits.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         out = np.einsum("hqk,hkd->qhd", weights, v).reshape(tokens.n, -1)
@@ -108,17 +121,36 @@ class Reference:
         merged = Tokens(x, tokens.size, tokens.members, tokens.place)
         key = k.mean(0)
         while r > 0:
-            step = min(r, (merged.n - self.cls) // 2)
+            step = min(r, self._at_once(merged.n - self.cls))
             merged, key, value = self._merge(merged, key, value, step, alpha, margins)
             r -= step
 
-        h = self._norm(merged.x, f"{name}.ln2")
+        merged.x = merged.x + self._feed_forward(self._norm(merged.x, f"{name}.ln2"), name)
+        return merged
+
+    def _attention_rows(self, h: np.ndarray, name: str) -> list[np.ndarray]:
+        return [self._linear(h, f"{name}.attn_{which}") for which in "qkv"]
+
+    def _turn(self, x: np.ndarray, tokens: Tokens) -> np.ndarray:
+        """Queries or keys [heads, n, d] by the positions of their tokens."""
+        return x
+
+    def _hidden(self, tokens: Tokens, il: int) -> np.ndarray:
+        """Added to logits: [n, n] or one number; minus infinity where a key is not seen."""
+        return np.zeros((), F32)
+
+    def _at_once(self, n: int) -> int:
+        """How many of n patches a step merges at most."""
+        return n // 2
+
+    def _may_merge(self, tokens: Tokens, i: int, j: int) -> bool:
+        return True
+
+    def _feed_forward(self, h: np.ndarray, name: str) -> np.ndarray:
         up, down = self.w[f"{name}.ffn_up.weight"], self.w[f"{name}.ffn_down.weight"]
         swapped = up.shape[0] < down.shape[0]  # older files
         first, second = ("ffn_down", "ffn_up") if swapped else ("ffn_up", "ffn_down")
-        h = self._linear(self._activate(self._linear(h, f"{name}.{first}")), f"{name}.{second}")
-        merged.x = merged.x + h
-        return merged
+        return self._linear(self._activate(self._linear(h, f"{name}.{first}")), f"{name}.{second}")
 
     def _merge(
         self, tokens: Tokens, key: np.ndarray, value: np.ndarray, r: int, alpha: float, margins: list[float]
@@ -129,12 +161,15 @@ class Reference:
         evens, odds = patches[::2], patches[1::2]
         partner, score, lead = {}, {}, {}
         for i in evens:
-            cosines = key[odds] @ key[i]
+            beside = [j for j in odds if self._may_merge(tokens, i, j)]
+            if not beside:
+                continue
+            cosines = key[beside] @ key[i]
             best = int(cosines.argmax())
-            partner[i] = odds[best]
+            partner[i] = beside[best]
             score[i] = float(cosines[best] - F32(alpha) * n * value[i])
             lead[i] = float(cosines[best] - np.delete(cosines, best).max(initial=-2))
-        ranked = sorted(evens, key=lambda i: (-score[i], i))
+        ranked = sorted(partner, key=lambda i: (-score[i], i))
         gone = ranked[:r]
         margins += [lead[i] for i in gone]
         if r < len(ranked):

@@ -115,7 +115,7 @@ class Encoder:
             params.cb_eval = self._callback = llama.ggml_backend_sched_eval_callback(
                 lambda node, ask, data: on_node(node, ask)
             )
-        self.model = model
+        self.model, self.width = model, int(llama.llama_model_n_embd_inp(model.pointer))
         self.pointer = mtmd.mtmd_init_from_file(str(path).encode(), model.pointer, params)
         assert self.pointer
         if turbo is not None:
@@ -238,7 +238,7 @@ class Encoder:
         image = mtmd.mtmd_input_chunk_get_tokens_image(chunk)
         assert mtmd.mtmd_image_tokens_get_n_tokens(image) == n
         assert mtmd.mtmd_encode_chunk(self.pointer, chunk) == 0
-        rows = np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(self.pointer), (n, self.model.n_embd)).copy()
+        rows = np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(self.pointer), (n, self.width)).copy()
         return Encoded(
             rows,
             n,

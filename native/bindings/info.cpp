@@ -146,15 +146,19 @@ static py::dict vision_info(const std::filesystem::path & mmproj_path) {
     const int64_t     at        = find("clip.projector_type", GGUF_TYPE_STRING);
     const std::string projector = at < 0 ? "mlp" : gguf_get_val_str(file.get(), at);
 
+    const auto * rule = pyfastv::find_encoder(projector);
+
     py::object visual_tokens = py::none();
-    if (const auto * rule = pyfastv::find_encoder(projector); rule && rule->fixed()) {
+    if (rule && rule->fixed()) {
         const int64_t given = rule->merge_key.empty() ? 0 : u32(rule->merge_key.c_str());
         const int64_t side  = size/patch/(given > 0 ? given : rule->merge_default);
         visual_tokens = py::int_(side*side);
     }
+    const int64_t features = find("clip.vision.feature_layer", GGUF_TYPE_ARRAY);
+    const bool    several  = features >= 0 && gguf_get_arr_n(file.get(), features) > 1;
     return py::dict(
         "projector"_a = projector, "image_size"_a = size, "patch_size"_a = patch, "n_layer"_a = u32("clip.vision.block_count"),
-        "visual_tokens"_a = visual_tokens);
+        "visual_tokens"_a = visual_tokens, "merges"_a = rule && rule->merges() && !several, "needs_grid"_a = rule && rule->needs_grid());
 }
 
 static const pyfastv::encoder_rule * rule_of(const std::string & projector, const std::set<std::string> & tensors) {

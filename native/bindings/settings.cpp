@@ -57,11 +57,12 @@ static std::string check_schedule(const std::string & spec, int32_t n_layer) {
 static double as_written(float value) { return *pyfastv::real_in(pyfastv::to_text(value)); }
 
 static py::object of_turbo(const pyfastv_turbo_params & turbo) {
+    const py::object restore = turbo.restore < 0 ? py::object(py::none()) : py::bool_(turbo.restore == 1);
     const py::object layers = turbo.first_layer < 0 ? py::object(py::none()) : py::make_tuple(turbo.first_layer, turbo.last_layer);
     return py::dict(
         "share"_a = turbo.r > 0 ? py::object(py::none()) : py::float_(as_written(turbo.share)),
         "r"_a = turbo.r > 0 ? py::object(py::int_(turbo.r)) : py::none(), "alpha"_a = as_written(turbo.alpha), "layers"_a = layers,
-        "once"_a = turbo.once, "renumber"_a = turbo.renumber);
+        "once"_a = turbo.once, "renumber"_a = turbo.renumber, "restore"_a = restore);
 }
 
 // the name, and what was not left out, or has a value of its own

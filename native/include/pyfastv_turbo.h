@@ -9,8 +9,8 @@
 //
 // In each block of a range, between attention and MLP, where n tokens are left:
 //     k_i          the block's key of token i, mean over the heads, of length 1
-//     A_i          the attention that CLS pays to token i, mean over the heads; without CLS what all tokens pay it, mean.
-//                  A sums to 1
+//     A_i          the attention that CLS pays to token i, mean over the heads; without CLS what all tokens pay it, mean
+//                  (of pictures whose logits take more than 256 MiB every second one's, or every third's, ...). A sums to 1
 //     score(i, j)  k_i . k_j - alpha*n*A_i
 //     The tokens in raster order, CLS aside, are dealt out in turn, the first one to the evens. Each even i has the odd j of
 //     the highest score as its partner. The r evens of the highest scores are merged into their partners: the mean weighted
@@ -18,6 +18,11 @@
 // A merged token has the place of its heaviest part in the picture (the lower one of two that are as heavy). Tokens stay in
 // raster order of their places. If r is more than there are evens, this is repeated in the same block; keys of merged tokens
 // are then the weighted mean, attention is the sum.
+//
+// Encoders behind whose blocks the whole grid is needed, for mergers, pixel shuffle and pooling, get it back: behind the last
+// block, and wherever else rows leave the blocks, every patch has the row of the token that stands for it (restore). The encoder
+// is faster, and what it makes has the tokens and positions that it has without Turbo. Where queries and keys are turned by
+// positions, a merged token has that of its place; where attention is in windows, a token is merged into one of its window.
 //
 // Usage:
 //
@@ -63,6 +68,7 @@ struct pyfastv_turbo_params {
     int32_t last_layer;  // the last block that merges; -1: the default
     bool    once;        // merge everything in the last block that runs (FOLDER); r is then the number of all tokens merged
     bool    renumber;    // positions 0..n instead of places, for comparison
+    int32_t restore;     // 1: give every patch a row again behind the blocks; 0: do not; -1: where the encoder needs it
 };
 
 // share = 0.5, alpha = 0.05, blocks of the first half of the encoder. size: sizeof(*params), which is set, too. Returns
@@ -76,6 +82,7 @@ PYFASTV_API enum pyfastv_status pyfastv_turbo_default_params(struct pyfastv_turb
 //     layers=2-20     first and last block
 //     once            excludes layers=
 //     renumber
+//     restore | restore=off
 // What is left out is as in pyfastv_turbo_default_params(). Returns PYFASTV_OK or PYFASTV_BAD_PARAMS.
 PYFASTV_API enum pyfastv_status pyfastv_turbo_parse(const char * text, struct pyfastv_turbo_params * params);
 
@@ -87,7 +94,8 @@ PYFASTV_API enum pyfastv_status pyfastv_turbo_attach(struct mtmd_context * ctx, 
 // Can this context's encoder merge? NULL: yes. Else the reason; valid until the next call on this thread.
 PYFASTV_API const char * pyfastv_turbo_unsupported_reason(const struct mtmd_context * ctx);
 
-// Of the last picture, or slice, that was encoded (0 entries if nothing was merged). Patches are numbered in raster order.
+// Of the last picture, or slice, that was encoded (0 entries if nothing was merged). Patches are numbered in raster order, by
+// encoders that restore in the order of their rows, and tokens that are left are then those before rows are given back.
 // Each writes at most `cap` entries and returns how many there are.
 //   places   for every token that is left: the patch whose place it has, ascending
 //   sizes    for every token that is left: the number of patches that it stands for
@@ -99,7 +107,7 @@ PYFASTV_API size_t pyfastv_turbo_targets(const struct mtmd_context * ctx, int32_
 // For callers that keep embeddings: the places that belong to those that mtmd_helper_decode_image_chunk() is given next.
 PYFASTV_API void pyfastv_turbo_set_places(struct mtmd_context * ctx, const int32_t * places, size_t n);
 
-// Tokens of a picture, or slice, before merging; those that are left are mtmd_image_tokens_get_n_tokens().
+// Tokens of a picture, or slice, without merging; those that are left are mtmd_image_tokens_get_n_tokens().
 PYFASTV_API int32_t pyfastv_turbo_patches(const struct mtmd_image_tokens * image_tokens);
 
 // Text of the last error of this thread in a function of this header, never NULL. Valid until the next call of one.

@@ -46,7 +46,7 @@ mtmd_decoder_pos position_of(const mtmd_context * vision, const prompt_piece & p
 
 void begin_media(llama_context * ctx, const mtmd_context * vision, const prompt_piece & piece, const visual_rows & rows) {
     auto shape = rows.shape;
-    if (piece.turbo.empty() && piece.reducer.empty()) {
+    if (!piece.merged() && piece.reducer.empty()) {
         mtmd_image_tokens_get_shape(vision, mtmd_input_chunk_get_tokens_image(piece.chunk), &shape.nx, &shape.ny);
     }
     const auto media = piece.slice > 0 ? PYFASTV_MEDIA_SLICE : PYFASTV_MEDIA_IMAGE;

@@ -30,7 +30,7 @@ std::vector<patch_grid> patches_of(const mtmd_context * vision, const prompt_pie
 
     int32_t nx = 0;
     int32_t ny = 0;
-    if (piece.turbo.empty()) {
+    if (n == piece.n_encoded) {
         mtmd_image_tokens_get_shape(vision, tokens, &nx, &ny);
     } else {
         std::tie(nx, ny) = size_of(vision, piece.chunk); // what was merged has no shape
@@ -235,6 +235,11 @@ int32_t tokenize_stretches(const mtmd_context * vision, mtmd_input_chunks * chun
 }
 
 } // namespace
+
+bool prompt_piece::merged() const {
+    return n_encoded < std::accumulate(patches.begin(), patches.end(), (int64_t) 0,
+            [](int64_t n, const patch_grid & grid) { return n + (int64_t) grid.nx*grid.ny; });
+}
 
 std::vector<int32_t> places_of(const prompt_piece & evaluated) {
     auto res = evaluated.places;

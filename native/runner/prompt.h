@@ -43,6 +43,7 @@ struct prompt_piece {
     const mtmd_input_chunk * chunk = nullptr; // picture: owned by the prompt
 
     bool visual() const { return token == LLAMA_TOKEN_NULL; }
+    bool merged() const; // of a picture: fewer tokens leave the encoder than it would make without Turbo, and they form no grid
     bool same_as(const prompt_piece & other) const {
         return token == other.token && image_id == other.image_id && slice == other.slice && content == other.content && n_encoded == other.n_encoded && turbo == other.turbo && reducer == other.reducer;
     }

@@ -34,7 +34,7 @@ std::vector<llama_token> text_behind(const prompt & prompt, size_t last_slice) {
 
 // what was merged before is no grid
 std::vector<patch_grid> grids_of(const prompt_piece & piece) {
-    return piece.turbo.empty() ? piece.patches : std::vector<patch_grid> { { piece.n_encoded, 1 } };
+    return piece.merged() ? std::vector<patch_grid> { { piece.n_encoded, 1 } } : piece.patches;
 }
 
 // F32 [n_embd] mean over the tokens

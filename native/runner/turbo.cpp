@@ -62,8 +62,8 @@ encoded_slice encoder_output(mtmd_context * vision, const llama_model * model, c
     encoded_slice res;
     res.values.assign(embd, embd + (size_t) piece.n_encoded*llama_model_n_embd_inp(model));
 
-    // else all patches are there, or the tokens are numbered anew
-    if (piece.n_pos != piece.n_encoded) {
+    // else all patches have a token, or the tokens are numbered anew
+    if (piece.merged() && piece.n_pos != piece.n_encoded) {
         res.places.resize(pyfastv_turbo_places(vision, nullptr, 0));
         pyfastv_turbo_places(vision, res.places.data(), res.places.size());
     }

@@ -21,6 +21,14 @@ static void parse_layers(const std::string & text, pyfastv_turbo_params & params
     params.last_layer  = block(text.substr(dash + 1));
 }
 
+// a flag, or "restore=off"
+static int32_t parse_restore(const setting_field & field) {
+    if (field.value && !is_off(*field.value)) {
+        throw not_understood("restore", *field.value, "restore, or restore=off");
+    }
+    return field.value ? 0 : 1;
+}
+
 pyfastv_turbo_params default_turbo() {
     pyfastv_turbo_params res = {};
     res.size        = sizeof(res);
@@ -28,6 +36,7 @@ pyfastv_turbo_params default_turbo() {
     res.alpha       = 0.05f;
     res.first_layer = -1;
     res.last_layer  = -1;
+    res.restore     = -1;
     return res;
 }
 
@@ -41,6 +50,8 @@ pyfastv_turbo_params parse_turbo(const std::string & text) {
             res.once = true;
         } else if (field.is_flag("renumber")) {
             res.renumber = true;
+        } else if (field.key == "restore") {
+            res.restore = parse_restore(field);
         } else if (field.is("share")) {
             res.share = (float) parse_real(field.key, *field.value);
         } else if (field.is("r")) {
@@ -50,7 +61,7 @@ pyfastv_turbo_params parse_turbo(const std::string & text) {
         } else if (field.is("layers")) {
             parse_layers(*field.value, res);
         } else {
-            throw std::invalid_argument("\"" + field.text + "\" is none of share=, r=, alpha=, layers=, once, renumber");
+            throw std::invalid_argument("\"" + field.text + "\" is none of share=, r=, alpha=, layers=, once, renumber, restore");
         }
     }
     if (seen.count("r") && seen.count("share")) {
@@ -82,6 +93,13 @@ void validate(const pyfastv_turbo_params & p) {
         throw std::invalid_argument("alpha = " + to_text(p.alpha) + " is out of range; alpha >= 0");
     }
 
+    if (p.restore < -1 || p.restore > 1) {
+        throw std::invalid_argument("restore = " + std::to_string(p.restore) + " is out of range; 1: yes, 0: no, -1: where the encoder needs it");
+    }
+    if (p.restore == 1 && p.renumber) {
+        throw std::invalid_argument("restore gives every patch its token back, and excludes renumber");
+    }
+
     const bool all_default = p.first_layer == -1 && p.last_layer == -1;
 
     if (!all_default && (p.first_layer < 0 || p.last_layer < p.first_layer)) {
@@ -101,7 +119,8 @@ std::string to_text(const pyfastv_turbo_params & p) {
     if (p.first_layer >= 0) {
         text += ",layers=" + std::to_string(p.first_layer) + "-" + std::to_string(p.last_layer);
     }
-    return text + (p.once ? ",once" : "") + (p.renumber ? ",renumber" : "");
+    return text + (p.once ? ",once" : "") + (p.renumber ? ",renumber" : "") +
+            (p.restore == 1 ? ",restore" : p.restore == 0 ? ",restore=off" : "");
 }
 
 } // namespace pyfastv

@@ -18,6 +18,10 @@ const encoder_rule * rule_of(const clip_ctx * ctx) {
     return find_encoder(PROJECTOR_TYPE_NAMES[clip_get_projector_type(ctx)]);
 }
 
+bool supports_batch(const encoder_state & state, bool supported) {
+    return supported && !state.turbo;
+}
+
 int32_t count_tokens(const encoder_state & state, int32_t n) {
     return state.turbo ? state.turbo->count(n) : n;
 }

@@ -42,8 +42,15 @@ void check_mmproj(const std::string & path);
 // at the end of clip_graph's constructor: what adds the merging to this graph; null: nothing is merged
 std::unique_ptr<turbo_graph> begin_graph(encoder_state & state, ggml_context * ctx0, ggml_cgraph * gf, int32_t n_patches);
 
+// In the builders of encoders, of what turbo_graph says of these; without merging t itself.
+inline ggml_tensor * at_places(const std::unique_ptr<turbo_graph> & turbo, ggml_tensor * t) { return turbo ? turbo->at_places(t) : t; }
+inline ggml_tensor * restored (const std::unique_ptr<turbo_graph> & turbo, ggml_tensor * t) { return turbo ? turbo->restored(t)  : t; }
+
 // what is known of this encoder; null: it is not in the table
 const encoder_rule * rule_of(const clip_ctx * ctx);
+
+// In clip_support_batch(): are several pictures of one size encoded in one graph? A graph that merges is one picture's.
+bool supports_batch(const encoder_state & state, bool supported);
 
 // at the end of clip_n_output_tokens(): how many are left of n
 int32_t count_tokens(const encoder_state & state, int32_t n);
@@ -83,7 +90,7 @@ struct image_part {
     static constexpr int32_t not_numbered = -1;
 
     int32_t slice     = not_numbered; // its number among the slices of its picture, in prompt order
-    int32_t n_patches = 0;            // tokens before they are merged; 0: they are not
+    int32_t n_patches = 0;            // tokens before they are merged; 0: there are as many
 };
 
 // At the end of mtmd_input_chunk's serialize() and deserialize(); image: null for other chunks. A picture of one slice that is not

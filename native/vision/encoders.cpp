@@ -34,12 +34,12 @@ const std::vector<encoder_rule> encoders = {
         { "v.patch_embd.weight.1", "P P 3 E", use::convolve },
         { "mm.0.weight", "E*M*M h" }, { "mm.0.bias", "h", use::add },
         { "mm.2.weight", "h w" },     { "mm.2.bias", "w", use::add },
-    } },
+    }, blocks_run::all },
     { "qwen2.5vl_merger", place_table::none, use::add, never, never, never, true, true, 4, merge_size, 2, 2, 2, {}, {
         { "v.patch_embd.weight.1", "P P 3 E", use::convolve },
         { "mm.0.weight", "E*M*M h" }, { "mm.0.bias", "h", use::add },
         { "mm.2.weight", "h V" },     { "mm.2.bias", "V", use::add },
-    } },
+    }, blocks_run::all },
 
     // models/qwen3vl.cpp
     { "qwen3vl_merger", place_table::square, use::add, never, required, required, true, false, 4, merge_size, 2, 2, 2, {}, {
@@ -49,18 +49,18 @@ const std::vector<encoder_rule> encoders = {
         { "v.deepstack.N.norm.weight", "E*M*M", use::add, false },
         { "v.deepstack.N.fc1.weight", "E*M*M g", use::multiply, false },
         { "v.deepstack.N.fc2.weight", "g w", use::multiply, false },
-    } },
+    }, blocks_run::all },
 
     // models/siglip.cpp
     { "gemma3", place_table::grid, use::add, ignored, optional, optional, false, true, 1, scale_factor, 4, 1, 64, {}, {
         { "mm.input_projection.weight", "w E", use::transpose },
         { "mm.soft_emb_norm.weight", "E", use::add },
-    } },
+    }, blocks_run::all },
     { "lfm2", place_table::square, use::add, ignored, optional, optional, false, false, 1, scale_factor, 1, 2, 64, {}, {
         { "mm.input_norm.weight", "E*M*M", use::add, false }, { "mm.input_norm.bias", "E*M*M", use::add, false },
         { "mm.1.weight", "E*M*M h" },                         { "mm.1.bias", "h", use::add },
         { "mm.2.weight", "h w" },                             { "mm.2.bias", "w", use::add },
-    }, blocks_run::unknown, slicing::squares, features::last_layer, tokens::in_places, 256 },
+    }, blocks_run::unknown, slicing::squares, features::last_layer, tokens::in_places, cls_row::first, 256 },
     { "janus_pro", place_table::grid, use::add, ignored, optional, optional, false, false, 1, "", 1, 1, 1, {}, {
         { "mm.0.weight", "E h" }, { "mm.0.bias", "h", use::add },
         { "mm.1.weight", "h w" }, { "mm.1.bias", "w", use::add },
@@ -72,13 +72,13 @@ const std::vector<encoder_rule> encoders = {
     }, blocks_run::all },
     { "idefics3", place_table::grid, use::add, ignored, optional, optional, false, true, 1, scale_factor, 1, 2, 64, {}, {
         { "mm.model.fc.weight", "E*M*M w" },
-    }, blocks_run::unknown, slicing::edge },
+    }, blocks_run::all, slicing::edge },
 
     // models/gemma4v.cpp
     { "gemma4v", place_table::axes, use::look_up, ignored, ignored, optional, false, false, 4, scale_factor, 3, 1, 64, {}, {
         { "mm.input_projection.weight", "E w" },
         { "v.std_bias", "E", use::add, false }, { "v.std_scale", "E", use::add, false },
-    }, blocks_run::unknown, slicing::none, features::last_layer, tokens::in_places, 1120 },
+    }, blocks_run::unknown, slicing::none, features::last_layer, tokens::in_places, cls_row::first, 1120 },
 
     // models/pixtral.cpp
     { "pixtral", place_table::none, use::add, ignored, optional, optional, false, false, 4, merge_size, 1, 1, 64, {}, {
@@ -87,14 +87,14 @@ const std::vector<encoder_rule> encoders = {
         { "mm.1.weight", "E h" }, { "mm.1.bias", "h", use::add, false },
         { "mm.2.weight", "h w" }, { "mm.2.bias", "w", use::add, false },
         { "v.token_embd.img_break", "w", use::add },
-    } },
+    }, blocks_run::all },
 
     // models/internvl.cpp
     { "internvl", place_table::grid, use::add, required, optional, optional, false, false, 1, scale_factor, 1, 1, 64, {}, {
         { "mm.model.mlp.0.weight", "E*M*M", use::add }, { "mm.model.mlp.0.bias", "E*M*M", use::add },
         { "mm.model.mlp.1.weight", "E*M*M h" },         { "mm.model.mlp.1.bias", "h", use::add },
         { "mm.model.mlp.3.weight", "h w" },             { "mm.model.mlp.3.bias", "w", use::add },
-    }, blocks_run::unknown, slicing::tiles },
+    }, blocks_run::all, slicing::tiles, features::last_layer, tokens::in_places, cls_row::last },
 
     // models/minicpmv.cpp
     { "resampler", place_table::bucket, use::look_up, never, optional, optional, false, true, 1, "", 1, 1, 1, {}, {

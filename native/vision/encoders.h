@@ -37,8 +37,8 @@ enum class place_table {
 
 enum class presence { never, ignored, optional, required };
 
-// Which blocks run, of an encoder whose tokens may be merged between them (Turbo); unknown: they may not, because something
-// behind the blocks needs the whole grid.
+// Which blocks run, of an encoder whose tokens may be merged between them (Turbo); unknown: they may not, because its graph
+// has no call sites of Turbo, or is not built of such blocks.
 enum class blocks_run { unknown, all, but_last };
 
 // How a picture becomes slices: not at all, by these keys of the header, or as llama.cpp has it.
@@ -51,6 +51,9 @@ enum class slicing {
 
 // What enters the projector: the last layer's rows, or those of several, side by side (feature_layer).
 enum class features { last_layer, layers };
+
+// Where the row of CLS is, if there is one.
+enum class cls_row { first, last };
 
 // Whether tokens have places in the picture, or are answers to queries.
 enum class tokens { in_places, resampled };
@@ -76,9 +79,13 @@ struct encoder_rule {
     slicing    slices = slicing::none;
     features   read   = features::last_layer;
     tokens     made   = tokens::in_places;
+    cls_row    cls_at = cls_row::first;
     int32_t    most_tokens = 0;          // of a picture that is not sliced, to which its size is fitted; 0: by other keys
 
     bool merges() const { return blocks != blocks_run::unknown; }
+
+    // what is behind the blocks puts patches side by side: merged rows are handed back to all of them before
+    bool needs_grid() const { return !merge_key.empty(); }
 
     // every picture has the number of tokens that the header tells: (image_size/patch_size/M) squared
     bool fixed() const { return places == place_table::grid && slices == slicing::none; }

@@ -2,13 +2,19 @@
 // mtmd_image_tokens and mtmd_serialization.
 
 #include "vision/picture_shape.h"
+#include "vision/turbo/plan.h"
 
 static void pyfastv_set_merged(const clip_ctx * ctx, mtmd_image_tokens & image) {
     if (const auto & turbo = clip_get_turbo(ctx)) {
         const auto & img        = image.batch_f32.entries.at(0);
         const int    patch_size = clip_get_hparams(ctx)->patch_size;
 
-        image.pyfastv_part.n_patches = (img.nx() / patch_size) * (img.ny() / patch_size);
+        const int32_t n_patches = (img.nx() / patch_size) * (img.ny() / patch_size);
+        if (turbo->restore) {
+            pyfastv::check_patches(n_patches); // before it is encoded
+            return;
+        }
+        image.pyfastv_part.n_patches = n_patches;
         image.pos                    = turbo->params.renumber ? image.pos : MTMD_POS_TYPE_MERGED;
     }
 }
@@ -105,7 +111,8 @@ void mtmd_image_tokens_get_shape(const mtmd_context * ctx, const mtmd_image_toke
     const auto & entries = image_tokens->batch_f32.entries;
     const auto * rule    = pyfastv::rule_of(ctx->ctx_v);
     const bool   placed  = !rule || rule->made == pyfastv::tokens::in_places;
-    const bool   counted = image_tokens->ny > 1 || !placed || clip_get_turbo(ctx->ctx_v) || entries.empty();
+    const bool   counted = image_tokens->ny > 1 || !placed || entries.empty() ||
+        image_tokens->pyfastv_part.n_patches > (int32_t) image_tokens->n_tokens();
 
     *nx = counted ? image_tokens->nx : entries[0].nx();
     *ny = counted ? image_tokens->ny : entries[0].ny();

@@ -43,6 +43,7 @@ class TurboParams(Sized):
         ("last_layer", ctypes.c_int32),
         ("once", ctypes.c_bool),
         ("renumber", ctypes.c_bool),
+        ("restore", ctypes.c_int32),
     ]
 
 
@@ -77,6 +78,8 @@ def declare_turbo(libmtmd: Any) -> Any:
     libmtmd.pyfastv_turbo_attach.argtypes = [ctypes.c_void_p, ctypes.POINTER(TurboParams)]
     libmtmd.pyfastv_turbo_places.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32), ctypes.c_size_t]
     libmtmd.pyfastv_turbo_places.restype = ctypes.c_size_t
+    libmtmd.pyfastv_turbo_patches.argtypes = [ctypes.c_void_p]
+    libmtmd.pyfastv_turbo_patches.restype = ctypes.c_int32
     libmtmd.pyfastv_turbo_last_error.argtypes = []
     libmtmd.pyfastv_turbo_last_error.restype = ctypes.c_char_p
     return libmtmd

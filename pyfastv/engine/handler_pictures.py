@@ -36,7 +36,7 @@ class Mtmd:
     """llama_cpp.mtmd_cpp, with its pictures counted, their encoding timed, and a reducer behind it."""
 
     def __init__(self, mtmd_cpp: Any, llama_cpp: Any, reducer: Reducer | None, merges: bool) -> None:
-        """``merges``: tokens of its encoder have no grid."""
+        """``merges``: its encoder may make fewer tokens than there are patches, which have no grid."""
         self._mtmd, self._llama = mtmd_cpp, llama_cpp
         self._reducer, self._merges = reducer, merges
         self.prompt: Prompt | None = None
@@ -179,7 +179,7 @@ class Mtmd:
             n = self._mtmd.mtmd_input_chunk_get_n_tokens(chunk)
             rows = self._mtmd.mtmd_get_output_embd(vision)
             values.append(np.ctypeslib.as_array(rows, (n, width)).copy())
-            places.append(self._places(vision, n))
+            places.append(self._places(vision, chunk, n))
             grids.append(self._grid(chunk, n))
         begin = time.perf_counter()
         question = self._question(model, slices[-1]) if self._reducer.name == "cdpruner" else None
@@ -212,9 +212,13 @@ class Mtmd:
         pictures = [i for i in chunks if self._is_picture(get(self._chunks, i))]
         return [i for i in pictures if self._mtmd.mtmd_input_chunk_get_id(get(self._chunks, i)) == name]
 
-    def _places(self, vision: Any, n: int) -> NDArray[np.int32]:
+    def _merged(self, chunk: Any, n: int) -> bool:
+        image = self._mtmd.mtmd_input_chunk_get_tokens_image(chunk)
+        return self._merges and int(self._mtmd._libmtmd.pyfastv_turbo_patches(image)) > n
+
+    def _places(self, vision: Any, chunk: Any, n: int) -> NDArray[np.int32]:
         places = np.arange(n, dtype=np.int32)
-        if self._merges:
+        if self._merged(chunk, n):
             pointer = places.ctypes.data_as(_INT32_POINTER)
             self._mtmd._libmtmd.pyfastv_turbo_places(vision, pointer, n)
         return places
@@ -223,8 +227,10 @@ class Mtmd:
         """Where libmtmd does not tell, a square number of tokens is a square. What was merged is a row."""
         image = self._mtmd.mtmd_input_chunk_get_tokens_image(chunk)
         nx, ny = self._mtmd.mtmd_image_tokens_get_nx(image), self._mtmd.mtmd_image_tokens_get_ny(image)
-        if self._merges or (ny > 1 and nx * ny == n):
-            return (n, 1) if self._merges else (nx, ny)
+        if self._merged(chunk, n):
+            return (n, 1)
+        if ny > 1 and nx * ny == n:
+            return (nx, ny)
         side = isqrt(n)
         return (side, side) if side * side == n else (n, 1)
 

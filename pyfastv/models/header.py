@@ -231,4 +231,5 @@ def _encoder(mmproj: str, header: dict[str, Any]) -> Encoder:
         patches=(size // patch) ** 2 if fixed else None,
         merged=merged,
         cls="v.class_embd" in shapes,
+        needs_grid=known is not None and known[1] != "",
     )

@@ -119,6 +119,12 @@ def _describe_pruning(reason: str | None, cut_layers: Sequence[int]) -> str:
     return f"possible, k = {compact(cut_layers)}"
 
 
+def _describe_turbo(vision: dict[str, Any]) -> str:
+    if not vision["merges"]:
+        return "not possible with this encoder"
+    return "restores all tokens: the encoder alone is faster" if vision["needs_grid"] else "merges tokens"
+
+
 def _describe_vision(vision: dict[str, Any]) -> dict[str, str]:
     tokens = vision["visual_tokens"]
     size, patch = vision["image_size"], vision["patch_size"]
@@ -127,4 +133,5 @@ def _describe_vision(vision: dict[str, Any]) -> dict[str, str]:
         "vision": f"{vision['n_layer']} layers, {pixels} in patches of {patch}, "
         f"projector {vision['projector']}",
         "visual tokens": "depends on the picture" if tokens is None else f"{tokens} a picture",
+        "turbo": _describe_turbo(vision),
     }

@@ -20,7 +20,8 @@ class Turbo:
     """Merge redundant tokens of a picture between attention and MLP of the encoder's blocks.
 
     ``Turbo(share=0.5)`` or ``Turbo(r=16)``; without either half of the tokens. The encoder itself gets faster, and
-    everything behind it has fewer tokens. They keep their places in the picture's positions. The mathematics is in
+    everything behind it has fewer tokens, which keep their places in the picture's positions; or, with ``restore``, and
+    in most encoders, as many as before. The mathematics is in
     ``pyfastv_turbo.h`` (Turbo, arXiv 2312.07408 and 2407.11717; FOLDER, 2501.02430). Raises OptionError.
     """
 
@@ -37,6 +38,10 @@ class Turbo:
     """Merge everything in the last block."""
     renumber: bool = False
     """Number the positions anew instead of keeping places; for comparison."""
+    restore: bool | None = None
+    """Give every patch a token again behind the encoder's blocks, that of the token which it was merged into: the encoder
+    gets faster, and makes as many tokens as without. None: where the encoder needs it, for what is behind its blocks
+    wants the whole grid; there False is an error."""
 
     def __post_init__(self) -> None:
         if self.share is None and self.r is None:
@@ -52,6 +57,8 @@ class Turbo:
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} must be True or False; got {getattr(self, name)!r}")
+        if self.restore is not None and not isinstance(self.restore, bool):
+            raise OptionError(f"restore must be True, False or None; got {self.restore!r}")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         _native.parse_turbo(self.spec())  # ranges, and what holds between the fields
@@ -64,12 +71,13 @@ class Turbo:
         if self.layers is not None:
             fields.append(f"layers={self.layers[0]}-{self.layers[1]}")
         fields += [name for name in _FLAGS if getattr(self, name)]
+        fields += [] if self.restore is None else ["restore" if self.restore else "restore=off"]
         return ",".join(fields)
 
     @staticmethod
     def parse(text: str) -> Turbo:
         """From text as in ``LLAMA_TURBO``: ``share=0.5`` or ``r=16``, ``alpha=0.1``, ``layers=2-20``, ``once``,
-        ``renumber``, separated by commas. Raises OptionError."""
+        ``renumber``, ``restore`` or ``restore=off``, separated by commas. Raises OptionError."""
         found = _native.parse_turbo(text)
         if found is None:
             raise OptionError(f"{text!r} is no Turbo: it means none")

@@ -53,7 +53,7 @@ std::string unsupported(const mtmd_context * ctx) {
     const auto & hparams = *clip_get_hparams(clip);
 
     if (!rule || !rule->merges()) {
-        return "the projector " + PROJECTOR_TYPE_NAMES[clip_get_projector_type(clip)] + " needs the encoder's whole grid; Turbo merges for " + list_of_merging();
+        return "the projector " + PROJECTOR_TYPE_NAMES[clip_get_projector_type(clip)] + " is none of those for whose encoders Turbo merges: " + list_of_merging();
     }
     if (hparams.feature_layers.size() > 1) {
         return "the features of " + std::to_string(hparams.feature_layers.size()) + " layers are joined, which needs the same tokens in all";
@@ -61,10 +61,28 @@ std::string unsupported(const mtmd_context * ctx) {
     if (n_blocks_of(hparams, rule->blocks) < 1) {
         return "the encoder has no blocks";
     }
-    if (mtmd_decode_use_mrope(ctx)) {
-        return "the language model takes positions in two dimensions (M-RoPE)";
-    }
     return "";
+}
+
+// Why fewer tokens than patches cannot be; empty: they can.
+std::string why_restored(const mtmd_context * ctx) {
+    const auto * clip = mtmd_get_vision(ctx);
+    if (pyfastv::rule_of(clip)->needs_grid()) {
+        return "the projector " + PROJECTOR_TYPE_NAMES[clip_get_projector_type(clip)] + " needs the encoder's whole grid";
+    }
+    return mtmd_decode_use_mrope(ctx) ? "the language model takes positions in two dimensions (M-RoPE)" : "";
+}
+
+bool restores(const mtmd_context * ctx, const pyfastv_turbo_params & params) {
+    const auto why = why_restored(ctx);
+
+    if (params.restore == 0 && !why.empty()) {
+        throw std::invalid_argument("restore=off: " + why + ", so every patch is given a token again behind the blocks");
+    }
+    if (params.renumber && !why.empty()) {
+        throw std::invalid_argument("renumber: " + why + ", so every patch is given a token again behind the blocks, and has its own position");
+    }
+    return params.restore == 1 || !why.empty();
 }
 
 void attach(mtmd_context * ctx, const pyfastv_turbo_params & params) {
@@ -78,6 +96,8 @@ void attach(mtmd_context * ctx, const pyfastv_turbo_params & params) {
     turbo->params   = params;
     turbo->n_blocks = n_blocks_of(hparams, rule.blocks);
     turbo->cls      = clip_get_model(clip).class_embedding && rule.cls != pyfastv::presence::ignored;
+    turbo->cls_last = rule.cls_at == pyfastv::cls_row::last;
+    turbo->restore  = restores(ctx, params);
 
     const auto    range  = pyfastv::merging_blocks(params, turbo->n_blocks);
     const int32_t side   = hparams.image_size/hparams.patch_size;

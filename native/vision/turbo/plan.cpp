@@ -21,11 +21,16 @@ block_range merging_blocks(const pyfastv_turbo_params & params, int32_t n_blocks
     return { params.first_layer, params.last_layer };
 }
 
-std::vector<std::vector<int32_t>> merging_steps(const pyfastv_turbo_params & params, int32_t n_blocks, int32_t n_patches) {
+void check_patches(int32_t n_patches) {
     if (n_patches > turbo_max_patches) {
         throw std::invalid_argument("the picture has " + std::to_string(n_patches) + " patches, Turbo merges at most " +
                 std::to_string(turbo_max_patches) + ": use a smaller picture");
     }
+}
+
+std::vector<std::vector<int32_t>> merging_steps(const pyfastv_turbo_params & params, int32_t n_blocks, int32_t n_patches,
+        int32_t n_windows) {
+    check_patches(n_patches);
 
     const auto    range  = merging_blocks(params, n_blocks);
     const int64_t length = range.last - range.first + 1;
@@ -40,7 +45,10 @@ std::vector<std::vector<int32_t>> merging_steps(const pyfastv_turbo_params & par
         int32_t now = (int32_t) (total*(b + 1)/length - total*b/length);
 
         while (now > 0) {
-            const int32_t step = std::min(now, left/2);
+            const int32_t step = std::min(now, left/2 - n_windows);
+            if (step < 1) {
+                break;
+            }
             res[range.first + b].push_back(step);
             now  -= step;
             left -= step;

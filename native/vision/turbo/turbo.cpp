@@ -14,8 +14,8 @@
 
 namespace pyfastv {
 
-int32_t turbo::count(int32_t n_patches) const {
-    return count_left(merging_steps(params, n_blocks, n_patches), n_patches);
+int32_t turbo::count(int32_t n) const {
+    return restore ? n : count_left(merging_steps(params, n_blocks, n), n);
 }
 
 template <typename T>
@@ -33,7 +33,7 @@ static void upload(ggml_tensor * t, T first, T increment) {
 
 void turbo::set_inputs() const {
     upload<float>  (in_size,  1.0f, 0.0f);
-    upload<float>  (in_place, cls ? -1.0f : 0.0f, 1.0f);
+    upload<float>  (in_place, (float) -first_patch(), 1.0f);
     upload<int32_t>(in_token, 0, 1);
 }
 
@@ -68,6 +68,8 @@ void turbo::read_outputs() {
     }
 
     // the token that each input token is part of, CLS included
+    const int32_t first = first_patch();
+
     std::vector<int32_t> part_of(steps[0].n_in);
     std::iota(part_of.begin(), part_of.end(), 0);
 
@@ -86,7 +88,7 @@ void turbo::read_outputs() {
         for (int32_t i = 0; i < step.n_merged; ++i) {
             const int32_t even = index_below(n_evens, ranked[i]);
             const int32_t odd  = index_below((step.n_in - cls)/2, partners[even]);
-            into[cls + 2*even] = into[cls + 2*odd + 1];
+            into[first + 2*even] = into[first + 2*odd + 1];
         }
         for (auto & token : part_of) {
             token = into[token]; // less than n_left
@@ -99,12 +101,12 @@ void turbo::read_outputs() {
     ggml_backend_tensor_get(out_place, raster.data(), 0, ggml_nbytes(out_place));
 
     std::vector<int32_t> new_places, new_targets;
-    for (size_t i = cls; i < raster.size(); ++i) {
+    for (size_t i = first; i < raster.size() - cls + first; ++i) {
         new_places.push_back(index_below(n_patches, raster[i]));
     }
     std::vector<int32_t> new_sizes(new_places.size());
-    for (size_t i = cls; i < part_of.size(); ++i) {
-        new_targets.push_back(index_below((int32_t) new_places.size(), part_of[i] - cls));
+    for (int32_t i = first; i < first + n_patches; ++i) {
+        new_targets.push_back(index_below((int32_t) new_places.size(), part_of[i] - first));
         new_sizes[new_targets.back()]++;
     }
 

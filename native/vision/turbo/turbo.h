@@ -25,11 +25,13 @@ struct turbo {
     pyfastv_turbo_params params;
 
     int32_t n_blocks; // that run
-    bool    cls;
+    bool    cls;      // is there a row beside the patches?
+    bool    cls_last = false;
+    bool    restore  = false; // every patch has a row again behind the blocks
 
     // of the last graph
     std::vector<turbo_step> steps;
-    ggml_tensor *           in_place  = nullptr; // F32 [1, n_in]: CLS -1, patches 0, 1, ...
+    ggml_tensor *           in_place  = nullptr; // F32 [1, n_in]: CLS -1 (or, the last, their number), patches 0, 1, ...
     ggml_tensor *           in_size   = nullptr; // F32 [1, n_in]: 1
     ggml_tensor *           in_token  = nullptr; // I32 [1, n_in]: 0, 1, ...
     ggml_tensor *           out_place = nullptr; // F32 [1, n_out]
@@ -39,7 +41,10 @@ struct turbo {
     std::vector<int32_t> sizes;   // (n_out)
     std::vector<int32_t> targets; // (n_in)
 
-    int32_t count(int32_t n_patches) const;
+    // Of the n tokens that the encoder makes of a picture without Turbo, those that are left. Throws std::invalid_argument.
+    int32_t count(int32_t n) const;
+
+    int32_t first_patch() const { return cls && !cls_last; } // its row
 
     void forget(); // the last picture
 

@@ -11,13 +11,30 @@ namespace {
 // larger than every place
 constexpr float place_of_merged = 1e9f;
 
-// size*place_unit - place orders by size, the larger first, then by place, the lower first: exact up to turbo_max_patches
-constexpr float place_unit = turbo_max_patches;
+// size*unit - place orders by size, the larger first, then by place, the lower first. Both share the 24 bits of a float: exact for
+// sizes up to 2^24/unit, which is more than a picture of 4096 patches has. Of two heavier parts of another it may be either.
+float place_unit(int32_t n_patches) {
+    float unit = 4096.0f;
+    while (unit < n_patches) {
+        unit *= 2.0f;
+    }
+    return unit;
+}
+
+// more than scores differ by
+constexpr float other_window = 1e6f;
+
+// Logits of a block, in bytes, up to which the attention that tokens get is the mean over all of them. Of more that many.
+constexpr int64_t most_logits = 256 << 20;
+
+// of a logit: nothing is left of it, in F16, too
+constexpr float unseen = -1e9f;
 
 } // namespace
 
 turbo_graph::turbo_graph(turbo & state, ggml_context * ctx0, ggml_cgraph * gf, int32_t n_patches) :
-    state(state), ctx0(ctx0), gf(gf), steps(merging_steps(state.params, state.n_blocks, n_patches)), n(n_patches + state.cls) {
+    state(state), ctx0(ctx0), gf(gf), steps(merging_steps(state.params, state.n_blocks, n_patches)),
+    n_patches(n_patches), n(n_patches + state.cls) {
     const auto input = [&](ggml_type type, const char * name) {
         auto * t = ggml_new_tensor_2d(ctx0, type, 1, n);
         ggml_set_name(t, name);
@@ -34,7 +51,7 @@ turbo_graph::turbo_graph(turbo & state, ggml_context * ctx0, ggml_cgraph * gf, i
 }
 
 bool turbo_graph::needs_softmax(int il) const {
-    return merges(il) && state.params.alpha > 0.0f && !state.cls;
+    return merges(il) && state.params.alpha > 0.0f && !state.cls && !value;
 }
 
 ggml_tensor * turbo_graph::repeat_rows(ggml_tensor * row, int64_t n_rows) const {
@@ -46,11 +63,52 @@ ggml_tensor * turbo_graph::log_size() {
     return ggml_log(ctx0, size);
 }
 
-ggml_tensor * turbo_graph::mask() {
-    if (merged && !masked) {
-        masked = repeat_rows(log_size(), n);
+void turbo_graph::stay_in(ggml_tensor * of_windows, int32_t nx, int32_t ny, int32_t side) {
+    // a row of the mask is the same for all of a window, and so is the index of its largest
+    window = ggml_reshape_2d(ctx0, cast(ggml_argmax(ctx0, of_windows), GGML_TYPE_F32), 1, n);
+
+    side = std::max(side, 1);
+    const int32_t n_windows = ((nx + side - 1)/side)*((ny + side - 1)/side);
+    steps = merging_steps(state.params, state.n_blocks, n_patches, n_windows);
+}
+
+ggml_tensor * turbo_graph::apart(ggml_tensor * a, ggml_tensor * b) const {
+    return ggml_clamp(ctx0, ggml_sqr(ctx0, ggml_sub(ctx0, a, b)), 0.0f, 1.0f);
+}
+
+ggml_tensor * turbo_graph::mask(ggml_tensor * given) {
+    if (!merged) {
+        return given;
     }
-    return masked;
+    auto & res = given ? masked_in_window : masked;
+    if (!res) {
+        res = repeat_rows(log_size(), n);
+        if (given) {
+            GGML_ASSERT(window);
+            res = ggml_add(ctx0, res, ggml_scale(ctx0, apart(repeat_rows(window, n), window), unseen));
+        }
+    }
+    return res;
+}
+
+ggml_tensor * turbo_graph::at_places(ggml_tensor * t) {
+    if (!merged) {
+        return t;
+    }
+    auto & res = placed[t];
+    if (!res) {
+        const auto turned = [&](ggml_tensor * a) { return ggml_cont(ctx0, ggml_transpose(ctx0, a)); };
+        const int64_t k   = t->ne[0]/n_patches;
+
+        auto * rows = k == 1 ? ggml_reshape_2d(ctx0, t, 1, n_patches) : turned(ggml_reshape_2d(ctx0, t, n_patches, k)); // [k, n_patches]
+        auto * left = ggml_get_rows(ctx0, rows, ggml_reshape_1d(ctx0, cast(place, GGML_TYPE_I32), n));                  // [k, n]
+        res = ggml_reshape_1d(ctx0, k == 1 ? left : turned(left), k*n);
+    }
+    return res;
+}
+
+ggml_tensor * turbo_graph::restored(ggml_tensor * x) const {
+    return target ? ggml_get_rows(ctx0, x, target) : x;
 }
 
 // Sum over the heads, which has the direction of the mean: halves are added to each other, as long as there are halves.
@@ -72,32 +130,49 @@ ggml_tensor * turbo_graph::mean_key(ggml_tensor * k) const {
     return ggml_reshape_2d(ctx0, sum, k->ne[0], k->ne[2]);
 }
 
-void turbo_graph::on_attention(ggml_tensor * q, ggml_tensor * k, float scale, int il) {
+ggml_tensor * turbo_graph::on_attention(ggml_tensor * q, ggml_tensor * k, ggml_tensor * given, float scale, int il) {
+    auto * to_all = mask(given);
     if (!merges(il)) {
-        return;
+        return to_all;
     }
     key   = mean_key(k);
     value = nullptr;
 
-    if (state.params.alpha == 0.0f || !state.cls) {
-        return;
+    if (state.params.alpha == 0.0f) {
+        return to_all;
+    }
+    if (!state.cls) {
+        const int64_t every = ((int64_t) sizeof(float)*n*n*q->ne[1] + most_logits - 1)/most_logits;
+        if (every > 1) {
+            const int64_t n_asked = (n + every - 1)/every;
+
+            q = ggml_view_3d(ctx0, q, q->ne[0], q->ne[1], n_asked, q->nb[1], every*q->nb[2], 0);
+            auto * kq   = ggml_mul_mat(ctx0, ggml_permute(ctx0, k, 0, 2, 1, 3), ggml_permute(ctx0, q, 0, 2, 1, 3));
+            auto * rows = to_all ? ggml_cont(ctx0, ggml_view_2d(ctx0, to_all, n, n_asked, every*to_all->nb[1], 0)) : nullptr;
+            value = mean_attention(ggml_soft_max_ext(ctx0, kq, rows, scale, 0.0f));
+        }
+        return to_all;
     }
 
     // the row of CLS alone: [n, 1, n_head]
-    auto * q_cls = ggml_view_3d(ctx0, q, q->ne[0], 1, q->ne[1], q->nb[2], q->nb[1], 0);
+    auto * q_cls = ggml_view_3d(ctx0, q, q->ne[0], 1, q->ne[1], q->nb[2], q->nb[1], state.first_patch() ? 0 : (n - 1)*q->nb[2]);
     auto * kq    = ggml_mul_mat(ctx0, ggml_permute(ctx0, k, 0, 2, 1, 3), q_cls);
 
     kq = ggml_soft_max_ext(ctx0, kq, merged ? ggml_reshape_2d(ctx0, log_size(), n, 1) : nullptr, scale, 0.0f);
     kq = ggml_reshape_2d(ctx0, kq, n, kq->ne[2]);
 
     value = ggml_mean(ctx0, ggml_cont(ctx0, ggml_transpose(ctx0, kq)));
+    return to_all;
 }
 
-// Mean over queries and heads; the longest part of the way in halves that are added to each other.
 void turbo_graph::on_softmax(ggml_tensor * kq, int il) {
-    if (!needs_softmax(il)) {
-        return;
+    if (needs_softmax(il)) {
+        value = mean_attention(kq);
     }
+}
+
+// Mean over queries and heads, F32 [1, n]; the longest part of the way in halves that are added to each other.
+ggml_tensor * turbo_graph::mean_attention(ggml_tensor * kq) const {
     const int64_t n_rows = kq->ne[1]*kq->ne[2];
 
     kq = ggml_reshape_2d(ctx0, kq, n, n_rows);
@@ -106,15 +181,15 @@ void turbo_graph::on_softmax(ggml_tensor * kq, int il) {
         kq = ggml_add(ctx0, ggml_view_2d(ctx0, kq, n, half, kq->nb[1], 0), ggml_view_2d(ctx0, kq, n, half, kq->nb[1], half*kq->nb[1]));
     }
     kq    = ggml_sum_rows(ctx0, ggml_cont(ctx0, ggml_transpose(ctx0, kq)));
-    value = ggml_scale(ctx0, kq, 1.0f/n_rows);
+    return ggml_scale(ctx0, kq, 1.0f/n_rows);
 }
 
 // [d, n] -> [d, evens or odds], a view; CLS is neither
 ggml_tensor * turbo_graph::every_second(ggml_tensor * t, int32_t parity) const {
-    const int64_t n_patches = n - state.cls;
-    const int64_t count     = parity == 0 ? (n_patches + 1)/2 : n_patches/2;
+    const int64_t n_dealt = n - state.cls;
+    const int64_t count   = parity == 0 ? (n_dealt + 1)/2 : n_dealt/2;
 
-    return ggml_view_2d(ctx0, t, t->ne[0], count, 2*t->nb[1], (state.cls + parity)*t->nb[1]);
+    return ggml_view_2d(ctx0, t, t->ne[0], count, 2*t->nb[1], (state.first_patch() + parity)*t->nb[1]);
 }
 
 ggml_tensor * turbo_graph::merge(ggml_tensor * x, int il) {
@@ -124,7 +199,8 @@ ggml_tensor * turbo_graph::merge(ggml_tensor * x, int il) {
     for (const int32_t r : steps[il]) {
         x = step(x, r);
     }
-    key = value = masked = nullptr;
+    key = value = masked = masked_in_window = nullptr;
+    placed.clear();
     merged = true;
 
     const bool last = std::all_of(steps.begin() + il + 1, steps.end(), [](const auto & block) { return block.empty(); });
@@ -134,6 +210,19 @@ ggml_tensor * turbo_graph::merge(ggml_tensor * x, int il) {
         ggml_build_forward_expand(gf, place); // nothing else needs it
     }
     return x;
+}
+
+// Where every patch's token went in a step, order: (n) its tokens by place, the merged last.
+void turbo_graph::follow(ggml_tensor * order, ggml_tensor * src, ggml_tensor * dst) {
+    // the order of an order tells every token's place in it
+    auto * rank = ggml_argsort(ctx0, cast(order, GGML_TYPE_F32), GGML_SORT_ORDER_ASC);                          // (n)
+    auto * into = ggml_reshape_2d(ctx0, cast(rank, GGML_TYPE_F32), 1, n);                                       // [1, n]
+    into = ggml_set_rows(ctx0, into, ggml_get_rows(ctx0, into, dst), src);
+
+    if (target) {
+        into = ggml_get_rows(ctx0, into, target);                                                               // [1, n_in]
+    }
+    target = cast(ggml_reshape_1d(ctx0, into, ggml_nelements(into)), GGML_TYPE_I32);
 }
 
 ggml_tensor * turbo_graph::step(ggml_tensor * x, int32_t r) {
@@ -148,8 +237,17 @@ ggml_tensor * turbo_graph::step(ggml_tensor * x, int32_t r) {
     const int64_t n_evens = key_e->ne[1];
 
     // the best partner of every even, and the r best pairs
-    auto * partners = ggml_argmax(ctx0, ggml_mul_mat(ctx0, key_o, key_e));                                      // (evens)
+    auto * like     = ggml_mul_mat(ctx0, key_o, key_e);                                                         // [odds, evens]
+    auto * window_e = window ? contiguous(evens(window)) : nullptr;
+    auto * window_o = window ? contiguous(odds (window)) : nullptr;
+    if (window) {
+        like = ggml_sub(ctx0, like, ggml_scale(ctx0, apart(repeat_rows(window_o, n_evens), window_e), other_window));
+    }
+    auto * partners = ggml_argmax(ctx0, like);                                                                  // (evens)
     auto * score    = ggml_sum_rows(ctx0, ggml_mul(ctx0, key_e, ggml_get_rows(ctx0, key_o, partners)));         // [1, evens]
+    if (window) { // of an even without an odd in its window
+        score = ggml_sub(ctx0, score, ggml_scale(ctx0, apart(ggml_get_rows(ctx0, window_o, partners), window_e), other_window));
+    }
     if (value) {
         score = ggml_sub(ctx0, score, ggml_scale(ctx0, contiguous(evens(value)), state.params.alpha*n));
     }
@@ -183,7 +281,7 @@ ggml_tensor * turbo_graph::step(ggml_tensor * x, int32_t r) {
     };
 
     // the heaviest part's place: of dst itself, or of one of the src of the same dst
-    const auto weight_of = [&](ggml_tensor * s, ggml_tensor * p) { return ggml_sub(ctx0, ggml_scale(ctx0, s, place_unit), p); };
+    const auto weight_of = [&](ggml_tensor * s, ggml_tensor * p) { return ggml_sub(ctx0, ggml_scale(ctx0, s, place_unit(n_patches)), p); };
     auto * place_src = at_src(place);
     auto * weights   = ggml_concat(ctx0, weight_of(size_dst, place_dst), ggml_mul(ctx0, same, column(weight_of(size_src, place_src))), 0);
     auto * places    = ggml_concat(ctx0, place_dst, ggml_mul(ctx0, same, column(place_src)), 0);                // [1 + r, r]
@@ -201,12 +299,16 @@ ggml_tensor * turbo_graph::step(ggml_tensor * x, int32_t r) {
     }
     state.steps.push_back({ n, ranked, partners, order, r });
 
+    if (state.restore) {
+        follow(order, src, dst);
+    }
     auto * left = ggml_view_1d(ctx0, order, n - r, 0);
 
     x     = ggml_get_rows(ctx0, mean_into_dst(x), left);
     key   = ggml_get_rows(ctx0, mean_into_dst(contiguous(key)), left);
     size  = ggml_get_rows(ctx0, ggml_set_rows(ctx0, contiguous(size), size_new, dst), left);
     place = ggml_get_rows(ctx0, moved, left);
+    window = window ? ggml_get_rows(ctx0, window, left) : nullptr;
     if (value) {
         auto * sum = ggml_reshape_2d(ctx0, ggml_mul_mat(ctx0, same, column(at_src(value))), 1, r);
         value = ggml_get_rows(ctx0, ggml_set_rows(ctx0, contiguous(value), ggml_add(ctx0, at_dst(value), sum), dst), left);

@@ -49,7 +49,7 @@ def turbo_candidates(model: str) -> list[str]:
 
 
 def why_no_turbo(runner: Runner) -> str | None:
-    """Why the runner's vision encoder cannot merge; None: it can. Clears the context."""
+    """Why Turbo cannot make the language model's rows fewer; None: it can. Clears the context."""
     if runner.info["mmproj"] is None:
         return "there is no vision encoder"
     before = runner.turbo
@@ -58,6 +58,11 @@ def why_no_turbo(runner: Runner) -> str | None:
     except UnsupportedModelError as error:
         return str(error).removeprefix("turbo: ")
     runner.set_turbo(before)
+    if _native.vision_info(str(runner._model.mmproj))["needs_grid"]:
+        return (
+            "this encoder gives every patch a token again, so that it alone gets faster, and what is compared here is "
+            "the number of the language model's rows"
+        )
     return None
 
 
