@@ -231,7 +231,10 @@ class FakeEngine:
     def set_reducer(self, spec: str) -> None:
         self._call("set_reducer", spec)
 
-    def check(self, turbo: str, reducer: str) -> None:
+    def set_skip(self, spec: str) -> None:
+        self._call("set_skip", spec)
+
+    def check(self, turbo: str, reducer: str, skip: str = "") -> None:
         pass
 
     def prefill(
@@ -249,6 +252,7 @@ class FakeEngine:
         fastv: str | None = None,
         answers: Any = (),
         literal: Any = (),
+        skip: str | None = None,
     ) -> int:
         arguments = {"images": images, "image_ids": image_ids, "add_bos": add_bos, "reserve": reserve}
         settings = {"turbo": turbo, "fastv": fastv, "answers": answers, "literal": literal}

@@ -8,6 +8,7 @@
 
 #include "choose/grid.h"
 
+#include "pyfastv_skip.h"
 #include "pyfastv_turbo.h"
 
 #include <algorithm>
@@ -28,7 +29,7 @@ std::vector<patch_grid> patches_of(const mtmd_context * vision, const prompt_pie
 
     int32_t nx = 0;
     int32_t ny = 0;
-    if (piece.turbo.empty()) {
+    if (piece.whole()) {
         mtmd_image_tokens_get_shape(vision, tokens, &nx, &ny);
     } else {
         std::tie(nx, ny) = size_of(vision, piece.chunk); // what was merged has no shape
@@ -254,7 +255,7 @@ prompt prompt_of(const llama_vocab * vocab, const std::vector<llama_token> & tok
     return res;
 }
 
-prompt tokenize(const llama_model * model, const mtmd_context * vision, const std::string & turbo, const std::string & marker,
+prompt tokenize(const llama_model * model, const mtmd_context * vision, const picture_options & how, const std::string & marker,
         const std::string & text, const std::vector<image> & images, bool add_bos, int64_t n_ctx, const text_spans & spans) {
     const auto   stretches = stretches_of(text, spans.literal);
     const auto   markers   = find_markers(text, stretches, marker);
@@ -313,18 +314,22 @@ prompt tokenize(const llama_model * model, const mtmd_context * vision, const st
         piece.image_id = mtmd_input_chunk_get_id(chunk);
         piece.slice    = std::count_if(res.pieces.begin(), res.pieces.end(), [&](const prompt_piece & p) { return p.image_id == piece.image_id; });
         // to libmtmd every frame of a video is a picture
-        mtmd_image_tokens_set_slice(const_cast<mtmd_image_tokens *>(mtmd_input_chunk_get_tokens_image(chunk)), piece.slice);
+        const auto * tokens = mtmd_input_chunk_get_tokens_image(chunk);
+        mtmd_image_tokens_set_slice(const_cast<mtmd_image_tokens *>(tokens), piece.slice);
+        const size_t n_left = pyfastv_skip_places(tokens, nullptr, 0); // 0: nothing was left out
         piece.n_encoded = mtmd_input_chunk_get_n_tokens(chunk);
         piece.n_tokens  = piece.n_encoded;
         piece.n_pos     = mtmd_input_chunk_get_n_pos(chunk);
         piece.chunk     = chunk;
-        piece.turbo     = turbo;
+        piece.turbo     = how.turbo;
+        piece.skip      = n_left > 0 ? how.skip : "";
         piece.patches   = patches_of(vision, piece);
 
         res.n_tokens  += piece.n_tokens;
         res.n_visual  += piece.n_tokens;
         res.n_encoded += piece.n_encoded;
-        res.n_patches += pyfastv_turbo_patches(mtmd_input_chunk_get_tokens_image(chunk));
+        res.n_patches += pyfastv_turbo_patches(tokens);
+        res.n_skipped += n_left > 0 ? pyfastv_turbo_patches(tokens) - (int64_t) n_left : 0;
         res.pieces.push_back(std::move(piece));
     }
     res.answers = pieces_of(spans.answers, text, marker, res.pieces, llama_model_get_vocab(model));

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int32_t most_positions = 1 << 30; // of a sequence
 
-constexpr char state_magic[8] = { 'p', 'y', 'f', 's', 'l', 'o', 't', '1' }; // the last is its version
+constexpr char state_magic[8] = { 'p', 'y', 'f', 's', 'l', 'o', 't', '2' }; // the last is its version
 
 class writer {
 public:
@@ -93,6 +93,7 @@ void put(writer & to, const prompt_piece & piece) {
     to.put(piece.n_pos);
     to.put_all(piece.turbo);
     to.put_all(piece.reducer);
+    to.put_all(piece.skip);
     to.put((uint8_t) piece.renumber);
     to.put_all(piece.question);
     to.put_all(piece.patches);
@@ -112,6 +113,7 @@ prompt_piece get_piece(reader & from) {
     res.n_pos     = from.get<int32_t>();
     res.turbo     = from.get_all<std::string>();
     res.reducer   = from.get_all<std::string>();
+    res.skip      = from.get_all<std::string>();
     res.renumber  = from.get<uint8_t>() != 0;
     res.question  = from.get_all<std::vector<llama_token>>();
     res.patches   = from.get_all<std::vector<patch_grid>>();

@@ -5,6 +5,8 @@
 #include "clip.h"
 #include "clip-impl.h"
 
+#include <numeric>
+
 namespace pyfastv {
 
 std::unique_ptr<turbo_graph> begin_graph(encoder_state & state, ggml_context * ctx0, ggml_cgraph * gf, int32_t n_patches) {
@@ -16,8 +18,9 @@ const encoder_rule * rule_of(const clip_ctx * ctx) {
     return find_encoder(PROJECTOR_TYPE_NAMES[clip_get_projector_type(ctx)]);
 }
 
-int32_t count_tokens(const encoder_state & state, int32_t n) {
-    return state.turbo ? state.turbo->count(n) : n;
+int32_t count_tokens(const encoder_state & state, const encoded_units * units, int32_t n) {
+    const int32_t encoded = count_encoded(units, n);
+    return state.turbo ? state.turbo->count(encoded) : encoded;
 }
 
 ggml_status compute(encoder_state & state, ggml_backend_sched_t sched, ggml_cgraph * gf) {
@@ -42,6 +45,15 @@ ggml_status compute(encoder_state & state, ggml_backend_sched_t sched, ggml_cgra
     return GGML_STATUS_SUCCESS;
 }
 
+const encoded_units * units_of(const clip_image_f32_batch & picture) {
+    return picture.entries.empty() ? nullptr : picture.entries[0].pyfastv_units.get();
+}
+
+size_t place_of(const clip_image_f32_batch & picture, size_t i) {
+    const auto * units = units_of(picture);
+    return units && i < units->kept.size() ? units->kept[i] : i;
+}
+
 int32_t encode_failure(clip_ctx * ctx) {
     auto & eval = clip_get_state(ctx).eval;
 
@@ -50,12 +62,29 @@ int32_t encode_failure(clip_ctx * ctx) {
     return stopped ? PYFASTV_ENCODE_STOPPED : 1;
 }
 
+// of a picture of which something was merged or left out: false, and a line in the log, if they are not known
+static bool picture_positions(const mtmd_context * ctx, const mtmd_image_tokens * image, int32_t n_tokens, llama_pos first, llama_pos * positions) {
+    const auto * units = mtmd_image_tokens_get_units(image);
+
+    if (clip_get_turbo(mtmd_get_vision(ctx)) || !units) {
+        if (!turbo_positions(ctx, n_tokens, first, positions)) {
+            return false;
+        }
+    } else {
+        std::iota(positions, positions + n_tokens, first);
+    }
+    for (int32_t i = 0; units && i < n_tokens; ++i) {
+        positions[i] = first + units->kept.at(positions[i] - first);
+    }
+    return true;
+}
+
 bool begin_chunk(const mtmd_context * ctx, llama_context * lctx, const mtmd_input_chunk * chunk, llama_pos n_past, llama_pos * positions) {
     const auto * image    = mtmd_input_chunk_get_tokens_image(chunk); // null for audio
     const auto   n_tokens = (int32_t) mtmd_input_chunk_get_n_tokens(chunk);
 
     if (image && !mtmd_decode_use_mrope(ctx) && mtmd_input_chunk_get_n_pos(chunk) != n_tokens) {
-        if (!turbo_positions(ctx, n_tokens, n_past, positions)) {
+        if (!picture_positions(ctx, image, n_tokens, n_past, positions)) {
             return false;
         }
         pyfastv_allow_position_gaps(lctx);

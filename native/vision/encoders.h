@@ -74,6 +74,7 @@ struct encoder_rule {
     slicing    slices = slicing::none;
     features   read   = features::last_layer;
     tokens     made   = tokens::in_places;
+    bool       skips  = false;           // units of M x M patches may be left out before the encoder (vision/skip)
 
     bool merges() const { return blocks != blocks_run::unknown; }
 
@@ -93,6 +94,9 @@ bool is_matrix(const encoder_rule * rule, const std::string & tensor);
 
 // the projectors of encoders whose tokens may be merged
 std::vector<std::string> encoders_that_merge();
+
+// of those that may leave units out
+std::vector<std::string> encoders_that_skip();
 
 // Of every layer, without "v.blk.N.".
 const std::vector<tensor_rule> & layer_rules();

@@ -1,4 +1,4 @@
-"""pyfastv.h and pyfastv_turbo.h for ctypes: the structures, and the functions' types.
+"""pyfastv.h, pyfastv_turbo.h and pyfastv_skip.h for ctypes: the structures, and the functions' types.
 
 Those of pyfastv.h are the bench's, whose processes on stock libraries cannot import this package."""
 
@@ -13,8 +13,10 @@ from ..errors import DecodeError, Error, OptionError, OutOfMemoryError, Unsuppor
 __all__ = [
     "FastvParams",
     "FastvReport",
+    "SkipParams",
     "TurboParams",
     "declare",
+    "declare_skip",
     "declare_turbo",
     "raise_error",
     "report_of",
@@ -44,6 +46,12 @@ class TurboParams(Sized):
     ]
 
 
+class SkipParams(Sized):
+    """struct pyfastv_skip_params."""
+
+    _fields_: ClassVar[Any] = [("size", ctypes.c_size_t), ("tau", ctypes.c_float)]
+
+
 def declare_turbo(libmtmd: Any) -> Any:
     """libmtmd with the types of pyfastv_turbo.h's functions; None if it has none."""
     if not hasattr(libmtmd, "pyfastv_turbo_attach"):
@@ -54,6 +62,19 @@ def declare_turbo(libmtmd: Any) -> Any:
     libmtmd.pyfastv_turbo_places.restype = ctypes.c_size_t
     libmtmd.pyfastv_turbo_last_error.argtypes = []
     libmtmd.pyfastv_turbo_last_error.restype = ctypes.c_char_p
+    return libmtmd
+
+
+def declare_skip(libmtmd: Any) -> Any:
+    """libmtmd with the types of pyfastv_skip.h's functions; None if it has none."""
+    if not hasattr(libmtmd, "pyfastv_skip_attach"):
+        return None
+    libmtmd.pyfastv_skip_parse.argtypes = [ctypes.c_char_p, ctypes.POINTER(SkipParams)]
+    libmtmd.pyfastv_skip_attach.argtypes = [ctypes.c_void_p, ctypes.POINTER(SkipParams)]
+    libmtmd.pyfastv_skip_places.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32), ctypes.c_size_t]
+    libmtmd.pyfastv_skip_places.restype = ctypes.c_size_t
+    libmtmd.pyfastv_skip_last_error.argtypes = []
+    libmtmd.pyfastv_skip_last_error.restype = ctypes.c_char_p
     return libmtmd
 
 

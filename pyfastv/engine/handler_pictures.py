@@ -179,7 +179,7 @@ class Mtmd:
             n = self._mtmd.mtmd_input_chunk_get_n_tokens(chunk)
             rows = self._mtmd.mtmd_get_output_embd(vision)
             values.append(np.ctypeslib.as_array(rows, (n, width)).copy())
-            places.append(self._places(vision, n))
+            places.append(self._places(vision, chunk, n))
             grids.append(self._grid(chunk, n))
         begin = time.perf_counter()
         question = self._question(model, slices[-1]) if self._reducer.name == "cdpruner" else None
@@ -212,19 +212,31 @@ class Mtmd:
         pictures = [i for i in chunks if self._is_picture(get(self._chunks, i))]
         return [i for i in pictures if self._mtmd.mtmd_input_chunk_get_id(get(self._chunks, i)) == name]
 
-    def _places(self, vision: Any, n: int) -> NDArray[np.int32]:
+    def _places(self, vision: Any, chunk: Any, n: int) -> NDArray[np.int32]:
+        """Where positions are the tokens' own to libmtmd (M-RoPE), their numbers."""
+        library = self._mtmd._libmtmd
         places = np.arange(n, dtype=np.int32)
         if self._merges:
-            pointer = places.ctypes.data_as(_INT32_POINTER)
-            self._mtmd._libmtmd.pyfastv_turbo_places(vision, pointer, n)
-        return places
+            library.pyfastv_turbo_places(vision, places.ctypes.data_as(_INT32_POINTER), n)
+        if self._mtmd.mtmd_decode_use_mrope(vision) or not hasattr(library, "pyfastv_skip_places"):
+            return places
+        image = self._mtmd.mtmd_input_chunk_get_tokens_image(chunk)
+        units = np.zeros(library.pyfastv_skip_places(image, None, 0), np.int32)
+        library.pyfastv_skip_places(image, units.ctypes.data_as(_INT32_POINTER), len(units))
+        return units[places] if len(units) else places
+
+    def _skipped(self, image: Any) -> bool:
+        library = self._mtmd._libmtmd
+        return hasattr(library, "pyfastv_skip_places") and library.pyfastv_skip_places(image, None, 0) > 0
 
     def _grid(self, chunk: Any, n: int) -> tuple[int, int]:
-        """Where libmtmd does not tell, a square number of tokens is a square. What was merged is a row."""
+        """Where libmtmd does not tell, a square number of tokens is a square. What was merged, or left out of, is one row."""
         image = self._mtmd.mtmd_input_chunk_get_tokens_image(chunk)
         nx, ny = self._mtmd.mtmd_image_tokens_get_nx(image), self._mtmd.mtmd_image_tokens_get_ny(image)
-        if self._merges or (ny > 1 and nx * ny == n):
-            return (n, 1) if self._merges else (nx, ny)
+        if self._merges or self._skipped(image):
+            return n, 1
+        if ny > 1 and nx * ny == n:
+            return nx, ny
         side = isqrt(n)
         return (side, side) if side * side == n else (n, 1)
 

@@ -156,6 +156,10 @@ class Generation(Constrained):
         default=None,
         description='Fewer visual tokens before the language model, such as "pool,window=2" or "off", for this request.',
     )
+    skip: str | Literal[False] | None = Field(
+        default=None,
+        description='Patches that their neighbours predict are not encoded, such as "tau=8" or "off", for this request.',
+    )
     fastv_details: bool | None = Field(default=None, description="Report which visual tokens were kept.")
     n: int | None = Field(default=None, ge=1, le=128, description="Answers to each prompt.")
 
