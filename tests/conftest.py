@@ -84,6 +84,8 @@ SLOW = [
     "serve_streams",
     "session",
     "show",
+    "skip",
+    "skip_options",
     "slots",
     "templates",
     "text_encoding",

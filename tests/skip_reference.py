@@ -1,5 +1,5 @@
-"""Vision encoders that see some units of a picture alone (native/include/pyfastv_skip.h), in NumPy: every patch by its own place,
-windows as pairs of patches that see each other. Of small files with F32 weights (random_mmproj)."""
+"""Vision encoders that see some units of a picture alone (native/include/pyfastv_skip.h), in NumPy: every patch by its
+own place, windows as pairs of patches that see each other. Of small files with F32 weights (random_mmproj)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SkipReference(Reference):
         self.fused = "v.blk.0.attn_qkv.weight" in self.w
 
     def encoded(self, picture: np.ndarray, kept: Sequence[int]) -> np.ndarray:
-        """``picture``: uint8 [height, width, 3], as the encoder sees it; ``kept``: units in raster order. [kept, n_out]"""
+        """``picture``: uint8 [height, width, 3], as the encoder sees it; ``kept``: units. [kept, n_out]"""
         side = self.patch * self.merge
         ny, nx = picture.shape[0] // side, picture.shape[1] // side
         self.places = np.array(
@@ -52,9 +52,8 @@ class SkipReference(Reference):
     def _patches(self, picture: np.ndarray, ny: int, nx: int) -> np.ndarray:
         p = self.patch
         pixels = (picture.astype(F32) / F32(255) - self.mean) / self.std
-        cut = np.array(
-            [pixels[y * p : (y + 1) * p, x * p : (x + 1) * p].transpose(2, 0, 1).ravel() for y, x in self.places]
-        )
+        parts = [pixels[y * p : (y + 1) * p, x * p : (x + 1) * p] for y, x in self.places]
+        cut = np.array([part.transpose(2, 0, 1).ravel() for part in parts])
         # ggml's convolution has both in F16; a still picture is two frames
         cut = cut.astype(np.float16).astype(F32)
         names = ["v.patch_embd.weight", *(["v.patch_embd.weight.1"] if self.projector in QWEN else [])]

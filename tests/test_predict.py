@@ -1,4 +1,4 @@
-"""Which units of a picture their neighbours predict: native/choose/predict.h, a pure function, against its definition."""
+"""Which units of a picture their neighbours predict: native/choose/predict.h, against its definition."""
 
 from __future__ import annotations
 
@@ -91,11 +91,12 @@ def test_a_flat_picture_is_one_unit_and_one_without_equal_neighbours_is_all_of_t
 
 
 def test_an_edge_goes_on_in_its_direction() -> None:
-    """Columns of one colour are predicted from above, rows from the left: but for the first row, or column, all goes."""
+    """Columns of one colour are predicted from above, rows from the left."""
     stripes = np.arange(6, dtype=np.uint8)[None, :, None].repeat(4, axis=0)
     np.testing.assert_array_equal(_native.predict_units(stripes, 0), np.arange(6)[None].repeat(4, axis=0))
     turned = stripes.transpose(1, 0, 2).copy()
-    np.testing.assert_array_equal(_native.predict_units(turned, 0), 4 * np.arange(6)[:, None].repeat(4, axis=1))
+    rows = 4 * np.arange(6)[:, None].repeat(4, axis=1)
+    np.testing.assert_array_equal(_native.predict_units(turned, 0), rows)
 
 
 @pytest.mark.parametrize(

