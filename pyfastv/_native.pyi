@@ -290,7 +290,9 @@ class Engine:
         (clears the context); empty: none. Raises OptionError, UnsupportedModelError."""
     def set_reducer(self, spec: str) -> None:  # the language of parse_reducer() (native/settings/reducer.h)
         """Where :meth:`prefill` is not told; empty: none. Raises OptionError, UnsupportedModelError."""
-    def set_skip(self, spec: str) -> None:  # the language of pyfastv_skip_parse() (native/include/pyfastv_skip.h)
+    def set_skip(
+        self, spec: str
+    ) -> None:  # the language of pyfastv_skip_parse() (native/include/pyfastv_skip.h)
         """What is left out of pictures before the encoder, for :meth:`embed`, :meth:`pixels`, and :meth:`prefill` where it is
         not told; empty: nothing. Raises OptionError, UnsupportedModelError."""
     def check(self, turbo: str, reducer: str, skip: str = "") -> None:

@@ -63,7 +63,9 @@ class PyfastvModel(llm.Model):
         reduce: str | None = Field(
             None, description="Fewer visual tokens before the language model: pool,window=2, ..., off"
         )
-        skip: str | None = Field(None, description="Leave out patches that neighbours predict: tau=8, ..., off")
+        skip: str | None = Field(
+            None, description="Leave out patches that neighbours predict: tau=8, ..., off"
+        )
         model: str | None = Field(None, description="Path of another GGUF model, or its name")
         mmproj: str | None = Field(None, description="Path of its vision encoder")
         n_ctx: int | None = Field(

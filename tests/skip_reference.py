@@ -57,7 +57,9 @@ class SkipReference(Reference):
         # ggml's convolution has both in F16; a still picture is two frames
         cut = cut.astype(np.float16).astype(F32)
         names = ["v.patch_embd.weight", *(["v.patch_embd.weight.1"] if self.projector in QWEN else [])]
-        kernels = [self.w[name].astype(np.float16).astype(F32).reshape(len(self.w[name]), -1) for name in names]
+        kernels = [
+            self.w[name].astype(np.float16).astype(F32).reshape(len(self.w[name]), -1) for name in names
+        ]
         x = sum(cut @ kernel.T for kernel in kernels) + self.w.get("v.patch_embd.bias", F32(0))
         if "v.position_embd.weight" not in self.w:
             return x
@@ -101,7 +103,9 @@ class SkipReference(Reference):
         speed = F32(10000) ** (-np.arange(half // 2, dtype=F32) * 2 / half)
         angle = np.concatenate([self.places[:, :1] * speed, self.places[:, 1:] * speed], axis=1)
         a, b = x[..., :half], x[..., half:]
-        return np.concatenate([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], -1)
+        return np.concatenate(
+            [a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], -1
+        )
 
     def _normed(self, x: np.ndarray, name: str) -> np.ndarray:
         if not self.rms:

@@ -109,7 +109,11 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], kept: list[int]) -
 def test_turbo_merges_what_is_left(runner: pyfastv.Runner, kept: list[int]) -> None:
     report = asked(runner, skip=TAU, turbo="share=0.5")
     left = len(kept) - round(len(kept) / 2)
-    assert (report.patches, report.skipped_tokens, report.visual_tokens) == (PATCHES, PATCHES - len(kept), left)
+    assert (report.patches, report.skipped_tokens, report.visual_tokens) == (
+        PATCHES,
+        PATCHES - len(kept),
+        left,
+    )
     assert set(runner._engine.places().tolist()) < set(kept)
 
 

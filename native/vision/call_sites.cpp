@@ -5,6 +5,7 @@
 #include "clip.h"
 #include "clip-impl.h"
 
+#include <cstdio>
 #include <numeric>
 
 namespace pyfastv {
@@ -74,7 +75,12 @@ static bool picture_positions(const mtmd_context * ctx, const mtmd_image_tokens 
         std::iota(positions, positions + n_tokens, first);
     }
     for (int32_t i = 0; units && i < n_tokens; ++i) {
-        positions[i] = first + units->kept.at(positions[i] - first);
+        const auto place = (size_t) (positions[i] - first);
+        if (place >= units->kept.size()) {
+            fprintf(stderr, "pyfastv: the places of a picture's %d tokens are not known: another was encoded last\n", n_tokens);
+            return false;
+        }
+        positions[i] = first + units->kept[place];
     }
     return true;
 }

@@ -145,7 +145,9 @@ _SCHEDULE = [
         help=f'In place of these: cuts as in "k=2,drop=0.5;k=6,drop=0.75", or {", ".join(PRESETS)}, off.',
     ),
     click.option(
-        "--profile", metavar="FILE", help="In place of these, --turbo, --reduce and --skip: what pyfastv tune found."
+        "--profile",
+        metavar="FILE",
+        help="In place of these, --turbo, --reduce and --skip: what pyfastv tune found.",
     ),
     click.option(
         "--recall",

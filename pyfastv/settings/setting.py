@@ -105,7 +105,12 @@ class Setting:
 
 SETTING_OPTIONS = tuple(part.name for part in fields(Setting))
 
-_READ: dict[str, Callable[[Any], Any]] = {"fastv": to_schedule, "turbo": to_turbo, "reduce": to_reducer, "skip": to_skip}
+_READ: dict[str, Callable[[Any], Any]] = {
+    "fastv": to_schedule,
+    "turbo": to_turbo,
+    "reduce": to_reducer,
+    "skip": to_skip,
+}
 
 
 class InForce:
