@@ -16,8 +16,8 @@ from ..models import bundled_model
 from ..output import Output
 from .reduce import Reducer
 from .schedule import Schedule
-from .skip import Skip
 from .setting import Setting
+from .skip import Skip
 from .turbo import Turbo
 
 __all__ = ["Profile", "model_identity"]
