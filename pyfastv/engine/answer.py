@@ -138,7 +138,7 @@ class Report(InForce):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: numbers, lists of numbers; ``fastv``, ``turbo``, ``reduce``, ``skip`` as text (``spec()``) or None."""
+        """For JSON: numbers and lists; ``fastv``, ``turbo``, ``reduce``, ``skip`` as text (``spec()``), or None."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "setting"}
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         return {**self.setting.specs(), **values, "kv_bytes_saved": self.kv_bytes_saved._asdict()}

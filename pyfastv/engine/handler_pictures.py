@@ -230,7 +230,7 @@ class Mtmd:
         return hasattr(library, "pyfastv_skip_places") and library.pyfastv_skip_places(image, None, 0) > 0
 
     def _grid(self, chunk: Any, n: int) -> tuple[int, int]:
-        """Where libmtmd does not tell, a square number of tokens is a square. What was merged, or left out of, is a row."""
+        """Where libmtmd does not tell, a square number of tokens is a square. What is not whole is a row."""
         image = self._mtmd.mtmd_input_chunk_get_tokens_image(chunk)
         nx, ny = self._mtmd.mtmd_image_tokens_get_nx(image), self._mtmd.mtmd_image_tokens_get_ny(image)
         if self._merges or self._skipped(image):

@@ -44,8 +44,8 @@ class RequestOptions(SamplingOptions, SettingOptions, TemplateOptions, ReplyOpti
     ``fastv``: the schedule of this one request, in place of the runner's; with cuts at other layers, or other ``cells``,
     the context is allocated anew. ``turbo``, ``reduce``, ``skip``: the merging in the vision encoder, the reducer and
     what is left out of pictures, of this one request. Otherwise what the context holds stays.
-    ``chat_template_kwargs``, ``reasoning_effort``: see :class:`pyfastv.inputs.template_options.TemplateOptions`; ``response_format``, ``logprobs``, ``top_logprobs``: see
-    :class:`pyfastv.engine.reply.ReplyOptions`."""
+    ``chat_template_kwargs``, ``reasoning_effort``: see :class:`pyfastv.inputs.template_options.TemplateOptions`;
+    ``response_format``, ``logprobs``, ``top_logprobs``: see :class:`pyfastv.engine.reply.ReplyOptions`."""
 
 
 @dataclass(frozen=True)
