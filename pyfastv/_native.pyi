@@ -293,8 +293,8 @@ class Engine:
     def set_skip(
         self, spec: str
     ) -> None:  # the language of pyfastv_skip_parse() (native/include/pyfastv_skip.h)
-        """What is left out of pictures before the encoder, for :meth:`embed`, :meth:`pixels`, and :meth:`prefill` where it
-        is not told; empty: nothing. Raises OptionError, UnsupportedModelError."""
+        """What is left out of pictures before the encoder, as :meth:`set_turbo` has it, but that the context stays;
+        empty: nothing. Raises OptionError, UnsupportedModelError."""
     def check(self, turbo: str, reducer: str, skip: str = "") -> None:
         """Are these settings of a request right for the model? Raises OptionError, UnsupportedModelError."""
     def prepare(
