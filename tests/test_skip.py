@@ -181,6 +181,29 @@ def test_tokens_have_the_rows_and_columns_of_their_units(case: Case) -> None:
         model.close()
 
 
+@of_qwen
+def test_two_frames_that_are_encoded_as_one_are_compared_as_one(case: Case) -> None:
+    """A unit goes where nothing has changed in either of them, and is not noise in one."""
+    changed = FLAT.copy()
+    changed[60:80, 100:120] = 0
+    model = Model(case.model)
+    encoder = Encoder(model, case.mmproj)
+    try:
+        assert encoder.skip("tau=0") == OK
+        for frames in ([FLAT, FLAT], [FLAT, changed], [FLAT, NOISE]):
+            both = np.concatenate(frames, axis=2).reshape(6, 28, 8, 28, 6).transpose(0, 2, 1, 3, 4)
+            kept = np.unique(expected(both.reshape(6, 8, -1), 0)).tolist()
+            with encoder.tokenized("<><>", frames, frames=True) as chunks:
+                [chunk] = filter(is_picture, chunks)
+                assert units_of(chunk) == (kept if len(kept) < 48 else [])
+                rows = encoder._encode(chunk).features
+                assert len(rows) == len(kept)
+                assert np.isfinite(rows).all()
+    finally:
+        encoder.close()
+        model.close()
+
+
 @pytest.mark.parametrize("case", ["Qwen2-VL", "LLaVA"], indirect=True)
 def test_a_saved_or_copied_chunk_is_encoded_in_the_same_way(case: Case) -> None:
     model = Model(case.model)

@@ -221,9 +221,10 @@ class Encoder:
 
     @contextmanager
     def tokenized(
-        self, text: str, pictures: Sequence[np.ndarray], ids: Sequence[str] = ()
+        self, text: str, pictures: Sequence[np.ndarray], ids: Sequence[str] = (), *, frames: bool = False
     ) -> Iterator[list[ctypes.c_void_p]]:
-        """The chunks of a text in which "<>" stands for a picture; ids: of the pictures, as programs give them."""
+        """The chunks of a text in which "<>" stands for a picture; ids: of the pictures, as programs give them. frames: of
+        a video, which may be encoded two by two."""
         kept = [np.ascontiguousarray(picture) for picture in pictures]
         bitmaps = (ctypes.c_void_p * len(kept))()
         for i, picture in enumerate(kept):
@@ -231,6 +232,7 @@ class Encoder:
             bitmaps[i] = mtmd.mtmd_bitmap_init(
                 width, height, picture.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
             )
+            mtmd.mtmd_bitmap_set_mergeable(bitmaps[i], frames)
             if ids:
                 mtmd.mtmd_bitmap_set_id(bitmaps[i], ids[i].encode())
         marked = text.encode().replace(b"<>", mtmd.mtmd_default_marker())
