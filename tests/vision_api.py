@@ -223,8 +223,8 @@ class Encoder:
     def tokenized(
         self, text: str, pictures: Sequence[np.ndarray], ids: Sequence[str] = (), *, frames: bool = False
     ) -> Iterator[list[ctypes.c_void_p]]:
-        """The chunks of a text in which "<>" stands for a picture; ids: of the pictures, as programs give them. frames: of
-        a video, which may be encoded two by two."""
+        """The chunks of a text in which "<>" stands for a picture; ids: of the pictures, as programs give them; frames:
+        of a video, which may be encoded two by two."""
         kept = [np.ascontiguousarray(picture) for picture in pictures]
         bitmaps = (ctypes.c_void_p * len(kept))()
         for i, picture in enumerate(kept):
