@@ -4,6 +4,7 @@ set(PYFASTV_SETTINGS_SOURCES
     settings/reducer.cpp
     settings/schedule.cpp
     settings/setting.cpp
+    settings/skip.cpp
     settings/text.cpp
     settings/turbo.cpp
 )
@@ -12,6 +13,7 @@ set(PYFASTV_CHOOSE_SOURCES
     choose/cover.cpp
     choose/greedy.cpp
     choose/grid.cpp
+    choose/predict.cpp
     choose/similarity.cpp
     products/parallel.cpp
     products/products.cpp

@@ -12,6 +12,10 @@ set(PYFASTV_MTMD_SOURCES
     vision/turbo/plan.cpp
     vision/turbo/turbo.cpp
     vision/turbo/turbo_graph.cpp
+    vision/skip/attach.cpp
+    vision/skip/inputs.cpp
+    vision/skip/skip.cpp
+    choose/predict.cpp
     vision/call_sites.cpp
 )
 list(TRANSFORM PYFASTV_MTMD_SOURCES PREPEND ${CMAKE_CURRENT_LIST_DIR}/)

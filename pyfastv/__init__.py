@@ -28,6 +28,7 @@ from .settings.presets import VTW, FastV, Feather, PyramidDrop, Recommended, Zip
 from .settings.profile import Profile, model_identity
 from .settings.reduce import EVS, CDPruner, DivPrune, Merge, PLLaVA, Pool, Reducer, Stride, VidCom2
 from .settings.schedule import Cut, Schedule
+from .settings.skip import Skip
 from .settings.turbo import Turbo
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "Sampling",
     "Schedule",
     "Session",
+    "Skip",
     "Stream",
     "Stride",
     "TokenProb",

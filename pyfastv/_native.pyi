@@ -58,6 +58,10 @@ def choose(
 ) -> NDArray[np.int32]:
     """Ascending indices of the visual tokens kept: native/choose/choose.h. Raises OptionError."""
 
+def predict_units(units: NDArray[np.uint8], tau: int) -> NDArray[np.int32]:
+    """``units``: [ny, nx, n_values]. [ny, nx]: of each unit the number of the one that stands for it:
+    native/choose/predict.h. Raises OptionError."""
+
 def random_scores(n: int, seed: int) -> NDArray[np.float32]:
     """[n], in [0, 1): what score=random ranks by."""
 
@@ -85,7 +89,7 @@ PICKS: tuple[str, ...]
 PICK_CHOICES: tuple[str, ...]
 
 def parse_setting(text: str) -> dict[str, Any]:
-    """``fastv``, ``turbo``, ``reduce``: as the functions below. Raises OptionError."""
+    """``fastv``, ``turbo``, ``reduce``, ``skip``: as the functions below. Raises OptionError."""
 
 def parse_schedule(text: str) -> dict[str, Any] | None:
     """``preset`` (its name, if the text is nothing else, or None), ``cuts`` (the fields of a Cut each), ``recall``,
@@ -102,6 +106,9 @@ def check_schedule(spec: str, n_layer: int) -> str:
 
 def parse_turbo(text: str) -> dict[str, Any] | None:
     """The fields of a Turbo; None: "off". Raises OptionError."""
+
+def parse_skip(text: str) -> dict[str, Any] | None:
+    """The fields of a Skip; None: "off". Raises OptionError."""
 
 def parse_reducer(text: str) -> tuple[str, dict[str, Any]] | None:
     """A reducer's name and fields; None: "off". Raises OptionError."""
@@ -287,7 +294,12 @@ class Engine:
         (clears the context); empty: none. Raises OptionError, UnsupportedModelError."""
     def set_reducer(self, spec: str) -> None:  # the language of parse_reducer() (native/settings/reducer.h)
         """Where :meth:`prefill` is not told; empty: none. Raises OptionError, UnsupportedModelError."""
-    def check(self, turbo: str, reducer: str) -> None:
+    def set_skip(
+        self, spec: str
+    ) -> None:  # the language of pyfastv_skip_parse() (native/include/pyfastv_skip.h)
+        """What is left out of pictures before the encoder, as :meth:`set_turbo` has it, but that the context stays;
+        empty: nothing. Raises OptionError, UnsupportedModelError."""
+    def check(self, turbo: str, reducer: str, skip: str = "") -> None:
         """Are these settings of a request right for the model? Raises OptionError, UnsupportedModelError."""
     def prepare(
         self,
@@ -311,6 +323,7 @@ class Engine:
         enlarge: Sequence[
             bool
         ] = (),  # of each image: may preprocessors that scale all to one size enlarge it?
+        skip: str = "",  # the language of pyfastv_skip_parse(); empty: nothing
         **sampling: Any,  # of SamplingOptions
     ) -> EngineRequest:
         """Tokens, prepared pictures and samplers of a request.
@@ -373,6 +386,7 @@ class Engine:
         literal: Sequence[tuple[int, int]] = (),
         contents: Sequence[str] = (),
         enlarge: Sequence[bool] = (),
+        skip: str | None = None,
     ) -> int:
         """Tokenise, encode and decode; afterwards logits() and start() work. The request's number.
 

@@ -44,6 +44,7 @@ from .settings.presets import Recommended
 from .settings.reduce import Reducer
 from .settings.schedule import Schedule, fitted
 from .settings.setting import InForce, Setting
+from .settings.skip import Skip
 from .settings.turbo import Turbo
 
 __all__ = ["FastVChatHandler", "HandlerReport"]
@@ -105,6 +106,7 @@ _fastv = _llama_cpp._lib
 c_structures.declare(_fastv)
 _turbo = c_structures.declare_turbo(_mtmd_cpp._libmtmd)
 _shapes = c_structures.declare_shapes(_mtmd_cpp._libmtmd)
+_skip = c_structures.declare_skip(_mtmd_cpp._libmtmd)
 _MTMDChatHandler: Any = _chat_format.MTMDChatHandler
 
 # libmtmd's log follows the Llama's verbose, as libllama's does
@@ -117,7 +119,7 @@ class HandlerReport(InForce):
     """What became of a request's pictures; the names are those of :class:`pyfastv.Report`, times milliseconds."""
 
     setting: Setting
-    """What was in force; ``fastv``, ``turbo`` and ``reduce`` are its parts."""
+    """What was in force; ``fastv``, ``turbo``, ``reduce`` and ``skip`` are its parts."""
     prompt_tokens: int
     """Visual tokens included."""
     encoded_tokens: int
@@ -162,6 +164,7 @@ class FastVChatHandler(_MTMDChatHandler):
         fastv: Schedule | str | None = Recommended(),  # noqa: B008 - frozen
         turbo: Turbo | str | None = None,
         reduce: Reducer | str | None = None,
+        skip: Skip | str | None = None,
         chat_template: str | os.PathLike[str] | None = None,
         max_pixels: int = MAX_PIXELS,
         encoder_type: str = "auto",
@@ -170,15 +173,16 @@ class FastVChatHandler(_MTMDChatHandler):
     ) -> None:
         """``clip_model_path``, ``verbose``, ``use_gpu``: as in llama_cpp.llama_chat_format.MTMDChatHandler.
 
-        ``fastv``, ``turbo``, ``reduce``, ``encoder_type``, ``chat_template``, ``image_tokens``, ``enlarge``: as in
-        :class:`pyfastv.Runner`.
+        ``fastv``, ``turbo``, ``reduce``, ``skip``, ``encoder_type``, ``chat_template``, ``image_tokens``, ``enlarge``: as
+        in :class:`pyfastv.Runner`.
         ``max_pixels``: largest picture taken.
 
         Raises ValueError (no such file), OptionError. A setting that the model cannot have is told by the first
         request: OptionError, UnsupportedModelError, OutOfMemoryError.
         """
-        self._setting = Setting.of(fastv, turbo, reduce)
-        _check_turbo(self._setting.turbo)
+        self._setting = Setting.of(fastv, turbo, reduce, skip)
+        _check_known("turbo", self._setting.turbo, _turbo)
+        _check_known("skip", self._setting.skip, _skip)
         self._chat_template = find_template(chat_template)
         self._max_pixels = max_pixels
         self._budget = Budget.of(image_tokens, enlarge)
@@ -240,6 +244,7 @@ class FastVChatHandler(_MTMDChatHandler):
         super()._init_mtmd_context(llama_model)
         try:
             self._attach_turbo()
+            self._attach_skip()
             self._setting = self._attach(llama_model, self._setting)
         except BaseException:
             _mtmd_cpp.mtmd_free(self.mtmd_ctx)
@@ -352,6 +357,17 @@ class FastVChatHandler(_MTMDChatHandler):
         if status:
             c_structures.raise_error(status, _turbo.pyfastv_turbo_last_error())
 
+    def _attach_skip(self) -> None:
+        skip = self._setting.skip
+        if skip is None:
+            return
+        params = c_structures.SkipParams()
+        status = _skip.pyfastv_skip_parse(skip.spec().encode(), ctypes.byref(params))
+        if not status:
+            status = _skip.pyfastv_skip_attach(self.mtmd_ctx, ctypes.byref(params))
+        if status:
+            c_structures.raise_error(status, _skip.pyfastv_skip_last_error())
+
     def _attach(self, llama: Any, setting: Setting) -> Setting:
         """What is in force then: cuts move to layers where the model can be cut."""
         schedule, params = setting.fastv, None
@@ -399,10 +415,11 @@ class FastVChatHandler(_MTMDChatHandler):
         )
 
 
-def _check_turbo(turbo: Turbo | None) -> None:
-    if turbo is not None and _turbo is None:
+def _check_known(name: str, wanted: Turbo | Skip | None, library: Any) -> None:
+    if wanted is not None and library is None:
         raise OptionError(
-            f"turbo={turbo.spec()!r}: these libraries have no Turbo: leave it out, or build a newer pyfastv"
+            f"{name}={wanted.spec()!r}: these libraries have no {type(wanted).__name__}: leave it out, or build a newer "
+            "pyfastv"
         )
 
 

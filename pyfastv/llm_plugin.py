@@ -64,6 +64,9 @@ class PyfastvModel(llm.Model):
         reduce: str | None = Field(
             None, description="Fewer visual tokens before the language model: pool,window=2, ..., off"
         )
+        skip: str | None = Field(
+            None, description="Leave out patches that neighbours predict: tau=8, ..., off"
+        )
         image_tokens: str | int | None = Field(
             None, description="Most visual tokens of a picture, or the least and the most: 256, 64-256"
         )

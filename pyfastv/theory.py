@@ -145,7 +145,10 @@ def patches_by_block(turbo: Turbo | None, n_blocks: int, n_patches: int) -> list
 def entering_tokens(setting: Setting, encoder: Encoder | None, n_visual: int) -> int:
     """Of a picture's ``n_visual`` tokens those that Turbo and the reducer leave for the language model.
 
-    Where shapes count (pool), a square number of tokens is a square, any other one row. Raises OptionError."""
+    Where shapes count (pool), a square number of tokens is a square, any other one row. Raises OptionError, for skip
+    always."""
+    if setting.skip is not None:
+        raise OptionError("skip: how much is left out depends on the picture, and there is none: measure it")
     left, merged = n_visual, False
     if setting.turbo is not None:
         if encoder is None:

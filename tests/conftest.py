@@ -89,6 +89,8 @@ SLOW = [
     "serve_streams",
     "session",
     "show",
+    "skip",
+    "skip_options",
     "slots",
     "templates",
     "text_encoding",
@@ -246,7 +248,10 @@ class FakeEngine:
     def picture_shape(self, width: int, height: int, enlarge: bool) -> tuple[int, int, int, int]:
         return 576, 1, 336, 336
 
-    def check(self, turbo: str, reducer: str) -> None:
+    def set_skip(self, spec: str) -> None:
+        self._call("set_skip", spec)
+
+    def check(self, turbo: str, reducer: str, skip: str = "") -> None:
         pass
 
     def prefill(
@@ -265,6 +270,7 @@ class FakeEngine:
         answers: Any = (),
         literal: Any = (),
         enlarge: Any = (),
+        skip: str | None = None,
     ) -> int:
         arguments = {"images": images, "image_ids": image_ids, "add_bos": add_bos, "reserve": reserve}
         settings = {"turbo": turbo, "fastv": fastv, "answers": answers, "literal": literal}

@@ -14,7 +14,7 @@ import pytest
 import pyfastv
 from pyfastv import _native
 from pyfastv.bench.lowlevel.bindings import MAX_CUTS, MAX_STAGES, FastvCut
-from pyfastv.engine.c_structures import FastvParams, FastvReport, TurboParams
+from pyfastv.engine.c_structures import FastvParams, FastvReport, SkipParams, TurboParams
 
 from c_api import BAD_PARAMS, OK, Context, Model, _Grid, fastv, last_error
 from vision_api import _lib as turbo
@@ -26,6 +26,7 @@ TWINS = {
     "pyfastv_report": FastvReport,
     "pyfastv_grid": _Grid,
     "pyfastv_turbo_params": TurboParams,
+    "pyfastv_skip_params": SkipParams,
 }
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 
@@ -43,7 +44,7 @@ def in_c(folder: Path) -> dict[str, int]:
     ]
     source = folder / "sizes.c"
     source.write_text(
-        '#include "pyfastv_turbo.h"\n#include <stdio.h>\nint main(void) {\n'
+        '#include "pyfastv_skip.h"\n#include "pyfastv_turbo.h"\n#include <stdio.h>\nint main(void) {\n'
         + "\n".join(lines)
         + "\nreturn 0; }\n"
     )

@@ -169,6 +169,7 @@ CHAT = {
     "max_new_tokens": Sent({"max_new_tokens": 5}),
     "fastv": Sent({"fastv": "k=2,drop=0.75"}),
     "turbo": Sent({"turbo": "share=0.5"}),
+    "skip": Sent({"skip": "tau=4"}),
     "reduce": Sent({"reduce": "pool,window=2"}),
     "image_tokens": Sent({"image_tokens": 600}),
     "image_min_tokens": Sent({"image_min_tokens": 64}),

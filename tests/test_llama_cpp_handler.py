@@ -294,12 +294,14 @@ made["tokens"] = [report.turbo.share, report.visual_tokens_in_stage]
 
 
 def test_reducers_are_the_runner_s(tmp_path: Path) -> None:
-    """Alone, behind Turbo, with the question, and renumbered; a picture that comes twice is two."""
+    """Alone, behind Turbo, with the question, renumbered, and of what is left; a picture that comes twice is two."""
     settings = [
         {"reduce": "pool,window=2", "fastv": "fastv,k=2,drop=0.5"},
         {"reduce": "divprune,keep=0.25", "turbo": "share=0.25", "fastv": None},
         {"reduce": "cdpruner,keep=100", "fastv": None},
         {"reduce": "stride,keep=100,renumber", "fastv": None},
+        {"reduce": "stride,keep=0.5", "skip": "tau=4", "fastv": None},
+        {"skip": "tau=4", "fastv": None},
     ]
     made = script(
         tmp_path,

@@ -77,7 +77,7 @@ def test_another_model_is_refused_with_what_differs(profile: Profile, key: str, 
     ("changed", "message"),
     [
         ({"format": "other"}, "is not a profile: pyfastv tune writes one"),
-        ({"version": 3}, "is a profile of version 3, and 1 and 2 are known"),
+        ({"version": 4}, "is a profile of version 4, and 1 to 3 are known"),
         ({"turbo": 0.5}, "turbo must be text or null; got 0.5"),
         ({"reduce": ["pool"]}, "reduce must be text or null; got"),
         ({"model": {}}, "does not say which model"),

@@ -17,8 +17,9 @@ PUBLIC = {
     "pyfastv": (
         "EVS VTW Answer AnswerError CDPruner ClosedError ContextLengthError Cut DataError DecodeError DivPrune Error "
         "FastV Feather Frame ImageError Merge ModelError OptionError OutOfMemoryError PLLaVA Pool Profile PyramidDrop "
-        "Recommended Reducer Report Runner Sampling Schedule Session Stream Stride TokenProb Turbo UnsupportedModelError "
-        "VidCom2 Video ZipVL __version__ examples from_hub lib_path load_frames load_image model_identity"
+        "Recommended Reducer Report Runner Sampling Schedule Session Skip Stream Stride TokenProb Turbo "
+        "UnsupportedModelError VidCom2 Video ZipVL __version__ examples from_hub lib_path load_frames load_image "
+        "model_identity"
     ),
 }
 

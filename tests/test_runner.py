@@ -278,6 +278,7 @@ def test_info(runner: Runner) -> None:
         "fastv": Recommended(),
         "turbo": None,
         "reduce": None,
+        "skip": None,
     }
 
 

@@ -1,4 +1,5 @@
-"""libmtmd as other programs use it: llama-cpp-python's low-level bindings on our libraries, with pyfastv_turbo.h."""
+"""libmtmd as other programs use it: llama-cpp-python's low-level bindings on our libraries, with pyfastv_turbo.h and
+pyfastv_skip.h."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import pyfastv
-from pyfastv.engine.c_structures import TurboParams
+from pyfastv.engine.c_structures import SkipParams, TurboParams
 
 os.environ["LLAMA_CPP_LIB_PATH"] = os.environ["MTMD_CPP_LIB"] = str(pyfastv.lib_path())
 
@@ -34,8 +35,15 @@ _lib.pyfastv_turbo_unsupported_reason.restype = ctypes.c_char_p
 _lib.pyfastv_turbo_set_places.argtypes = [ctypes.c_void_p, I32, ctypes.c_size_t]
 _lib.pyfastv_turbo_patches.argtypes = [ctypes.c_void_p]
 _lib.pyfastv_turbo_patches.restype = ctypes.c_int32
-_lib.mtmd_bitmap_set_mergeable.argtypes = [ctypes.c_void_p, ctypes.c_bool]
-_lib.mtmd_bitmap_set_mergeable.restype = None
+_lib.pyfastv_skip_parse.argtypes = [ctypes.c_char_p, ctypes.POINTER(SkipParams)]
+_lib.pyfastv_skip_attach.argtypes = [ctypes.c_void_p, ctypes.POINTER(SkipParams)]
+_lib.pyfastv_skip_last_error.restype = ctypes.c_char_p
+_lib.pyfastv_skip_unsupported_reason.argtypes = [ctypes.c_void_p]
+_lib.pyfastv_skip_unsupported_reason.restype = ctypes.c_char_p
+_lib.pyfastv_skip_places.argtypes, _lib.pyfastv_skip_places.restype = (
+    [ctypes.c_void_p, I32, ctypes.c_size_t],
+    ctypes.c_size_t,
+)
 for _name in ("places", "sizes", "targets"):
     _function = getattr(_lib, f"pyfastv_turbo_{_name}")
     _function.argtypes, _function.restype = [ctypes.c_void_p, I32, ctypes.c_size_t], ctypes.c_size_t
@@ -43,6 +51,19 @@ for _name in ("places", "sizes", "targets"):
 
 def last_error() -> str:
     return str(_lib.pyfastv_turbo_last_error().decode())
+
+
+def skip_error() -> str:
+    return str(_lib.pyfastv_skip_last_error().decode())
+
+
+def units_of(chunk: ctypes.c_void_p) -> list[int]:
+    """Those that are encoded; empty: all."""
+    image = mtmd.mtmd_input_chunk_get_tokens_image(chunk)
+    n = _lib.pyfastv_skip_places(image, None, 0)
+    out = (ctypes.c_int32 * n)()
+    assert _lib.pyfastv_skip_places(image, out, n) == n
+    return list(out)
 
 
 def is_picture(chunk: ctypes.c_void_p) -> bool:
@@ -132,6 +153,13 @@ class Encoder:
     def attach_params(self, params: TurboParams) -> int:
         return int(_lib.pyfastv_turbo_attach(self.pointer, ctypes.byref(params)))
 
+    def skip(self, spec: str | None) -> int:
+        """None: nothing is left out any more."""
+        params = SkipParams()
+        status = 0 if spec is None else _lib.pyfastv_skip_parse(spec.encode(), ctypes.byref(params))
+        wanted = None if spec is None else ctypes.byref(params)
+        return int(status or _lib.pyfastv_skip_attach(self.pointer, wanted))
+
     def detach(self) -> None:
         assert _lib.pyfastv_turbo_attach(self.pointer, None) == 0
 
@@ -204,7 +232,7 @@ class Encoder:
             bitmaps[i] = mtmd.mtmd_bitmap_init(
                 width, height, picture.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
             )
-            _lib.mtmd_bitmap_set_mergeable(bitmaps[i], mergeable)
+            mtmd.mtmd_bitmap_set_mergeable(bitmaps[i], mergeable)
             if ids:
                 mtmd.mtmd_bitmap_set_id(bitmaps[i], ids[i].encode())
         marked = text.encode().replace(b"<>", mtmd.mtmd_default_marker())

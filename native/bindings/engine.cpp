@@ -165,11 +165,11 @@ std::vector<pyfastv::span> to_spans(const byte_spans & spans) {
 std::unique_ptr<py_request> prepare(py_engine & self, const std::string & prompt, const std::vector<rgb_array> & arrays,
         const std::vector<std::string> & ids, bool add_bos, const std::vector<int32_t> & frames, int64_t n_probs, std::string turbo,
         std::string reducer, const std::optional<std::string> & fastv, const byte_spans & answers, const byte_spans & literal,
-        const std::vector<std::string> & contents, const std::vector<bool> & enlarge, const py::kwargs & sampling) {
+        const std::vector<std::string> & contents, const std::vector<bool> & enlarge, std::string skip, const py::kwargs & sampling) {
     const auto images  = to_images(arrays, ids, frames, contents, enlarge);
     const auto options = to_sampling_options(sampling);
 
-    const pyfastv::picture_options pictures = { std::move(turbo), std::move(reducer) };
+    const pyfastv::picture_options pictures = { std::move(turbo), std::move(reducer), std::move(skip) };
 
     return run(self, [&](engine & e) {
         return std::make_unique<py_request>(py_request {
@@ -261,12 +261,12 @@ int64_t prefill(py_engine & self, const std::string & prompt, const std::vector<
         const py::object & progress, bool add_bos, int64_t reserve, const std::vector<int32_t> & frames,
         const std::optional<std::string> & turbo, const std::optional<std::string> & reducer, const py::object & started,
         const std::optional<std::string> & fastv, const byte_spans & answers, const byte_spans & literal,
-        const std::vector<std::string> & contents, const std::vector<bool> & enlarge) {
+        const std::vector<std::string> & contents, const std::vector<bool> & enlarge, const std::optional<std::string> & skip) {
     const auto images = to_images(arrays, ids, frames, contents, enlarge);
 
     std::optional<pyfastv::picture_options> pictures;
-    if (turbo || reducer) {
-        pictures = { turbo.value_or(""), reducer.value_or("") };
+    if (turbo || reducer || skip) {
+        pictures = { turbo.value_or(""), reducer.value_or(""), skip.value_or("") };
     }
     engine::progress_fn report;
     if (!progress.is_none()) {
@@ -391,13 +391,14 @@ void bind_engine(py::module_ & m) {
         }, "spec"_a)
         .def("set_turbo",   [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_turbo(spec); }); }, "spec"_a)
         .def("set_reducer",   [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_reducer(spec); }); }, "spec"_a)
-        .def("check",       [](py_engine & self, const std::string & turbo, const std::string & reducer) {
-            run(self, [&](engine & e) { e.check({ turbo, reducer }); });
-        }, "turbo"_a, "reducer"_a)
+        .def("set_skip",    [](py_engine & self, const std::string & spec) { run(self, [&](engine & e) { e.set_skip(spec); }); }, "spec"_a)
+        .def("check",       [](py_engine & self, const std::string & turbo, const std::string & reducer, const std::string & skip) {
+            run(self, [&](engine & e) { e.check({ turbo, reducer, skip }); });
+        }, "turbo"_a, "reducer"_a, "skip"_a = "")
         .def("prepare",     &prepare, "prompt"_a, "images"_a, "image_ids"_a, "add_bos"_a, py::kw_only(),
              "frames"_a = std::vector<int32_t>(), "n_probs"_a = 0, "turbo"_a = "", "reducer"_a = "", "fastv"_a = py::none(),
              "answers"_a = byte_spans(), "literal"_a = byte_spans(), "contents"_a = std::vector<std::string>(),
-             "enlarge"_a = std::vector<bool>())
+             "enlarge"_a = std::vector<bool>(), "skip"_a = "")
         .def("prepare_tokens", &prepare_tokens, "tokens"_a, py::kw_only(), "n_probs"_a = 0, "fastv"_a = py::none())
         .def("tokenize",    [](py_engine & self, const std::string & text, bool add_special, bool parse_special) {
             return run(self, [&](engine & e) { return e.tokens_of_text(text, add_special, parse_special); });
@@ -413,7 +414,7 @@ void bind_engine(py::module_ & m) {
         .def("prefill",     &prefill, "prompt"_a, "images"_a, "image_ids"_a, "progress"_a, "add_bos"_a, "reserve"_a,
              "frames"_a = std::vector<int32_t>(), "turbo"_a = py::none(), "reducer"_a = py::none(), "started"_a = py::none(),
              "fastv"_a = py::none(), "answers"_a = byte_spans(), "literal"_a = byte_spans(),
-             "contents"_a = std::vector<std::string>(), "enlarge"_a = std::vector<bool>())
+             "contents"_a = std::vector<std::string>(), "enlarge"_a = std::vector<bool>(), "skip"_a = py::none())
         .def("start",       [](py_engine & self, const request_number & request, int64_t n_probs, const py::kwargs & sampling) {
             const auto options = to_sampling_options(sampling);
             run(self, request, [&](engine & e, int64_t id) { e.begin(id, options, n_probs); });

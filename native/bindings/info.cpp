@@ -3,6 +3,7 @@
 #include "build_info.h"
 
 #include "choose/choose.h"
+#include "choose/predict.h"
 #include "choose/similarity.h"
 #include "products/parallel.h"
 #include "pyfastv.h"
@@ -281,6 +282,19 @@ static py::array_t<float> random_scores(size_t n, uint32_t seed) {
     return py::array_t<float>(scores.size(), scores.data());
 }
 
+using unit_array = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
+
+// units: [ny, nx, n_values]
+static py::array_t<int32_t> predict_units(const unit_array & units, int64_t tau) {
+    if (units.ndim() != 3 || units.shape(0) < 1 || units.shape(1) < 1 || units.shape(2) < 1 || units.shape(0)*units.shape(1) > INT32_MAX) {
+        throw pyfastv::error(pyfastv::error_kind::option, "units must be [ny, nx, n_values], and none of them 0");
+    }
+    pyfastv::check_whole("tau", tau, 0, UINT8_MAX);
+
+    const auto stand_for = pyfastv::predict_units(units.data(), (int32_t) units.shape(1), (int32_t) units.shape(0), (size_t) units.shape(2), (int32_t) tau);
+    return py::array_t<int32_t>({ units.shape(0), units.shape(1) }, stand_for.data());
+}
+
 void bind_info(py::module_ & m) {
     const py::call_guard<pyfastv::abort_guard> guarded;
 
@@ -309,5 +323,6 @@ void bind_info(py::module_ & m) {
         return pyfastv::option_checked([&] { return choose(scores, cut, grids, present, similarity, hidden, n_threads); });
     }, "scores"_a, "cut"_a, py::kw_only(), "grids"_a = py::none(), "present"_a = py::none(), "similarity"_a = py::none(),
           "hidden"_a = py::none(), "n_threads"_a = 1);
+    m.def("predict_units", &predict_units, "units"_a, "tau"_a);
     m.def("random_scores", &random_scores, "n"_a, "seed"_a);
 }

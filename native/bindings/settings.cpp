@@ -5,6 +5,7 @@
 #include "settings/rules.h"
 #include "settings/schedule.h"
 #include "settings/setting.h"
+#include "settings/skip.h"
 #include "settings/text.h"
 #include "settings/turbo.h"
 
@@ -65,6 +66,8 @@ static py::object of_turbo(const pyfastv_turbo_params & turbo) {
         "once"_a = turbo.once, "renumber"_a = turbo.renumber, "restore"_a = restore);
 }
 
+static py::object of_skip(const pyfastv_skip_params & skip) { return py::dict("tau"_a = as_written(skip.tau)); }
+
 // the name, and what was not left out, or has a value of its own
 static py::object of_reducer(const pyfastv::reducer & how) {
     py::dict values("renumber"_a = how.renumber);
@@ -106,7 +109,7 @@ void bind_settings(py::module_ & m) {
         const auto setting = pyfastv::option_checked([&] { return pyfastv::parse_setting(text); });
         return py::dict(
             "fastv"_a = or_none(setting.fastv, of_schedule), "turbo"_a = or_none(setting.turbo, of_turbo),
-            "reduce"_a = or_none(setting.reduce, of_reducer));
+            "reduce"_a = or_none(setting.reduce, of_reducer), "skip"_a = or_none(setting.skip, of_skip));
     }, "text"_a);
     m.def("parse_schedule", [](const std::string & text) {
         return or_none(pyfastv::option_checked([&] { return pyfastv::schedule_or_off(text); }), of_schedule);
@@ -115,6 +118,9 @@ void bind_settings(py::module_ & m) {
     m.def("check_schedule", &check_schedule, "spec"_a, "n_layer"_a);
     m.def("parse_turbo", [](const std::string & text) {
         return or_none(pyfastv::option_checked([&] { return pyfastv::turbo_or_off(text); }), of_turbo);
+    }, "text"_a);
+    m.def("parse_skip", [](const std::string & text) {
+        return or_none(pyfastv::option_checked([&] { return pyfastv::skip_or_off(text); }), of_skip);
     }, "text"_a);
     m.def("parse_reducer", [](const std::string & text) {
         return or_none(pyfastv::option_checked([&] { return pyfastv::reducer_or_off(text); }), of_reducer);

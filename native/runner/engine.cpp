@@ -132,7 +132,7 @@ bool engine::stop_requested() {
 void engine::set_turbo(const std::string & spec) {
     const turn mine(*this);
 
-    gate->with(spec, [] {});
+    gate->with(spec, std::nullopt, [] {});
     check_idle();
     in_force.turbo = spec;
     forget();
@@ -144,6 +144,13 @@ void engine::set_reducer(const std::string & spec) {
     }
     const turn mine(*this);
     in_force.reducer = spec;
+}
+
+void engine::set_skip(const std::string & spec) {
+    const turn mine(*this);
+
+    gate->with(in_force.turbo, spec, [] {});
+    in_force.skip = spec;
 }
 
 void engine::check_idle() const {
@@ -169,7 +176,7 @@ void engine::require_memory() const {
 //
 
 void engine::check(const picture_options & pictures) const {
-    gate->with(pictures.turbo, [] {});
+    gate->with(pictures.turbo, pictures.skip, [] {});
     if (!pictures.reducer.empty()) {
         parse_reducer_for(model.get(), pictures.reducer);
     }
@@ -195,12 +202,12 @@ slot_request engine::prepare(const std::string & text, const std::vector<image> 
     res.schedule = fastv ? parse_request_schedule(*fastv, n_layer()) : by_default;
 
     const auto tokenized = [&] {
-        wanted = tokenize(model.get(), vision.get(), pictures.turbo, media_marker, text, images, add_bos, n_ctx_slot, spans);
+        wanted = tokenize(model.get(), vision.get(), pictures, media_marker, text, images, add_bos, n_ctx_slot, spans);
     };
     if (images.empty()) {
         tokenized();
     } else {
-        gate->with(pictures.turbo, tokenized);
+        gate->with(pictures.turbo, pictures.skip, tokenized);
     }
     if (!pictures.reducer.empty()) {
         plan_reduction(wanted, parse_reducer_for(model.get(), pictures.reducer));
@@ -319,6 +326,7 @@ int64_t engine::give_slot(slot_request request) {
     s.counts.visual_tokens  = request.wanted.n_visual;
     s.counts.encoded_tokens = request.wanted.n_encoded;
     s.counts.patches        = request.wanted.n_patches;
+    s.counts.skipped_tokens = request.wanted.n_skipped;
     s.counts.cached_tokens  = s.n_tokens;
     s.n_reused_before = llama_perf_context(ctx.get()).n_reused;
     s.request         = std::move(request);

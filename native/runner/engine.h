@@ -64,12 +64,13 @@ public:
     // What open(), pixels() and embed() do to pictures from now on; empties the context.
     void set_turbo  (const std::string & spec); // the language of pyfastv_turbo_parse(); empty: nothing
     void set_reducer(const std::string & spec); // the language of parse_reducer() (settings/reducer.h); the context stays
+    void set_skip   (const std::string & spec); // the language of pyfastv_skip_parse(); the context stays
 
     // Are these settings right for this model?
     void check(const picture_options & pictures) const;
 
     // A request that can be started: tokens, prepared pictures, samplers. One with pictures waits while the
-    // encoder runs with another Turbo. All that is wrong with a request is found here, save for a picture that is too large
+    // encoder runs with another Turbo, or others are prepared that leave other things out. All that is wrong with a request is found here, save for a picture that is too large
     // for a ubatch when reduced. fastv: its schedule; none: as set. n_probs: how many of the likeliest tokens each event names; 0:
     // none.
     slot_request prepare(const std::string & text, const std::vector<image> & images, bool add_bos, const picture_options & pictures,

@@ -13,6 +13,7 @@
 #include "products/parallel.h"
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -130,7 +131,7 @@ const encoded_slice * engine::encode(slot & s, const prompt_piece & piece, bool 
     const stopwatch watch;
 
     const encoded_slice * res = nullptr;
-    gate->with(piece.turbo, [&] {
+    gate->with(piece.turbo, std::nullopt, [&] {
         bool whole = false;
         working(s, [&] { whole = encode_piece(vision.get(), piece, log); });
 
@@ -217,8 +218,8 @@ std::vector<slice_pixels> engine::pixels(const image & image) const {
     const log_scope log(options.verbose);
 
     std::vector<slice_pixels> res;
-    gate->with(in_force.turbo, [&] {
-        const auto prompt = tokenize(model.get(), vision.get(), in_force.turbo, media_marker, media_marker, { image }, false, n_ctx_slot);
+    gate->with(in_force.turbo, in_force.skip, [&] {
+        const auto prompt = tokenize(model.get(), vision.get(), in_force, media_marker, media_marker, { image }, false, n_ctx_slot);
 
         for (const auto & piece : prompt.pieces) {
             if (piece.visual()) {
@@ -234,8 +235,8 @@ std::vector<encoded_slice> engine::embed(const image & picture) {
     const log_scope log(options.verbose);
 
     prompt wanted;
-    gate->with(in_force.turbo, [&] {
-        wanted = tokenize(model.get(), vision.get(), in_force.turbo, media_marker, media_marker, { picture }, false, n_ctx_slot);
+    gate->with(in_force.turbo, in_force.skip, [&] {
+        wanted = tokenize(model.get(), vision.get(), in_force, media_marker, media_marker, { picture }, false, n_ctx_slot);
     });
 
     const turn mine(*this);

@@ -8,6 +8,7 @@
 #include "settings/text.h"
 
 #include "pyfastv.h"
+#include "pyfastv_skip.h"
 #include "pyfastv_turbo.h"
 
 #include "ggml-backend.h"
@@ -185,6 +186,7 @@ mtmd_context_ptr load_vision(const llama_model * model, const engine_options & o
                 "it is not an mmproj file, or belongs to another model");
     }
     pyfastv_turbo_attach(vision.get(), nullptr);
+    pyfastv_skip_attach (vision.get(), nullptr);
 
     if (!mtmd_support_vision(vision.get())) {
         throw error(error_kind::model, *options.mmproj_path + ": has no vision encoder (clip.has_vision_encoder)");

@@ -89,6 +89,7 @@ struct image {
 struct picture_options {
     std::string turbo;   // the language of pyfastv_turbo_parse()
     std::string reducer; // the language of parse_reducer() (settings/reducer.h)
+    std::string skip;    // the language of pyfastv_skip_parse()
 };
 
 // What a request did: the members of run_report, and the attributes of RunReport in Python.
@@ -97,7 +98,8 @@ struct picture_options {
     X(int64_t, cached_tokens)       /* of those, the ones that were in the context already */                        \
     X(int64_t, visual_tokens)       /* those that enter the language model */                                        \
     X(int64_t, encoded_tokens)      /* those that the encoder makes */                                               \
-    X(int64_t, patches)             /* what it would make without Turbo */                                           \
+    X(int64_t, patches)             /* what it would make without Turbo, and if nothing were left out */             \
+    X(int64_t, skipped_tokens)      /* of those, the ones that were left out before it */                            \
     X(int64_t, recalled_tokens)     /* visual tokens that its question brought back to the later layers */           \
     X(int64_t, pictures_encoded)                                                                                     \
     X(int64_t, pictures_from_cache)                                                                                  \

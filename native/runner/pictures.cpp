@@ -9,6 +9,7 @@
 
 // libmtmd, third_party/patches
 void mtmd_image_tokens_get_shape(const mtmd_context * ctx, const mtmd_image_tokens * image_tokens, int32_t * nx, int32_t * ny);
+mtmd_decoder_pos mtmd_image_tokens_get_place_pos(const mtmd_image_tokens * image_tokens, llama_pos pos_0, int32_t place);
 
 namespace pyfastv {
 namespace {
@@ -39,14 +40,14 @@ mtmd_decoder_pos position_of(const mtmd_context * vision, const prompt_piece & p
         return { pos, pos, pos, 0 };
     }
     if (mtmd_decode_use_mrope(vision)) {
-        return mtmd_image_tokens_get_decoder_pos(mtmd_input_chunk_get_tokens_image(piece.chunk), n_past, place);
+        return mtmd_image_tokens_get_place_pos(mtmd_input_chunk_get_tokens_image(piece.chunk), n_past, place);
     }
     return { (uint32_t) (n_past + place), 0, 0, 0 };
 }
 
 void begin_media(llama_context * ctx, const mtmd_context * vision, const prompt_piece & piece, const visual_rows & rows) {
     auto shape = rows.shape;
-    if (!piece.merged() && piece.reducer.empty()) {
+    if (piece.whole() && piece.reducer.empty()) {
         mtmd_image_tokens_get_shape(vision, mtmd_input_chunk_get_tokens_image(piece.chunk), &shape.nx, &shape.ny);
     }
     const auto media = piece.slice > 0 ? PYFASTV_MEDIA_SLICE : PYFASTV_MEDIA_IMAGE;

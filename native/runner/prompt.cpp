@@ -9,6 +9,7 @@
 #include "choose/grid.h"
 #include "vision/picture_shape.h"
 
+#include "pyfastv_skip.h"
 #include "pyfastv_turbo.h"
 
 #include <algorithm>
@@ -236,8 +237,8 @@ int32_t tokenize_stretches(const mtmd_context * vision, mtmd_input_chunks * chun
 
 } // namespace
 
-bool prompt_piece::merged() const {
-    return n_encoded < std::accumulate(patches.begin(), patches.end(), (int64_t) 0,
+bool prompt_piece::whole() const {
+    return n_encoded >= std::accumulate(patches.begin(), patches.end(), (int64_t) 0,
             [](int64_t n, const patch_grid & grid) { return n + (int64_t) grid.nx*grid.ny; });
 }
 
@@ -302,7 +303,7 @@ prompt prompt_of(const llama_vocab * vocab, const std::vector<llama_token> & tok
     return res;
 }
 
-prompt tokenize(const llama_model * model, const mtmd_context * vision, const std::string & turbo, const std::string & marker,
+prompt tokenize(const llama_model * model, const mtmd_context * vision, const picture_options & how, const std::string & marker,
         const std::string & text, const std::vector<image> & images, bool add_bos, int64_t n_ctx, const text_spans & spans) {
     const auto   stretches = stretches_of(text, spans.literal);
     const auto   markers   = find_markers(text, stretches, marker);
@@ -374,18 +375,22 @@ prompt tokenize(const llama_model * model, const mtmd_context * vision, const st
         piece.content  = content_of(images, picture, piece.n_frames) + "/" + std::to_string(n_tiles[picture]++);
         piece.slice    = std::count_if(res.pieces.begin(), res.pieces.end(), [&](const prompt_piece & p) { return p.image_id == piece.image_id; });
         // to libmtmd every frame of a video is a picture
-        mtmd_image_tokens_set_slice(const_cast<mtmd_image_tokens *>(mtmd_input_chunk_get_tokens_image(chunk)), piece.slice);
+        const auto * tokens = mtmd_input_chunk_get_tokens_image(chunk);
+        mtmd_image_tokens_set_slice(const_cast<mtmd_image_tokens *>(tokens), piece.slice);
+        const size_t n_left = pyfastv_skip_places(tokens, nullptr, 0); // 0: nothing was left out
         piece.n_encoded = mtmd_input_chunk_get_n_tokens(chunk);
         piece.n_tokens  = piece.n_encoded;
         piece.n_pos     = mtmd_input_chunk_get_n_pos(chunk);
         piece.chunk     = chunk;
-        piece.turbo     = turbo;
+        piece.turbo     = how.turbo;
+        piece.skip      = n_left > 0 ? how.skip : "";
         piece.patches   = patches_of(vision, piece);
 
         res.n_tokens  += piece.n_tokens;
         res.n_visual  += piece.n_tokens;
         res.n_encoded += piece.n_encoded;
-        res.n_patches += pyfastv_turbo_patches(mtmd_input_chunk_get_tokens_image(chunk));
+        res.n_patches += pyfastv_turbo_patches(tokens);
+        res.n_skipped += n_left > 0 ? pyfastv_turbo_patches(tokens) - (int64_t) n_left : 0;
         res.pieces.push_back(std::move(piece));
     }
     res.answers = pieces_of(spans.answers, text, marker, res.pieces, llama_model_get_vocab(model));

@@ -31,25 +31,28 @@ struct prompt_piece {
     int32_t     n_tokens  = 1;               // tokens that enter the language model
     int32_t     n_pos     = 1;
 
-    // picture: what merges it in the encoder and what reduces it behind, as text; empty: nothing
+    // picture: what merges it in the encoder, what reduces it behind, and what left something of it out before, as text; empty:
+    // nothing
     std::string              turbo;
     std::string              reducer;
+    std::string              skip;
     bool                     renumber = false; // by the reducer: positions one after another
     std::vector<llama_token> question;         // of a reducer that asks
 
-    std::vector<patch_grid> patches; // picture: what the encoder sees; they sum to the tokens that it would make without Turbo
+    std::vector<patch_grid> patches; // picture: what it has; they sum to the tokens that the encoder would make of all of it without Turbo
     std::vector<int32_t>    places;  // once evaluated: [n_tokens] the patches whose positions they have; empty: their own
 
     const mtmd_input_chunk * chunk = nullptr; // picture: owned by the prompt
 
     bool visual() const { return token == LLAMA_TOKEN_NULL; }
-    bool merged() const; // of a picture: fewer tokens leave the encoder than it would make without Turbo, and they form no grid
+    bool whole() const; // of a picture: the encoder's tokens form its grids, since it left nothing out and merged nothing
     bool same_as(const prompt_piece & other) const {
-        return token == other.token && image_id == other.image_id && slice == other.slice && content == other.content && n_encoded == other.n_encoded && turbo == other.turbo && reducer == other.reducer;
+        return token == other.token && image_id == other.image_id && slice == other.slice && content == other.content && n_encoded == other.n_encoded && turbo == other.turbo && reducer == other.reducer &&
+            skip == other.skip;
     }
     // the same for the same pixels anywhere
     std::string encoder_key() const {
-        return content + "/" + std::to_string(n_encoded) + "/" + turbo;
+        return content + "/" + std::to_string(n_encoded) + "/" + turbo + "/" + skip;
     }
 };
 
@@ -75,7 +78,8 @@ struct prompt {
     int64_t n_tokens  = 0;
     int64_t n_visual  = 0;
     int64_t n_encoded = 0; // visual tokens before they are reduced
-    int64_t n_patches = 0; // visual tokens before they are merged
+    int64_t n_patches = 0; // visual tokens before they are merged, and those that are left out
+    int64_t n_skipped = 0; // those
 
     // Of text from a piece on, how far it is computed as one: to the end of a question, of its answer, or of the prompt.
     size_t end_of_turn(size_t piece) const;
@@ -92,8 +96,8 @@ std::vector<int32_t> places_of(const prompt_piece & evaluated);
 
 // Throws error(option) if the media markers and the pictures do not match, error(image) if a picture cannot be prepared,
 // error(context_length) if the text alone has more than n_ctx tokens, error(model) if the vocabulary cannot spell it.
-// vision may be null if there are no pictures; it has the Turbo that `turbo` says.
-prompt tokenize(const llama_model * model, const mtmd_context * vision, const std::string & turbo, const std::string & marker,
+// vision may be null if there are no pictures; it has the Turbo that `how` says, and leaves out what that says.
+prompt tokenize(const llama_model * model, const mtmd_context * vision, const picture_options & how, const std::string & marker,
         const std::string & text, const std::vector<image> & images, bool add_bos, int64_t n_ctx, const text_spans & spans = {});
 
 // Of text alone. add_special: those that the vocabulary puts around a text; parse_special: the spelling of a special token is that

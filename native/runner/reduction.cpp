@@ -32,9 +32,9 @@ std::vector<llama_token> text_behind(const prompt & prompt, size_t last_slice) {
     return res;
 }
 
-// what was merged before is no grid
+// what was merged, or left out of, is no grid
 std::vector<patch_grid> grids_of(const prompt_piece & piece) {
-    return piece.merged() ? std::vector<patch_grid> { { piece.n_encoded, 1 } } : piece.patches;
+    return piece.whole() ? piece.patches : std::vector<patch_grid> { { piece.n_encoded, 1 } };
 }
 
 // F32 [n_embd] mean over the tokens

@@ -90,7 +90,7 @@ void rehearse(mtmd_context * vision, const llama_model * model, const engine_opt
     const image                blank = { side, side, grey.data(), "blank" };
 
     blame(*options.mmproj_path, [&] {
-        const auto prompt = tokenize(model, vision, "", marker, marker, { blank }, false, INT64_MAX);
+        const auto prompt = tokenize(model, vision, {}, marker, marker, { blank }, false, INT64_MAX);
 
         mtmd_set_n_threads(vision, 1);
         for (const auto & piece : prompt.pieces) {

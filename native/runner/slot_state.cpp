@@ -94,6 +94,7 @@ void put(writer & to, const prompt_piece & piece) {
     to.put(piece.n_pos);
     to.put_all(piece.turbo);
     to.put_all(piece.reducer);
+    to.put_all(piece.skip);
     to.put((uint8_t) piece.renumber);
     to.put_all(piece.question);
     to.put_all(piece.patches);
@@ -114,6 +115,7 @@ prompt_piece get_piece(reader & from) {
     res.n_pos     = from.get<int32_t>();
     res.turbo     = from.get_all<std::string>();
     res.reducer   = from.get_all<std::string>();
+    res.skip      = from.get_all<std::string>();
     res.renumber  = from.get<uint8_t>() != 0;
     res.question  = from.get_all<std::vector<llama_token>>();
     res.patches   = from.get_all<std::vector<patch_grid>>();

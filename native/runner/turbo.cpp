@@ -2,6 +2,7 @@
 
 #include "runner/errors.h"
 
+#include "pyfastv_skip.h"
 #include "pyfastv_turbo.h"
 
 namespace pyfastv {
@@ -29,14 +30,43 @@ void attach_turbo(mtmd_context * vision, const std::string & spec) {
     }
 }
 
-void turbo_gate::enter(const std::string & spec) {
+void attach_skip(mtmd_context * vision, const std::string & spec) {
+    if (spec.empty()) {
+        if (vision) {
+            pyfastv_skip_attach(vision, nullptr);
+        }
+        return;
+    }
+    const auto check = [](pyfastv_status status) {
+        if (status != PYFASTV_OK) {
+            throw error(status == PYFASTV_UNSUPPORTED ? error_kind::unsupported : error_kind::option,
+                    std::string("skip: ") + pyfastv_skip_last_error());
+        }
+    };
+    pyfastv_skip_params params = {};
+    params.size = sizeof(params);
+    check(pyfastv_skip_parse(spec.c_str(), &params));
+    if (!vision) {
+        throw error(error_kind::option, "skip leaves patches of pictures out, but the model was loaded without an mmproj file");
+    }
+    check(pyfastv_skip_attach(vision, &params));
+}
+
+void turbo_gate::enter(const std::string & turbo, const std::optional<std::string> & skip) {
     const std::lock_guard<std::mutex> my_turn(turn);
     std::unique_lock<std::mutex>      lock(mutex);
 
-    if (spec != in_force) {
+    const bool other_turbo = turbo != this->turbo, other_skip = skip && *skip != this->skip;
+    if (other_turbo || other_skip) {
         left.wait(lock, [this] { return n_inside == 0; });
-        attach_turbo(vision, spec);
-        in_force = spec;
+    }
+    if (other_turbo) {
+        attach_turbo(vision, turbo);
+        this->turbo = turbo;
+    }
+    if (other_skip) {
+        attach_skip(vision, *skip);
+        this->skip = *skip;
     }
     n_inside++;
 }
@@ -62,10 +92,22 @@ encoded_slice encoder_output(mtmd_context * vision, const llama_model * model, c
     encoded_slice res;
     res.values.assign(embd, embd + (size_t) piece.n_encoded*llama_model_n_embd_inp(model));
 
-    // else all patches have a token, or the tokens are numbered anew
-    if (piece.merged() && piece.n_pos != piece.n_encoded) {
+    const auto * tokens = mtmd_input_chunk_get_tokens_image(piece.chunk);
+    const auto   n_left = piece.skip.empty() ? (size_t) pyfastv_turbo_patches(tokens) : pyfastv_skip_places(tokens, nullptr, 0);
+    const bool   merged = (size_t) piece.n_encoded < n_left; // else every patch that was encoded has a token
+
+    const bool renumbered = merged && piece.n_pos == piece.n_encoded;
+    if (merged && !renumbered) {
         res.places.resize(pyfastv_turbo_places(vision, nullptr, 0));
         pyfastv_turbo_places(vision, res.places.data(), res.places.size());
+    }
+    if (!piece.skip.empty() && !renumbered) {
+        std::vector<int32_t> kept(pyfastv_skip_places(tokens, nullptr, 0));
+        pyfastv_skip_places(tokens, kept.data(), kept.size());
+        for (auto & place : res.places) {
+            place = kept.at(place);
+        }
+        res.places = res.places.empty() ? kept : res.places;
     }
     return res;
 }

@@ -2,15 +2,18 @@
 
 #include "stop/eval_stop.h"
 #include "vision/encoders.h"
+#include "vision/skip/skip.h"
 #include "vision/turbo/turbo.h"
 #include "vision/turbo/turbo_graph.h"
 
 #include "mtmd.h"
+#include "pyfastv_skip.h"
 
 #include "ggml-backend.h"
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -32,14 +35,16 @@ struct encoder_state {
     // the program's eval callback; null: none
     encoder_state(ggml_backend_sched_eval_callback callback, void * data) : eval(callback, data) {}
 
-    std::unique_ptr<pyfastv::turbo> turbo; // null: nothing is merged
-    eval_stop                       eval;
+    std::unique_ptr<pyfastv::turbo>    turbo; // null: nothing is merged
+    std::optional<pyfastv_skip_params> skip;  // of pictures that are tokenized from now on; none: nothing is left out
+    eval_stop                          eval;
 };
 
 // before an mmproj file is read: throws std::runtime_error if llama.cpp would abort on it (vision/mmproj.h)
 void check_mmproj(const std::string & path);
 
-// at the end of clip_graph's constructor: what adds the merging to this graph; null: nothing is merged
+// at the end of clip_graph's constructor: what adds the merging to this graph, of n_patches that are
+// encoded; null: nothing is merged
 std::unique_ptr<turbo_graph> begin_graph(encoder_state & state, ggml_context * ctx0, ggml_cgraph * gf, int32_t n_patches);
 
 // In the builders of encoders, of what turbo_graph says of these; without merging t itself.
@@ -52,8 +57,17 @@ const encoder_rule * rule_of(const clip_ctx * ctx);
 // In clip_support_batch(): are several pictures of one size encoded in one graph? A graph that merges is one picture's.
 bool supports_batch(const encoder_state & state, bool supported);
 
-// at the end of clip_n_output_tokens(): how many are left of n
-int32_t count_tokens(const encoder_state & state, int32_t n);
+// at the end of clip_n_output_tokens(): how many are left of n. units: null for all
+int32_t count_tokens(const encoder_state & state, const encoded_units * units, int32_t n);
+
+// of a picture, in the graphs and where their inputs are set: skip/skip.h
+int32_t       count_encoded(const encoded_units * units, int32_t n);
+int32_t       count_patches(const encoded_units * units, int32_t n_patches);
+ggml_tensor * take_units   (ggml_context * ctx0, ggml_tensor * x, const encoded_units * units);
+ggml_tensor * take_patches (ggml_context * ctx0, ggml_tensor * x, const encoded_units * units, int32_t merge);
+ggml_tensor * join_patches (ggml_context * ctx0, ggml_tensor * x, int32_t merge);
+ggml_tensor * pool_patches (ggml_context * ctx0, ggml_tensor * x, int32_t merge);
+bool          set_inputs   (const clip_ctx * ctx, const clip_image_f32 & picture, ggml_cgraph * gf);
 
 // in place of ggml_backend_sched_graph_compute(): GGML_STATUS_ABORTED if the program's callback said stop. Throws
 // std::runtime_error if the merging was not computed.
@@ -98,8 +112,12 @@ struct image_part {
 void save_part(mtmd_serialization & to, const mtmd_image_tokens * image);
 void load_part(mtmd_serialization & from, mtmd_image_tokens * image);
 
-// at the end of mtmd_init_from_file(): LLAMA_TURBO
+// at the end of mtmd_init_from_file(): LLAMA_TURBO, LLAMA_SKIP
 mtmd_context * turbo_from_environment(mtmd_context * ctx);
+mtmd_context * skip_from_environment (mtmd_context * ctx);
+
+// null: all of a picture is encoded
+const encoded_units * units_of(const clip_image_f32_batch & picture);
 
 // In mtmd_tokenizer::add_media(), when the chunks of a picture are there: they get their parts. Merged tokens leave the positions
 // of the others free. Throws std::runtime_error, which mtmd_tokenize() catches, if the encoder has no positions for the picture.
@@ -107,6 +125,9 @@ void end_picture(const clip_ctx * ctx, std::vector<mtmd_input_chunk> & chunks);
 
 // mtmd_encode_chunk()'s value after an encoder that failed
 int32_t encode_failure(clip_ctx * ctx);
+
+// of a picture's token i: the place whose position it has, a number in raster order
+size_t place_of(const clip_image_f32_batch & picture, size_t i);
 
 //
 // mtmd-helper.cpp
@@ -133,4 +154,5 @@ clip_ctx * mtmd_get_vision(const mtmd_context * ctx);
 int32_t    mtmd_image_tokens_get_n_patches(const mtmd_image_tokens * image_tokens);
 void       mtmd_image_tokens_get_size(const mtmd_image_tokens * image_tokens, int32_t * nx, int32_t * ny);
 int32_t    mtmd_image_tokens_get_slice(const mtmd_image_tokens * image_tokens);
+const pyfastv::encoded_units * mtmd_image_tokens_get_units(const mtmd_image_tokens * image_tokens); // null: all
 void       mtmd_image_tokens_get_shape(const mtmd_context * ctx, const mtmd_image_tokens * image_tokens, int32_t * nx, int32_t * ny);

@@ -81,6 +81,7 @@ struct encoder_rule {
     tokens     made   = tokens::in_places;
     cls_row    cls_at = cls_row::first;
     int32_t    most_tokens = 0;          // of a picture that is not sliced, to which its size is fitted; 0: by other keys
+    bool       skips  = false;           // units of M x M patches may be left out before the encoder (vision/skip)
 
     bool merges() const { return blocks != blocks_run::unknown; }
 
@@ -103,6 +104,9 @@ bool is_matrix(const encoder_rule * rule, const std::string & tensor);
 
 // the projectors of encoders whose tokens may be merged
 std::vector<std::string> encoders_that_merge();
+
+// of those that may leave units out
+std::vector<std::string> encoders_that_skip();
 
 // Of every layer, without "v.blk.N.".
 const std::vector<tensor_rule> & layer_rules();

@@ -4,6 +4,21 @@
 #include "vision/picture_shape.h"
 #include "vision/turbo/plan.h"
 
+// Before what is left is merged; positions that have no token stay free.
+static void pyfastv_leave_out(const clip_ctx * ctx, mtmd_image_tokens & image) {
+    if (const auto units = pyfastv::choose_units(ctx, image.batch_f32)) {
+        auto & entry = image.batch_f32.entries.at(0);
+
+        entry.pyfastv_units          = units;
+        image.pyfastv_part.n_patches = units->nx*units->ny;
+        if (image.pos == MTMD_POS_TYPE_NORMAL) { // else nx and ny tell the positions
+            image.nx = clip_n_output_tokens(ctx, &entry);
+            image.ny = 1;
+            image.pos = MTMD_POS_TYPE_MERGED;
+        }
+    }
+}
+
 static void pyfastv_set_merged(const clip_ctx * ctx, mtmd_image_tokens & image) {
     if (const auto & turbo = clip_get_turbo(ctx)) {
         const auto & img        = image.batch_f32.entries.at(0);
@@ -15,7 +30,11 @@ static void pyfastv_set_merged(const clip_ctx * ctx, mtmd_image_tokens & image) 
             return;
         }
         image.pyfastv_part.n_patches = n_patches;
-        image.pos                    = turbo->params.renumber ? image.pos : MTMD_POS_TYPE_MERGED;
+        if (!turbo->params.renumber) {
+            image.pos = MTMD_POS_TYPE_MERGED;
+        } else if (image.pos == MTMD_POS_TYPE_MERGED) { // since something was left out
+            image.pos = MTMD_POS_TYPE_NORMAL;
+        }
     }
 }
 
@@ -43,20 +62,56 @@ void pyfastv::end_picture(const clip_ctx * ctx, std::vector<mtmd_input_chunk> & 
         if (chunk.tokens_image && chunk.tokens_image->pyfastv_part.slice == image_part::not_numbered) {
             chunk.tokens_image->pyfastv_part.slice = n++;
             pyfastv_check_places(ctx, *chunk.tokens_image);
+            pyfastv_leave_out(ctx, *chunk.tokens_image);
             pyfastv_set_merged(ctx, *chunk.tokens_image);
         }
     }
 }
 
-// of what is behind a saved chunk
-static constexpr uint32_t pyfastv_part_version = 1;
+// of what is behind a saved chunk: the second has the units that are encoded, too
+static constexpr uint32_t pyfastv_part_version = 1, pyfastv_part_of_units = 2;
 
 void pyfastv::save_part(mtmd_serialization & to, const mtmd_image_tokens * image) {
     if (image && (image->pyfastv_part.slice > 0 || image->pyfastv_part.n_patches > 0)) {
-        to.write(pyfastv_part_version);
+        const auto * units = pyfastv::units_of(image->batch_f32);
+        to.write(units ? pyfastv_part_of_units : pyfastv_part_version);
         to.write(image->pyfastv_part.slice);
         to.write(image->pyfastv_part.n_patches);
+        if (units) {
+            to.write(units->nx);
+            to.write(units->ny);
+            to.write((uint32_t) units->kept.size());
+            for (const int32_t unit : units->kept) {
+                to.write(unit);
+            }
+        }
     }
+}
+
+// throws std::runtime_error for what are no units of this picture
+static std::shared_ptr<const pyfastv::encoded_units> pyfastv_load_units(mtmd_serialization & from, const mtmd_image_tokens & image) {
+    auto units = std::make_shared<pyfastv::encoded_units>();
+    units->nx = from.read<int32_t>();
+    units->ny = from.read<int32_t>();
+
+    const int64_t n_units = (int64_t) units->nx*units->ny;
+    const auto    n       = from.read<uint32_t>();
+    if (units->nx < 1 || units->ny < 1 || n_units != image.pyfastv_part.n_patches ||
+            (image.pos == MTMD_POS_TYPE_MROPE ? n_units != (int64_t) image.nx*image.ny : (int64_t) image.nx*image.ny > n) ||
+            image.batch_f32.entries.empty() || n < 1 || n >= n_units) {
+        throw std::runtime_error("pyfastv: a chunk has " + std::to_string(n) + " of " + std::to_string(units->nx) + " x " +
+                std::to_string(units->ny) + " units of a picture of " + std::to_string(image.nx) + " x " + std::to_string(image.ny));
+    }
+    int32_t before = -1;
+    for (uint32_t i = 0; i < n; ++i) {
+        const auto unit = from.read<int32_t>();
+        if (unit <= before || unit >= n_units) {
+            throw std::runtime_error("pyfastv: a chunk has unit " + std::to_string(unit) + " behind " + std::to_string(before) + " of " +
+                    std::to_string(n_units));
+        }
+        units->kept.push_back(before = unit);
+    }
+    return units;
 }
 
 void pyfastv::load_part(mtmd_serialization & from, mtmd_image_tokens * image) {
@@ -68,12 +123,15 @@ void pyfastv::load_part(mtmd_serialization & from, mtmd_image_tokens * image) {
     part = { /* slice */ 0, /* n_patches */ 0 };
     if (from.read_pos < from.data.size()) {
         const auto version = from.read<uint32_t>();
-        if (version != pyfastv_part_version) {
+        if (version != pyfastv_part_version && version != pyfastv_part_of_units) {
             throw std::runtime_error("pyfastv: a chunk of version " + std::to_string(version) + " is not known, only of " +
-                    std::to_string(pyfastv_part_version));
+                    std::to_string(pyfastv_part_version) + " and " + std::to_string(pyfastv_part_of_units));
         }
         part.slice     = from.read<int32_t>();
         part.n_patches = from.read<int32_t>();
+        if (version == pyfastv_part_of_units) {
+            image->batch_f32.entries.at(0).pyfastv_units = pyfastv_load_units(from, *image);
+        }
     }
     const auto n_tokens = image->n_tokens();
     const bool merged   = part.n_patches != 0 || image->pos == MTMD_POS_TYPE_MERGED;
@@ -81,6 +139,19 @@ void pyfastv::load_part(mtmd_serialization & from, mtmd_image_tokens * image) {
         throw std::runtime_error("pyfastv: a chunk is slice " + std::to_string(part.slice) + " of its picture, and has " +
                 std::to_string(n_tokens) + " tokens of " + std::to_string(part.n_patches) + " patches");
     }
+}
+
+const pyfastv::encoded_units * mtmd_image_tokens_get_units(const mtmd_image_tokens * image_tokens) {
+    return pyfastv::units_of(image_tokens->batch_f32);
+}
+
+// as mtmd_image_tokens_get_decoder_pos() of the token at this place, which there is
+mtmd_decoder_pos mtmd_image_tokens_get_place_pos(const mtmd_image_tokens * image_tokens, llama_pos pos_0, int32_t place) {
+    size_t i = place;
+    if (const auto * units = pyfastv::units_of(image_tokens->batch_f32)) {
+        i = std::lower_bound(units->kept.begin(), units->kept.end(), place) - units->kept.begin();
+    }
+    return mtmd_image_tokens_get_decoder_pos(image_tokens, pos_0, i);
 }
 
 clip_ctx * mtmd_get_vision(const mtmd_context * ctx) {
@@ -114,6 +185,11 @@ void mtmd_image_tokens_get_shape(const mtmd_context * ctx, const mtmd_image_toke
     const bool   counted = image_tokens->ny > 1 || !placed || entries.empty() ||
         image_tokens->pyfastv_part.n_patches > (int32_t) image_tokens->n_tokens();
 
+    if (pyfastv::units_of(image_tokens->batch_f32)) {
+        *nx = image_tokens->n_tokens(); // what is left has no shape
+        *ny = 1;
+        return;
+    }
     *nx = counted ? image_tokens->nx : entries[0].nx();
     *ny = counted ? image_tokens->ny : entries[0].ny();
 }

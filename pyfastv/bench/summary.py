@@ -58,7 +58,7 @@ class Counts:
     prefill: int
     """What is computed: all matrices of the file, causal attention, one row in the last feed-forward block."""
     encoder: int | None
-    """Vision encoder and projector; None: not counted, for Turbo merges in it."""
+    """Vision encoder and projector; None: not counted, for Turbo merges in it, or it does not see all."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def summarize(plan: Plan, results: Results, files: ModelFiles | None) -> list[Ro
     """A row for each setting that was measured at least once. ``files``: None: no theory."""
     rows = []
     n_visual = results.prompt.get("n_visual", 0)
-    merged = [name for name, setting in plan.settings.items() if setting.turbo is not None]
+    merged = [name for name, s in plan.settings.items() if s.turbo is not None or s.skip is not None]
     off = plan.off
     counts_of: dict[str, Counts] = {}
     for name in plan.names:

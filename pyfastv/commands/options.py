@@ -136,8 +136,8 @@ _CUT = [
     click.option("--off", is_flag=True, help="No pruning: stock llama.cpp."),
 ]
 _CUT_NAMES = ("k", "drop", "score", "pick", "weigh", "merge", "off")
-_OTHERS = ("schedule", "turbo", "reduce")
-SETTING_NAMES = (*_CUT_NAMES, "schedule", "profile", "recall", "cells", "turbo", "reduce")
+_OTHERS = ("schedule", "turbo", "reduce", "skip")
+SETTING_NAMES = (*_CUT_NAMES, "schedule", "profile", "recall", "cells", "turbo", "reduce", "skip")
 """Options that say what is done to pictures."""
 
 
@@ -175,7 +175,9 @@ _SCHEDULE = [
         help=f'In place of these: cuts as in "k=2,drop=0.5;k=6,drop=0.75", or {", ".join(PRESETS)}, off.',
     ),
     click.option(
-        "--profile", metavar="FILE", help="In place of these, --turbo and --reduce: what pyfastv tune found."
+        "--profile",
+        metavar="FILE",
+        help="In place of these, --turbo, --reduce and --skip: what pyfastv tune found.",
     ),
     click.option(
         "--recall",
@@ -191,6 +193,11 @@ _SCHEDULE = [
         type=_ReducerType(),
         help="Fewer visual tokens before the language model, as in divprune,keep=288 or pool,window=2; "
         f"{', '.join(REDUCERS)}.",
+    ),
+    click.option(
+        "--skip",
+        metavar="SPEC",
+        help='Do not encode patches that their neighbours predict, as in "tau=8"; off: none is left out.',
     ),
     click.option(
         "--cells", help="KV cells of the later stages; auto: by drop.  [default: as the first stage]"
@@ -291,6 +298,7 @@ def to_setting(options: dict[str, Any]) -> Setting:
             "fastv": _to_schedule(options, [name for name in named if name in _CUT_NAMES]),
             "turbo": options["turbo"],
             "reduce": options["reduce"],
+            "skip": options["skip"],
         }
         setting = Setting.of(**(asked | _of_entry(options, named)))
     fastv = setting.fastv
@@ -307,7 +315,7 @@ def _of_entry(options: dict[str, Any], named: list[str]) -> SettingOptions:
     if entry is None:
         return {}
     # any of the others says something of the schedule
-    given = {*named, "fastv"} if set(named) - {"turbo", "reduce"} else {*named}
+    given = {*named, "fastv"} if set(named) - {"turbo", "reduce", "skip"} else {*named}
     said = entry.options().items()
     return cast(SettingOptions, {name: text for name, text in said if name not in given})
 

@@ -123,7 +123,14 @@ def tune_command(paths: tuple[str, ...], **options: Any) -> None:
             "first_token_times_faster": ratio(off.first_token_ms, pruned.first_token_ms)._asdict(),
         }
     chosen = Setting() if best is None else Setting.parse(best.setting)
-    profile = Profile(chosen.fastv, model_identity(model), measured, turbo=chosen.turbo, reduce=chosen.reduce)
+    profile = Profile(
+        chosen.fastv,
+        model_identity(model),
+        measured,
+        turbo=chosen.turbo,
+        reduce=chosen.reduce,
+        skip=chosen.skip,
+    )
     try:
         profile.save(output.path)
     except DataError:

@@ -32,13 +32,15 @@ class Report(InForce):
     """What one request did. Times are wall-clock milliseconds, counts are tokens; nothing is NaN."""
 
     setting: Setting
-    """What was in force; ``fastv``, ``turbo`` and ``reduce`` are its parts."""
+    """What was in force; ``fastv``, ``turbo``, ``reduce`` and ``skip`` are its parts."""
     encoded_tokens: int
     """Visual tokens that the vision encoder and the projector make of the prompt's pictures."""
     visual_tokens: int
     """Visual tokens in the prompt, as they enter the language model."""
     patches: int
-    """What the encoder would make without Turbo; ``encoded_tokens`` where there is none."""
+    """What the encoder would make of whole pictures without Turbo."""
+    skipped_tokens: int
+    """Of those, the ones that were left out before the encoder, because their neighbours predict them."""
     visual_tokens_kept: int
     """Of those, the ones that the last layers see, recalled ones included."""
     recalled_tokens: int
@@ -144,7 +146,7 @@ class Report(InForce):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: numbers, lists of numbers, ``fastv``, ``turbo`` and ``reduce`` as text (``spec()``) or None,
+        """For JSON: numbers, lists of numbers, ``fastv``, ``turbo``, ``reduce`` and ``skip`` as text (``spec()``) or None,
         ``pictures`` as objects."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "setting"}
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""pyfastv.h and pyfastv_turbo.h for ctypes: the structures, and the functions' types.
+"""pyfastv.h, pyfastv_turbo.h and pyfastv_skip.h for ctypes: the structures, and the functions' types.
 
 Those of pyfastv.h are the bench's, whose processes on stock libraries cannot import this package."""
 
@@ -14,9 +14,11 @@ __all__ = [
     "FastvParams",
     "FastvReport",
     "PictureShape",
+    "SkipParams",
     "TurboParams",
     "declare",
     "declare_shapes",
+    "declare_skip",
     "declare_turbo",
     "raise_error",
     "report_of",
@@ -70,6 +72,12 @@ def declare_shapes(libmtmd: Any) -> Any:
     return libmtmd
 
 
+class SkipParams(Sized):
+    """struct pyfastv_skip_params."""
+
+    _fields_: ClassVar[Any] = [("size", ctypes.c_size_t), ("tau", ctypes.c_float)]
+
+
 def declare_turbo(libmtmd: Any) -> Any:
     """libmtmd with the types of pyfastv_turbo.h's functions; None if it has none."""
     if not hasattr(libmtmd, "pyfastv_turbo_attach"):
@@ -82,6 +90,19 @@ def declare_turbo(libmtmd: Any) -> Any:
     libmtmd.pyfastv_turbo_patches.restype = ctypes.c_int32
     libmtmd.pyfastv_turbo_last_error.argtypes = []
     libmtmd.pyfastv_turbo_last_error.restype = ctypes.c_char_p
+    return libmtmd
+
+
+def declare_skip(libmtmd: Any) -> Any:
+    """libmtmd with the types of pyfastv_skip.h's functions; None if it has none."""
+    if not hasattr(libmtmd, "pyfastv_skip_attach"):
+        return None
+    libmtmd.pyfastv_skip_parse.argtypes = [ctypes.c_char_p, ctypes.POINTER(SkipParams)]
+    libmtmd.pyfastv_skip_attach.argtypes = [ctypes.c_void_p, ctypes.POINTER(SkipParams)]
+    libmtmd.pyfastv_skip_places.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32), ctypes.c_size_t]
+    libmtmd.pyfastv_skip_places.restype = ctypes.c_size_t
+    libmtmd.pyfastv_skip_last_error.argtypes = []
+    libmtmd.pyfastv_skip_last_error.restype = ctypes.c_char_p
     return libmtmd
 
 

@@ -217,17 +217,31 @@ class Mtmd:
         return self._merges and int(self._mtmd._libmtmd.pyfastv_turbo_patches(image)) > n
 
     def _places(self, vision: Any, chunk: Any, n: int) -> NDArray[np.int32]:
+        """Where positions are the tokens' own to libmtmd (M-RoPE), their numbers."""
+        library = self._mtmd._libmtmd
         places = np.arange(n, dtype=np.int32)
-        if self._merged(chunk, n):
-            pointer = places.ctypes.data_as(_INT32_POINTER)
-            self._mtmd._libmtmd.pyfastv_turbo_places(vision, pointer, n)
-        return places
+        image = self._mtmd.mtmd_input_chunk_get_tokens_image(chunk)
+        left = self._left(image)
+        if self._merges and n < (len(left) or int(library.pyfastv_turbo_patches(image))):
+            library.pyfastv_turbo_places(vision, places.ctypes.data_as(_INT32_POINTER), n)
+        if not len(left) or self._mtmd.mtmd_decode_use_mrope(vision):
+            return places
+        return left[places]
+
+    def _left(self, image: Any) -> NDArray[np.int32]:
+        """Places of the units that were encoded, where some were not; else none."""
+        library = self._mtmd._libmtmd
+        if not hasattr(library, "pyfastv_skip_places"):
+            return np.zeros(0, np.int32)
+        units = np.zeros(library.pyfastv_skip_places(image, None, 0), np.int32)
+        library.pyfastv_skip_places(image, units.ctypes.data_as(_INT32_POINTER), len(units))
+        return units
 
     def _grid(self, chunk: Any, n: int) -> tuple[int, int]:
-        """Where libmtmd does not tell, a square number of tokens is a square. What was merged is a row."""
+        """Where libmtmd does not tell, a square number of tokens is a square. What is not whole is a row."""
         image = self._mtmd.mtmd_input_chunk_get_tokens_image(chunk)
         nx, ny = self._mtmd.mtmd_image_tokens_get_nx(image), self._mtmd.mtmd_image_tokens_get_ny(image)
-        if self._merged(chunk, n):
+        if self._merged(chunk, n) or len(self._left(image)):
             return (n, 1)
         if ny > 1 and nx * ny == n:
             return (nx, ny)

@@ -18,6 +18,7 @@ from ..settings.presets import Recommended
 from ..settings.reduce import Reducer
 from ..settings.schedule import Schedule
 from ..settings.setting import InForce, Setting, SettingOptions
+from ..settings.skip import Skip
 from ..settings.turbo import Turbo
 from .active import Active
 from .batcher import Batcher, PoolBusy
@@ -74,6 +75,7 @@ class JobPool(Closing, InForce):
         fastv: Schedule | str | None = Recommended(),  # noqa: B008 - frozen
         turbo: Turbo | str | None = None,
         reduce: Reducer | str | None = None,
+        skip: Skip | str | None = None,
         **options: Unpack[LoadOptions],
     ) -> None:
         """Load a model, and start.
@@ -82,7 +84,7 @@ class JobPool(Closing, InForce):
         clients; None: that of its file. The other arguments and the errors are those of :class:`pyfastv.Runner`.
         ``n_ubatch`` is also how many rows of a prompt are evaluated between two tokens of other answers.
         """
-        self.setting = Setting.of(fastv, turbo, reduce)
+        self.setting = Setting.of(fastv, turbo, reduce, skip)
         """Of requests that bring none of their own."""
         self.queue = integer("queue", queue, 0)
         """Most requests that wait."""
@@ -105,7 +107,7 @@ class JobPool(Closing, InForce):
         try:
             self.setting = self._model.fitted(self.setting)
             specs = setting_options(self.setting)
-            self._slots.check(specs["turbo"], specs["reducer"])
+            self._slots.check(specs["turbo"], specs["reducer"], specs["skip"])
             self._slots.fit(specs["fastv"])
             self._batcher = Batcher(self._slots, self.queue)
         except BaseException:
@@ -136,8 +138,8 @@ class JobPool(Closing, InForce):
         ``fastv``: a schedule for this request; None: none. With cuts at the layers of those before it, and as many
         ``cells``, it runs beside them; else it waits until they have ended, those behind it wait for it, and what the
         slots hold is lost.
-        ``turbo``, ``reduce``: a merging and a reducer for this request, which none waits for; None: none.
-        ``budget``: visual tokens of each picture; None: that of the pool.
+        ``turbo``, ``reduce``, ``skip``: a merging, a reducer, and what is left out of pictures, for this request, which
+        none waits for; None: none. ``budget``: visual tokens of each picture; None: that of the pool.
         ``details``: fill :attr:`Job.details`; ``reports``: :attr:`Piece.report`. ``continues``: the answer goes on with
         the last message, of the assistant.
 

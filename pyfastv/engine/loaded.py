@@ -402,6 +402,7 @@ def setting_options(setting: Setting) -> dict[str, str]:
         "fastv": specs["fastv"] or "",
         "turbo": specs["turbo"] or "",
         "reducer": specs["reduce"] or "",
+        "skip": specs["skip"] or "",
     }
 
 

@@ -23,6 +23,7 @@ from ..settings.presets import Recommended
 from ..settings.reduce import Reducer
 from ..settings.schedule import Schedule
 from ..settings.setting import InForce, Setting
+from ..settings.skip import Skip
 from ..settings.turbo import Turbo
 from . import completion
 from .answer import Answer, Report
@@ -82,6 +83,7 @@ class Runner(Closing, InForce):
         fastv: Schedule | str | None = Recommended(),  # noqa: B008 - frozen
         turbo: Turbo | str | None = None,
         reduce: Reducer | str | None = None,
+        skip: Skip | str | None = None,
         progress: Callable[[float], object] | None = None,
         max_pixels: int = MAX_PIXELS,
         encoder_cache_mb: int = 256,
@@ -112,6 +114,8 @@ class Runner(Closing, InForce):
         ("share=0.5"); None or "off": none.
         ``reduce``: fewer visual tokens before the language model: a :class:`pyfastv.Reducer`, or text such as
         "divprune,keep=288"; None or "off": all.
+        ``skip``: patches that their neighbours predict are not encoded: a :class:`pyfastv.Skip`, or text as in
+        ``LLAMA_SKIP`` ("tau=8"); None or "off": all are.
         ``progress``: called with 0..1 while loading; an exception in it ends the loading.
         ``max_pixels``: largest picture taken, in pixels. ``encoder_cache_mb``: memory for the vision encoder's
         outputs, so that a picture that comes again is not encoded again; 0: none. ``encoder_cache_dir``: a folder for
@@ -132,7 +136,7 @@ class Runner(Closing, InForce):
         Raises ModelError, UnsupportedModelError (with ``fastv=None`` such a model runs), OptionError,
         OutOfMemoryError.
         """
-        setting = Setting.of(fastv, turbo, reduce)
+        setting = Setting.of(fastv, turbo, reduce, skip)
         self._max_pixels = max_pixels
         self._model = LoadedModel(
             *model_files(model_path, mmproj_path),
@@ -206,6 +210,11 @@ class Runner(Closing, InForce):
         """Change the reducer, None: off. Clears the context. Raises OptionError, UnsupportedModelError (CDPruner)."""
         self._use(self.setting.but(reduce=reduce))
 
+    def set_skip(self, skip: Skip | str | None) -> None:
+        """Change what is left out of pictures before the encoder, None: nothing. Clears the context. Raises OptionError,
+        UnsupportedModelError (another kind of encoder)."""
+        self._use(self.setting.but(skip=skip))
+
     def _use(self, setting: Setting) -> None:
         """What requests that bring nothing of their own get from now on. Clears the context.
 
@@ -214,18 +223,20 @@ class Runner(Closing, InForce):
             self._desk.clear()
             setting = self._model.fitted(setting)
             options = setting_options(setting)
-            engine.check(options["turbo"], options["reducer"])
+            engine.check(options["turbo"], options["reducer"], options["skip"])
             engine.set_fastv(options["fastv"])
             if setting.turbo != self.turbo:
                 engine.set_turbo(options["turbo"])
             if setting.reduce != self.reduce:
                 engine.set_reducer(options["reducer"])
+            if setting.skip != self.skip:
+                engine.set_skip(options["skip"])
             self.setting = setting
 
     @property
     def info(self) -> dict[str, Any]:
         """``model`` and ``mmproj`` (file names), ``encoder`` (the type that its matrices are loaded in, and where from),
-        ``description``, ``n_layer``, ``n_ctx``, ``fastv``, ``turbo``, ``reduce``."""
+        ``description``, ``n_layer``, ``n_ctx``, ``fastv``, ``turbo``, ``reduce``, ``skip``."""
         model = self._model
         with self._engine_at_work() as engine:
             return {
@@ -254,9 +265,10 @@ class Runner(Closing, InForce):
         ``question``. A picture is what :func:`pyfastv.load_image` takes. ``video``: a path, bytes, a list of frames, or a
         :class:`pyfastv.Video`, which says what frames are taken; it comes behind the pictures. ``system``: a system
         message. ``progress``: called with (prompt tokens done, prompt tokens) during prefill, after every picture and
-        every frame. ``options``: see :class:`pyfastv.Sampling`; ``fastv``, ``turbo`` and ``reduce``, a schedule, a
-        merging and a reducer for this request alone; ``image_tokens`` and ``enlarge``, how large its pictures, those of
-        earlier turns included, are seen (:class:`pyfastv.inputs.budget.PictureOptions`); ``response_format``, which the
+        every frame. ``options``: see :class:`pyfastv.Sampling`; ``fastv``, ``turbo``, ``reduce`` and ``skip``, a
+        schedule, a merging, a reducer and what is left out, for this request alone; ``image_tokens`` and ``enlarge``, how
+        large its pictures, those of earlier turns included, are seen
+        (:class:`pyfastv.inputs.budget.PictureOptions`); ``response_format``, which the
         answer follows, ``logprobs`` and ``top_logprobs`` (:class:`pyfastv.engine.reply.ReplyOptions`).
 
         What the context or the encoder's cache still holds of an earlier request is not computed again. The visual

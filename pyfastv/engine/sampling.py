@@ -45,11 +45,11 @@ class RequestOptions(
     """The keywords of :meth:`pyfastv.Runner.ask` and its siblings: those of sampling, and
 
     ``fastv``: the schedule of this one request, in place of the runner's; with cuts at other layers, or other ``cells``,
-    the context is allocated anew. ``turbo``, ``reduce``: the merging in the vision encoder and the reducer of this one
-    request. Otherwise what the context holds stays. ``image_tokens``, ``enlarge``: how large its pictures are seen, see
-    :class:`pyfastv.inputs.budget.PictureOptions`. ``chat_template_kwargs``, ``reasoning_effort``: see
-    :class:`pyfastv.inputs.template_options.TemplateOptions`; ``response_format``, ``logprobs``, ``top_logprobs``: see
-    :class:`pyfastv.engine.reply.ReplyOptions`."""
+    the context is allocated anew. ``turbo``, ``reduce``, ``skip``: the merging in the vision encoder, the reducer and
+    what is left out of pictures, of this one request. Otherwise what the context holds stays. ``image_tokens``,
+    ``enlarge``: how large its pictures are seen, see :class:`pyfastv.inputs.budget.PictureOptions`.
+    ``chat_template_kwargs``, ``reasoning_effort``: see :class:`pyfastv.inputs.template_options.TemplateOptions`;
+    ``response_format``, ``logprobs``, ``top_logprobs``: see :class:`pyfastv.engine.reply.ReplyOptions`."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ __all__ = ["check_plot", "pareto", "plot", "series_of", "spread_out"]
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C6D31", "#4B0082")
 _MARKERS = "osD^vP*Xd"
 _ONE_COLUMN, _LABEL_STEP = 0.005, 0.035  # shares of a panel's width
-_AMOUNTS = {"share", "r", "keep", "drop", "window", "frames"}
+_AMOUNTS = {"share", "r", "keep", "drop", "window", "frames", "tau"}
 
 
 class Point(NamedTuple):
@@ -209,6 +209,7 @@ def series_of(setting: str) -> tuple[str, str]:
     before = [
         _split(text)
         for text in (
+            "" if parsed.skip is None else f"Skip,{parsed.skip.spec()}",
             "" if parsed.turbo is None else f"Turbo,{parsed.turbo.spec()}",
             "" if parsed.reduce is None else parsed.reduce.spec(),
         )

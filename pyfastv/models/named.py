@@ -40,6 +40,7 @@ class NamedModel:
     fastv: str | None = None
     turbo: str | None = None
     reduce: str | None = None
+    skip: str | None = None
     n_ctx: int | None = None
     threads: int | None = None
     aliases: tuple[str, ...] = ()

@@ -160,6 +160,10 @@ class Generation(Constrained):
         default=None,
         description='Fewer visual tokens before the language model, such as "pool,window=2" or "off", for this request.',
     )
+    skip: str | Literal[False] | None = Field(
+        default=None,
+        description='Patches that their neighbours predict are not encoded, such as "tau=8" or "off", for this request.',
+    )
     image_tokens: int | list[int] | None = Field(
         default=None,
         description="Most visual tokens of a picture, or the least and the most: it is scaled for that.",

@@ -17,12 +17,15 @@ from ..output import Output
 from .reduce import Reducer
 from .schedule import Schedule
 from .setting import Setting
+from .skip import Skip
 from .turbo import Turbo
 
 __all__ = ["Profile", "model_identity"]
 
-# Readers of version 1 know the schedule alone: what they would leave out silently is written as version 2.
-_FORMAT, _SCHEDULE_ALONE, _VERSION = "pyfastv-profile", 1, 2
+# Readers of version 1 know the schedule alone, those of version 2 no skip: what they would leave out silently is
+# written as a later version.
+_FORMAT, _VERSIONS = "pyfastv-profile", (1, 2, 3)
+_SCHEDULE_ALONE, _WITHOUT_SKIP, _VERSION = _VERSIONS
 # what a schedule depends on; the same model in another quantization has the same
 _COMPARED = {"architecture": "architecture", "n_layer": "layers", "n_embd": "width"}
 _IDENTITY = (*_COMPARED, "description", "n_params")
@@ -30,7 +33,7 @@ _IDENTITY = (*_COMPARED, "description", "n_params")
 
 @dataclass(frozen=True)
 class Profile:
-    """A setting for one model: a schedule, Turbo, a reducer, each or none.
+    """A setting for one model: a schedule, Turbo, a reducer, what is skipped, each or none.
 
     >>> profile = Profile.load("profile.json")
     >>> profile.check("model.gguf")
@@ -39,18 +42,19 @@ class Profile:
     """
 
     schedule: Schedule | None
-    """None: the language model is not pruned. All three None: nothing else than stock was good enough."""
+    """None: the language model is not pruned. All None: nothing else than stock was good enough."""
     model: Mapping[str, Any]
     """``architecture``, ``n_layer``, ``n_embd``, ``description``, ``n_params`` of the model that it was found for."""
     measured: Mapping[str, Any] = field(default_factory=dict)
     """What was asked for, and what was measured; docs/tune.md names the entries."""
     turbo: Turbo | None = field(default=None, kw_only=True)
     reduce: Reducer | None = field(default=None, kw_only=True)
+    skip: Skip | None = field(default=None, kw_only=True)
 
     @property
     def setting(self) -> Setting:
-        """All three."""
-        return Setting(self.schedule, self.turbo, self.reduce)
+        """All of them."""
+        return Setting(self.schedule, self.turbo, self.reduce, self.skip)
 
     def check(self, model: str | os.PathLike[str] | None = None) -> None:
         """Raises OptionError where ``model``, a GGUF file (None: the bundled one), is another model; ModelError."""
@@ -70,9 +74,14 @@ class Profile:
     def to_dict(self) -> dict[str, Any]:
         """What is in the file."""
         specs = self.setting.specs()
+        version = _SCHEDULE_ALONE if self.turbo is None and self.reduce is None else _WITHOUT_SKIP
+        if self.skip is None:
+            del specs["skip"]
+        else:
+            version = _VERSION
         return {
             "format": _FORMAT,
-            "version": _SCHEDULE_ALONE if self.turbo is None and self.reduce is None else _VERSION,
+            "version": version,
             "pyfastv": __version__,
             "schedule": specs.pop("fastv") or "off",
             **specs,
@@ -93,10 +102,10 @@ class Profile:
             raise DataError(f"{name}: is not a profile: {error}") from None
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
             raise DataError(f"{name}: is not a profile: pyfastv tune writes one")
-        if values.get("version") not in (_SCHEDULE_ALONE, _VERSION):
+        if values.get("version") not in _VERSIONS:
             raise DataError(
-                f"{name}: is a profile of version {values.get('version')!r}, and {_SCHEDULE_ALONE} and {_VERSION} are "
-                "known: make it again with pyfastv tune"
+                f"{name}: is a profile of version {values.get('version')!r}, and 1 to {_VERSION} are known: "
+                "make it again with pyfastv tune"
             )
         model, measured = values.get("model"), values.get("measured", {})
         if not isinstance(model, dict) or not set(_IDENTITY) <= set(model) or not isinstance(measured, dict):
@@ -105,11 +114,11 @@ class Profile:
             )
         if not isinstance(values.get("schedule"), str):
             raise DataError(f"{name}: has no schedule: make it again with pyfastv tune")
-        for key in ("turbo", "reduce"):
+        for key in ("turbo", "reduce", "skip"):
             if not isinstance(values.get(key), str | None):
                 raise DataError(f"{name}: {key} must be text or null; got {values[key]!r}")
-        found = Setting.of(values["schedule"], values.get("turbo"), values.get("reduce"))
-        return Profile(found.fastv, model, measured, turbo=found.turbo, reduce=found.reduce)
+        found = Setting.of(values["schedule"], *(values.get(key) for key in ("turbo", "reduce", "skip")))
+        return Profile(found.fastv, model, measured, turbo=found.turbo, reduce=found.reduce, skip=found.skip)
 
 
 def model_identity(model: str | os.PathLike[str] | None = None) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""What is done to pictures, as one value: what ``fastv=``, ``turbo=`` and ``reduce=`` say becomes a Setting at once, and
-behind that first line nothing else travels. As text it is one string."""
+"""What is done to pictures, as one value: what ``fastv=``, ``turbo=``, ``reduce=`` and ``skip=`` say becomes a Setting
+at once, and behind that first line nothing else travels. As text it is one string."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..errors import OptionError
 from .presets import preset_or_schedule, to_schedule
 from .reduce import Reducer, reducer_of, to_reducer
 from .schedule import Schedule
+from .skip import Skip, skip_of, to_skip
 from .turbo import Turbo, to_turbo, turbo_of
 
 if TYPE_CHECKING:
@@ -26,18 +27,21 @@ class SettingOptions(TypedDict, total=False):
     fastv: Schedule | str | None
     turbo: Turbo | str | None
     reduce: Reducer | str | None
+    skip: Skip | str | None
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is done to pictures: a schedule, Turbo in the encoder, a reducer behind it, each or none. All None: nothing,
-    as in stock llama.cpp."""
+    """What is done to pictures: a schedule, Turbo in the encoder, a reducer behind it, patches left out before it, each
+    or none. All None: nothing, as in stock llama.cpp."""
 
     fastv: Schedule | None = None
     turbo: Turbo | None = None
     """Behind "turbo:", by default half of the tokens."""
     reduce: Reducer | None = None
     """Behind "reduce:"."""
+    skip: Skip | None = None
+    """Behind "skip:", by default what is the same."""
 
     @classmethod
     def of(
@@ -45,9 +49,10 @@ class Setting:
         fastv: Schedule | str | None = None,
         turbo: Turbo | str | None = None,
         reduce: Reducer | str | None = None,
+        skip: Skip | str | None = None,
     ) -> Setting:
         """What users say. Raises OptionError."""
-        return cls().but(fastv=fastv, turbo=turbo, reduce=reduce)
+        return cls().but(fastv=fastv, turbo=turbo, reduce=reduce, skip=skip)
 
     def but(self, **given: Unpack[SettingOptions]) -> Setting:
         """With what is given in place of its own. Raises OptionError."""
@@ -55,13 +60,14 @@ class Setting:
 
     @classmethod
     def parse(cls, text: str) -> Setting:
-        """From text: "off", a schedule ("k=2,drop=0.5", "recommended"), "turbo:share=0.5", "reduce:pool,window=2", or
-        several of these joined by "+". Raises OptionError."""
+        """From text: "off", a schedule ("k=2,drop=0.5", "recommended"), "turbo:share=0.5", "reduce:pool,window=2",
+        "skip:tau=8", or several of these joined by "+". Raises OptionError."""
         found = _native.parse_setting(text)
         return cls(
             None if found["fastv"] is None else preset_or_schedule(found["fastv"]),
             turbo_of(found["turbo"]),
             reducer_of(found["reduce"]),
+            skip_of(found["skip"]),
         )
 
     @property
@@ -71,6 +77,7 @@ class Setting:
     def spec(self) -> str:
         """One text for all that mean the same; :meth:`parse` takes it."""
         parts = [
+            None if self.skip is None else f"skip:{self.skip.spec()}",
             None if self.turbo is None else f"turbo:{self.turbo.spec()}",
             None if self.reduce is None else f"reduce:{self.reduce.spec()}",
             None if self.fastv is None else self.fastv.spec(),
@@ -79,15 +86,16 @@ class Setting:
 
     def options(self) -> SettingOptions:
         """The keywords that say it."""
-        return {"fastv": self.fastv, "turbo": self.turbo, "reduce": self.reduce}
+        return {"fastv": self.fastv, "turbo": self.turbo, "reduce": self.reduce, "skip": self.skip}
 
     def specs(self) -> dict[str, str | None]:
-        """``fastv``, ``turbo`` and ``reduce`` as text, None: none."""
+        """``fastv``, ``turbo``, ``reduce`` and ``skip`` as text, None: none."""
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
         return {name: None if part is None else part.spec() for name, part in parts.items()}
 
     def __str__(self) -> str:
         parts = [
+            None if self.skip is None else f"Skip {self.skip}",
             None if self.turbo is None else f"Turbo {self.turbo}",
             None if self.reduce is None else str(self.reduce),
             None if self.fastv is None else str(self.fastv),
@@ -97,7 +105,12 @@ class Setting:
 
 SETTING_OPTIONS = tuple(part.name for part in fields(Setting))
 
-_READ: dict[str, Callable[[Any], Any]] = {"fastv": to_schedule, "turbo": to_turbo, "reduce": to_reducer}
+_READ: dict[str, Callable[[Any], Any]] = {
+    "fastv": to_schedule,
+    "turbo": to_turbo,
+    "reduce": to_reducer,
+    "skip": to_skip,
+}
 
 
 class InForce:
@@ -119,6 +132,11 @@ class InForce:
     def reduce(self) -> Reducer | None:
         """The reducer; None: every token that the encoder makes enters the language model."""
         return self.setting.reduce
+
+    @property
+    def skip(self) -> Skip | None:
+        """What is left out of pictures before the encoder; None: it sees every patch."""
+        return self.setting.skip
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Setting]:

@@ -38,8 +38,8 @@ def render(
 ) -> Image.Image:
     """Ask about a picture or several (a list), and draw what was kept.
 
-    ``rules``: side by side, each a schedule (None: none), or text, which may have Turbo and a reducer, too, as
-    "turbo:share=0.5 + k=2"; no rules: the runner's own setting. A schedule is shown with the runner's Turbo and reducer.
+    ``rules``: side by side, each a schedule (None: none), or text, which may have the other parts of a setting, too, as
+    "turbo:share=0.5 + k=2"; no rules: the runner's own setting. A schedule is shown with the runner's other parts.
     ``follow_ups``: later questions of the same conversation; what each of them recalled is outlined. ``sampling``: see
     :class:`pyfastv.Sampling`.
 
@@ -70,6 +70,7 @@ def named(rules: Rules, default: Setting) -> Mapping[str, Setting]:
 
 def _name(rule: Setting | Schedule | str | None, setting: Setting) -> str:
     parts = [
+        None if setting.skip is None else f"Skip {setting.skip}",
         None if setting.turbo is None else f"Turbo {setting.turbo}",
         None if setting.reduce is None else str(setting.reduce),
         None if setting.fastv is None else _schedule_name(rule, setting.fastv),

@@ -56,7 +56,7 @@ class RuleTrace(InForce):
     turns: tuple[Turn, ...]
     places: NDArray[np.int64]
     """[tokens] the patch, counted over all pictures as in ``canvas.boxes``, where a token stands. One that was merged or
-    pooled stands for others, too; without Turbo and reducer every patch has its own."""
+    pooled stands for others, too; without Turbo, reducer and skip every patch has its own."""
 
 
 @dataclass(frozen=True)
