@@ -155,3 +155,15 @@ def test_sizes_that_nobody_thinks_of_have_an_answer_or_an_error(case: Case, size
 def test_a_budget_above_the_context_is_told_with_both_numbers(case: Case) -> None:
     with pytest.raises(OptionError, match=r"5000 tokens.*n_ctx is 1024"):
         case.runner.ask(picture(30, 30), "What is it?", image_tokens=(1, 5000))
+
+
+def test_frames_of_a_video_have_the_budget_each(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model, mmproj = random_mmproj.write_pair(tmp_path_factory.mktemp("frames"), "Qwen2-VL")
+    frames = [pyfastv.Frame(picture(224, 168), "clip", number) for number in range(2)]
+    with pyfastv.Runner(model, mmproj, n_ctx=512, n_threads=1, fastv=None) as runner:
+        counts = [
+            runner.ask(frames, "What happens?", max_tokens=1, **budget).report.encoded_tokens
+            for budget in ({}, {"image_tokens": 20}, {})
+        ]
+    # 8 x 6 tokens of a frame, and 5 x 4 of one that is scaled
+    assert counts == [96, 40, 96]

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -129,6 +130,8 @@ class LoadedModel:
     ) -> None:
         """See :class:`pyfastv.Runner`. ``n_slots`` is checked. ``shrink_pixels``: a picture with more is scaled down to
         so many; None: none is."""
+        self.guard: AbstractContextManager[Any] = nullcontext()
+        """Held where the engine is asked before a request has its place: whoever closes the engine holds it, too."""
         self.budget = Budget.of(image_tokens, enlarge)
         """Of requests that bring none of their own."""
         self.path, self.mmproj = path, mmproj
@@ -265,7 +268,8 @@ class LoadedModel:
         return self._shape(width, height, enlarge)
 
     def _ask_shape(self, width: int, height: int, enlarge: bool) -> Shape:
-        return Shape(*self.engine.picture_shape(width, height, enlarge))
+        with self.guard:
+            return Shape(*self.engine.picture_shape(width, height, enlarge))
 
     def _check_budget(self, budget: Budget) -> None:
         n_ctx = self.engine.n_ctx

@@ -165,7 +165,7 @@ class Runner(Closing, InForce):
         )
         self._engine = self._model.engine
         self._desk = Desk(n_slots, self._engine.cancel, self._engine.fits, self._engine.fit)
-        self._lock = self._desk.lock
+        self._lock = self._model.guard = self._desk.lock
         self.setting = Setting()
         """Of requests that bring none of their own."""
         try:
