@@ -342,7 +342,7 @@ py::tuple picture_shape(py_engine & self, uint32_t width, uint32_t height, bool 
 
 // [slice] uint8 [height, width, 3]
 py::list pixels(py_engine & self, const rgb_array & picture, bool enlarge) {
-    const auto images = to_images({ picture }, { "" }, {}, { enlarge });
+    const auto images = to_images({ picture }, { "" }, {}, {}, { enlarge });
 
     py::list res;
     for (const auto & slice : run(self, [&](engine & e) { return e.pixels(images[0]); })) {
