@@ -90,12 +90,20 @@ class Case:
         self.question = slice(-n_question, None)
         self.end = int(self.prompt[-1].positions[0, -1]) + 1  # the next position
         self.cuts = [CUT_LAYERS[self.arch][0], CUT_LAYERS[self.arch][-1]]
+        self._whole: Result | HybridResult | None = None
 
     def context(self, **options: object) -> Context:
         return small_context(self.model, **options)
 
     def exact_context(self, **options: object) -> Context:
         return self.context(type_k=Type.F32, type_v=Type.F32, **options)
+
+    @property
+    def whole(self) -> Result | HybridResult:
+        """The prompt, of which nothing is dropped."""
+        if self._whole is None:
+            self._whole = self.reference([])
+        return self._whole
 
     def reference(self, kept: list[list[int]], *more: Part) -> Result | HybridResult:
         """The prompt and more; layers from cut i on see kept[i] of the visual tokens."""
@@ -128,7 +136,7 @@ def attach(context: Context, spec: str) -> None:
 
 def test_without_stages_the_reference_is_llama_cpp(case: Case) -> None:
     context = case.exact_context()
-    case.assert_close(decode(context, case.prompt), case.reference([]).logits)
+    case.assert_close(decode(context, case.prompt), case.whole.logits)
     context.close()
 
 
@@ -157,7 +165,7 @@ def test_scores_are_the_attention_of_the_layer_before_the_cut(case: Case, score:
     attach(context, spec)
     decode(context, case.prompt)
 
-    result = case.reference([])
+    result = case.whole
     attention = result.attention[case.cuts[0] - 1][:, case.visual]
     expected = {
         "last": attention[-1],
@@ -176,7 +184,7 @@ def test_one_cut_by_fastv_s_rule_is_the_reference(case: Case) -> None:
     attach(context, f"k={case.cuts[0]},drop=0.5,score=last,pick=top-k")
     logits = decode(context, case.prompt)
 
-    whole = case.reference([]).attention[case.cuts[0] - 1][-1, case.visual]
+    whole = case.whole.attention[case.cuts[0] - 1][-1, case.visual]
     kept = context.kept(0)
     assert kept == sorted(np.argsort(-whole, kind="stable")[: PICTURE // 2].tolist())
     case.assert_close(logits, case.reference([kept]).logits)
@@ -188,7 +196,7 @@ def test_one_cut_by_the_question_in_windows_is_the_reference(case: Case) -> None
     attach(context, f"k={case.cuts[0]},drop=0.75,score=question-max,pick=window4")
     logits = decode(context, case.prompt)
 
-    whole = case.reference([]).attention[case.cuts[0] - 1]
+    whole = case.whole.attention[case.cuts[0] - 1]
     scores = whole[case.question, case.visual].max(axis=0)
     kept = context.kept(0)
     expected = _native.choose(scores.astype(np.float32), "drop=0.75,pick=window4", grids=[(NX, NY)])
@@ -324,7 +332,7 @@ CACHES = {
 }
 
 
-@pytest.fixture(params=["qwen3", "gemma3", "qwen35"])
+@pytest.fixture(scope="module", params=["qwen3", "gemma3", "qwen35"])
 def one(request: pytest.FixtureRequest, folder: Path) -> Iterator[Case]:
     case = Case(folder, request.param)
     yield case
@@ -351,7 +359,7 @@ def test_any_cache_with_drop_chooses_by_about_the_same_scores(one: Case, cache: 
     logits = decode(context, one.prompt)
     assert np.isfinite(logits).all()
     assert len(context.kept(0)) == PICTURE // 2
-    expected = one.reference([]).attention[one.cuts[0] - 1][-1, one.visual]
+    expected = one.whole.attention[one.cuts[0] - 1][-1, one.visual]
     assert np.corrcoef(context.scores(0), expected)[0, 1] > 0.95
     context.close()
 

@@ -20,12 +20,19 @@ from pyfastv.engine.job_pool import Job, JobPool, PoolBusy
 from pyfastv.inputs.chat import assistant_message, user_message
 from pyfastv.models import bundled_examples
 
+import random_mmproj
+
 CLOCK, ANALOG, *_ = bundled_examples()
 SLICE = Path(__file__).parent / "bench_slice"
 QUESTIONS = [json.loads(line) for line in (SLICE / "questions.jsonl").read_text().splitlines()]
 # a grammar that never ends by itself, for answers that are cut off
 ENDLESS = Sampling(grammar="root ::= [a-z ] root")
 GREEDY = Sampling()
+FEW_WORDS: dict[str, Any] = {"grammar": ENDLESS.grammar, "max_tokens": 10}
+WORDS = Sampling(**FEW_WORDS)
+EXACT: dict[str, Any] = {"flash_attn": False, "type_k": "f32", "type_v": "f32"}
+HALF = "k=2,drop=0.5,score=question-max"
+NOISE = [np.random.default_rng(i).integers(0, 256, (112, 112, 3), dtype=np.uint8) for i in range(8)]
 
 
 def ask(pool: JobPool, picture: Any, question: str, sampling: Sampling = GREEDY, **options: Any) -> Job:
@@ -70,34 +77,43 @@ def one_slot() -> Iterator[JobPool]:
 # answers
 
 
-@pytest.mark.parametrize(
-    ("turbo", "reduce", "n_visual"),
-    [
-        (None, None, 576),
-        ("share=0.5", None, 288),
-        (None, "pool,keep=288", 288),
-        (None, "cdpruner,keep=144", 144),
-        ("share=0.25", "merge,keep=200", 200),
-    ],
-)
-def test_each_of_eight_clients_gets_the_answer_that_it_gets_alone(
-    turbo: str | None, reduce: str | None, n_visual: int
-) -> None:
+def test_each_of_more_clients_than_slots_gets_the_answer_that_it_gets_alone() -> None:
     """Other row counts round differently: without flash attention and with f32 caches by too little to matter."""
-    exact: dict[str, Any] = {
-        "n_ctx": 1024,
-        "flash_attn": False,
-        "type_k": "f32",
-        "type_v": "f32",
-        "turbo": turbo,
-        "reduce": reduce,
-    }
-    asked = list({question["image"]: question for question in QUESTIONS}.values())[:8]
-    with JobPool(slots=4, **exact) as pool, Runner(**exact) as runner:
+    asked = QUESTIONS[:18:6]
+    with JobPool(slots=2, n_ctx=1024, **EXACT) as pool, Runner(n_ctx=1024, **EXACT) as runner:
         jobs = [ask(pool, SLICE / q["image"], q["question"]) for q in asked]
         texts = [job.read() for job in jobs]
         assert texts == [runner.ask(SLICE / q["image"], q["question"]).text for q in asked]
-    assert [job.finish_reason for job in jobs] == ["stop"] * 8
+    assert [job.finish_reason for job in jobs] == ["stop"] * 3
+    reports = [job.report for job in jobs]
+    assert all(r is not None and (r.visual_tokens, r.visual_tokens_kept) == (576, 288) for r in reports)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Random weights: an answer hangs on every token that is seen."""
+    return random_mmproj.write_pair(tmp_path_factory.mktemp("tiny"), "LLaVA")
+
+
+@pytest.mark.parametrize(
+    ("turbo", "reduce", "n_visual"),
+    [
+        ("share=0.5", None, 32),
+        (None, "pool,keep=16", 16),
+        (None, "cdpruner,keep=16", 16),
+        ("share=0.25", "merge,keep=20", 20),
+    ],
+)
+def test_each_of_eight_clients_gets_the_answer_that_it_gets_alone(
+    tiny: tuple[Path, Path], turbo: str | None, reduce: str | None, n_visual: int
+) -> None:
+    options: dict[str, Any] = {"n_ctx": 256, "fastv": HALF, "turbo": turbo, "reduce": reduce, **EXACT}
+    asked = [(pixels, f"What is {i}?") for i, pixels in enumerate(NOISE)]
+    with JobPool(*tiny, slots=4, **options) as pool, Runner(*tiny, **options) as runner:
+        jobs = [ask(pool, *question, WORDS) for question in asked]
+        texts = [job.read() for job in jobs]
+        assert texts == [runner.ask(*question, **FEW_WORDS).text for question in asked]
+    assert len(set(texts)) > 1
     reports = [job.report for job in jobs]
     assert all(
         r is not None and (r.visual_tokens, r.visual_tokens_kept) == (n_visual, n_visual // 2)
@@ -105,30 +121,29 @@ def test_each_of_eight_clients_gets_the_answer_that_it_gets_alone(
     )
 
 
-def test_each_request_has_its_own_turbo_and_reducer() -> None:
+def test_each_request_has_its_own_turbo_and_reducer(tiny: tuple[Path, Path]) -> None:
     """All at once: unlike a schedule, neither waits for the others, and nobody gets what another one asked for."""
-    exact: dict[str, Any] = {"n_ctx": 1024, "flash_attn": False, "type_k": "f32", "type_v": "f32"}
     settings: list[dict[str, Any]] = [
         {},
         {"turbo": "share=0.5"},
-        {"reduce": "pool,keep=288"},
-        {"turbo": Turbo(share=0.25), "reduce": Pooling(keep=288)},
+        {"reduce": "pool,keep=16"},
+        {"turbo": Turbo(share=0.25), "reduce": Pooling(keep=32)},
         {"turbo": "share=0.5,renumber"},
-        {"reduce": "stride,keep=288,renumber"},
+        {"reduce": "stride,keep=32,renumber"},
         {"turbo": None, "reduce": "off"},
-        {"turbo": "share=0.5", "reduce": "cdpruner,keep=200"},
+        {"turbo": "share=0.5", "reduce": "cdpruner,keep=20"},
     ]
-    question = QUESTIONS[0]
-    picture, text = SLICE / question["image"], question["question"]
-    with JobPool(slots=8, **exact) as pool, Runner(**exact) as runner:
+    options: dict[str, Any] = {"n_ctx": 1024, "fastv": HALF, **EXACT}
+    with JobPool(*tiny, slots=8, **options) as pool, Runner(*tiny, **options) as runner:
         running = [endless(pool, f"{i}") for i in range(2)]
-        jobs = [ask(pool, picture, text, **setting) for setting in settings]
+        jobs = [ask(pool, NOISE[0], "What?", WORDS, **setting) for setting in settings]
         texts = [job.read() for job in jobs]
         assert not any(job.done for job in running)
-        assert texts == [runner.ask(picture, text, **setting).text for setting in settings]
+        assert texts == [runner.ask(NOISE[0], "What?", **FEW_WORDS, **setting).text for setting in settings]
+    assert len(set(texts)) > 4
     counts = [job.report.visual_tokens for job in jobs if job.report is not None]
-    assert counts == [576, 288, 288, 288, 288, 288, 576, 200]
-    assert [job.report.patches for job in jobs if job.report is not None] == 8 * [576]
+    assert counts == [64, 32, 16, 32, 32, 32, 64, 20]
+    assert [job.report.patches for job in jobs if job.report is not None] == 8 * [64]
 
 
 def test_a_picture_is_reused_only_if_it_was_made_cheaper_in_the_same_way(pool: JobPool) -> None:
@@ -294,14 +309,15 @@ def test_a_question_beside_a_conversation_leaves_it_its_answer(pool: JobPool) ->
     assert job.report.cached_tokens > 576 + 30
 
 
-def test_the_slot_that_was_not_used_for_longest_is_given_away(one_slot: JobPool) -> None:
+def test_the_slot_that_was_not_used_for_longest_is_given_away() -> None:
+    few = Sampling(max_tokens=2)
     pictures = [SLICE / q["image"] for q in QUESTIONS[:20:8]]
     with JobPool(slots=2, n_ctx=1024) as pool:
         for picture in pictures[:2]:
-            ask(pool, picture, "Describe the image.").read()
-        ask(pool, pictures[0], CLOCK.question).read()
-        ask(pool, pictures[2], "Describe the image.").read()
-        again = ask(pool, pictures[0], "Describe the image.")
+            ask(pool, picture, "Describe the image.", few).read()
+        ask(pool, pictures[0], CLOCK.question, few).read()
+        ask(pool, pictures[2], "Describe the image.", few).read()
+        again = ask(pool, pictures[0], "Describe the image.", few)
         again.read()
         assert again.report is not None
         assert again.report.cached_tokens >= 576
@@ -353,11 +369,13 @@ def test_the_queue_is_bounded(one_slot: JobPool) -> None:
 
 def test_closing_lets_jobs_finish_and_cancels_what_takes_longer() -> None:
     pool = JobPool(slots=2, n_ctx=1024)
-    short, long = ask(pool, CLOCK.picture, CLOCK.question), endless(pool)
+    few = Sampling(max_tokens=8, grammar=ENDLESS.grammar)
+    long, short = endless(pool), ask(pool, None, "Hello", few)
     begin = time.monotonic()
-    pool.close(timeout=5)
+    pool.close(timeout=1.5)
     assert time.monotonic() - begin < 10
-    assert same_answer(short.read(), CLOCK.answer)
+    assert len(short.read()) > 0
+    assert short.finish_reason == "length"
     assert long.finish_reason in ("cancelled", "length")
     pool.close()
     with pytest.raises(ClosedError, match="closed"):
@@ -514,7 +532,7 @@ def test_probabilities_are_those_of_the_model_s_logits(pool: JobPool) -> None:
 # for long
 
 
-def test_a_hundred_requests_leave_memory_and_slots_as_they_were(pool: JobPool) -> None:
+def test_sixty_requests_leave_memory_and_slots_as_they_were(pool: JobPool) -> None:
     process, jobs = psutil.Process(), []
 
     def batch(begin: int, end: int) -> int:
@@ -527,7 +545,7 @@ def test_a_hundred_requests_leave_memory_and_slots_as_they_were(pool: JobPool) -
         assert all(job.wait(30) for job in jobs)
         return process.memory_info().rss
 
-    before = batch(0, 40)
-    assert batch(40, 100) - before < 30e6
+    before = batch(0, 24)
+    assert batch(24, 60) - before < 18e6
     assert {job.finish_reason for job in jobs} <= {"stop", "length", "cancelled"}
     assert pool._slots.n_idle == 4
