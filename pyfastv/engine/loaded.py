@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..constraints.tools import CallFormat, CallFormats, ToolUse
 from ..errors import ContextLengthError, ModelError, OptionError, printable
 from ..inputs.chat import ChatTemplate, Prompt, system_message
 from ..inputs.continued import render_continued
-from ..inputs.images import MAX_PIXELS, Frame, Picture, load_image, named_by_place
+from ..inputs.images import MAX_PIXELS, Frame, Picture, Placed, load_image, named_by_place
 from ..inputs.template import find_template
 from ..inputs.thinking import THOUGHT_TAGS
 from ..models import bundled_mmproj, bundled_model
@@ -201,7 +202,7 @@ class LoadedModel:
             raise ModelError(f"{self.path.name} was loaded without a vision encoder: pass its mmproj_path")
         images = []
         for number, picture in enumerate(pictures, 1):
-            with named_by_place(number, len(pictures)):
+            with nullcontext() if isinstance(picture, Placed) else named_by_place(number, len(pictures)):
                 images.append(load_image(picture, max_pixels=self._max_pixels))
         return images
 

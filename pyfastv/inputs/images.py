@@ -26,6 +26,7 @@ __all__ = [
     "Frame",
     "Picture",
     "Pictures",
+    "Placed",
     "as_list",
     "load_image",
     "named",
@@ -34,10 +35,11 @@ __all__ = [
 ]
 
 Picture: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.generic] | Frame"
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.generic] | Frame "
+    "| Placed"
 )
-"""A path, a data: or file: URI, an encoded file's bytes, a Pillow image, an array (see :func:`load_image`), or a video's
-frame."""
+"""A path, a data: or file: URI, an encoded file's bytes, a Pillow image, an array (see :func:`load_image`), a video's
+frame, or one of these with its place in a request."""
 
 Pictures: TypeAlias = "Picture | Sequence[Picture] | None"
 """One, several (a list or a tuple), or none."""
@@ -73,6 +75,16 @@ class Frame:
     """Among those sampled, from 0."""
 
 
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A picture that what is wrong with it names by its place, not by its number among those of a prompt."""
+
+    picture: bytes
+    """Of a file."""
+    place: str
+    """In the request, such as ``messages.0.content.1``."""
+
+
 def as_list(pictures: Pictures) -> list[Picture]:
     """The pictures, however many they are."""
     if pictures is None:
@@ -88,7 +100,7 @@ def named(place: str) -> Iterator[None]:
     except ImageError as error:
         if not place:
             raise
-        raise ImageError(f"{place}: {error}") from error
+        raise ImageError(f"{place}: {error}", place) from error
 
 
 def named_by_place(number: int, of: int) -> AbstractContextManager[None]:
@@ -111,6 +123,9 @@ def load_image(source: Picture, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.u
     max_pixels = integer("max_pixels", max_pixels, 1, 2**62)
     if isinstance(source, Frame):
         return source.pixels
+    if isinstance(source, Placed):
+        with named(source.place):
+            return load_image(source.picture, max_pixels=max_pixels)
     if isinstance(source, np.ndarray):
         return _flatten(_from_array(source, max_pixels))
     if isinstance(source, Image.Image):
