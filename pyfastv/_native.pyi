@@ -345,9 +345,9 @@ class Engine:
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         """Special tokens spelt. OptionError: a number that is no token."""
     @overload
-    def start(self, request: EngineRequest) -> int:
-        """Give a prepared request an idle slot; its number. :meth:`step` computes. OptionError: none is idle; started
-        already."""
+    def start(self, request: EngineRequest, *, cache_prompt: bool = True) -> int:
+        """Give a prepared request an idle slot; its number. :meth:`step` computes. ``cache_prompt``: go on from what
+        slots hold of its prompt. OptionError: none is idle; started already."""
     @overload
     def start(
         self,

@@ -51,7 +51,14 @@ class UnsupportedModelError(ModelError):
 
 
 class ImageError(Error, ValueError):
-    """A picture that cannot be read, or is larger than allowed."""
+    """A picture that cannot be read, or is larger than allowed.
+
+    ``place``: which of several it is, as the message says; empty: there is no other.
+    """
+
+    def __init__(self, message: str = "", place: str = "") -> None:
+        super().__init__(message)
+        self.place = place
 
 
 class DataError(Error, ValueError):

@@ -156,7 +156,7 @@ CHAT = {
     ),
     "return_progress": Sent({"stream": True, "return_progress": True}),
     "timings_per_token": Sent({"timings_per_token": True}),
-    "cache_prompt": Sent({"cache_prompt": True}),
+    "cache_prompt": Sent({"cache_prompt": False}),
     "id_slot": Sent({"id_slot": 0}),
     "mirostat": Sent({"mirostat": 2}),
     "dry_multiplier": Sent({"dry_multiplier": 0.8}),

@@ -37,6 +37,28 @@ def test_examples_run(code: str, tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
 
 
+def test_the_readme_begins_with_what_it_is_what_it_gains_and_what_was_run() -> None:
+    first, ways, *_ = re.split(r"^## ", (ROOT / "README.md").read_text("utf-8"), flags=re.M)
+    title, sentence, table, picture, told = first.strip().split("\n\n")
+    assert title == "# pyfastv"
+    assert re.fullmatch(r"[^\n]+[^.]\.", sentence)
+    assert ". " not in sentence
+    assert {"15.5 s", "**5.8 s**"} <= set(re.findall(r"\| ([\d.* s]+) \|\n", table + "\n"))
+    assert re.fullmatch(r"!\[[^\n]+\]\(docs/images/\w+\.png\)", picture)
+    assert told.startswith("**No pretrained model of the hub has been run here.** What was: ")
+    assert ways.startswith("Three ways in\n")
+    assert re.findall(r"^\*\*([^*]+)\*\*", ways, re.M) == ["Python", "The shell", "The apps that you have."]
+
+
+def test_the_readme_leads_a_newcomer_on() -> None:
+    linked = re.findall(r"\]\(docs/([^)]+)", (ROOT / "README.md").read_text("utf-8"))
+    pages = ("glossary.md", "memory.md", "compared.md", "security.md", "start.md")
+    assert {*pages, "models.md#does-it-work-with-my-model"} <= set(linked)
+    assert all(
+        name in read("compared.md") for name in ("llama-server", "Ollama", "OpenVINO", "TensorRT", "vLLM")
+    )
+
+
 def test_links_lead_to_files() -> None:
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#]+)", page.read_text("utf-8")):

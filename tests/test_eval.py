@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shlex
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -223,6 +225,25 @@ def test_a_process_that_is_ended_ends_the_run() -> None:
     asking = Asking({"n_ctx": 1024, "n_threads": 1}, processes=2)
     with pytest.raises(pyfastv.Error, match="one of 2 processes was ended"):
         ask_all(list(pictures), ["off", "fastv", "vtw"], AnswerFile(), asking, end_them)
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    """Which could tell them nothing: it was killed."""
+    lines = [{"image": str(example.picture), "question": "?", "answer": "x"} for example in EXAMPLES]
+    (tmp_path / "q.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    options = ["--settings", "recommended", "-c", "1024", "-t", "1", "--processes", "2", "--no-progress"]
+    command = [sys.executable, "-m", "pyfastv", "eval", "q.jsonl", *options]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+    workers: list[psutil.Process] = []
+    while len(workers) < 2:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        workers = [
+            one for one in psutil.Process(process.pid).children() if "spawn_main" in str(one.cmdline())
+        ]
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
 
 
 # the result

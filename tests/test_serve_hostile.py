@@ -174,6 +174,22 @@ def test_bad_bodies_are_refused_with_a_reason(server: Server, name: str) -> None
     _check_refused(server, *server.request("POST", path, body), status=status, message=message)
 
 
+@pytest.mark.parametrize(
+    "broken",
+    ["data:image/png;base64,@@@@", "data:image/png,hello", data_uri(CLOCK_BYTES[:2000])],
+    ids=["no base64", "no picture", "half a picture"],
+)
+def test_a_picture_that_cannot_be_read_is_named_by_its_place(server: Server, broken: str) -> None:
+    """Whether that is found when its address is read, or when it is decoded."""
+    for urls in ([broken], [data_uri(CLOCK_BYTES), broken]):
+        body = {"messages": [{"role": "system", "content": "Be brief."}, question("?", *urls)]}
+        status, _, data = server.request("POST", CHAT, body)
+        error = json.loads(data)["error"]
+        place = f"messages.1.content.{len(urls) - 1}"
+        assert (status, error["param"], error["code"]) == (400, place, "invalid_image")
+        assert error["message"].startswith(f"{place}: ")
+
+
 HOSTS = [
     *("127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "0", "0.0.0.0", "localhost"),
     *("[::1]", "[::]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]"),

@@ -223,11 +223,28 @@ def test_what_is_wrong_is_told(server: Server, body: dict[str, Any], words: str)
 
 
 def test_fields_without_an_effect_are_taken(server: Server) -> None:
-    fields = {"cache_prompt": False, "id_slot": 0, "n_keep": 5, "n_probs": 0, "samplers": [], "n_indent": 0}
+    fields = {"id_slot": 0, "n_keep": 5, "n_probs": 0, "samplers": [], "n_indent": 0}
     assert (
         complete(server, PROMPT, n_predict=5, **fields)["content"]
         == complete(server, PROMPT, n_predict=5)["content"]
     )
+
+
+def test_a_prompt_is_computed_anew_on_request(server: Server) -> None:
+    complete(server, SHOWN)  # a slot holds it
+    for fields, held in (({}, True), ({"cache_prompt": False}, False), ({"cache_prompt": True}, True)):
+        answer = complete(server, SHOWN, **fields)
+        assert answer["content"].strip() == CLOCK.answer
+        assert (answer["tokens_cached"] > 576) == held
+        assert answer["tokens_cached"] == 0 or held
+    answers = complete(server, SHOWN, n_cmpl=2, cache_prompt=False)
+    assert [answer["tokens_cached"] for answer in answers] == [0, 0]
+
+    messages = [question(CLOCK.question, data_uri(CLOCK.picture))]
+    server.chat(messages)
+    for fields, held in (({}, True), ({"cache_prompt": False}, False)):
+        cached = server.chat(messages, **fields)["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert (cached > 576, cached > 0) == (held, held)
 
 
 def test_what_a_client_looks_for_before_it_sends_pictures(server: Server) -> None:

@@ -406,9 +406,9 @@ void bind_engine(py::module_ & m) {
         .def("detokenize",  [](py_engine & self, const std::vector<int32_t> & tokens) {
             return py::bytes(run(self, [&](engine & e) { return e.text_of(tokens); }));
         }, "tokens"_a)
-        .def("start",       [](py_engine & self, py_request & request) {
-            return run(self, [&](engine & e) { return e.start(std::exchange(request.impl, {})); });
-        }, "request"_a)
+        .def("start",       [](py_engine & self, py_request & request, bool cache_prompt) {
+            return run(self, [&](engine & e) { return e.start(std::exchange(request.impl, {}), cache_prompt); });
+        }, "request"_a, py::kw_only(), "cache_prompt"_a = true)
         .def("step",        &step)
         .def("reading",     &reading)
         .def("prefill",     &prefill, "prompt"_a, "images"_a, "image_ids"_a, "progress"_a, "add_bos"_a, "reserve"_a,

@@ -285,12 +285,14 @@ std::string engine::text_of(const std::vector<llama_token> & tokens) const {
     return res;
 }
 
-int64_t engine::start(slot_request request) {
+int64_t engine::start(slot_request request, bool cache_prompt) {
     const log_scope log(options.verbose);
 
     if (request.wanted.pieces.empty()) {
         throw error(error_kind::option, "this request was started already");
     }
+    request.cache_prompt = cache_prompt;
+
     const turn mine(*this);
 
     return give_slot(std::move(request));

@@ -89,7 +89,7 @@ public:
     std::string text_of(const std::vector<llama_token> & tokens) const;
 
     // Give a request an idle slot, and return its number; fit() for it. error(option) if no slot is idle.
-    int64_t start(slot_request request);
+    int64_t start(slot_request request, bool cache_prompt = true); // false: slot_request::cache_prompt
 
     // Whatever happened since the last call. After a token of each, it computes one thing at most, that is no longer than a
     // batch of n_ubatch rows through all layers: rows of text, or of a picture; rows of a picture that was chosen from through

@@ -49,6 +49,10 @@ void drop_questions(slot & s) {
 size_t engine::n_common(const slot & s, const slot_request & request) const {
     const auto & wanted = request.wanted;
 
+    if (!request.cache_prompt) {
+        return 0;
+    }
+
     // of a picture other tokens stay; text comes to the same
     const bool chosen_alike = s.schedule.text == request.schedule.text;
 

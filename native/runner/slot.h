@@ -40,6 +40,7 @@ struct slot_request {
     prompt           wanted;
     request_schedule schedule;
     slot_sampling    sampling;
+    bool             cache_prompt = true; // false: what slots hold of its prompt is computed again
     bool             opened = false; // computed while a thread waits for it; once its prompt is read, it is told how to go on
 };
 

@@ -35,6 +35,8 @@ class Active:
     """Every piece has one."""
     keep_space: bool = False
     """Before the first word of the answer."""
+    cache_prompt: bool = True
+    """It goes on from what a slot holds of its prompt."""
     cancelled: bool = False
     queued: float = field(default_factory=time.monotonic)
     began: float | None = None

@@ -210,7 +210,7 @@ class Batcher:
                 item = self._admitting = self._waiting.popleft()
             try:
                 item.begin()
-                number = self._slots.start(item.request)
+                number = self._slots.start(item.request, cache_prompt=item.cache_prompt)
             except Exception as error:
                 self._end(item, None, error)
                 continue

@@ -125,6 +125,7 @@ class JobPool(Closing, InForce):
         n_probs: int = 0,
         details: bool = False,
         reports: bool = False,
+        cache_prompt: bool = True,
         continues: bool = False,
         tools: ToolUse | None = None,
         variables: Mapping[str, Any] | None = None,
@@ -140,8 +141,9 @@ class JobPool(Closing, InForce):
         slots hold is lost.
         ``turbo``, ``reduce``, ``skip``: a merging, a reducer, and what is left out of pictures, for this request, which
         none waits for; None: none. ``budget``: visual tokens of each picture; None: that of the pool.
-        ``details``: fill :attr:`Job.details`; ``reports``: :attr:`Piece.report`. ``continues``: the answer goes on with
-        the last message, of the assistant.
+        ``details``: fill :attr:`Job.details`; ``reports``: :attr:`Piece.report`. ``cache_prompt``: False computes the
+        whole prompt, whatever slots hold of it. ``continues``: the answer goes on with the last message, of the
+        assistant.
 
         Raises OptionError, ImageError, ModelError (a picture without a vision encoder), ContextLengthError,
         PoolBusy, ClosedError.
@@ -150,7 +152,9 @@ class JobPool(Closing, InForce):
         prepare = self._preparing_chat(
             setting, budget, messages, tools, variables=variables, continues=continues
         )
-        return self._submit(setting, prepare, sampling, n_probs, details, reports, keep_space=continues)
+        return self._submit(
+            setting, prepare, sampling, n_probs, details, reports, cache_prompt, keep_space=continues
+        )
 
     def submit_text(
         self,
@@ -163,6 +167,7 @@ class JobPool(Closing, InForce):
         details: bool = False,
         reports: bool = False,
         budget: Budget | None = None,
+        cache_prompt: bool = True,
         **options: Unpack[SettingOptions],
     ) -> Job:
         """Queue a text to go on from, or the tokens of one, as it is, without a chat template. The answer keeps the space
@@ -180,7 +185,9 @@ class JobPool(Closing, InForce):
         else:
             tokens = [integer(f"prompt[{i}]: a token", token, 0) for i, token in enumerate(prompt)]
             prepare = self._preparing_tokens(tokens, setting)
-        return self._submit(setting, prepare, sampling, n_probs, details, reports, keep_space=True)
+        return self._submit(
+            setting, prepare, sampling, n_probs, details, reports, cache_prompt, keep_space=True
+        )
 
     def count_tokens(
         self,
@@ -301,7 +308,8 @@ class JobPool(Closing, InForce):
         n_probs: int,
         details: bool,
         reports: bool,
-        keep_space: bool = False,
+        cache_prompt: bool,
+        keep_space: bool,
     ) -> Job:
         n_probs = integer("n_probs", n_probs, 0, _MAX_TOP)
         if setting.fastv is not None:
@@ -322,6 +330,7 @@ class JobPool(Closing, InForce):
                 pictures=prepared.pictures,
                 details=details,
                 reports=reports,
+                cache_prompt=cache_prompt,
                 keep_space=keep_space,
             )
             self._batcher.add(item)

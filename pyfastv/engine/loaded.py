@@ -21,7 +21,7 @@ from ..errors import ContextLengthError, ModelError, OptionError, printable
 from ..inputs.budget import Budget, Fitted, SeenPicture, Shape, Sized, as_seen, fit
 from ..inputs.chat import ChatTemplate, Prompt, system_message
 from ..inputs.continued import render_continued
-from ..inputs.images import MAX_PIXELS, Frame, Limits, Picture, load_within, named_by_place
+from ..inputs.images import MAX_PIXELS, Frame, Limits, Picture, Placed, load_within, named_by_place
 from ..inputs.template import find_template
 from ..inputs.thinking import THOUGHT_TAGS
 from ..models import bundled_mmproj, bundled_model
@@ -257,7 +257,7 @@ class LoadedModel:
             raise ModelError(f"{self.path.name} was loaded without a vision encoder: pass its mmproj_path")
         images = []
         for number, picture in enumerate(pictures, 1):
-            with named_by_place(number, len(pictures)):
+            with nullcontext() if isinstance(picture, Placed) else named_by_place(number, len(pictures)):
                 limits = Limits(self._max_pixels, self._shrink_pixels)
                 images.append((load_within(picture, limits), limits.size))
         return images

@@ -28,6 +28,7 @@ __all__ = [
     "Limits",
     "Picture",
     "Pictures",
+    "Placed",
     "as_list",
     "load_image",
     "load_within",
@@ -37,10 +38,11 @@ __all__ = [
 ]
 
 Picture: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.generic] | Frame"
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.generic] | Frame "
+    "| Placed"
 )
-"""A path, a data: or file: URI, an encoded file's bytes, a Pillow image, an array (see :func:`load_image`), or a video's
-frame."""
+"""A path, a data: or file: URI, an encoded file's bytes, a Pillow image, an array (see :func:`load_image`), a video's
+frame, or one of these with its place in a request."""
 
 Pictures: TypeAlias = "Picture | Sequence[Picture] | None"
 """One, several (a list or a tuple), or none."""
@@ -78,6 +80,16 @@ class Frame:
     """Among those sampled, from 0."""
 
 
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A picture that what is wrong with it names by its place, not by its number among those of a prompt."""
+
+    picture: bytes
+    """Of a file."""
+    place: str
+    """In the request, such as ``messages.0.content.1``."""
+
+
 def as_list(pictures: Pictures) -> list[Picture]:
     """The pictures, however many they are."""
     if pictures is None:
@@ -93,7 +105,7 @@ def named(place: str) -> Iterator[None]:
     except ImageError as error:
         if not place:
             raise
-        raise ImageError(f"{place}: {error}") from error
+        raise ImageError(f"{place}: {error}", place) from error
 
 
 def named_by_place(number: int, of: int) -> AbstractContextManager[None]:
@@ -136,6 +148,9 @@ def load_within(source: Picture, limits: Limits) -> NDArray[np.uint8]:
     if isinstance(source, Frame):
         limits.size = source.pixels.shape[1], source.pixels.shape[0]
         return source.pixels
+    if isinstance(source, Placed):
+        with named(source.place):
+            return load_within(source.picture, limits)
     if isinstance(source, np.ndarray):
         return _flatten(_shrunk(_from_array(source, limits), limits))
     if isinstance(source, Image.Image):

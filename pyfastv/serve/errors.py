@@ -84,7 +84,7 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ContextLengthError):
         return invalid(str(error), "messages", "context_length_exceeded")
     if isinstance(error, ImageError):
-        return invalid(str(error), "messages", "invalid_image")
+        return invalid(str(error), error.place or "messages", "invalid_image")
     if isinstance(
         error, (OptionError, ModelError)
     ):  # ModelError: no vision encoder, no stages, a template fails

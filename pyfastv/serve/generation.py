@@ -87,6 +87,8 @@ class Wanted:
     """Of the prompt, in events of a stream."""
     timings: bool = False
     """In every chunk of a stream."""
+    cache_prompt: bool = True
+    """What slots hold of the prompt is used."""
 
     def keywords(self, answer: int = 0) -> dict[str, Any]:
         """Of :meth:`pyfastv.engine.job_pool.JobPool.submit`, for one of several answers: each has another seed."""
@@ -99,6 +101,7 @@ class Wanted:
             "details": self.details,
             "reports": self.timings,
             "budget": self.budget,
+            "cache_prompt": self.cache_prompt,
             **self.setting.options(),
         }
 
@@ -146,6 +149,9 @@ class Generation(Constrained):
     )
     timings_per_token: bool | None = Field(
         default=None, description="`timings` in every chunk of a stream, as llama-server has it."
+    )
+    cache_prompt: bool | None = Field(
+        default=None, description="False: the whole prompt is computed, whatever slots hold of it."
     )
     fastv: str | Literal[False] | ScheduleFields | None = Field(
         default=None,
@@ -210,6 +216,7 @@ class Generation(Constrained):
             include_usage=usage,
             progress=bool(self.return_progress),
             timings=bool(self.timings_per_token and self.stream),
+            cache_prompt=self.cache_prompt is not False,
         )
 
     @property

@@ -70,7 +70,6 @@ class NativeRequest(Generation):
     response_fields: list[str] | None = Field(
         default=None, description='Only these of the answer, such as "content" or "timings/predicted_n".'
     )
-    cache_prompt: bool | None = Field(default=None, description="Of no effect: what a slot holds is reused.")
     n_indent: int | None = Field(default=None, description="Not supported.")
 
     def _refused(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from anyio import CapacityLimiter, to_thread
 
 from ..errors import ImageError, OptionError
-from ..inputs.images import picture_size
+from ..inputs.images import Placed, picture_size
 from ..inputs.uris import data_uri_bytes, is_data_uri
 from ..inputs.video import Video, VideoSize, is_video, load_frames, video_size
 from .chat import ChatMessage, ImagePart, ImageUrl, TextPart, VideoPart
@@ -52,8 +52,8 @@ class PictureReader:
     async def read(
         self, messages: Sequence[ChatMessage], place: Callable[[int, int], str] = _place
     ) -> AsyncIterator[list[dict[str, Any]]]:
-        """The messages as :meth:`pyfastv.inputs.chat.ChatTemplate.render` takes them, pictures as bytes of their files,
-        videos as their frames.
+        """The messages as :meth:`pyfastv.inputs.chat.ChatTemplate.render` takes them, pictures as bytes of their files
+        with their places, videos as their frames.
 
         What they weigh is held until the context ends. ``place``: where in the request a message's part is, for those
         who have it elsewhere. Raises ApiError.
@@ -74,7 +74,8 @@ class PictureReader:
                     if isinstance(part, ImagePart):
                         data = await self._bytes(part.image_url.url, "picture")
                         pixels += await to_thread.run_sync(_check_size, data, self._settings.hard_pixels)
-                        parts.append({"type": "image", "image": data, "detail": part.image_url.detail})
+                        placed = Placed(data, where)
+                        parts.append({"type": "image", "image": placed, "detail": part.image_url.detail})
                     else:
                         video, size = await self._measured(part)
                         pixels += size.pixels

@@ -1,5 +1,5 @@
-"""A new user's first hour: each command and example of README.md and docs/start.md, in order, in an empty folder that has
-what the pages call photo.jpg, model.gguf, mmproj.gguf and questions.jsonl.
+"""A new user's first hour: each command and example of README.md and the pages of docs/ that it leads to, in order, in an
+empty folder that has what they call photo.jpg, model.gguf, mmproj.gguf, questions.jsonl and the like, with a new home.
 
     python tests/manual/first_hour.py [--build] [--seconds 240] [PAGE ...]
 
@@ -11,6 +11,7 @@ this repository (many minutes). The exit status is 1 if a command failed.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -21,15 +22,27 @@ import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clients import ROOT, picture
 
-PAGES = ("README.md", "docs/start.md")
+PAGES = (
+    "README.md",
+    *(
+        f"docs/{name}.md"
+        for name in ("start", "cli", "serve", "show", "video", "plan", "reduce", "eval", "tune")
+    ),
+)
 _COMMANDS = re.compile(r"(pyfastv|make|pip|python3) |[A-Z_]+=\S+ ")
 _BUILDS = re.compile(r"make |pip |python3 -m venv |CMAKE_ARGS=")
 _NOT_RUN = {
     "-hf": "needs the network",
+    "owner/": "needs the network",
     "--geometry": "writes a model of gigabytes",
+    "BENCH": "needs a bench of thousands of questions",
+    "13b.gguf": "needs two models",
+    "-random-": "needs a model of gigabytes",
+    "llama-server": "needs llama.cpp's programs",
 }
 
 
@@ -71,13 +84,48 @@ def furnish(folder: Path) -> None:
     """What the pages take for granted."""
     from PIL import Image
 
-    from pyfastv.models import bundled_mmproj, bundled_model
+    from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
 
     with Image.open(picture("scene.png")) as image:
-        image.convert("RGB").save(folder / "photo.jpg")
+        for name in ("photo", "one", "two"):
+            image.convert("RGB").save(folder / f"{name}.jpg")
+    (folder / "question.txt").write_text("What is this?\n")
     shutil.copy(bundled_model(), folder / "model.gguf")
     shutil.copy(bundled_mmproj(), folder / "mmproj.gguf")
-    shutil.copytree(ROOT / "tests" / "bench_slice", folder, dirs_exist_ok=True)
+    # beside the model it would be a second one; it is f32, which is quantized like f16
+    sys.path.insert(0, str(ROOT / "tests" / "reference"))
+    from dequantize import dequantize
+
+    (folder / "f16").mkdir()
+    dequantize(bundled_mmproj(), folder / "f16" / "mmproj-f16.gguf")
+    film(folder / "clip.mp4")
+    examples = bundled_examples()
+    for example in examples:
+        shutil.copy(example.picture, folder)
+    lines = [(example.picture.name, example.question, example.answer) for example in examples]
+    questions = [dict(zip(("image", "question", "answer"), line, strict=True)) for line in lines]
+    (folder / "questions.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in questions))
+
+
+def film(path: Path) -> None:
+    """Two seconds of a bundled picture; nothing without the extra video."""
+    try:
+        import av
+    except ImportError:
+        return
+    with av.open(str(path), "w") as clip:
+        stream = clip.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = 336
+        frame = av.VideoFrame.from_image(_rgb(picture("clock.png")))
+        for packet in [*(packet for _ in range(16) for packet in stream.encode(frame)), *stream.encode()]:
+            clip.mux(packet)
+
+
+def _rgb(path: Path) -> Any:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def run(step: Step, folder: Path, checkout: Path | None, seconds: float) -> Outcome:
@@ -86,18 +134,21 @@ def run(step: Step, folder: Path, checkout: Path | None, seconds: float) -> Outc
         reason = next((why for part, why in _NOT_RUN.items() if part in step.text), None)
         if reason is None and _BUILDS.match(step.text) and checkout is None:
             reason = "builds: --build"
+        if "clip.mp4" in step.text and not (folder / "clip.mp4").exists():
+            reason = "needs the extra video"
         if reason is not None:
             return Outcome("not run", reason)
-        if step.text.startswith("pyfastv serve"):
+        if "pyfastv serve" in step.text:
             return serve(step, folder, seconds)
     where = checkout if checkout is not None and _BUILDS.match(step.text) else folder
+    where = folder / "f16" if "mmproj-f16.gguf" in step.text else where
     command = [sys.executable, "-c", step.text] if step.is_python else ["bash", "-c", step.text]
     begin = time.monotonic()
     try:
         done = subprocess.run(
             command,
             cwd=where,
-            env=environment(),
+            env=environment(folder),
             input="What is this?\n",  # of chat
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -115,7 +166,11 @@ def serve(step: Step, folder: Path, seconds: float) -> Outcome:
     command = step.text.split("#")[0] + " --port 0"
     begin = time.monotonic()
     with subprocess.Popen(
-        ["bash", "-c", f"exec {command}"], cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True
+        ["bash", "-c", f"exec env {command}"],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        text=True,
     ) as server:
         assert server.stdout is not None
         found = re.search(r"http://[^\s/]+", server.stdout.readline())
@@ -129,9 +184,13 @@ def serve(step: Step, folder: Path, seconds: float) -> Outcome:
             server.terminate()
 
 
-def environment() -> dict[str, str]:
-    """With our commands before others."""
-    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+def environment(folder: Path) -> dict[str, str]:
+    """With our commands before others, and a home that nobody has lived in."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "PYFASTV_", "HF_"))
+    }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return kept | {"PATH": path, "HOME": str(folder.with_name("home"))}
 
 
 def main() -> int:
@@ -146,6 +205,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "empty"
         folder.mkdir()
+        folder.with_name("home").mkdir()
         furnish(folder)
         checkout = None
         if arguments.build:
