@@ -245,7 +245,7 @@ class LoadedModel:
             "frames": frames,
             "answers": prompt.answers,
             "literal": prompt.literal,
-            "contents": contents,
+            **({"contents": contents} if any(contents) else {}),
             **setting_options(setting),
         }
         return keywords, image_decode_ms
