@@ -320,7 +320,7 @@ class LoadedModel:
             "frames": frames,
             "answers": prompt.answers,
             "literal": prompt.literal,
-            "contents": contents,
+            **({"contents": contents} if any(contents) else {}),
             "enlarge": enlarge,
             **setting_options(setting),
         }
