@@ -22,7 +22,8 @@ void ask_for_scores(stage & layers, const pyfastv_cut & rule, int32_t n) {
 }
 
 stage_output::stage_output(llm_graph_result & graph, int64_t n_rows, ledger_ptr archive) :
-    rows(ggml_graph_get_tensor(graph.get_gf(), rows_name)), of_layers(ggml_graph_get_tensor(graph.get_gf(), per_layer_name)), n_rows(n_rows),
+    rows { ggml_graph_get_tensor(graph.get_gf(), rows_name), {} },
+    of_layers { ggml_graph_get_tensor(graph.get_gf(), per_layer_name), {} }, n_rows(n_rows),
     with_rope(paid_in(graph, false)), no_rope(paid_in(graph, true)), archive(std::move(archive)) {}
 
 stage_output::paid stage_output::paid_in(llm_graph_result & graph, bool no_rope) {
@@ -45,13 +46,26 @@ stage_output::paid stage_output::paid_in(llm_graph_result & graph, bool no_rope)
 
 hidden_row stage_output::hidden(int64_t row) const { return row_of(rows, row); }
 
-hidden_row stage_output::per_layer(int64_t row) const { return of_layers ? row_of(of_layers, row) : nullptr; }
+hidden_row stage_output::per_layer(int64_t row) const { return of_layers.tensor ? row_of(of_layers, row) : nullptr; }
 
-hidden_row stage_output::row_of(const ggml_tensor * of_rows, int64_t row) const {
-    const int64_t n     = ggml_nelements(of_rows)/n_rows;
-    const size_t  bytes = n*sizeof(float);
+hidden_row stage_output::row_of(const row_block & block, int64_t row) const {
+    const auto *  tensor = block.tensor;
+    const int64_t n      = ggml_nelements(tensor)/n_rows;
+    const size_t  bytes  = n*sizeof(float);
 
-    return new_hidden_row(n, archive, [&](float * to) { ggml_backend_tensor_get(of_rows, to, row*bytes, bytes); });
+    // each read of a device waits for it: one of all rows, not one of each
+    auto * const buffer = tensor->view_src ? tensor->view_src->buffer : tensor->buffer;
+    if (block.copy.empty() && !ggml_backend_buffer_is_host(buffer)) {
+        block.copy.resize(n*n_rows);
+        ggml_backend_tensor_get(tensor, block.copy.data(), 0, n_rows*bytes);
+    }
+    return new_hidden_row(n, archive, [&](float * to) {
+        if (block.copy.empty()) {
+            ggml_backend_tensor_get(tensor, to, row*bytes, bytes);
+        } else {
+            std::copy_n(block.copy.data() + row*n, n, to);
+        }
+    });
 }
 
 counted_floats stage_output::scores(int64_t row, const std::vector<int64_t> & cell_of, const pyfastv_cut & rule) const {

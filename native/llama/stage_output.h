@@ -36,10 +36,16 @@ public:
     counted_floats scores(int64_t row, const std::vector<int64_t> & cell_of, const pyfastv_cut & rule) const;
 
 private:
-    hidden_row row_of(const ggml_tensor * of_rows, int64_t row) const;
+    struct row_block {
+        const ggml_tensor * tensor; // null: the graph has none
 
-    const ggml_tensor * rows;      // F32 [n_embd, n_rows]
-    const ggml_tensor * of_layers; // F32 [n_embd_per_layer, n_layer, n_rows]; null
+        // of a tensor that lies on a device: all of it, read when the first row is asked for
+        mutable std::vector<float> copy;
+    };
+    hidden_row row_of(const row_block & block, int64_t row) const;
+
+    row_block rows;      // F32 [n_embd, n_rows]
+    row_block of_layers; // F32 [n_embd_per_layer, n_layer, n_rows]; null
 
     struct paid {
         int64_t n_kv     = 0;
