@@ -127,7 +127,8 @@ def test_encoders_of_other_families_still_run(encoder: Encoding, tmp_path: Path,
     pixels = np.random.default_rng(5).integers(0, 256, (168, 224, 3), dtype=np.uint8)
     pyfastv.inputs.images.Image.fromarray(pixels).save(picture)
     exact, rows = (
-        encoder.features(model, file, picture, tmp_path / "rows.npy") for file in (mmproj, tmp_path / "q4_0.gguf")
+        encoder.features(model, file, picture, tmp_path / "rows.npy")
+        for file in (mmproj, tmp_path / "q4_0.gguf")
     )
     assert rows.shape == exact.shape
     assert 0 < relative_rms(rows, exact) < 0.5
