@@ -63,6 +63,7 @@ SLOW = [
     "outputs",
     "plan",
     "pool",
+    "programs_models",
     "quantize",
     "recall",
     "reduce_runner",

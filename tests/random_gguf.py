@@ -234,15 +234,17 @@ def write(
     extra: Extra | None = None,
     vocab: Sequence[str] | None = None,
     words: Sequence[str] = (),
+    draft_head: bool = False,
 ) -> None:
     """`extra`: further metadata, keys without the architecture. `vocab`: control tokens of a vocabulary that has all
-    bytes too; None: no vocabulary. `words`: tokens that whoever writes them means, behind `vocab`."""
+    bytes too; None: no vocabulary. `words`: tokens that whoever writes them means, behind `vocab`. `draft_head`: a last
+    block that predicts one token more (of qwen35)."""
     kind = KINDS[name]
     arch = kind.arch or name
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(WIDTH)
-    writer.add_block_count(kind.layers)
+    writer.add_block_count(kind.layers + draft_head)
     writer.add_feed_forward_length(FFN)
     writer.add_head_count(kind.heads)
     by_layer = [kind.kv_heads if il in kind.attention else 0 for il in range(kind.layers)]
@@ -253,6 +255,8 @@ def write(
     metadata: Extra = {"attention.key_length": kind.head, "attention.value_length": kind.head}
     if kind.experts:
         metadata |= {"expert_count": kind.experts, "expert_used_count": 2}
+    if draft_head:
+        metadata |= {"nextn_predict_layers": 1}
     for key, value in (metadata | kind.extra | (extra or {})).items():
         add_value(writer, f"{arch}.{key}", value)
 
@@ -269,13 +273,13 @@ def write(
         weights.matrix("per_layer_model_proj", PER_LAYER * kind.layers, WIDTH)
         weights.norm("per_layer_proj_norm", PER_LAYER)
     n_with_cache = kind.layers - int(kind.extra.get("attention.shared_kv_layers", 0))
-    for il in range(kind.layers):
+    for il in range(kind.layers + draft_head):
         block = f"blk.{il}"
         weights.norm(f"{block}.attn_norm", WIDTH)
         if arch == "mamba":
             _add_mamba(weights, block)
             continue
-        if kind.attention and il not in kind.attention:
+        if kind.attention and il not in kind.attention and il < kind.layers:
             random_recurrent.add_layer(weights, block, arch, WIDTH)
         elif arch == "deepseek2":
             _add_latent_attention(weights, block)
@@ -316,6 +320,10 @@ def write(
             weights.matrix(f"{block}.proj", WIDTH, PER_LAYER)
             weights.norm(f"{block}.post_norm", WIDTH)
             weights.norm(f"{block}.layer_output_scale", 1)
+        if il == kind.layers:
+            weights.matrix(f"{block}.nextn.eh_proj", WIDTH, 2 * WIDTH)
+            weights.norm(f"{block}.nextn.enorm", WIDTH)
+            weights.norm(f"{block}.nextn.hnorm", WIDTH)
 
     write_file(writer)
 
