@@ -22,6 +22,7 @@ SPECIAL_TOKENS = (
     *("<img>", "</img>", "[IMG_END]"),
     *("<fake_token_around_image>", "<global-img>"),
     *(f"<row_{y}_col_{x}>" for y in (1, 2) for x in (1, 2)),
+    *("<|image>", "<image|>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"),
 )
 
 
@@ -34,6 +35,7 @@ class Family:
     image_size: int
     grids: list[tuple[int, int]]  # (nx, ny) of every slice
     extra: random_gguf.Extra = field(default_factory=dict)  # metadata, keys without "clip."
+    patch: int = 0  # size of one; 0: PATCH
 
 
 FAMILIES = {
@@ -47,6 +49,8 @@ FAMILIES = {
         "qwen35", "qwen3vl_merger", 224, [(8, 6)], {"vision.is_deepstack_layers": [False, False, False]}
     ),
     "Gemma 3": Family("gemma3", "gemma3", 224, [(8, 8)], {"vision.projector.scale_factor": 2}),
+    # at least 70 tokens
+    "Gemma 4": Family("gemma4 dense", "gemma4v", 224, [(10, 8)], {"vision.projector.scale_factor": 2}),
     # tokens at the ends of rows: no grid
     "Pixtral": Family("mistral3", "pixtral", 224, [(8 * 6 + 5, 1)], {"vision.spatial_merge_size": 2}),
     "Janus-Pro": Family("llama", "janus_pro", 112, [(8, 8)]),
@@ -76,7 +80,10 @@ FAMILIES = {
     "MiniCPM-V": Family(
         "qwen2", "resampler", 112, [(16, 1)] * 5, {"minicpmv_version": np.int32(3), "minicpmv_query_num": 16}
     ),
+    # at least 64 tokens
+    "LFM2-VL": Family("lfm2", "lfm2", 224, [(10, 7)], {"vision.projector.scale_factor": 2}, patch=16),
 }
+PLACES = 66  # of a side, of encoders that look columns and rows up: the 33 tokens of a square picture's side
 
 
 def write_pair(folder: Path, name: str, arch: str | None = None) -> tuple[Path, Path]:
@@ -90,12 +97,13 @@ def write_pair(folder: Path, name: str, arch: str | None = None) -> tuple[Path, 
 
 def _write_mmproj(path: Path, family: Family) -> None:
     writer = gguf.GGUFWriter(path, "clip")
+    patch = family.patch or PATCH
     metadata: random_gguf.Extra = {
         "has_vision_encoder": True,
         "projector_type": family.projector,
         "use_gelu": True,
         "vision.image_size": family.image_size,
-        "vision.patch_size": PATCH,
+        "vision.patch_size": patch,
         "vision.embedding_length": ENCODER,
         "vision.feed_forward_length": FFN,
         "vision.projection_dim": WIDTH,
@@ -110,20 +118,22 @@ def _write_mmproj(path: Path, family: Family) -> None:
 
     weights = Weights(writer)
     projector = family.projector
-    weights.matrix("v.patch_embd", ENCODER, 3, PATCH, PATCH)
+    weights.matrix("v.patch_embd", ENCODER, 3, patch, patch)
     if projector in QWEN:
         weights.matrix(
-            "v.patch_embd.weight.1", ENCODER, 3, PATCH, PATCH, suffix=""
+            "v.patch_embd.weight.1", ENCODER, 3, patch, patch, suffix=""
         )  # the second of two frames
     if projector == "qwen3vl_merger":
         weights.bias("v.patch_embd", ENCODER)
-    n_places = (family.image_size // PATCH) ** 2
+    n_places = (family.image_size // patch) ** 2
     if projector in ("mlp", "internvl"):
         weights.matrix("v.class_embd", ENCODER, suffix="")
         n_places += 1
     if projector == "resampler":
         n_places = 70 * 70  # of a picture of any size
-    if projector not in ("qwen2vl_merger", "qwen2.5vl_merger", "pixtral"):  # those turn queries and keys
+    if projector == "gemma4v":
+        weights.matrix("v.position_embd", 2, PLACES, ENCODER)
+    elif projector not in ("qwen2vl_merger", "qwen2.5vl_merger", "pixtral"):  # those turn queries and keys
         weights.matrix("v.position_embd", n_places, ENCODER)
     for il in range(LAYERS):
         _add_layer(weights, f"v.blk.{il}", projector)
@@ -141,7 +151,14 @@ def _add_layer(weights: Weights, block: str, projector: str) -> None:
         for name in ("attn_q", "attn_k", "attn_v"):
             _add_linear(weights, f"{block}.{name}", ENCODER, ENCODER)
     _add_linear(weights, f"{block}.attn_out", ENCODER, ENCODER)
-    if projector in ("qwen2.5vl_merger", "pixtral"):
+    if projector == "gemma4v":
+        weights.norm(f"{block}.attn_q_norm", ENCODER // HEADS)
+        weights.norm(f"{block}.attn_k_norm", ENCODER // HEADS)
+        weights.norm(f"{block}.attn_post_norm", ENCODER)
+        weights.norm(f"{block}.ffn_post_norm", ENCODER)
+        for end, limit in (("min", -2.0), ("max", 2.0)):  # of what enters a matrix
+            weights.add(f"{block}.ffn_down.input_{end}", np.array([limit]))
+    if projector in ("qwen2.5vl_merger", "pixtral", "gemma4v"):
         _add_linear(weights, f"{block}.ffn_gate", FFN, ENCODER)
     _add_linear(weights, f"{block}.ffn_up", FFN, ENCODER)
     _add_linear(weights, f"{block}.ffn_down", ENCODER, FFN)
@@ -177,8 +194,16 @@ def _add_projector(weights: Weights, family: Family) -> None:
     elif projector == "gemma3":
         weights.matrix("mm.input_projection", ENCODER, WIDTH)
         weights.norm("mm.soft_emb_norm", ENCODER)
+    elif projector == "gemma4v":
+        weights.matrix("mm.input_projection", WIDTH, ENCODER)
+        weights.add("v.std_bias", weights.normal(ENCODER))
+        weights.add("v.std_scale", 1 + 0.1 * weights.normal(ENCODER))
     elif projector == "idefics3":
         weights.matrix("mm.model.fc", WIDTH, merged)
+    elif projector == "lfm2":
+        _add_norm(weights, "mm.input_norm", merged)
+        _add_linear(weights, "mm.1", FFN, merged)
+        _add_linear(weights, "mm.2", WIDTH, FFN)
     elif projector == "resampler":
         queries = family.extra["minicpmv_query_num"]
         assert isinstance(queries, int)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import pyfastv
 from pyfastv import _native
 from pyfastv.models.header import _encoder
 from pyfastv.models.quantize_plan import matrices
@@ -54,9 +56,9 @@ def test_what_is_multiplied_with_may_be_quantized(tmp_path: Path, name: str) -> 
     header = _native.gguf_header(mmproj)
     of_two = {tensor for tensor, (shape, _, _) in header["tensors"].items() if len(shape) == 2}
     assert of_two - set(matrices(header)) == (LOOKED_UP | OTHERS.get(name, set())) & of_two
-    # an encoder that is not in the table is told by its names
+    # an encoder that is not in the table is told by its names, if all that have a name do the same with it
     unknown = {**header, "metadata": {**header["metadata"], "clip.projector_type": "another"}}
-    assert set(matrices(unknown)) == set(matrices(header))
+    assert set(matrices(unknown)) == set(matrices(header)) - OTHERS["Gemma 3"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -69,6 +71,19 @@ def test_a_header_tells_how_many_tokens_every_picture_has(tmp_path: Path, name: 
     assert (header.patches is None) == (expected is None)
     if expected is not None:
         assert header.patches == expected * header.merged
+
+
+def test_a_picture_that_an_encoder_has_no_positions_for_is_refused(tmp_path: Path) -> None:
+    """Gemma 4's are looked up by column and row."""
+    picture = np.random.default_rng(0).integers(0, 256, (2000, 10, 3), dtype=np.uint8)
+    with pyfastv.Runner(*random_mmproj.write_pair(tmp_path, "Gemma 4"), n_threads=1, fastv=None) as runner:
+        for thin in (picture, picture.swapaxes(0, 1)):
+            with pytest.raises(
+                pyfastv.ImageError, match=r"its longer side is of 142 patches, .* positions for 66"
+            ):
+                runner.ask(thin, "What is it?", max_tokens=1)
+        report = runner.ask(picture.reshape(200, 100, 3), "What is it?", max_tokens=1).report
+        assert report.visual_tokens == 12 * 6
 
 
 def test_features_of_several_layers_are_no_merged_patches() -> None:

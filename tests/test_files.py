@@ -103,6 +103,21 @@ WRONG: list[tuple[str, Edit, str]] = [
     ("Gemma 3", value(f"{VISION}.projector.scale_factor", 0), f"{VISION}.projector.scale_factor is 0"),
     ("InternVL", value(f"{VISION}.projector.scale_factor", 3), "which does not divide the 8 patches"),
     ("MiniCPM-V", value("clip.minicpmv_query_num", 17), "clip.minicpmv_query_num is 17"),
+    (
+        "Gemma 4",
+        value(f"{VISION}.projector.scale_factor", 64),
+        "1120 of them are more pixels than a picture may have",
+    ),
+    (
+        "Gemma 4",
+        shape("v.position_embd.weight", 64, 33, 2),
+        "v.position_embd.weight is 64 x 33 x 2, expected 64 x 66 x 2",
+    ),
+    ("Gemma 4", shape("v.blk.1.ffn_down.input_max", 2), "v.blk.1.ffn_down.input_max"),
+    ("Gemma 4", without("mm.input_projection.weight"), "mm.input_projection.weight is missing"),
+    ("LFM2-VL", value(f"{VISION}.patch_size", 24), "which does not divide slices of 512 pixels"),
+    ("LFM2-VL", value(f"{VISION}.projector.scale_factor", 1), f"{VISION}.projector.scale_factor is 1, not 2"),
+    ("LFM2-VL", shape("mm.input_norm.bias", 64), "mm.input_norm.bias is 64, expected 256"),
     # recurrent layers
     ("text of Qwen3.5", value("qwen35.full_attention_interval", 0), "qwen35.full_attention_interval is 0"),
     ("text of Qwen3.5", value("qwen35.ssm.inner_size", 64), "qwen35.ssm.inner_size is 64, not 128"),

@@ -17,7 +17,7 @@ import random_mmproj
 from random_mmproj import FAMILIES
 
 # The first layer where a cut can be.
-FIRST_CUT = {"gemma3": 6, "qwen3vl": 3, "qwen35": 4}
+FIRST_CUT = {"gemma3": 6, "qwen3vl": 3, "qwen35": 4, "lfm2": 3}
 
 RNG = np.random.default_rng(5)
 PICTURES = [RNG.integers(0, 256, (168, 224, 3), dtype=np.uint8) for _ in range(2)]

@@ -73,7 +73,7 @@ void load_part(mtmd_serialization & from, mtmd_image_tokens * image);
 mtmd_context * turbo_from_environment(mtmd_context * ctx);
 
 // In mtmd_tokenizer::add_media(), when the chunks of a picture are there: they get their parts. Merged tokens leave the positions
-// of the others free.
+// of the others free. Throws std::runtime_error, which mtmd_tokenize() catches, if the encoder has no positions for the picture.
 void end_picture(const clip_ctx * ctx, std::vector<mtmd_input_chunk> & chunks);
 
 // mtmd_encode_chunk()'s value after an encoder that failed

@@ -61,6 +61,7 @@ public:
         check_heads();
         check_merge();
         check_tiles(limits);
+        check_size(limits);
         for (const auto & key : rule.keys) {
             positive(key);
         }
@@ -200,6 +201,25 @@ private:
         }
     }
 
+    // of a picture, which is fitted to a number of tokens
+    void check_size(const file_limits & limits) const {
+        constexpr int64_t square = 512; // mtmd_image_preprocessor_lfm2::tile_size
+
+        const std::string key   = vision + "patch_size";
+        const int64_t     patch = number.at('P'), side = patch*number.at('M');
+        const double      most  = std::min((double) limits.image_size*limits.image_size, (double) INT32_MAX);
+
+        // an empty strip would be counted as patches
+        if (rule.slices == slicing::squares && square % patch != 0) {
+            refuse_key(key, patch, "which does not divide slices of " + std::to_string(square) + " pixels");
+        }
+        if ((double) rule.most_tokens*side*side > most) {
+            refuse_key(key, patch, "and a token is of " + std::to_string(number.at('M')) + " patches a side (" + rule.merge_key +
+                    "): " + std::to_string(rule.most_tokens) + " of them are more pixels than a picture may have (PYFASTV_LIMITS="
+                    "image_size=... allows more)");
+        }
+    }
+
     // a dimension of a rule: 0 for a letter that has no value yet
     int64_t product(const std::string & text, char & unknown) const {
         int64_t res = 1;
@@ -286,6 +306,13 @@ private:
             case place_table::bucket:
                 number['R'] = 70*70;
                 break;
+            case place_table::axes: {
+                // at least for a square picture; others are looked at when they come
+                const auto *  tensor = header.tensor(name);
+                const int64_t least  = (int64_t) std::sqrt((double) rule.most_tokens)*number['M'];
+                number['R'] = std::max(least, tensor ? tensor->ne[1] : 0);
+                one({ name, "E R 2", rule.places_use });
+            } return;
         }
         one({ name, "E R", rule.places_use });
     }

@@ -56,6 +56,11 @@ const std::vector<encoder_rule> encoders = {
         { "mm.input_projection.weight", "w E", use::transpose },
         { "mm.soft_emb_norm.weight", "E", use::add },
     } },
+    { "lfm2", place_table::square, use::add, ignored, optional, optional, false, false, 1, scale_factor, 1, 2, 64, {}, {
+        { "mm.input_norm.weight", "E*M*M", use::add, false }, { "mm.input_norm.bias", "E*M*M", use::add, false },
+        { "mm.1.weight", "E*M*M h" },                         { "mm.1.bias", "h", use::add },
+        { "mm.2.weight", "h w" },                             { "mm.2.bias", "w", use::add },
+    }, blocks_run::unknown, slicing::squares, features::last_layer, tokens::in_places, 256 },
     { "janus_pro", place_table::grid, use::add, ignored, optional, optional, false, false, 1, "", 1, 1, 1, {}, {
         { "mm.0.weight", "E h" }, { "mm.0.bias", "h", use::add },
         { "mm.1.weight", "h w" }, { "mm.1.bias", "w", use::add },
@@ -68,6 +73,12 @@ const std::vector<encoder_rule> encoders = {
     { "idefics3", place_table::grid, use::add, ignored, optional, optional, false, true, 1, scale_factor, 1, 2, 64, {}, {
         { "mm.model.fc.weight", "E*M*M w" },
     }, blocks_run::unknown, slicing::edge },
+
+    // models/gemma4v.cpp
+    { "gemma4v", place_table::axes, use::look_up, ignored, ignored, optional, false, false, 4, scale_factor, 3, 1, 64, {}, {
+        { "mm.input_projection.weight", "E w" },
+        { "v.std_bias", "E", use::add, false }, { "v.std_scale", "E", use::add, false },
+    }, blocks_run::unknown, slicing::none, features::last_layer, tokens::in_places, 1120 },
 
     // models/pixtral.cpp
     { "pixtral", place_table::none, use::add, ignored, optional, optional, false, false, 4, merge_size, 1, 1, 64, {}, {

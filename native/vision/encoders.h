@@ -32,6 +32,7 @@ enum class place_table {
     grid,   // a row for every patch of a picture of image_size, and for CLS if there is one
     square, // stretched to the picture: any square number of rows
     bucket, // 70 x 70 rows for a picture of any size
+    axes,   // two tables, of columns and of rows: one for every patch of the picture's longer side
 };
 
 enum class presence { never, ignored, optional, required };
@@ -40,11 +41,12 @@ enum class presence { never, ignored, optional, required };
 // behind the blocks needs the whole grid.
 enum class blocks_run { unknown, all, but_last };
 
-// How a picture becomes slices: not at all, or by these keys of the header.
+// How a picture becomes slices: not at all, by these keys of the header, or as llama.cpp has it.
 enum class slicing {
     none,
-    edge,  // preproc_image_size: slices of image_size in a picture of that edge
-    tiles, // preproc_min_tiles, preproc_max_tiles
+    edge,    // preproc_image_size: slices of image_size in a picture of that edge
+    tiles,   // preproc_min_tiles, preproc_max_tiles
+    squares, // of 512 pixels, whatever the header says
 };
 
 // What enters the projector: the last layer's rows, or those of several, side by side (feature_layer).
@@ -74,6 +76,7 @@ struct encoder_rule {
     slicing    slices = slicing::none;
     features   read   = features::last_layer;
     tokens     made   = tokens::in_places;
+    int32_t    most_tokens = 0;          // of a picture that is not sliced, to which its size is fitted; 0: by other keys
 
     bool merges() const { return blocks != blocks_run::unknown; }
 

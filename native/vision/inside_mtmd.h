@@ -11,11 +11,30 @@ static void pyfastv_set_merged(const clip_ctx * ctx, mtmd_image_tokens & image) 
     }
 }
 
+// positions that are looked up by column and row
+static void pyfastv_check_places(const clip_ctx * ctx, const mtmd_image_tokens & image) {
+    const auto * rule = pyfastv::rule_of(ctx);
+    if (!rule || rule->places != pyfastv::place_table::axes) {
+        return;
+    }
+    const int     patch_size = clip_get_hparams(ctx)->patch_size;
+    const int64_t n_rows     = clip_get_model(ctx).position_embeddings->ne[1];
+
+    for (const auto & img : image.batch_f32.entries) {
+        const int n_patches = std::max(img.nx(), img.ny()) / patch_size;
+        if (n_patches > n_rows) {
+            throw std::runtime_error("the picture is too long and thin: its longer side is of " + std::to_string(n_patches) +
+                    " patches, and the vision encoder has positions for " + std::to_string(n_rows));
+        }
+    }
+}
+
 void pyfastv::end_picture(const clip_ctx * ctx, std::vector<mtmd_input_chunk> & chunks) {
     int32_t n = 0;
     for (auto & chunk : chunks) {
         if (chunk.tokens_image && chunk.tokens_image->pyfastv_part.slice == image_part::not_numbered) {
             chunk.tokens_image->pyfastv_part.slice = n++;
+            pyfastv_check_places(ctx, *chunk.tokens_image);
             pyfastv_set_merged(ctx, *chunk.tokens_image);
         }
     }

@@ -217,8 +217,6 @@ def _encoder(mmproj: str, header: dict[str, Any]) -> Encoder:
         fixed, merge_key, merge = known
         given = metadata.get(merge_key)
         merged = (given if isinstance(given, int) and given > 0 else merge) ** 2
-    elif kind == "gemma4v":  # patches are pooled in front of the projector
-        fixed, merged = False, int(metadata.get("clip.vision.projector.scale_factor") or 3) ** 2
     else:
         # a projector that takes several patches side by side is as many times wider
         fixed = kind in ("ldp", "ldpv2")
