@@ -112,7 +112,7 @@ def check_reducer(spec: str) -> str:
 def model_info(model_path: _Path) -> dict[str, Any]:
     """A GGUF's header, no weights: ``architecture``, ``description``, ``n_layer``, ``n_embd``, ``n_ctx_train``,
     ``n_params``, ``size_bytes``, ``unsupported_reason`` (None if it can be pruned), ``cut_layers`` (list: where a cut
-    that ranks by attention can be), ``chat_template``."""
+    that ranks by attention can be), ``recurrent_layers`` (whether there are any beside attention), ``chat_template``."""
 
 def gguf_header(path: _Path) -> dict[str, Any]:
     """What a GGUF file says before its data. ``metadata``: key to value (None for texts in arrays and arrays longer than

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pyfastv import _native
+from pyfastv.models import info
 
 import random_gguf
 from c_api import OK, UNSUPPORTED, Context, Model, contexts, fastv, last_error, llama
@@ -106,6 +107,15 @@ def test_says_behind_which_layers_rules_that_read_attention_can_be(arch: str, mo
             assert context.attach(f"k={layer},drop=0.5") == UNSUPPORTED
             assert reason.decode() in last_error()
     context.close()
+
+
+@pytest.mark.parametrize(("name", "is_hybrid"), [("qwen35", True), ("llama", False)])
+def test_info_says_that_accuracy_was_not_measured(folder: Path, name: str, is_hybrid: bool) -> None:
+    path = folder / f"{name} told.gguf"
+    random_gguf.write(path, name)
+    told = info.describe(info.gather(str(path), None))
+    assert ("k=50%,drop=0.5 is the cautious setting" in told) == is_hybrid
+    assert "possible, k = " in told
 
 
 def test_sliding_windows_beside_recurrent_layers_are_refused(folder: Path) -> None:

@@ -112,6 +112,7 @@ static py::dict model_info(const std::filesystem::path & model_path) {
         "n_params"_a = llama_model_n_params(model.get()), "size_bytes"_a = llama_model_size(model.get()),
         "unsupported_reason"_a = optional_text(pyfastv_unsupported_reason(model.get())),
         "cut_layers"_a = cut_layers(model.get()),
+        "recurrent_layers"_a = llama_model_is_hybrid(model.get()),
         "chat_template"_a = optional_text(llama_model_chat_template(model.get(), nullptr)));
 }
 

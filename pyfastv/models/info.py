@@ -16,6 +16,11 @@ from .hub import mmproj_beside
 
 __all__ = ["compact", "describe", "gather"]
 
+_NOT_MEASURED = (
+    "not measured of any model with recurrent layers: k=50%,drop=0.5 is the cautious setting, "
+    "and pyfastv tune finds what your files bear"
+)
+
 
 def gather(model: str | None, mmproj: str | None) -> dict[str, Any]:
     """``version``, ``build``, ``system_info``, ``backends``, ``kernels``, ``model``, ``vision``, ``encoder`` (the type
@@ -84,6 +89,8 @@ def compact(layers: Sequence[int]) -> str:
 
 
 def _describe_model(model: dict[str, Any]) -> dict[str, str]:
+    is_pruned_hybrid = model["recurrent_layers"] and model["unsupported_reason"] is None
+    accuracy = {"accuracy": _NOT_MEASURED} if is_pruned_hybrid else {}
     return {
         "model": model["description"],
         "architecture": model["architecture"],
@@ -91,6 +98,7 @@ def _describe_model(model: dict[str, Any]) -> dict[str, str]:
         "context": _describe_context(model["n_ctx_train"]),
         "size": f"{model['size_bytes'] / 1e6:,.0f} MB, {model['n_params'] / 1e6:,.0f} M parameters",
         "pruning": _describe_pruning(model["unsupported_reason"], model["cut_layers"]),
+        **accuracy,
     }
 
 
