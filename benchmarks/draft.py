@@ -13,16 +13,10 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import os
-import re
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +25,9 @@ import numpy as np
 
 from pyfastv.models import bundled_examples, bundled_mmproj, bundled_model
 
+from server_process import SECONDS, start_llama_server
+
 SETTING = "k=2,drop=0.75"
-SECONDS = 300
 
 
 def lengthen(path: Path, n_more: int) -> None:
@@ -59,34 +54,12 @@ def lengthen(path: Path, n_more: int) -> None:
     writer.close()
 
 
-@contextmanager
-def serving(arguments: argparse.Namespace, model: Path, *options: str) -> Iterator[str]:
+def serving(arguments: argparse.Namespace, model: Path, *options: str) -> AbstractContextManager[str]:
     """The address of a llama-server, ended afterwards."""
-    command = [
-        arguments.server,
-        "--model",
-        model,
-        "--mmproj",
-        bundled_mmproj(),
-        "--threads",
-        arguments.threads,
-    ]
-    command += ["--host", "127.0.0.1", "--port", 0, "--parallel", 1, *options]
-    libraries = "DYLD_LIBRARY_PATH" if sys.platform == "darwin" else "LD_LIBRARY_PATH"
-    environment = os.environ | {libraries: str(arguments.libraries), "LLAMA_FASTV": SETTING}
-    with (
-        tempfile.NamedTemporaryFile("w+") as log,
-        subprocess.Popen([str(word) for word in command], env=environment, stdout=log, stderr=log) as process,
-    ):
-        try:
-            deadline = time.monotonic() + SECONDS
-            while (found := re.search(r"listening on (http://\S+)", Path(log.name).read_text())) is None:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit(f"llama-server did not start:\n{Path(log.name).read_text()[-2000:]}")
-                time.sleep(0.1)
-            yield found[1]
-        finally:
-            process.terminate()
+    files = ("--model", model, "--mmproj", bundled_mmproj(), "--threads", arguments.threads, "--parallel", 1)
+    return start_llama_server(
+        arguments.server, *files, *options, libraries=arguments.libraries, setting=SETTING
+    )
 
 
 def describe(url: str, picture: Path) -> dict[str, Any]:
