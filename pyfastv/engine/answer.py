@@ -146,8 +146,8 @@ class Report(InForce):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: numbers, lists of numbers; ``fastv``, ``turbo``, ``reduce`` and ``skip`` as text (``spec()``) or None;
-        ``pictures`` as objects."""
+        """For JSON: numbers, lists of numbers; ``fastv``, ``turbo``, ``reduce`` and ``skip`` as text (``spec()``) or
+        None; ``pictures`` as objects."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "setting"}
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         values["pictures"] = [picture.to_dict() for picture in self.pictures]
