@@ -284,7 +284,7 @@ def write(
         elif arch == "deepseek2":
             _add_latent_attention(weights, block)
         else:
-            _add_attention(weights, block, kind, has_cache=il < n_with_cache)
+            _add_attention(weights, block, kind, has_cache=il < n_with_cache or il == kind.layers)
         weights.norm(f"{block}.{kind.ffn_norm}", WIDTH)
         is_dense = il < int(kind.extra.get("leading_dense_block_count", 0)) or (il + 1) % kind.expert_step
         if kind.experts and not is_dense:

@@ -53,8 +53,8 @@ NEAR = 0.05
 QUESTION = "".join(chr(97 + i * i % 26) for i in range(40))
 # behind it no window reaches back to the first question, and none of its cells is left
 LONG = "".join(chr(97 + i * i * i % 26) for i in range(400))
-# of the server: batches that are less than a window's cells
-OPTIONS = ("-c", "4096", "-ub", "64")
+# of the server: batches that are less than a window's cells, and a slot keeps its prompt while others are asked
+OPTIONS = ("-c", "4096", "-ub", "64", "--no-cache-idle-slots")
 
 
 class Turn(NamedTuple):
@@ -155,9 +155,8 @@ def test_a_servers_conversations_are_the_runners(
     with serve(tmp_path / "log", libraries, kind.spec(0.5), *OPTIONS, files=files) as server:
         slots = talks(server)
     for slot in slots:
-        _, following, another = slot.cached
-        assert following > kind.visual + len(QUESTION) + N_TOKENS - 2
-        assert another > kind.visual + len(QUESTION) - 5
+        # behind windows that others have overwritten the server goes back for what follows, too
+        assert min(slot.cached[1:]) > kind.visual + len(QUESTION) - 5
     for spec, as_said in ((kind.spec(0.5), True), (None, False)):
         runner.set_fastv(spec)
         found = [furthest(runner, slot.pixels, slot.turns) for slot in slots]
@@ -179,11 +178,11 @@ def test_without_drop_a_servers_conversations_are_stock_s(
     with serve(log, libraries, kind.spec(0), "--verbosity", "4", *OPTIONS, files=files) as server:
         slots = talks(server)
     assert f"LLAMA_FASTV: k={kind.cuts[0]}" in log.read_text().replace("fastv,", "")
-    assert slots[0].turns == expected[0].turns
-    assert [slot.cached for slot in slots] == [slot.cached for slot in expected]
-    # which rows share a batch is chance
     runner.set_fastv(None)
-    assert max(furthest(runner, slot.pixels, slot.turns) for slot in (*slots, *expected)) < NEAR
+    found = [furthest(runner, slot.pixels, slot.turns) for slot in (*slots, *expected)]
+    assert max(found) < NEAR, found
+    # of several at once it is chance which rows share a batch
+    assert (slots[0].turns, slots[0].cached) == (expected[0].turns, expected[0].cached)
 
 
 def test_pictures_are_refused_where_a_draft_reads_hidden_rows(tmp_path: Path, libraries: Path) -> None:
