@@ -269,6 +269,7 @@ class FakeEngine:
         fastv: str | None = None,
         answers: Any = (),
         literal: Any = (),
+        contents: Any = (),
         enlarge: Any = (),
         skip: str | None = None,
     ) -> int:

@@ -165,5 +165,5 @@ def test_frames_of_a_video_have_the_budget_each(tmp_path_factory: pytest.TempPat
             runner.ask(frames, "What happens?", max_tokens=1, **budget).report.encoded_tokens
             for budget in ({}, {"image_tokens": 20}, {})
         ]
-    # 8 x 6 tokens of a frame, and 5 x 4 of one that is scaled
-    assert counts == [96, 40, 96]
+    # 8 x 6 tokens of the two, which are encoded as one, and 5 x 4 where they are scaled
+    assert counts == [48, 20, 48]

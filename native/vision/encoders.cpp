@@ -21,25 +21,25 @@ const std::vector<encoder_rule> encoders = {
     { "mlp", place_table::grid, use::look_up, optional, optional, never, false, true, 1, "", 1, 1, 1, {}, {
         { "mm.0.weight", "S h" }, { "mm.0.bias", "h", use::add },
         { "mm.2.weight", "h w" }, { "mm.2.bias", "w", use::add },
-    }, blocks_run::but_last, slicing::none, features::layers, tokens::in_places, cls_row::first, 0, /* skips */ true },
+    }, blocks_run::but_last, slicing::none, features::layers, tokens::in_places, cls_row::first, 0, skipping::patches },
     { "mlp_norm", place_table::grid, use::look_up, optional, optional, never, false, true, 1, "", 1, 1, 1, {}, {
         { "mm.0.weight", "S h" },           { "mm.0.bias", "h", use::add },
         { "mm.1.weight", "h", use::add },   { "mm.1.bias", "h", use::add },
         { "mm.3.weight", "h w" },           { "mm.3.bias", "w", use::add },
         { "mm.4.weight", "w", use::add },   { "mm.4.bias", "w", use::add },
-    }, blocks_run::but_last, slicing::none, features::layers, tokens::in_places, cls_row::first, 0, /* skips */ true },
+    }, blocks_run::but_last, slicing::none, features::layers, tokens::in_places, cls_row::first, 0, skipping::patches },
 
     // models/qwen2vl.cpp
     { "qwen2vl_merger", place_table::none, use::add, never, never, never, true, true, 4, merge_size, 2, 2, 2, {}, {
         { "v.patch_embd.weight.1", "P P 3 E", use::convolve },
         { "mm.0.weight", "E*M*M h" }, { "mm.0.bias", "h", use::add },
         { "mm.2.weight", "h w" },     { "mm.2.bias", "w", use::add },
-    }, blocks_run::all, slicing::none, features::last_layer, tokens::in_places, cls_row::first, 0, /* skips */ true },
+    }, blocks_run::all, slicing::none, features::last_layer, tokens::in_places, cls_row::first, 0, skipping::units },
     { "qwen2.5vl_merger", place_table::none, use::add, never, never, never, true, true, 4, merge_size, 2, 2, 2, {}, {
         { "v.patch_embd.weight.1", "P P 3 E", use::convolve },
         { "mm.0.weight", "E*M*M h" }, { "mm.0.bias", "h", use::add },
         { "mm.2.weight", "h V" },     { "mm.2.bias", "V", use::add },
-    }, blocks_run::all, slicing::none, features::last_layer, tokens::in_places, cls_row::first, 0, /* skips */ true },
+    }, blocks_run::all, slicing::none, features::last_layer, tokens::in_places, cls_row::first, 0, skipping::units },
 
     // models/qwen3vl.cpp
     { "qwen3vl_merger", place_table::square, use::add, never, required, required, true, false, 4, merge_size, 2, 2, 2, {}, {
@@ -49,13 +49,13 @@ const std::vector<encoder_rule> encoders = {
         { "v.deepstack.N.norm.weight", "E*M*M", use::add, false },
         { "v.deepstack.N.fc1.weight", "E*M*M g", use::multiply, false },
         { "v.deepstack.N.fc2.weight", "g w", use::multiply, false },
-    }, blocks_run::all, slicing::none, features::last_layer, tokens::in_places, cls_row::first, 0, /* skips */ true },
+    }, blocks_run::all, slicing::none, features::last_layer, tokens::in_places, cls_row::first, 0, skipping::units },
 
     // models/siglip.cpp
     { "gemma3", place_table::grid, use::add, ignored, optional, optional, false, true, 1, scale_factor, 4, 1, 64, {}, {
         { "mm.input_projection.weight", "w E", use::transpose },
         { "mm.soft_emb_norm.weight", "E", use::add },
-    }, blocks_run::all, slicing::none, features::last_layer, tokens::in_places, cls_row::first, 0, /* skips */ true },
+    }, blocks_run::all, slicing::none, features::last_layer, tokens::in_places, cls_row::first, 0, skipping::patches },
     { "lfm2", place_table::square, use::add, ignored, optional, optional, false, false, 1, scale_factor, 1, 2, 64, {}, {
         { "mm.input_norm.weight", "E*M*M", use::add, false }, { "mm.input_norm.bias", "E*M*M", use::add, false },
         { "mm.1.weight", "E*M*M h" },                         { "mm.1.bias", "h", use::add },
@@ -64,15 +64,15 @@ const std::vector<encoder_rule> encoders = {
     { "janus_pro", place_table::grid, use::add, ignored, optional, optional, false, false, 1, "", 1, 1, 1, {}, {
         { "mm.0.weight", "E h" }, { "mm.0.bias", "h", use::add },
         { "mm.1.weight", "h w" }, { "mm.1.bias", "w", use::add },
-    }, blocks_run::all, slicing::none, features::last_layer, tokens::in_places, cls_row::first, 0, /* skips */ true },
+    }, blocks_run::all, slicing::none, features::last_layer, tokens::in_places, cls_row::first, 0, skipping::patches },
     { "phi4", place_table::square, use::add, ignored, optional, optional, false, false, 1, "", 1, 1, 1,
       { "clip.vision.image_min_pixels", "clip.vision.image_max_pixels" }, {
         { "mm.0.weight", "E h" }, { "mm.0.bias", "h", use::add },
         { "mm.2.weight", "h w" }, { "mm.2.bias", "w", use::add },
-    }, blocks_run::all, slicing::none, features::last_layer, tokens::in_places, cls_row::first, 0, /* skips */ true },
+    }, blocks_run::all, slicing::none, features::last_layer, tokens::in_places, cls_row::first, 0, skipping::patches },
     { "idefics3", place_table::grid, use::add, ignored, optional, optional, false, true, 1, scale_factor, 1, 2, 64, {}, {
         { "mm.model.fc.weight", "E*M*M w" },
-    }, blocks_run::all, slicing::edge, features::last_layer, tokens::in_places, cls_row::first, 0, /* skips */ true },
+    }, blocks_run::all, slicing::edge, features::last_layer, tokens::in_places, cls_row::first, 0, skipping::patches },
 
     // models/gemma4v.cpp
     { "gemma4v", place_table::axes, use::look_up, ignored, ignored, optional, false, false, 4, scale_factor, 3, 1, 64, {}, {
@@ -94,7 +94,7 @@ const std::vector<encoder_rule> encoders = {
         { "mm.model.mlp.0.weight", "E*M*M", use::add }, { "mm.model.mlp.0.bias", "E*M*M", use::add },
         { "mm.model.mlp.1.weight", "E*M*M h" },         { "mm.model.mlp.1.bias", "h", use::add },
         { "mm.model.mlp.3.weight", "h w" },             { "mm.model.mlp.3.bias", "w", use::add },
-    }, blocks_run::all, slicing::tiles, features::last_layer, tokens::in_places, cls_row::last, 0, /* skips */ true },
+    }, blocks_run::all, slicing::tiles, features::last_layer, tokens::in_places, cls_row::last, 0, skipping::patches },
 
     // models/minicpmv.cpp
     { "resampler", place_table::bucket, use::look_up, never, optional, optional, false, true, 1, "", 1, 1, 1, {}, {
@@ -187,7 +187,7 @@ std::vector<std::string> encoders_that_merge() {
 }
 
 std::vector<std::string> encoders_that_skip() {
-    return those([](const encoder_rule & encoder) { return encoder.skips; });
+    return those([](const encoder_rule & encoder) { return encoder.skips != skipping::never; });
 }
 
 const std::vector<tensor_rule> & layer_rules() {

@@ -55,6 +55,10 @@ enum class features { last_layer, layers };
 // Where the row of CLS is, if there is one.
 enum class cls_row { first, last };
 
+// What may be left out before the encoder (vision/skip): nothing; units, behind each other in its graph, with positions in two
+// dimensions; or the patches of units, which lie row by row.
+enum class skipping { never, units, patches };
+
 // Whether tokens have places in the picture, or are answers to queries.
 enum class tokens { in_places, resampled };
 
@@ -81,7 +85,7 @@ struct encoder_rule {
     tokens     made   = tokens::in_places;
     cls_row    cls_at = cls_row::first;
     int32_t    most_tokens = 0;          // of a picture that is not sliced, to which its size is fitted; 0: by other keys
-    bool       skips  = false;           // units of M x M patches may be left out before the encoder (vision/skip)
+    skipping   skips  = skipping::never; // units of M x M patches
 
     bool merges() const { return blocks != blocks_run::unknown; }
 

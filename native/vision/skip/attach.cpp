@@ -28,7 +28,7 @@ std::string unsupported(const mtmd_context * ctx) {
         return "the mmproj file has no vision encoder";
     }
     const auto * rule = pyfastv::rule_of(clip);
-    if (rule && rule->skips) {
+    if (rule && rule->skips != pyfastv::skipping::never) {
         return "";
     }
     std::string names;

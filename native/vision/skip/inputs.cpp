@@ -4,6 +4,7 @@
 #include "vision/skip/skip.h"
 
 #include "vision/call_sites.h"
+#include "vision/encoders.h"
 
 #include "clip.h"
 #include "clip-impl.h"
@@ -22,12 +23,7 @@ namespace {
 
 constexpr const char * kept_name = "pyfastv_kept";
 
-// encoders whose patches lie unit by unit from the beginning, and have positions in two dimensions
-bool takes_units(projector_type projector) {
-    return projector == PROJECTOR_TYPE_QWEN2VL || projector == PROJECTOR_TYPE_QWEN25VL || projector == PROJECTOR_TYPE_QWEN3VL;
-}
-
-// patches of their units, a side and in all
+// patches of units, a side and in all
 constexpr int32_t merge = 2, n_merged = merge*merge;
 
 template <typename T>
@@ -157,11 +153,11 @@ bool set_inputs(const clip_ctx * ctx, const clip_image_f32 & picture, ggml_cgrap
     if (!kept) {
         return false;
     }
-    const auto projector = clip_get_projector_type(ctx);
+    const auto & rule    = *rule_of(ctx);
     const auto & hparams = *clip_get_hparams(ctx);
 
-    if (!takes_units(projector)) {
-        upload(gf, kept_name, patches_of(*units, hparams.n_merge, kept->ne[0], projector == PROJECTOR_TYPE_INTERNVL));
+    if (rule.skips == skipping::patches) {
+        upload(gf, kept_name, patches_of(*units, hparams.n_merge, kept->ne[0], rule.cls_at == cls_row::last));
         return false;
     }
     upload(gf, kept_name, units->kept);
