@@ -147,6 +147,18 @@ def runner(files: tuple[Path, Path]) -> Iterator[pyfastv.Runner]:
         yield runner
 
 
+@pytest.mark.parametrize("kind", ["qwen35"], indirect=True)
+def test_a_servers_conversations_are_the_runners(
+    tmp_path: Path, libraries: Path, kind: Kind, files: tuple[Path, Path], runner: pyfastv.Runner
+) -> None:
+    with serve(tmp_path / "log", libraries, kind.spec(0.5), *OPTIONS, files=files) as server:
+        slots = talks(server)
+    runner.set_fastv(kind.spec(0.5))
+    assert max(found := [furthest(runner, slot.pixels, slot.turns) for slot in slots]) < NEAR, found
+    runner.set_fastv(None)  # or this could not tell pruning from none
+    assert max(furthest(runner, slot.pixels, slot.turns) for slot in slots) > NEAR
+
+
 def test_without_drop_a_servers_conversations_are_stock_s(
     tmp_path: Path,
     libraries: Path,
