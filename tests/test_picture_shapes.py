@@ -43,8 +43,8 @@ class Case(NamedTuple):
         return self.name in FIXED
 
 
-# llama.cpp's graph of Pixtral clears a tensor that nobody has written by multiplying it with 0, which a NaN survives: one run
-# in ten of the encoder at many sizes is not finite
+# llama.cpp's graph of Pixtral clears a tensor that nobody has written by multiplying it with 0, which a NaN survives: now
+# and then its encoder makes no finite numbers
 @pytest.fixture(scope="module", params=[name for name in FAMILIES if name != "Pixtral"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     model, mmproj = random_mmproj.write_pair(tmp_path_factory.mktemp("shapes"), request.param)
