@@ -243,8 +243,7 @@ class FastVChatHandler(_MTMDChatHandler):
             raise OptionError("this handler serves another Llama already: make one handler for each")
         super()._init_mtmd_context(llama_model)
         try:
-            self._attach_turbo()
-            self._attach_skip()
+            self._attach_to_encoder()
             self._setting = self._attach(llama_model, self._setting)
         except BaseException:
             _mtmd_cpp.mtmd_free(self.mtmd_ctx)
@@ -346,27 +345,22 @@ class FastVChatHandler(_MTMDChatHandler):
             return prompt.without_bos(bos)
         return prompt
 
-    def _attach_turbo(self) -> None:
-        turbo = self._setting.turbo
-        if turbo is None:
-            return
-        params = c_structures.TurboParams()
-        status = _turbo.pyfastv_turbo_parse(turbo.spec().encode(), ctypes.byref(params))
-        if not status:
-            status = _turbo.pyfastv_turbo_attach(self.mtmd_ctx, ctypes.byref(params))
-        if status:
-            c_structures.raise_error(status, _turbo.pyfastv_turbo_last_error())
-
-    def _attach_skip(self) -> None:
-        skip = self._setting.skip
-        if skip is None:
-            return
-        params = c_structures.SkipParams()
-        status = _skip.pyfastv_skip_parse(skip.spec().encode(), ctypes.byref(params))
-        if not status:
-            status = _skip.pyfastv_skip_attach(self.mtmd_ctx, ctypes.byref(params))
-        if status:
-            c_structures.raise_error(status, _skip.pyfastv_skip_last_error())
+    def _attach_to_encoder(self) -> None:
+        """Turbo, and what is left out before it."""
+        for name, library, params, wanted in (
+            ("turbo", _turbo, c_structures.TurboParams(), self._setting.turbo),
+            ("skip", _skip, c_structures.SkipParams(), self._setting.skip),
+        ):
+            if wanted is None:
+                continue
+            parse, attach, last_error = (
+                getattr(library, f"pyfastv_{name}_{what}") for what in ("parse", "attach", "last_error")
+            )
+            status = parse(wanted.spec().encode(), ctypes.byref(params))
+            if not status:
+                status = attach(self.mtmd_ctx, ctypes.byref(params))
+            if status:
+                c_structures.raise_error(status, last_error())
 
     def _attach(self, llama: Any, setting: Setting) -> Setting:
         """What is in force then: cuts move to layers where the model can be cut."""
